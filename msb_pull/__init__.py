@@ -1,0 +1,3 @@
+"""Pull container images into ready-to-mount, verifiable layer directories."""
+
+__version__ = "0.1.0"

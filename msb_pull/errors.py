@@ -1,0 +1,97 @@
+"""Every error msb-pull raises on purpose, with the exit code and the advice that go with it.
+
+    MsbPullError                 exit 1
+    ├── UsageError               exit 2   option, reference or configuration file
+    ├── NotFoundError            exit 3   image, tag or platform
+    ├── AccessError              exit 4   credentials missing or refused
+    ├── NetworkError             exit 5   trying again may help
+    ├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
+    ├── LocalError               exit 7   disk full, no permission, store locked
+    └── Cancelled                exit 130 or 143
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class ExitCode(enum.IntEnum):
+    """Exit statuses of the command line; documented in README."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    DENIED = 4
+    NETWORK = 5
+    CONTENT = 6
+    LOCAL = 7
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class MsbPullError(Exception):
+    """What failed and for which image or file, with an optional cause and an optional next step.
+
+    ``message``, ``cause`` and ``hint`` are one line each and carry no secrets. Text that came from an image or a
+    registry is escaped by whoever draws the error.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
+    kind: ClassVar[str] = "failure"
+
+    def __init__(self, message: str, *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hint = hint
+
+
+class UsageError(MsbPullError):
+    """An option, a reference or the configuration file cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+    kind = "usage"
+
+
+class NotFoundError(MsbPullError):
+    """The image, tag or platform does not exist where it was looked for."""
+
+    exit_code = ExitCode.NOT_FOUND
+    kind = "not-found"
+
+
+class AccessError(MsbPullError):
+    """Credentials are missing or were refused."""
+
+    exit_code = ExitCode.DENIED
+    kind = "denied"
+
+
+class NetworkError(MsbPullError):
+    """The network or the registry failed; trying again may help."""
+
+    exit_code = ExitCode.NETWORK
+    kind = "network"
+
+
+class ContentError(MsbPullError):
+    """Content does not match its digest, or a layer is hostile or broken."""
+
+    exit_code = ExitCode.CONTENT
+    kind = "content"
+
+
+class LocalError(MsbPullError):
+    """This machine is the trouble: disk full, no permission, store locked."""
+
+    exit_code = ExitCode.LOCAL
+    kind = "local"
+
+
+class Cancelled(MsbPullError):
+    """The user or the system asked to stop; partial downloads stay for the next run."""
+
+    exit_code = ExitCode.INTERRUPTED
+    kind = "cancelled"

@@ -1,0 +1,1 @@
+"""Immutable values that parse and print: references, digests, manifests, platforms."""

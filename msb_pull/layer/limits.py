@@ -1,0 +1,36 @@
+"""How much one layer may ask for, and the error that names the entry which broke a rule."""
+
+from __future__ import annotations
+
+from msb_pull.errors import ContentError
+
+
+class Limits:
+    """Bounds against decompression bombs; sizes in bytes."""
+
+    __slots__ = ("max_bytes", "max_entries", "max_extension")
+
+    def __init__(
+        self, *, max_entries: int = 5_000_000, max_bytes: int = 64 << 30, max_extension: int = 1 << 20
+    ) -> None:
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
+        self.max_extension = max_extension
+
+
+def printable(name: bytes) -> str:
+    """A name from an image as one line of text: control, format and undecodable characters escaped."""
+    text = name.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class LayerError(ContentError):
+    """An entry of a layer is hostile, broken or over a limit. ``index`` counts entries from 0."""
+
+    kind = "layer"
+
+    def __init__(self, index: int, name: bytes, what: str, *, hint: str | None = None) -> None:
+        where = f'entry {index} "{printable(name)}"' if name else f"entry {index}"
+        super().__init__(f"{where}: {what}", hint=hint)
+        self.index = index
+        self.name = name

@@ -1,0 +1,1 @@
+"""Where bytes come from: manifests and blob streams behind one small interface."""

@@ -1,0 +1,67 @@
+"""The one interface behind which registries, layouts and archives look alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from msb_pull.image.digest import Digest
+    from msb_pull.image.manifest import Descriptor, ImageConfig, Manifest
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """One image for one platform, manifest and config verified and parsed.
+
+    ``reference`` is the name it is recorded under, ``digest`` that of ``manifest_bytes`` (the platform's manifest,
+    never the index), ``source`` a short text that says where it came from (``registry``, ``oci:DIR`` …).
+    """
+
+    reference: Reference
+    digest: Digest
+    platform: Platform
+    manifest_bytes: bytes
+    manifest: Manifest
+    config_bytes: bytes
+    config: ImageConfig
+    source: str
+
+
+class BlobStream(Protocol):
+    """The bytes of one blob from an offset to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns 1 to ``size`` bytes, or ``b""`` once the descriptor's size has been delivered.
+
+        Broken connections are resumed inside. Raises NetworkError when that is in vain, ContentError when the body is
+        longer or shorter than the descriptor says, Cancelled.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> BlobStream: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Source(Protocol):
+    """Where one image comes from."""
+
+    def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
+        """Finds, verifies and parses manifest and config for ``platform``.
+
+        ``explicit`` says that the user named the platform: then a lone manifest for another one is an error, else a
+        warning. Raises NotFoundError, AccessError, NetworkError, ContentError, Cancelled.
+        """
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
+        """Opens a blob of the image at ``offset`` bytes; callable from several threads at once."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""What lies on disk: names, staging, publishing, locks, rows."""
