@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import enum
+import errno
+import os
 from typing import ClassVar
 
 
@@ -46,6 +48,9 @@ class MsbPullError(Exception):
         self.message = message
         self.cause = cause
         self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UsageError(MsbPullError):
@@ -95,3 +100,24 @@ class Cancelled(MsbPullError):
 
     exit_code = ExitCode.INTERRUPTED
     kind = "cancelled"
+
+
+def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
+    """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
+    where = os.fsdecode(error.filename) if error.filename else os.fspath(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LocalError(f"{where}: no space left", cause=_free_space(path), hint=_SPACE_HINT)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
+    return LocalError(f"{where}: {error.strerror or error}")
+
+
+_SPACE_HINT = "free some space (`msb-pull prune` removes what no image needs) and pull again; it goes on where it stopped"
+
+
+def _free_space(path: str | os.PathLike[str]) -> str | None:
+    try:
+        facts = os.statvfs(path)
+    except OSError:
+        return None
+    return f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"

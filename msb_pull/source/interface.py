@@ -52,7 +52,13 @@ class BlobStream(Protocol):
 
 
 class Source(Protocol):
-    """Where one image comes from."""
+    """Where one image comes from.
+
+    ``remote`` says whether bytes cost a network: then what has arrived is kept for a later run to resume.
+    """
+
+    @property
+    def remote(self) -> bool: ...
 
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """Finds, verifies and parses manifest and config for ``platform``.

@@ -1,0 +1,102 @@
+"""Pull one image: look at home first, else resolve it and hand it to the transfer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from msb_pull import events
+from msb_pull.errors import NetworkError, NotFoundError
+from msb_pull.image.reference import Reference
+from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+from msb_pull.store.database import Database, StoredImage
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from msb_pull.events import Observer
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.registry import RegistryClient
+    from msb_pull.store.store import Store
+
+__all__ = ["LayerOutcome", "Policy", "PullOptions", "PullResult", "find_local", "pull_image"]
+
+
+def pull_image(
+    argument: ImageArgument,
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    *,
+    observer: Observer,
+    cancel: threading.Event,
+) -> PullResult:
+    """Brings one image into the store and records it; does nothing where the policy and the store allow that.
+
+    ``client`` is called only when a registry must be asked. Raises the errors of :mod:`msb_pull.errors`; after any of
+    them the store holds what it held before, and at most more of a partial download.
+    """
+    started = time.monotonic()
+    local = find_local(argument, store, options)
+    if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
+        return _unchanged(local, store, started)
+    if options.policy is Policy.NEVER:
+        raise NotFoundError(
+            f"{argument.text}: not in the store", hint="pull it without --policy never while the registry is reachable"
+        )
+    # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
+    from msb_pull.image.manifest import check_image
+    from msb_pull.source.open import open_source
+    from msb_pull.transfer import Transfer
+
+    with contextlib.closing(open_source(argument, client, name=options.name, scratch=store.scratch)) as source:
+        observer(events.Resolving(argument.text))
+        try:
+            resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+        except NetworkError as error:
+            if options.policy is Policy.NEWER and local is not None:
+                observer(events.Warned(argument.text, f"{error.message}; keeping the local image"))
+                return _unchanged(local, store, started)
+            raise
+        check_image(resolved.manifest, str(resolved.reference))
+        work = Transfer(resolved, source, store, options, observer, cancel)
+        return work.plan_only(started) if options.dry_run else work.run(started)
+
+
+def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> StoredImage | None:
+    """The image as the database has it, if it is complete in the store and for the wanted platform, else None.
+
+    An image that only Microsandbox has recorded has no digest and no proof: it counts for ``never`` alone.
+    """
+    reference = argument.reference or (Reference.parse(options.name) if options.name else None)
+    if reference is None or not store.database_path.exists():
+        return None
+    with Database.open(store.database_path, create=False) as database:
+        image = database.find(str(reference))
+    if image is None:
+        return None
+    if image.digest is None:
+        held = options.policy is Policy.NEVER and all(store.layer_dir(x.digest).is_dir() for x in image.layers)
+        return image if held else None
+    wanted = image.platform is not None and options.wanted.accepts(image.platform)
+    return image if wanted and all(store.has_layer(x.digest) for x in image.layers) else None
+
+
+def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
+    reference = Reference.parse(image.reference)
+    layers = tuple(
+        LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.digest))) for x in image.layers
+    )
+    return PullResult(
+        reference=image.reference,
+        pinned=reference.pinned(image.digest) if image.digest else image.reference,
+        digest=str(image.digest) if image.digest else None,
+        platform=str(image.platform or ""),
+        layers=layers,
+        size=image.size_bytes,
+        fetched=0,
+        seconds=time.monotonic() - started,
+        changed=False,
+    )
