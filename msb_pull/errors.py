@@ -1,13 +1,13 @@
 """Every error msb-pull raises on purpose, with the exit code and the advice that go with it.
 
-    MsbPullError                 exit 1
-    ├── UsageError               exit 2   option, reference or configuration file
-    ├── NotFoundError            exit 3   image, tag or platform
-    ├── AccessError              exit 4   credentials missing or refused
-    ├── NetworkError             exit 5   trying again may help
-    ├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
-    ├── LocalError               exit 7   disk full, no permission, store locked
-    └── Cancelled                exit 130 or 143
+MsbPullError                 exit 1
+├── UsageError               exit 2   option, reference or configuration file
+├── NotFoundError            exit 3   image, tag or platform
+├── AccessError              exit 4   credentials missing or refused
+├── NetworkError             exit 5   trying again may help
+├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
+├── LocalError               exit 7   disk full, no permission, store locked
+└── Cancelled                exit 130 or 143
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     return LocalError(f"{where}: {error.strerror or error}")
 
 
-_SPACE_HINT = "free some space (`msb-pull prune` removes what no image needs) and pull again; it goes on where it stopped"
+_SPACE_HINT = (
+    "free some space (`msb-pull prune` removes what no image needs) and pull again; it goes on where it stopped"
+)
 
 
 def _free_space(path: str | os.PathLike[str]) -> str | None:

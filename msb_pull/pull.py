@@ -86,9 +86,7 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
 
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
     reference = Reference.parse(image.reference)
-    layers = tuple(
-        LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.digest))) for x in image.layers
-    )
+    layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.digest))) for x in image.layers)
     return PullResult(
         reference=image.reference,
         pinned=reference.pinned(image.digest) if image.digest else image.reference,

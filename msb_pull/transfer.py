@@ -104,9 +104,7 @@ class Transfer:
         return list(layers.values())
 
     def _announce(self) -> None:
-        planned = tuple(
-            events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers
-        )
+        planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
         self._observer(events.PullPlanned(self._name, str(self._resolved.platform), planned))
 
     def _store_waits(self, holder: str) -> None:
@@ -156,9 +154,7 @@ class Transfer:
             self._publish(layer, fetched)
         layer.resources.close()
         size = layer.task.descriptor.size
-        self._observer(
-            events.LayerDone(self._name, str(layer.digest), size, layer.fetched, present=layer.present)
-        )
+        self._observer(events.LayerDone(self._name, str(layer.digest), size, layer.fetched, present=layer.present))
 
     def _await(self, layer: _Layer, missing: Sequence[_Layer]) -> FetchedLayer | None:
         """Waits for one layer, but raises as soon as any of them fails."""
@@ -214,9 +210,7 @@ class Transfer:
         for descriptor in resolved.manifest.layers:
             layer = by_digest[str(descriptor.digest)]
             path = str(self._store.layer_dir(descriptor.digest))
-            outcomes.append(
-                LayerOutcome(str(descriptor.digest), descriptor.size, layer.fetched, layer.present, path)
-            )
+            outcomes.append(LayerOutcome(str(descriptor.digest), descriptor.size, layer.fetched, layer.present, path))
         return PullResult(
             reference=self._name,
             pinned=resolved.reference.pinned(resolved.digest),
