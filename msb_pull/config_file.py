@@ -1,0 +1,100 @@
+"""The configuration file: TOML with known keys and no others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+TOP_KEYS = ("home", "layers_dir", "jobs", "platform", "default_registry", "sync")
+PULL_KEYS = ("policy", "retries", "timeout", "limit_rate")
+REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
+TABLES = ("pull", "registries")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """``keys``: setting -> (its name in the file, its value); ``registries``: host -> its table. Values unchecked."""
+
+    keys: Mapping[str, tuple[str, Any]]
+    registries: Mapping[str, Mapping[str, Any]]
+
+
+def default_path() -> Path:
+    """Where the file lies when none is named: the platform's folder for user configuration."""
+    import platformdirs
+
+    return platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"
+
+
+def read(path: Path, *, required: bool) -> Document | None:
+    """Reads and takes apart the file; None when it does not exist and need not.
+
+    Raises UsageError for a file that cannot be read, is no TOML or holds an unknown key.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        if not required:
+            return None
+        raise UsageError(f"{path}: there is no such configuration file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
+    return _take_apart(path, _parse(path, data))
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    import tomli
+
+    try:
+        return tomli.loads(data.decode())
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML", cause=str(error)) from None
+
+
+def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
+    keys: dict[str, tuple[str, Any]] = {}
+    for key, value in raw.items():
+        if key not in TABLES:
+            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere={name: f"pull.{name}" for name in PULL_KEYS})
+            keys[key] = (key, value)
+    for key, value in _table(path, "pull", raw.get("pull", {})).items():
+        _known(path, "pull.", key, PULL_KEYS, elsewhere={name: name for name in TOP_KEYS})
+        keys[key] = (f"pull.{key}", value)
+    registries = {}
+    for host, value in _table(path, "registries", raw.get("registries", {})).items():
+        prefix = f'registries."{host}"'
+        registries[host] = _table(path, prefix, value)
+        for key in registries[host]:
+            _known(path, f"{prefix}.", key, REGISTRY_KEYS, elsewhere={})
+    return Document(keys, registries)
+
+
+def _table(path: Path, name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        hint = 'a host with dots needs quotes: [registries."docker.io"]' if name.startswith("registries") else None
+        raise UsageError(f"{path}: {name}: must be a table", hint=hint)
+    return value
+
+
+def _known(path: Path, prefix: str, key: str, known: Iterable[str], *, elsewhere: Mapping[str, str]) -> None:
+    """Raises UsageError for a key that is not known, with the nearest one that is."""
+    known = tuple(known)
+    if key in known:
+        return
+    import difflib
+
+    if key in elsewhere:
+        hint = f"the key is {elsewhere[key]}"
+    elif near := difflib.get_close_matches(key, [*known, *elsewhere], n=1):
+        hint = f"did you mean {elsewhere.get(near[0], prefix + near[0])}?"
+    elif prefix.startswith("registries"):
+        hint = f'known here: {", ".join(known)}; a host with dots needs quotes: [registries."docker.io"]'
+    else:
+        hint = f"known here: {', '.join(known)}"
+    raise UsageError(f"{path}: unknown key {prefix}{key}", hint=hint)

@@ -1,0 +1,50 @@
+"""Sizes as a person reads and writes them: decimal units, one spelling everywhere."""
+
+from __future__ import annotations
+
+_STEPS = ("B", "kB", "MB", "GB", "TB", "PB")
+_FACTORS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+def format_size(size: float) -> str:
+    """``0 B``, ``999 B``, ``1.5 kB``, ``77.8 MB``: decimal units, one digit after the point above bytes."""
+    value, unit = scale(size)
+    return f"{size:.0f} B" if unit == "B" else f"{size / value:.1f} {unit}"
+
+
+def scale(size: float) -> tuple[int, str]:
+    """The divisor and the unit that ``size`` is shown in; 999,950 bytes are already ``1.0 MB``."""
+    divisor = 1
+    for unit in _STEPS:
+        shown = round(size / divisor, 0 if divisor == 1 else 1)
+        if shown < 1000 or unit == _STEPS[-1]:
+            return divisor, unit
+        divisor *= 1000
+    raise AssertionError("unreachable")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``1500``, ``50M``, ``1.5GB``, ``64GiB``, ``10M/s``; a lone letter is decimal.
+
+    Raises ValueError with a text that fits behind the name of an option or key.
+    """
+    word = text.strip().lower().removesuffix("/s")
+    number = word.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = word[len(number) :].strip().removesuffix("b")
+    if unit not in _FACTORS or not number or not number.replace(".", "", 1).isdecimal() or not number.isascii():
+        raise ValueError(f"{text!r} is not a size; write bytes or something like 50M, 1.5G or 64GiB")
+    whole, _, fraction = number.partition(".")
+    # Exact for any count of digits, which a float is not.
+    digits = int((whole or "0") + fraction)
+    result: int = digits * _FACTORS[unit] // 10 ** len(fraction)
+    return result
