@@ -1,0 +1,85 @@
+"""What holds for every test: a clean environment, no user's home, no network but the loopback.
+
+Subprocesses inherit the clean environment. Programs that only some machines have (docker-registry, skopeo, umoci,
+fuse-overlayfs) are asked for with :func:`need`; a missing one skips the test loudly, and fails it where
+``REQUIRE_TOOLS=1`` says that they were installed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
+REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
+KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
+
+
+class OutsideLoopback(OSError):
+    """A test reached for another machine."""
+
+
+def is_loopback(host: object) -> bool:
+    """True for loopback addresses, names of this machine, and what is no network address at all."""
+    name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    if not isinstance(name, str) or name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]").partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Leaves PATH and the locale, and points every folder of a user into an empty one; returns that home."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name not in KEPT_VARIABLES and not name.startswith(KEPT_PREFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MICROSANDBOX_HOME", str(home / "microsandbox"))
+    for name, folder in (("CONFIG", ".config"), ("DATA", ".local/share"), ("CACHE", ".cache"), ("STATE", ".state")):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / folder))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections and name look-ups end at this machine, with an error that looks like a dead network."""
+    real_connect, real_lookup = socket.socket.connect, socket.getaddrinfo
+
+    def connect(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
+            raise OutsideLoopback(f"tests stay on this machine, they do not connect to {address[0]!r}")
+        return real_connect(self, address)
+
+    def lookup(host, *arguments, **named):
+        if not is_loopback(host):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests look up no name outside this machine: {host!r}")
+        return real_lookup(host, *arguments, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+def need(*programs: str) -> None:
+    """Skips the test unless all programs are there; fails it instead where they must be."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        (pytest.fail if REQUIRE_TOOLS else pytest.skip)(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture
+def rig() -> Path:
+    """The folder of the measuring rig with its layouts of real images."""
+    if not (RIG / "layouts" / "debian").is_dir():
+        pytest.skip(f"no layouts of real images below {RIG}")
+    return RIG
