@@ -25,8 +25,7 @@ ROOMS = {
     "image": 2,
     "ground": 1,
 }
-FACE_PREFIXES = ("cli", "display")
-FACE = {"__main__"}
+DISPLAY = {"display", "bars", "board", "lines", "streams"}
 WORK = {"pull", "plan", "fetch", "transfer", "verify", "prune", "save"}
 GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "sizes"}
 
@@ -34,8 +33,8 @@ GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "s
 CHILD = {"limits", "tar", "tree", "record", "unpack", "jail"}
 
 OWNERS = {  # third-party package -> who alone may import it
-    "typer": lambda module: module.split(".")[-1].startswith("cli"),
-    "rich": lambda module: module.split(".")[1].startswith("display"),
+    "typer": lambda module: is_cli(module.split(".")[1]),
+    "rich": lambda module: module.split(".")[1] in DISPLAY,
     "requests": lambda module: module.startswith("msb_pull.source."),
     "urllib3": lambda module: module.startswith("msb_pull.source."),
 }
@@ -43,6 +42,10 @@ OWNERS = {  # third-party package -> who alone may import it
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MUTATORS = {"append", "add", "update", "extend", "insert", "pop", "clear", "setdefault", "remove", "discard", "popitem"}
+
+
+def is_cli(top: str) -> bool:
+    return top == "__main__" or top.startswith("cli")
 
 
 def module_name(path: Path) -> str:
@@ -63,16 +66,26 @@ def room(name: str) -> str:
     if len(parts) == 1:
         return "ground"
     top = parts[1]
-    if (PACKAGE / top).is_dir():
-        return "face" if top.startswith(FACE_PREFIXES) else top
-    if top in FACE or top.startswith(FACE_PREFIXES):
+    if is_cli(top) or top in DISPLAY:
         return "face"
+    if (PACKAGE / top).is_dir():
+        return top
     return "work" if top in WORK else "ground" if top in GROUND else "?"
 
 
+def type_only(name: str) -> set[ast.AST]:
+    """The imports that only a type checker sees."""
+    blocks = (node for node in tree(name).body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    return {inner for block in blocks for inner in ast.walk(block)}
+
+
 def imports(name: str) -> set[str]:
-    """Every module that ``name`` imports anywhere, also inside functions, by its full name."""
+    """Every module that ``name`` imports anywhere, also inside functions, by its full name.
+
+    The values of ``image`` may stand in the annotations of any room.
+    """
     found: set[str] = set()
+    unseen = type_only(name)
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
@@ -82,6 +95,8 @@ def imports(name: str) -> set[str]:
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base] if base else above)
+            if node in unseen and base.startswith("msb_pull.image."):
+                continue
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
                 found.add(inner if inner in MODULES else base)
