@@ -49,8 +49,8 @@ class RegistrySettings:
 class Settings:
     """Everything that can be set, checked; sizes and rates in bytes, times in seconds.
 
-    ``color`` is None for "when the stream is a terminal". ``interactive`` is False inside CI and on a dumb terminal,
-    ``unicode`` False where the locale cannot show more than ASCII.
+    ``color`` is None for "when the stream is a terminal". ``interactive`` is False inside CI, ``moving`` on a terminal
+    whose cursor cannot be moved, ``unicode`` where the locale cannot show more than ASCII.
     """
 
     home: Path
@@ -69,6 +69,7 @@ class Settings:
     progress: str = "auto"
     color: bool | None = None
     interactive: bool = True
+    moving: bool = True
     unicode: bool = True
 
 
@@ -97,8 +98,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         authfile=take("authfile", _path, None),
         registries=given.registries,
         progress=take("progress", _one_of(PROGRESS_MODES), "auto"),
-        color=_color(take("color", _one_of(COLOR_MODES), "auto"), environ),
-        interactive=not environ.get("CI") and environ.get("TERM", "dumb") != "dumb",
+        color=color_choice(take("color", _one_of(COLOR_MODES), "auto"), environ),
+        interactive=not environ.get("CI"),
+        moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
     )
 
@@ -242,8 +244,9 @@ def _shown(value: Any) -> str:
     return {"True": "true", "False": "false"}.get(text, text)
 
 
-def _color(mode: str, environ: Mapping[str, str]) -> bool | None:
-    """Option, then NO_COLOR (no-color.org: set and not empty), then FORCE_COLOR, then what the stream is."""
+def color_choice(mode: str = "auto", environ: Mapping[str, str] | None = None) -> bool | None:
+    """Option, then NO_COLOR (no-color.org: set and not empty), then FORCE_COLOR; None is "ask the stream"."""
+    environ = os.environ if environ is None else environ
     if mode != "auto":
         return mode == "always"
     if environ.get("NO_COLOR"):

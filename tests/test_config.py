@@ -176,7 +176,8 @@ def test_unicode_follows_the_locale(environ, expected):
 def test_continuous_integration_and_dumb_terminals_are_not_interactive():
     assert config.load({}, {"TERM": "xterm"}).interactive
     assert not config.load({}, {"TERM": "xterm", "CI": "true"}).interactive
-    assert not config.load({}, {"TERM": "dumb"}).interactive
+    assert not config.load({}, {"TERM": "dumb"}).moving
+    assert not config.load({}, {}).moving
 
 
 @pytest.mark.parametrize(

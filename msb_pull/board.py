@@ -1,0 +1,201 @@
+"""What the live rows say: the state of every layer under way, laid out for a width. No terminal in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msb_pull import events
+from msb_pull.lines import Meter, counted, fraction, headline, short
+from msb_pull.sizes import format_size
+from msb_pull.streams import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.events import Event
+
+# A row is a list of pieces: text and the look it has ("" for plain).
+Row = list[tuple[str, str]]
+
+_LABEL = 12
+_BAR_MIN, _BAR_MAX = 6, 40
+
+
+@dataclass(slots=True)
+class _Layer:
+    """A layer under way. ``unit`` is that of ``done`` and ``total``; ``note`` stands in place of a bar."""
+
+    done: int = 0
+    total: int = 0
+    phase: events.Phase = events.Phase.WAITING
+    unit: str = "bytes"
+    note: str = ""
+    finished: bool = False
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def rank(self) -> int:
+        """Layers that move come first when there is no room for all."""
+        if self.note or self.phase is events.Phase.WAITING:
+            return 1
+        return 2 if self.done >= self.total else 0
+
+
+class Board:
+    """Takes events, gives finished lines once and live rows again and again."""
+
+    def __init__(self, *, jobs: int, unicode: bool, color: bool) -> None:
+        self._jobs = jobs
+        self._unicode = unicode
+        self._color = color
+        self._layers: dict[str, _Layer] = {}
+        self._status = ""
+        self._meter = Meter()
+        self._finished: list[Row] = []
+
+    def take(self, event: Event, now: float) -> None:
+        """Brings the board up to date."""
+        match event:
+            case events.Resolving(image=image):
+                self._status = f"Resolving {visible(image)}"
+            case events.StoreWaiting(holder=holder):
+                self._status = f"Waiting for {visible(holder)}"
+            case events.PullPlanned():
+                self._plan(event)
+            case events.LayerProgress():
+                self._progress(event, now)
+            case events.CheckProgress():
+                self._check(event, now)
+            case events.LayerWaiting(digest=digest, holder=holder):
+                self._layer(digest).note = f"waiting for {visible(holder)}"
+            case events.LayerDone():
+                self._done(event)
+            case events.ImageDone():
+                self.clear()
+
+    def finished(self) -> list[Row]:
+        """Lines that belong above the live rows for good, each given once."""
+        lines, self._finished = self._finished, []
+        return lines
+
+    def clear(self) -> None:
+        """Forgets everything under way."""
+        self._layers.clear()
+        self._status = ""
+        self._meter = Meter()
+
+    def rows(self, width: int, height: int, now: float) -> list[Row]:
+        """The live rows: at most one for each job and one for the total, and never more than the terminal has."""
+        active = [(digest, layer) for digest, layer in self._layers.items() if _is_active(layer)]
+        if not active:
+            return [self._plain_row(self._status, width)] if self._status else []
+        room = max(1, min(self._jobs, height - 2))
+        shown = {digest for digest, _ in sorted(active, key=lambda item: item[1].rank)[:room]}
+        rows = [self._layer_row(short(digest), layer, width, now) for digest, layer in active if digest in shown]
+        if len(self._layers) > 1 and height > 2:
+            rows.append(self._total_row(width, now))
+        return rows
+
+    def _plan(self, event: events.PullPlanned) -> None:
+        self.clear()
+        if all(layer.present for layer in event.layers):
+            return
+        self._finished.append([(headline(event), "")])
+        for layer in event.layers:
+            if layer.present:
+                self._finished.append(self._checked(layer.digest, "already here"))
+            else:
+                self._layers[layer.digest] = _Layer(total=layer.size)
+
+    def _progress(self, event: events.LayerProgress, now: float) -> None:
+        self._status = ""
+        layer = self._layer(event.digest)
+        layer.done, layer.total, layer.phase, layer.note = event.done, event.total, event.phase, ""
+        layer.meter.add(now, event.done)
+        self._meter.add(now, sum(x.done for x in self._layers.values()))
+
+    def _check(self, event: events.CheckProgress, now: float) -> None:
+        self._status = ""
+        layer = self._layer(event.digest)
+        layer.done, layer.total, layer.unit, layer.phase = event.done, event.total, event.unit, events.Phase.VERIFYING
+        layer.meter.add(now, event.done)
+        self._meter.add(now, sum(x.done for x in self._layers.values()))
+        if event.done >= event.total and not layer.finished:
+            layer.finished = True
+
+    def _done(self, event: events.LayerDone) -> None:
+        layer = self._layer(event.digest)
+        layer.finished, layer.done, layer.total = True, event.size, event.size
+        self._finished.append(
+            self._checked(event.digest, "already here" if event.present else f"{format_size(event.size):>8}")
+        )
+
+    def _layer(self, digest: str) -> _Layer:
+        return self._layers.setdefault(digest, _Layer())
+
+    def _checked(self, digest: str, text: str) -> Row:
+        return [("✓" if self._unicode else "*", "green"), (f" {short(digest)}  {text}", "")]
+
+    def _layer_row(self, label: str, layer: _Layer, width: int, now: float) -> Row:
+        if layer.note:
+            return self._plain_row(f"  {label:<{_LABEL}}  {layer.note}", width)
+        tail = "" if layer.done < layer.total else _after_the_last_byte(layer.phase)
+        return self._bar_row(label, layer, layer.meter.rate(now), tail, width)
+
+    def _total_row(self, width: int, now: float) -> Row:
+        whole = _Layer(
+            sum(x.done for x in self._layers.values()),
+            sum(x.total for x in self._layers.values()),
+            unit=next(iter(self._layers.values())).unit,
+        )
+        left = sum(not x.finished for x in self._layers.values())
+        tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
+        return self._bar_row("total", whole, self._meter.rate(now), tail, width)
+
+    def _bar_row(self, label: str, layer: _Layer, rate: float | None, tail: str, width: int) -> Row:
+        """Label, bar, sizes and, where there is room, rate and time left; ``tail`` stands in their place."""
+        if layer.unit == "bytes":
+            sizes = f"{fraction(layer.done, layer.total):>13}"
+            speed = " " * 11 if rate is None else f"{format_size(rate):>9}/s"
+        else:
+            sizes, speed = f"{layer.done}/{layer.total} {layer.unit}", f"{rate or 0:,.0f}/s"
+        left = _clock((layer.total - layer.done) / rate) if rate else "-:--:--"
+        fixed = 2 + _LABEL + 2
+        for end in ([f"  {tail}"] if tail else [f"  {speed}  {left}", f"  {speed}"]) + [""]:
+            room = width - 1 - fixed - 2 - len(sizes) - len(end)
+            if room >= _BAR_MIN:
+                bar = self._bar(min(room, _BAR_MAX), layer.done, layer.total)
+                return [(f"  {label:<{_LABEL}}  ", ""), *bar, (f"  {sizes}{end}", "")]
+        percent = 100 * layer.done // layer.total if layer.total else 100
+        return self._plain_row(f"  {label:<{_LABEL}}  {percent:>3}%", width)
+
+    def _bar(self, length: int, done: int, total: int) -> Row:
+        halves = 2 * length if not total else min(2 * length, 2 * length * done // total)
+        full, half = divmod(halves, 2)
+        if not self._unicode:
+            return [("#" * full, ""), ("." * (length - full), "")]
+        # Without colour the part that is missing cannot be told from the part that is there: leave it empty.
+        rest = ("━" if self._color else " ") * (length - full - half)
+        return [("━" * full + "╸" * half, "cyan"), (rest, "dim")]
+
+    def _plain_row(self, text: str, width: int) -> Row:
+        return [(text[: max(width - 1, 1)], "")]
+
+
+def _is_active(layer: _Layer) -> bool:
+    return not layer.finished and (bool(layer.note) or layer.phase is not events.Phase.WAITING)
+
+
+def _after_the_last_byte(phase: events.Phase) -> str:
+    return "verifying" if phase is events.Phase.VERIFYING else "unpacking"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(min(seconds, 359_999)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def total_width(row: Sequence[tuple[str, str]]) -> int:
+    """Columns that a row takes; rows hold no wide characters."""
+    return sum(len(text) for text, _ in row)

@@ -1,0 +1,112 @@
+"""The three standard streams as one value, and what may be written to them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import BinaryIO, TextIO, cast
+
+# SGR codes; names of the few looks the program has.
+_LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+class OutputClosed(Exception):
+    """Whoever read standard output has gone (``msb-pull ls | head``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What a run reads from and writes to; tests hand in their own."""
+
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+
+    @classmethod
+    def of_process(cls) -> Streams:
+        """Those of this process; one that was closed before the start is replaced by the null device."""
+        if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+            null = cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
+            return cls(sys.stdin or null, sys.stdout or null, sys.stderr or null)
+        return cls(sys.stdin, sys.stdout, sys.stderr)
+
+    @property
+    def binary_stdout(self) -> BinaryIO:
+        """Standard output for an archive."""
+        return self.stdout.buffer
+
+
+def write_out(stream: TextIO, text: str) -> None:
+    """Writes and flushes a result; raises OutputClosed, after which nothing more is written at exit either."""
+    try:
+        stream.write(_encodable(stream, text))
+        stream.flush()
+    except BrokenPipeError:
+        _give_up(stream)
+        raise OutputClosed from None
+
+
+def write_aside(stream: TextIO, text: str) -> None:
+    """Writes what is only for a person; when nobody can read it, the work goes on all the same."""
+    try:
+        stream.write(_encodable(stream, text))
+        stream.flush()
+    except BrokenPipeError:
+        _give_up(stream)
+    except (OSError, ValueError):
+        # A terminal that has gone (EIO) or a full disk behind 2>file: there is no one left to tell.
+        return
+
+
+def _give_up(stream: TextIO) -> None:
+    # Python flushes the stream once more at exit and would report the same error with a traceback.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _encodable(stream: TextIO, text: str) -> str:
+    encoding = stream.encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def visible(text: str) -> str:
+    """Text from outside, with everything escaped that could move the cursor, hide or reorder what is shown."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def visible_bytes(name: bytes) -> str:
+    """A file name of an image; bytes that are no UTF-8 are shown as ``\\xNN``."""
+    return visible(name.decode("utf-8", "surrogateescape"))
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii") if not 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
+
+
+def painted(text: str, look: str, color: bool) -> str:
+    """``text`` in one of the few looks, or as it is."""
+    return f"\x1b[{_LOOKS[look]}m{text}\x1b[0m" if color and text else text
+
+
+def wants_color(stream: TextIO, chosen: bool | None) -> bool:
+    """What was chosen, else whether the stream is a terminal."""
+    return is_terminal(stream) if chosen is None else chosen
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person sits at the other end."""
+    try:
+        return stream.isatty()
+    except ValueError:
+        return False
