@@ -11,6 +11,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,14 @@ def rig() -> Path:
     if not (RIG / "layouts" / "debian").is_dir():
         pytest.skip(f"no layouts of real images below {RIG}")
     return RIG
+
+
+def program() -> list[str]:
+    """The command line that starts msb-pull: the installed script, else the module of this checkout."""
+    script = Path(sys.executable).parent / "msb-pull"
+    return [str(script)] if script.exists() else [sys.executable, "-m", "msb_pull"]
+
+
+def program_environment(**more: str) -> dict[str, str]:
+    """The clean environment of the test with the checkout on Python's path; for subprocesses."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **more}

@@ -1,0 +1,1 @@
+"""Tests that let other programs read the store."""
