@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Sets up everything the tests want, and runs them. Nothing outside this folder changes but, where apt and root (or
+# sudo without a password) are there, the Debian packages below.
+#
+#   tests/setup.sh [--dev] [--no-apt] [--no-run] [pytest arguments …]
+#
+#   --dev      also ruff and mypy, and run both before the tests
+#   --no-apt   install no Debian packages; tests that need them are skipped, and say so
+#   --no-run   set up only
+#   PYTHON     the interpreter for a new virtual environment (default: python3); VENV its folder (default: .venv)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dev='' apt=yes run=yes
+while (($#)); do
+    case $1 in
+        --dev) dev=yes ;;
+        --no-apt) apt='' ;;
+        --no-run) run='' ;;
+        *) break ;;
+    esac
+    shift
+done
+say() { printf '%s\n' "── $*" >&2; }
+
+# Real registries, readers and shells: the tests talk to them instead of to imitations.
+packages=(docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish)
+programs=(docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish)
+
+install_packages() {
+    local missing=() i
+    for i in "${!packages[@]}"; do
+        command -v "${programs[i]}" >/dev/null || missing+=("${packages[i]}")
+    done
+    python_can_make_environments || missing+=(python3-venv)
+    ((${#missing[@]})) || return 0
+    local root=()
+    if ((EUID)); then
+        sudo -n true 2>/dev/null || { say "no root: without ${missing[*]} some tests are skipped"; return 0; }
+        root=(sudo -n)
+    fi
+    command -v apt-get >/dev/null || { say "no apt: without ${missing[*]} some tests are skipped"; return 0; }
+    say "installing ${missing[*]}"
+    "${root[@]}" apt-get -qq update || true
+    if ! "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" \
+        </dev/null >/dev/null; then
+        say "together they cannot be installed; trying one by one"
+        for i in "${missing[@]}"; do
+            "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$i" \
+                </dev/null >/dev/null || say "not available: $i"
+        done
+    fi
+}
+
+python=${PYTHON:-python3}
+python_can_make_environments() { "$python" -c 'import venv, ensurepip' 2>/dev/null; }
+
+[ -z "$apt" ] || install_packages
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    say "$python is $("$python" --version 2>&1); msb-pull needs 3.11 or newer (set PYTHON)"
+    exit 1
+}
+venv=${VENV:-.venv}
+if [ ! -x "$venv/bin/python" ]; then
+    say "making a virtual environment in $venv"
+    "$python" -m venv "$venv"
+fi
+say "installing msb-pull and what its tests need"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[${dev:+dev,}test]"
+
+[ -n "$run" ] || exit 0
+if [ -n "$dev" ]; then
+    say "ruff and mypy"
+    "$venv/bin/ruff" check .
+    "$venv/bin/ruff" format --check .
+    "$venv/bin/mypy"
+fi
+say "tests"
+exec "$venv/bin/python" -m pytest "$@"
