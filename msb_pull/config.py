@@ -22,6 +22,14 @@ PROGRESS_MODES = ("auto", "bars", "plain", "json", "none")
 COLOR_MODES = ("auto", "always", "never")
 MAX_JOBS = 64
 
+# The settings that options set, by the name of the option.
+OPTIONS = frozenset(
+    (
+        *("home", "layers_dir", "config", "progress", "color"),
+        *("policy", "platform", "jobs", "limit_rate", "max_layer_size", "max_entries", "authfile"),
+    )
+)
+
 # Key of a setting -> the variable that sets it.
 ENVIRONMENT = {
     "home": "MICROSANDBOX_HOME",
@@ -64,6 +72,8 @@ class Settings:
     retries: int = 5
     timeout: float = 60.0
     limit_rate: int | None = None
+    max_layer_size: int = 64 << 30
+    max_entries: int = 5_000_000
     authfile: Path | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     progress: str = "auto"
@@ -94,7 +104,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         policy=take("policy", _one_of(POLICIES), "missing"),
         retries=take("retries", _count, 5),
         timeout=take("timeout", _seconds, 60.0),
-        limit_rate=take("limit_rate", _rate, None),
+        limit_rate=take("limit_rate", _size, None),
+        max_layer_size=take("max_layer_size", _size, 64 << 30),
+        max_entries=take("max_entries", _entries, 5_000_000),
         authfile=take("authfile", _path, None),
         registries=given.registries,
         progress=take("progress", _one_of(PROGRESS_MODES), "auto"),
@@ -212,13 +224,17 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-def _rate(value: Any) -> int:
+def _entries(value: Any) -> int:
+    return _integer(value, 1, None, "a number above 0")
+
+
+def _size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    rate = parse_size(_text(value))
-    if rate < 1:
+    size = parse_size(_text(value))
+    if size < 1:
         raise ValueError("must be above 0")
-    return rate
+    return size
 
 
 def _mirrors(value: Any) -> tuple[str, ...]:

@@ -129,7 +129,8 @@ class Display:
         """Says something to the person, unless asked to be quiet; ``done`` puts a check mark before it."""
         if not self.quiet and self._mode != "json":
             self.settle()
-            write_aside(self.streams.stderr, f"{self.check_mark} {text}\n" if done else f"{text}\n")
+            mark = f"{self.check_mark} " if done and is_terminal(self.streams.stderr) else ""
+            write_aside(self.streams.stderr, f"{mark}{text}\n")
 
     def ask(self, question: str) -> bool:
         """Asks on standard error; only ``y`` and ``yes`` are a yes, the end of input is a no."""

@@ -1,0 +1,227 @@
+"""The ``pull`` command behind its options: several images one after the other, with one client for all."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msb_pull import events
+from msb_pull.display import error_document
+from msb_pull.errors import Cancelled, MsbPullError, UsageError
+from msb_pull.image.platform import Platform
+from msb_pull.image.reference import ImageArgument, parse_argument
+from msb_pull.lines import counted
+from msb_pull.plan import Policy, PullOptions
+from msb_pull.pull import pull_image
+from msb_pull.sizes import format_size
+from msb_pull.streams import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.cli_run import Run
+    from msb_pull.plan import PullResult
+    from msb_pull.source.credentials import CredentialStore
+    from msb_pull.source.registry import RegistryClient
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the registries of the named images are to be reached."""
+
+    plain_http: bool = False
+    tls_no_verify: bool = False
+    ca_cert: str | None = None
+    creds_stdin: bool = False
+    anonymous: bool = False
+
+
+def pull_images(
+    run: Run,
+    images: Sequence[str],
+    access: Access,
+    *,
+    force: bool,
+    name: str | None,
+    dry_run: bool,
+    allow_no_xattr: bool,
+) -> None:
+    """Pulls each image, prints its line at once and tells of failures at the end."""
+    settings = run.settings
+    arguments = [parse_argument(text, settings.default_registry) for text in images]
+    _check(arguments, access, name)
+    options = PullOptions(
+        policy=Policy(settings.policy),
+        force=force,
+        platform=Platform.parse(settings.platform) if settings.platform else None,
+        jobs=settings.jobs,
+        max_layer_size=settings.max_layer_size,
+        max_entries=settings.max_entries,
+        allow_no_xattr=allow_no_xattr,
+        name=name,
+        dry_run=dry_run,
+    )
+    outcomes: list[tuple[ImageArgument, PullResult | MsbPullError]] = []
+    with contextlib.closing(LazyClient(run, arguments, access)) as client:
+        for argument in arguments:
+            outcomes.append((argument, _pull_one(run, argument, client, options)))
+            if isinstance(outcomes[-1][1], Cancelled):
+                break
+    _finish(run, outcomes)
+
+
+class LazyClient:
+    """One registry client for the whole run, made when the first registry must be asked (it loads requests)."""
+
+    def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
+        self._run = run
+        self._hosts = frozenset(x.reference.registry for x in arguments if x.reference is not None)
+        self._access = access
+        self._client: RegistryClient | None = None
+
+    def __call__(self) -> RegistryClient:
+        if self._client is None:
+            from msb_pull.source.registry import RegistryClient
+
+            self._client = RegistryClient(
+                self._options(), self._credentials(), observer=self._run.observe, cancel=self._run.cancel
+            )
+        return self._client
+
+    def close(self) -> None:
+        """Closes the connections, if there are any."""
+        if self._client is not None:
+            self._client.close()
+
+    def _options(self) -> Any:
+        from msb_pull.source.registry import RegistryOptions
+
+        settings, access, hosts = self._run.settings, self._access, self._hosts
+        listed = settings.registries
+        certs = {host: str(x.ca_cert) for host, x in listed.items() if x.ca_cert}
+        if access.ca_cert:
+            certs |= dict.fromkeys(hosts, access.ca_cert)
+        return RegistryOptions(
+            plain_http=frozenset(h for h, x in listed.items() if x.plain_http)
+            | (hosts if access.plain_http else set()),
+            tls_no_verify=frozenset(h for h, x in listed.items() if x.tls_no_verify)
+            | (hosts if access.tls_no_verify else set()),
+            ca_certs=certs,
+            mirrors={host: x.mirrors for host, x in listed.items() if x.mirrors},
+            retries=settings.retries,
+            timeout=settings.timeout,
+            limit_rate=settings.limit_rate,
+        )
+
+    def _credentials(self) -> CredentialStore:
+        from msb_pull.source.credentials import CredentialStore
+
+        if self._access.anonymous:
+            return CredentialStore.anonymous()
+        if self._access.creds_stdin:
+            return CredentialStore.explicit(*_read_credentials(self._run.display.streams.stdin.readline()))
+        return CredentialStore.from_environment(self._run.settings.authfile)
+
+
+def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
+    """One image, its line and its summary; or what went wrong with it."""
+    try:
+        run.stop_if_cancelled()
+        store = run.store(create=not options.dry_run)
+        result = pull_image(argument, store, client, options, observer=run.observe, cancel=run.cancel)
+    except MsbPullError as error:
+        run.display.settle()
+        return error
+    if result.digest is None:
+        text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
+        run.observe(events.Warned(result.reference, f"{result.reference} {text}"))
+    run.display.note(_summary(result), done=not result.dry_run)
+    if run.display.format == "text":
+        run.display.result(result.pinned)
+    return result
+
+
+def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
+    errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
+    for error in errors:
+        run.session.tell(error)
+    if run.display.format == "json":
+        run.write(_document(outcomes, errors), "")
+    if errors:
+        run.fail(errors)
+
+
+def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None) -> None:
+    """Raises UsageError for options that do not go together."""
+    local = [x for x in arguments if x.reference is None]
+    if name is not None and (len(arguments) > 1 or not local):
+        raise UsageError(
+            "--as: names exactly one image from a folder or an archive",
+            hint="msb-pull pull oci:DIR --as registry.example.com/name:tag",
+        )
+    if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
+        raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
+
+
+def _read_credentials(line: str) -> tuple[str, str]:
+    username, colon, password = line.rstrip("\r\n").partition(":")
+    if not colon or not username:
+        raise UsageError(
+            "--creds-stdin: the first line of standard input is not user:password",
+            hint='printf \'%s:%s\' "$USER" "$PASSWORD" | msb-pull pull --creds-stdin IMAGE',
+        )
+    return username, password
+
+
+def _summary(result: PullResult) -> str:
+    layers = {layer.digest: layer for layer in result.layers}
+    present = sum(layer.present for layer in layers.values())
+    name = visible(result.reference)
+    if result.dry_run:
+        missing = [layer for layer in layers.values() if not layer.present]
+        size = format_size(sum(layer.size for layer in missing))
+        what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
+        return f"Would fetch {what} for {name} ({result.platform})"
+    if not result.changed:
+        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
+    here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}"
+
+
+def _document(
+    outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], errors: Sequence[MsbPullError]
+) -> dict[str, Any]:
+    images = [
+        {"status": "failed", "image": argument.text, "error": error_document(outcome)}
+        if isinstance(outcome, MsbPullError)
+        else {"status": "ok", "image": argument.text, **_fields(outcome)}
+        for argument, outcome in outcomes
+    ]
+    if not errors:
+        return {"status": "ok", "images": images}
+    return {"status": "failed", "images": images, "error": error_document(errors[0])}
+
+
+def _fields(result: PullResult) -> dict[str, Any]:
+    return {
+        "reference": result.reference,
+        "pinned": result.pinned,
+        "digest": result.digest,
+        "platform": result.platform,
+        "size_bytes": result.size,
+        "fetched_bytes": result.fetched,
+        "seconds": round(result.seconds, 3),
+        "changed": result.changed,
+        "dry_run": result.dry_run,
+        "layers": [
+            {
+                "digest": layer.digest,
+                "size_bytes": layer.size,
+                "fetched_bytes": layer.fetched,
+                "present": layer.present,
+                "path": layer.path,
+            }
+            for layer in result.layers
+        ],
+    }

@@ -1,0 +1,128 @@
+"""A run of the program: from the options to settings, store and display, and from any error to an exit code."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from msb_pull import config
+from msb_pull.display import Display, error_document
+from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError
+from msb_pull.streams import OutputClosed, Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from msb_pull.cli_signals import Interrupts
+    from msb_pull.config import Settings
+    from msb_pull.store.store import Store
+
+# What a shell reports for a program that SIGPIPE ended, as `yes | head` does.
+_PIPE_CLOSED = 141
+_BUG = "this is a mistake in msb-pull; the same command with --debug shows where"
+
+
+class Session:
+    """What exists before the options are understood; commands find it in Typer's context."""
+
+    def __init__(self, streams: Streams, interrupts: Interrupts, argv: Sequence[str]) -> None:
+        self.display = Display(streams, color=config.color_choice())
+        self.interrupts = interrupts
+        # Errors in the options themselves must obey these two as well.
+        self.debug = "--debug" in argv
+        self.display.format = "json" if _asks_for_json(argv) else "text"
+        self.code = int(ExitCode.OK)
+        self.document_written = False
+
+    def begin(self, values: Mapping[str, Any]) -> Run:
+        """Reads the settings and makes the display ready; raises UsageError."""
+        form = values.get("form") or "text"
+        if isinstance(form, list):
+            form = "json" if "json" in form else "text"
+        if form not in ("text", "json"):
+            raise UsageError(f"--format: {form!r} is not one of text, json")
+        settings = config.load({name: values[name] for name in values if name in config.OPTIONS})
+        self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
+        return Run(self, settings)
+
+    def guard(self, work: Callable[[], None]) -> int:
+        """Runs ``work`` and tells of whatever goes wrong; returns the exit code. Nothing else turns errors into one."""
+        try:
+            work()
+        except OutputClosed:
+            return _PIPE_CLOSED
+        except MsbPullError as error:
+            self._tell(error)
+            return self._code_of(error)
+        except MemoryError:
+            self._tell(LocalError("out of memory"))
+            return int(ExitCode.LOCAL)
+        except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
+            self._tell(MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG))
+            return int(ExitCode.FAILURE)
+        return self.interrupts.exit_code if self.interrupts.number else self.code
+
+    def _code_of(self, error: MsbPullError) -> int:
+        return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
+
+    def _tell(self, error: MsbPullError) -> None:
+        self.tell(error)
+        if self.display.format == "json" and not self.document_written:
+            document = error_document(error) | {"code": self._code_of(error)}
+            try:
+                self.display.document({"status": "failed", "error": document})
+            except OutputClosed:
+                return
+
+    def tell(self, error: MsbPullError) -> None:
+        """Shows an error on standard error, with its traceback if asked for."""
+        if self.debug and not isinstance(error, Cancelled):
+            cause = error if error.__traceback__ else error.__context__
+            self.display.trace("".join(traceback.format_exception(cause or error)))
+        self.display.error(error)
+
+
+class Run:
+    """One command at work: its settings, display and store."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self.session = session
+        self.settings = settings
+        self.display = session.display
+        self.cancel = session.interrupts.cancel
+        self.observe = session.display.observe
+
+    @property
+    def layers_dir(self) -> Path:
+        """Where the layers of this run's store lie."""
+        return self.settings.layers_dir or self.settings.home / "layers"
+
+    def store(self, *, create: bool = True) -> Store:
+        """Opens the store; with ``create`` False nothing is made that is not there."""
+        from msb_pull.store.store import Store
+
+        return Store.open(self.settings.home, self.settings.layers_dir, create=create, sync=self.settings.sync)
+
+    def write(self, document: Any, text: str) -> None:
+        """Writes the result to standard output in the form that was asked for."""
+        if self.display.format == "json":
+            self.session.document_written = True
+            self.display.document(document)
+        else:
+            self.display.result(text)
+
+    def fail(self, errors: Sequence[MsbPullError]) -> None:
+        """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
+        codes = {int(error.exit_code) for error in errors}
+        self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+
+    def stop_if_cancelled(self) -> None:
+        """Raises Cancelled once a signal has come."""
+        if self.cancel.is_set():
+            raise Cancelled("interrupted")
+
+
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    return "--format=json" in argv or ("--format", "json") in itertools.pairwise(argv)

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the first asks everything to stop, the second, or a second's delay, ends the process."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How long work may take to notice that it is to stop. What is left lying is swept by the next pull.
+_GRACE = 0.9
+
+
+class Interrupts:
+    """Turns signals into a flag, even while the main thread waits inside a C function (a name server, say).
+
+    Python runs signal handlers between two steps of the main thread only; a thread of our own that reads the wake-up
+    descriptor learns of them at once.
+    """
+
+    def __init__(self) -> None:
+        self.cancel = threading.Event()
+        self.number: int | None = None
+        self._farewell: Callable[[], None] = lambda: None
+        self._read, self._write = -1, -1
+
+    def install(self, farewell: Callable[[], None]) -> None:
+        """Starts to listen; ``farewell`` is called right before a forced end. Only for the main thread."""
+        self._farewell = farewell
+        self._read, self._write = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # What the caller has ignored (nohup, a job in the background of a script) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _leave_it_to_the_thread)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the number of the signal that came first."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def _watch(self) -> None:
+        number = os.read(self._read, 1)
+        if not number:
+            return
+        self.number = number[0]
+        self.cancel.set()
+        select.select([self._read], [], [], _GRACE)
+        self._farewell()
+        os._exit(self.exit_code)
+
+
+def _leave_it_to_the_thread(number: int, frame: object) -> None:
+    """A handler must exist for the wake-up descriptor to be written to."""

@@ -1,0 +1,47 @@
+"""What ``--version`` says; loads next to nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from msb_pull import __version__
+
+
+def show_version(*, detailed: bool) -> int:
+    """Writes the version to standard output; returns the exit code."""
+    # Straight to the descriptor: Display would cost more than all the rest.
+    try:
+        os.write(1, version_text(detailed=detailed).encode())
+    except OSError:
+        return 1
+    return 0
+
+
+def version_text(*, detailed: bool) -> str:
+    """``msb-pull 0.1.0``, and with ``detailed`` where it runs, how it is jailed and which paths it would use."""
+    text = f"msb-pull {__version__}\n"
+    return text + "".join(f"{name:<9} {value}\n" for name, value in _details()) if detailed else text
+
+
+def _details() -> list[tuple[str, str]]:
+    from msb_pull import config
+    from msb_pull.errors import MsbPullError
+    from msb_pull.image.platform import Platform
+    from msb_pull.layer import jail
+
+    facts = [
+        ("Python", f"{sys.version.split()[0]} ({sys.executable})"),
+        ("Platform", str(Platform.host())),
+        ("Jail", jail.describe()),
+    ]
+    try:
+        settings = config.load({})
+    except MsbPullError as error:
+        return [*facts, ("Settings", f"unusable: {error.message}")]
+    return [
+        *facts,
+        ("Home", str(settings.home)),
+        ("Layers", str(settings.layers_dir or settings.home / "layers")),
+        ("Config", str(settings.config or "none")),
+    ]
