@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from msb_pull import cli_options as opt
+from msb_pull.cli_group import Group, usage_error
 from msb_pull.cli_run import Run, Session
 from msb_pull.cli_signals import Interrupts
-from msb_pull.errors import Cancelled, MsbPullError, UsageError
+from msb_pull.errors import Cancelled, UsageError
 from msb_pull.streams import Streams
 
 if TYPE_CHECKING:
@@ -22,92 +21,15 @@ if TYPE_CHECKING:
 _ABOUT = """\
 Pull container images into ready-to-mount, verifiable layer directories.
 
-Without a command, every word is an image to pull. Standard output carries the result only: after a pull one line
-per image, pinned to its digest."""
-
-_EXAMPLES = """\
-msb-pull ubuntu:22.04
-msb-pull ghcr.io/acme/app:1 --platform linux/arm64
-msb-pull ls
-msb-pull inspect --lowerdir ubuntu:22.04"""
-
-
-class _Group(typer.core.TyperGroup):
-    """Commands, or images to pull when the first word is none."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Leaves the options of the bare form for ``pull``."""
-        ctx.ignore_unknown_options = True
-        return super().parse_args(ctx, args)
-
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
-        """The command that the first word names, else ``pull``; raises UsageError for what could be either."""
-        if args[0] in self.commands:
-            return super().resolve_command(ctx, args)
-        word = self._first_word(args) or ""
-        if word in self.commands and args[0].startswith("-"):
-            options = " ".join(args[: args.index(word)])
-            raise UsageError(f"{options}: options go after the command", hint=f"msb-pull {word} {options} ...")
-        near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
-        if near and not set(word) & set(":/@."):
-            raise UsageError(
-                f"there is no command {word!r}",
-                hint=f"`msb-pull {near[0]}` is one; to pull an image of this name: `msb-pull pull {word}`",
-            )
-        return "pull", self.commands["pull"], args
-
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The usage line as it was written."""
-        return [self.options_metavar or ""]
-
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Writes the commands before the two options."""
-        self.format_commands(ctx, formatter)
-        with formatter.section("Options"):
-            formatter.write_dl([x for param in self.get_params(ctx) if (x := param.get_help_record(ctx))])
-
-    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Writes the examples as they stand."""
-        with formatter.section("Examples"):
-            formatter.write_text("\b\n" + _EXAMPLES)
-        formatter.write_paragraph()
-        formatter.write_text("`msb-pull COMMAND --help` explains a command and its options.")
-
-    def _first_word(self, args: Sequence[str]) -> str | None:
-        """The first word that is neither an option nor the value of one."""
-        takes_value = {
-            name
-            for command in self.commands.values()
-            for param in command.params
-            if param.param_type_name == "option" and not (getattr(param, "is_flag", 0) or getattr(param, "count", 0))
-            for name in param.opts
-        }
-        words = iter(args)
-        for word in words:
-            if not word.startswith("-") or word == "-":
-                return word
-            if _wants_next(word, takes_value):
-                next(words, None)
-        return None
-
-
-def _wants_next(word: str, takes_value: set[str]) -> bool:
-    """Whether the value of the option (or of the last of a cluster like ``-qj``) is the next word."""
-    if word.startswith("--"):
-        return word in takes_value
-    for position, letter in enumerate(word[1:], start=2):
-        if f"-{letter}" in takes_value:
-            return position == len(word)
-    return False
-
+Without a command, every word is an image to pull. Standard output carries only what was asked for: after a pull one
+line for each image, pinned to its digest. Progress, summaries and errors go to standard error."""
 
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     add_completion=False,
     rich_markup_mode=None,
     options_metavar="[OPTIONS] IMAGE... | COMMAND ...",
-    help="\b\n" + _ABOUT.replace("\n\n", "\n\n\b\n"),
-    epilog=_EXAMPLES,
+    help=_ABOUT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -169,7 +91,9 @@ def pull(
     anonymous: opt.Anonymous = False,
     allow_no_xattr: opt.AllowNoXattr = False,
 ) -> None:
-    """Pull images into the store and print one line for each, pinned to its digest.
+    """Pull images into the store.
+
+    For each image one line is printed: its name, pinned to the digest.
 
     IMAGE is a name in a registry (ubuntu, ghcr.io/acme/app:1, name@sha256:...), an image layout folder
     (oci:DIR[:TAG]) or an archive (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; `-` is standard input).
@@ -191,6 +115,154 @@ def pull(
     )
 
 
+@opt.command(
+    app,
+    usage="[OPTIONS] [PATTERN]",
+    examples="""\
+msb-pull ls
+msb-pull ls 'ghcr.io/*'
+msb-pull ls --filter until=720h --sort size
+msb-pull ls -q --filter incomplete=true""",
+)
+def ls(
+    run: Run,
+    pattern: opt.Pattern = None,
+    filters: opt.Filters = None,
+    sort: opt.Sort = None,
+    no_trunc: opt.NoTrunc = False,
+) -> None:
+    """List the images of the store.
+
+    PATTERN is a glob for names, as in 'ubuntu*' or '*/app:*'. Images that Microsandbox pulled are listed too, without
+    a digest. With -q only names are printed, one a line.
+    """
+    from msb_pull.cli_show import show_list
+
+    show_list(run, pattern, filters or [], sort or "name", whole=no_trunc)
+
+
+@opt.command(
+    app,
+    usage="[OPTIONS] IMAGE",
+    examples="""\
+msb-pull inspect ubuntu:22.04
+msb-pull inspect --format json ubuntu:22.04 | jq .config.env
+mount -t overlay overlay -o "lowerdir=$(msb-pull inspect --lowerdir ubuntu:22.04)" /mnt""",
+)
+def inspect(
+    run: Run,
+    image: opt.Image = None,
+    layers: opt.Layers = False,
+    lowerdir: opt.Lowerdir = False,
+    files: opt.Files = False,
+) -> None:
+    """Show what an image is made of and where it lies.
+
+    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    """
+    from msb_pull.cli_show import show_image
+
+    chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+    show_image(run, opt.needed([image] if image else [], "inspect")[0], part=chosen[0] if chosen else None)
+
+
+@opt.command(
+    app,
+    usage="[OPTIONS] [IMAGE...]",
+    settings=("authfile",),
+    examples="""\
+msb-pull verify
+msb-pull verify --quick ubuntu:22.04
+msb-pull verify --repair ubuntu:22.04""",
+)
+def verify(
+    run: Run,
+    images: opt.Images = None,
+    quick: opt.Quick = False,
+    repair: opt.Repair = False,
+) -> None:
+    """Prove layers against what the registry signed.
+
+    Without IMAGE all layers of the store are checked. The tar stream of each layer is made anew from the store, and
+    its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
+    found) and ends with code 6 if there is any.
+    """
+    from msb_pull.cli_store import verify_store
+
+    verify_store(run, images or [], quick=quick, repair=repair)
+
+
+@opt.command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull prune
+msb-pull prune --dry-run --all --filter until=720h
+msb-pull prune --yes""",
+)
+def prune(
+    run: Run,
+    everything: opt.All = False,
+    filters: opt.Filters = None,
+    yes: opt.Yes = False,
+    dry_run: opt.DryRun = False,
+    no_wait: opt.NoWait = False,
+) -> None:
+    """Remove what no image needs.
+
+    That is layers, their records, and downloads that nobody has gone on with for a week. Says what would go and how
+    much that frees, asks, and acts. Layers that Microsandbox still uses, and directories that msb-pull does not know,
+    stay.
+    """
+    from msb_pull.cli_store import prune_store
+
+    if filters and not everything:
+        raise UsageError("--filter: narrows --all, which is missing", hint="msb-pull prune --all --filter until=720h")
+    prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@opt.command(
+    app,
+    usage="[OPTIONS] IMAGE...",
+    examples="""\
+msb-pull rm ubuntu:22.04
+msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
+)
+def rm(run: Run, images: opt.Images = None, no_wait: opt.NoWait = False) -> None:
+    """Remove images, and the layers that nothing else needs."""
+    from msb_pull.cli_store import remove_from_store
+
+    remove_from_store(run, opt.needed(images, "rm"), wait=not no_wait)
+
+
+@opt.command(
+    app,
+    usage="[OPTIONS] IMAGE... -o FILE",
+    examples="""\
+msb-pull save ubuntu:22.04 -o ubuntu.tar
+msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
+)
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+) -> None:
+    """Write images into an archive, checked on the way out.
+
+    `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
+    `--format docker`. Nothing but the store is read, so this works without a network.
+    """
+    from msb_pull.cli_store import save_archive
+
+    if not output:
+        raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
+    save_archive(run, opt.needed(images, "save"), output, form or [])
+
+
 def main(argv: Sequence[str], streams: StreamsType | None = None) -> int:
     """Runs one command line and returns its exit code."""
     interrupts = Interrupts()
@@ -207,17 +279,6 @@ def _parse_and_run(argv: list[str], session: Session) -> None:
     try:
         program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
     except typer.TyperException as error:
-        raise _usage_error(error) from error
+        raise usage_error(error) from error
     except typer.Abort:
         raise Cancelled("interrupted") from None
-
-
-def _usage_error(error: typer.TyperException) -> MsbPullError:
-    """Typer's own words in our form, with the nearest option or the page to read as the hint."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "msb-pull"
-    near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists what there is"
-    option = getattr(error, "option_name", None)
-    message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
-    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

@@ -1,0 +1,100 @@
+"""What Typer does not do by itself: images without a command, near misses, plain help, errors in our own form."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import typer
+import typer.core
+
+from msb_pull.errors import MsbPullError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXAMPLES = """\
+msb-pull ubuntu:22.04
+msb-pull ghcr.io/acme/app:1 --platform linux/arm64
+msb-pull ls
+msb-pull inspect --lowerdir ubuntu:22.04"""
+
+
+class Group(typer.core.TyperGroup):
+    """Commands, or images to pull when the first word is none."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Leaves the options of the bare form for ``pull``."""
+        ctx.ignore_unknown_options = True
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
+        """The command that the first word names, else ``pull``; raises UsageError for what could be either."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        word = self._first_word(args) or ""
+        if word in self.commands and args[0].startswith("-"):
+            options = " ".join(args[: args.index(word)])
+            raise UsageError(f"{options}: options go after the command", hint=f"msb-pull {word} {options} ...")
+        near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
+        if near and not set(word) & set(":/@."):
+            raise UsageError(
+                f"there is no command {word!r}",
+                hint=f"`msb-pull {near[0]}` is one; to pull an image of this name: `msb-pull pull {word}`",
+            )
+        return "pull", self.commands["pull"], args
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The usage line as it was written."""
+        return [self.options_metavar or ""]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the commands before the two options."""
+        self.format_commands(ctx, formatter)
+        with formatter.section("Options"):
+            formatter.write_dl([x for param in self.get_params(ctx) if (x := param.get_help_record(ctx))])
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the examples as they stand."""
+        with formatter.section("Examples"):
+            formatter.write_text("\b\n" + _EXAMPLES)
+        formatter.write_paragraph()
+        formatter.write_text("`msb-pull COMMAND --help` explains a command and its options.")
+
+    def _first_word(self, args: Sequence[str]) -> str | None:
+        """The first word that is neither an option nor the value of one."""
+        takes_value = {
+            name
+            for command in self.commands.values()
+            for param in command.params
+            if param.param_type_name == "option" and not (getattr(param, "is_flag", 0) or getattr(param, "count", 0))
+            for name in param.opts
+        }
+        words = iter(args)
+        for word in words:
+            if not word.startswith("-") or word == "-":
+                return word
+            if _wants_next(word, takes_value):
+                next(words, None)
+        return None
+
+
+def _wants_next(word: str, takes_value: set[str]) -> bool:
+    """Whether the value of the option (or of the last of a cluster like ``-qj``) is the next word."""
+    if word.startswith("--"):
+        return word in takes_value
+    for position, letter in enumerate(word[1:], start=2):
+        if f"-{letter}" in takes_value:
+            return position == len(word)
+    return False
+
+
+def usage_error(error: typer.TyperException) -> MsbPullError:
+    """Typer's own words in our form, with the nearest option or the page to read as the hint."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "msb-pull"
+    near = getattr(error, "possibilities", None)
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists what there is"
+    option = getattr(error, "option_name", None)
+    message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
+    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)
