@@ -28,7 +28,8 @@ LOG = WORK / "log"
 TAB = r"""
 source {script}
 fill=$(complete -p msb-pull); fill=${{fill#*-F }}; fill=${{fill%% *}}
-COMP_WORDS=(msb-pull inspect docker.io/); COMP_CWORD=2; COMP_LINE="msb-pull inspect docker.io/"; COMP_POINT=${{#COMP_LINE}}
+COMP_WORDS=(msb-pull inspect docker.io/); COMP_CWORD=2
+COMP_LINE="msb-pull inspect docker.io/"; COMP_POINT=${{#COMP_LINE}}
 $fill msb-pull docker.io/ inspect
 ((${{#COMPREPLY[@]}}))
 """
