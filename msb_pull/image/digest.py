@@ -1,0 +1,54 @@
+"""Digests: the names of content, and the only thing from a manifest that may become a path."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_HEX_LENGTH = {"sha256": 64, "sha512": 128}
+_HEX = re.compile("[a-f0-9]+", re.ASCII)
+
+
+class InvalidDigest(ValueError):
+    """The text is no digest of an algorithm that OCI registers and msb-pull knows."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """An algorithm (``sha256`` or ``sha512``) and its value in lower-case hex (image-spec, descriptor.md)."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Parses ``algorithm:hex``; raises InvalidDigest on anything that is not exactly that."""
+        algorithm, colon, value = text.partition(":")
+        length = _HEX_LENGTH.get(algorithm)
+        if not colon or length is None:
+            raise InvalidDigest(f"unsupported digest algorithm in {text!r} (sha256 and sha512 are known)")
+        if len(value) != length or not _HEX.fullmatch(value):
+            raise InvalidDigest(f"{text!r} is not {algorithm} followed by {length} lower-case hex digits")
+        return cls(algorithm, value)
+
+    @classmethod
+    def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
+        """The digest of ``data``."""
+        return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
+
+    def hasher(self) -> _Hash:
+        """A fresh hash object of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits, for people."""
+        return self.hex[:12]
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
