@@ -118,10 +118,10 @@ class LazyClient:
         from msb_pull.source.credentials import CredentialStore
 
         if self._access.anonymous:
-            return CredentialStore.anonymous()
+            return CredentialStore.nobody()
         if self._access.creds_stdin:
-            return CredentialStore.explicit(*_read_credentials(self._run.display.streams.stdin.readline()))
-        return CredentialStore.from_environment(self._run.settings.authfile)
+            return CredentialStore.from_text(self._run.display.streams.stdin.readline())
+        return CredentialStore(authfile=self._run.settings.authfile)
 
 
 def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
@@ -162,16 +162,6 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
         )
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
         raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
-
-
-def _read_credentials(line: str) -> tuple[str, str]:
-    username, colon, password = line.rstrip("\r\n").partition(":")
-    if not colon or not username:
-        raise UsageError(
-            "--creds-stdin: the first line of standard input is not user:password",
-            hint='printf \'%s:%s\' "$USER" "$PASSWORD" | msb-pull pull --creds-stdin IMAGE',
-        )
-    return username, password
 
 
 def _summary(result: PullResult) -> str:
