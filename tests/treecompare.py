@@ -2,10 +2,11 @@
 
     python tests/treecompare.py LEFT RIGHT      prints the differences, exit 1 when there are any
 
-Compared are the set of names, types, owners, all twelve mode bits, sizes, contents, link targets, groups of hard links
-and the modification times of files, in nanoseconds. Not compared are owners and modes of symlinks (a layer in the
-store has nowhere to keep them), times of symlinks and directories (a reader changes them while it builds its tree),
-and sizes of directories.
+Compared are the set of names, types, owners, all twelve mode bits, sizes, contents, link targets, groups of hard
+links, the modification times of files in nanoseconds, and extended attributes. The store keeps attributes that only
+root may set under an escaped name; they are compared under their own. Not compared are owners and modes of symlinks
+(a layer in the store has nowhere to keep them), times of symlinks and directories (a reader changes them while it
+builds its tree), and sizes of directories.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ class Facts:
     device: int | None = None
     mtime_ns: int | None = None
     links: frozenset[bytes] = frozenset()
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
+
+ESCAPE = "user.containers.override_"
+HOST_ATTRIBUTES = frozenset({"security.selinux", f"{ESCAPE}stat"})
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -53,6 +58,14 @@ def walk(root: bytes):
             yield os.path.relpath(os.path.join(folder, name), root)
 
 
+def attributes_of(path: bytes) -> tuple[tuple[str, bytes], ...]:
+    """The attributes an image gave to a file; Linux only."""
+    if not hasattr(os, "listxattr"):
+        return ()
+    names = [name for name in os.listxattr(path) if name not in HOST_ATTRIBUTES]
+    return tuple(sorted((name.removeprefix(ESCAPE), os.getxattr(path, name)) for name in names))
+
+
 def facts_of(path: bytes, links: frozenset[bytes]) -> Facts:
     found = os.lstat(path)
     kind = TYPES.get(stat.S_IFMT(found.st_mode), f"type {stat.S_IFMT(found.st_mode):o}")
@@ -60,12 +73,15 @@ def facts_of(path: bytes, links: frozenset[bytes]) -> Facts:
     if kind == "symlink":
         return Facts(kind, target=os.readlink(path))
     if kind == "directory":
-        return Facts(kind, mode, owner)
+        return Facts(kind, mode, owner, attributes=attributes_of(path))
     if kind != "file":
         return Facts(kind, mode, owner, device=found.st_rdev)
     with open(path, "rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Facts(kind, mode, owner, found.st_size, content, mtime_ns=found.st_mtime_ns, links=links)
+    attributes = attributes_of(path)
+    return Facts(
+        kind, mode, owner, found.st_size, content, mtime_ns=found.st_mtime_ns, links=links, attributes=attributes
+    )
 
 
 def describe(root: os.PathLike[str] | str) -> dict[bytes, Facts]:

@@ -100,6 +100,14 @@ def exact(made, seconds: str):
     return made
 
 
+def with_attributes(made, **values: str):
+    """Gives an entry extended attributes; names with dots as in ``security__capability``."""
+    made[0].pax_headers = {f"SCHILY.xattr.{name.replace('__', '.')}": value for name, value in values.items()}
+    return made
+
+
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000").decode("utf-8", "surrogateescape")
+
 MODES = (0o000, 0o200, 0o400, 0o444, 0o600, 0o644, 0o755, 0o777, 0o1777, 0o2755, 0o4755, 0o6755, 0o7777)
 
 FIRST = [
@@ -117,6 +125,8 @@ FIRST = [
     hardlink("links/up-too", "links/up"),
     exact(file("times", "nanoseconds"), "1700000000.123456789"),
     exact(file("old", "before 1970 is 1970"), "1"),
+    with_attributes(file("ping", "may open raw sockets", 0o755), security__capability=CAPABILITY, user__mine="1=2"),
+    with_attributes(folder("labelled"), user__label="a folder"),
     folder("gone"),
     file("gone/with-all", "x"),
     folder("replaced-by-file"),
