@@ -160,11 +160,11 @@ def inspect(
 
     Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
     """
-    from msb_pull.cli_show import show_image
-
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+    from msb_pull.cli_show import show_image
+
     show_image(run, opt.needed([image] if image else [], "inspect")[0], part=chosen[0] if chosen else None)
 
 
@@ -216,10 +216,10 @@ def prune(
     much that frees, asks, and acts. Layers that Microsandbox still uses, and directories that msb-pull does not know,
     stay.
     """
-    from msb_pull.cli_store import prune_store
-
     if filters and not everything:
         raise UsageError("--filter: narrows --all, which is missing", hint="msb-pull prune --all --filter until=720h")
+    from msb_pull.cli_store import prune_store
+
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
 
 
@@ -256,10 +256,10 @@ def save(
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
     """
-    from msb_pull.cli_store import save_archive
-
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
+    from msb_pull.cli_store import save_archive
+
     save_archive(run, opt.needed(images, "save"), output, form or [])
 
 
@@ -272,6 +272,7 @@ def main(argv: Sequence[str], streams: StreamsType | None = None) -> int:
         return session.guard(lambda: _parse_and_run(list(argv) or ["--help"], session))
     finally:
         session.display.close()
+        interrupts.remove()
 
 
 def _parse_and_run(argv: list[str], session: Session) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 import typer.core
 
+from msb_pull.cli_options import as_typed
 from msb_pull.errors import MsbPullError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class Group(typer.core.TyperGroup):
         """Leaves the options of the bare form for ``pull``."""
         ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, none of which turns its text into anything."""
+        return [as_typed(param) for param in super().get_params(ctx)]
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
         """The command that the first word names, else ``pull``; raises UsageError for what could be either."""

@@ -287,14 +287,27 @@ def command(
     return register
 
 
+def as_typed(param: Any) -> Any:
+    """``param``, which now keeps the text that was typed.
+
+    Typer 0.29 loads pydantic (0.08 s, more than a whole warm pull may take) to turn text into text.
+    """
+    param.process_value = MethodType(_keep, param)
+    return param
+
+
+def _keep(param: Any, ctx: typer.Context, value: Any) -> Any:
+    if value is None and (param.multiple or param.nargs == -1):
+        value = ()
+    return param.callback(ctx, param, value) if param.callback is not None else value
+
+
 class PlainCommand(typer.core.TyperCommand):
     """A command whose values stay text, with help in sections of plain text."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            # Typer 0.29 loads pydantic (0.08 s, more than a whole warm pull may take) to turn text into text.
-            param.process_value = MethodType(_as_typed, param)  # type: ignore[method-assign]
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, none of which turns its text into anything."""
+        return [as_typed(param) for param in super().get_params(ctx)]
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The usage line as it was written."""
@@ -321,12 +334,6 @@ class PlainCommand(typer.core.TyperCommand):
         if self.epilog:
             with formatter.section("Examples"):
                 formatter.write_text(inspect.cleandoc(self.epilog.removeprefix("\b\n")).join(("\b\n", "")))
-
-
-def _as_typed(param: Any, ctx: typer.Context, value: Any) -> Any:
-    if value is None and (param.multiple or param.nargs == -1):
-        value = ()
-    return param.callback(ctx, param, value) if param.callback is not None else value
 
 
 def needed(images: Sequence[str] | None, what: str) -> list[str]:

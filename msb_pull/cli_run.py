@@ -60,7 +60,8 @@ class Session:
             self._tell(LocalError("out of memory"))
             return int(ExitCode.LOCAL)
         except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
-            self._tell(MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG))
+            bug = MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG)
+            self._tell(bug.with_traceback(error.__traceback__))
             return int(ExitCode.FAILURE)
         return self.interrupts.exit_code if self.interrupts.number else self.code
 
@@ -79,8 +80,7 @@ class Session:
     def tell(self, error: MsbPullError) -> None:
         """Shows an error on standard error, with its traceback if asked for."""
         if self.debug and not isinstance(error, Cancelled):
-            cause = error if error.__traceback__ else error.__context__
-            self.display.trace("".join(traceback.format_exception(cause or error)))
+            self.display.trace("".join(traceback.format_exception(error)))
         self.display.error(error)
 
 

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ class Interrupts:
         self.number: int | None = None
         self._farewell: Callable[[], None] = lambda: None
         self._read, self._write = -1, -1
+        self._former: dict[int, Any] = {}
 
     def install(self, farewell: Callable[[], None]) -> None:
         """Starts to listen; ``farewell`` is called right before a forced end. Only for the main thread."""
@@ -37,8 +38,16 @@ class Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
             # What the caller has ignored (nohup, a job in the background of a script) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _leave_it_to_the_thread)
+                self._former[number] = signal.signal(number, _leave_it_to_the_thread)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def remove(self) -> None:
+        """Stops to listen; once a signal has come the thread stays, to end a process that cannot end by itself."""
+        if self.number is None:
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            os.close(self._write)
 
     @property
     def exit_code(self) -> int:
@@ -48,6 +57,7 @@ class Interrupts:
     def _watch(self) -> None:
         number = os.read(self._read, 1)
         if not number:
+            os.close(self._read)
             return
         self.number = number[0]
         self.cancel.set()
