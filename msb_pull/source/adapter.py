@@ -1,0 +1,90 @@
+"""requests' adapter with our sockets and our TLS contexts below it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from msb_pull.source.sockets import Patience, PatientSocket, connect
+
+if TYPE_CHECKING:
+    import requests
+
+    from msb_pull.source.tls import TrustStore
+
+CONNECT_TIMEOUT = 10.0
+
+
+class _PatientConnect:
+    """Opens connections that hear a cancel; everything else is urllib3's own."""
+
+    patience: Patience
+
+    def _new_conn(self: Any) -> PatientSocket:
+        # The pool above expects urllib3's own errors.
+        timeout = min(self.timeout, CONNECT_TIMEOUT) if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT
+        try:
+            return connect(self._dns_host, self.port, timeout, self.patience, self.socket_options)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"no connection within {timeout:g} seconds") from error
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error
+
+
+class _TLSConnection(_PatientConnect, HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        # Where checking is off, the user has asked for it and was told once; urllib3 would warn for every request.
+        self.is_verified = True
+
+
+class _Connection(_PatientConnect, HTTPConnection):
+    pass
+
+
+class PatientAdapter(HTTPAdapter):
+    """Gives every pool patient connections, and each host the TLS context of its own."""
+
+    def __init__(self, trust: TrustStore, patience: Patience) -> None:
+        self._trust = trust
+        # The classes are made here since urllib3 makes connections without arguments of ours.
+        plain = type("Connection", (_Connection,), {"patience": patience})
+        secure = type("TLSConnection", (_TLSConnection,), {"patience": patience})
+        self._pools = {
+            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+        super().__init__(pool_connections=16, pool_maxsize=4)
+
+    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
+        """Called by requests to make the pools of direct connections."""
+        super().init_poolmanager(*arguments, **keywords)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: Any, **keywords: Any) -> Any:
+        """Called by requests to make the pools behind a proxy; SOCKS brings connections of its own."""
+        manager = super().proxy_manager_for(proxy, **keywords)
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = self._pools
+        return manager
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: bool | str, cert: Any = None
+    ) -> tuple[Any, Any]:
+        """Called by requests for each request: which pool, with which context."""
+        place, keywords = super().build_connection_pool_key_attributes(request, bool(verify))
+        if place["scheme"] == "https":
+            keywords["ssl_context"] = self._trust.context(urlsplit(request.url or "").netloc)
+        return place, keywords
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """The context knows its certificates; requests would load its whole bundle for every connection."""
+        conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"

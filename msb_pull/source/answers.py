@@ -1,0 +1,98 @@
+"""What an answer that is no success means: which error, in the registry's own words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from msb_pull.errors import AccessError, MsbPullError, NetworkError, NotFoundError
+from msb_pull.source import redact
+from msb_pull.source.failures import Failure
+from msb_pull.source.retry import RETRY_STATUS
+
+if TYPE_CHECKING:
+    from msb_pull.source.transport import Answer
+
+_BODY_LIMIT = 64 * 1024
+_DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
+_UNKNOWN = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is no success: its status and, where the body had them, the registry's code and message."""
+
+    status: int
+    codes: tuple[str, ...] = ()
+    message: str = ""
+
+    @property
+    def retry(self) -> bool:
+        """Whether another try may help."""
+        return self.status in RETRY_STATUS
+
+    def __str__(self) -> str:
+        """Like ``registry answered 401 UNAUTHORIZED: authentication required``."""
+        code = self.codes[0] if self.codes else _phrase(self.status)
+        text = f"registry answered {self.status} {code}".rstrip()
+        return f"{text}: {self.message}" if self.message else text
+
+    def error(self, what: str, registry: str, *, named: bool) -> MsbPullError:
+        """The error for a person; ``named`` says that credentials were sent."""
+        if self.status == 429 or "TOOMANYREQUESTS" in self.codes:
+            return NetworkError(f"{what}: too many requests", cause=str(self), hint=limit_hint(registry, named))
+        if self.status == 401 or (self.status == 403 and not set(self.codes) & _UNKNOWN):
+            return denied(what, registry, str(self), named=named)
+        if self.status == 404 or set(self.codes) & _UNKNOWN:
+            hint = "check the name and the tag; a private repository may also need `docker login " + registry + "`"
+            return NotFoundError(f"{what}: not found", cause=str(self), hint=None if named else hint)
+        return NetworkError(f"{what}: {registry} cannot serve it", cause=str(self))
+
+
+def denied(what: str, registry: str, cause: str, *, named: bool) -> AccessError:
+    """The error for missing or refused credentials. Registries answer alike for "no such repository"."""
+    if named:
+        hint = (
+            f"the credentials for {registry} may be wrong or lack the right to pull, or the repository does not exist; "
+            f"log in again with `docker login {registry}`, or try --anonymous if the image is public"
+        )
+    else:
+        hint = f"log in with `docker login {registry}`; msb-pull reads ~/.docker/config.json"
+    return AccessError(f"{what}: access denied", cause=cause, hint=hint)
+
+
+def limit_hint(registry: str, named: bool) -> str:
+    """What to do about a rate limit."""
+    if registry == "docker.io" and not named:
+        return "Docker Hub allows more with an account: `docker login`"
+    return "wait and try again, or use a mirror"
+
+
+def read_refusal(answer: Answer) -> Refusal:
+    """Reads the error body (distribution-spec), at most 64 KiB of it; a body that is none is left out."""
+    try:
+        body = answer.read(_BODY_LIMIT)
+        document = json.loads(body) if len(body) <= _BODY_LIMIT else None
+    except (Failure, ValueError, RecursionError):
+        document = None
+    listed = document.get("errors") if isinstance(document, dict) else None
+    codes: list[str] = []
+    messages: list[str] = []
+    for item in listed[:5] if isinstance(listed, list) else ():
+        if not isinstance(item, dict):
+            continue
+        code, message = item.get("code"), item.get("message")
+        if isinstance(code, str) and code:
+            codes.append(redact.printable(code, limit=40))
+        if isinstance(message, str) and message:
+            messages.append(message)
+    return Refusal(answer.status, tuple(codes), redact.printable("; ".join(messages)))
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""

@@ -1,0 +1,233 @@
+"""A blob as one stream that outlives its connections, whichever registry, mirror or address serves it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from msb_pull import events
+from msb_pull.errors import AccessError, Cancelled, ContentError, MsbPullError, NetworkError, NotFoundError
+from msb_pull.readers import DigestMismatch
+from msb_pull.source.body import Body, RangeIgnored
+from msb_pull.source.failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from msb_pull.events import Observer
+    from msb_pull.image.manifest import Descriptor
+    from msb_pull.source.exchange import Exchange
+    from msb_pull.source.limiter import Limiter
+
+# What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
+_PROGRESS = 1 << 20
+_PROGRESS_PARTS = 64
+# Slower than this over the whole timeout is as good as broken.
+_STALLED = 1024
+
+
+class Route(Protocol):
+    """One place that may have the blob; ``name`` is for messages.
+
+    ``patient``: worth trying again when it breaks, since what stands after it is no better.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def patient(self) -> bool: ...
+
+    def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
+        """Asks for the blob, with ``ranged`` only for what follows ``offset``, where the body then begins.
+
+        Raises NotFoundError, AccessError, NetworkError, ContentError, RangeIgnored, Cancelled.
+        """
+
+    def mark_down(self, reason: str) -> None:
+        """This place cannot be reached: nobody should try it again in this run."""
+
+
+class RegistryBlob:
+    """A BlobStream over the given routes, the best first. Not for several threads."""
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        offset: int,
+        routes: Sequence[Route],
+        *,
+        image: str,
+        exchange: Exchange,
+        limiter: Limiter,
+        timeout: float,
+        observer: Observer,
+        decode: bool,
+        delivered: Callable[[RegistryBlob], None],
+    ) -> None:
+        self.ambiguous = False
+        self._descriptor = descriptor
+        self._size = descriptor.size
+        self._position = offset
+        self._routes = list(routes)
+        self._image = image
+        self._exchange = exchange
+        self._clock = exchange.clock
+        self._limiter = limiter
+        self._timeout = timeout
+        self._observer = observer
+        self._decode = decode
+        self._delivered = delivered
+        self._ranged = True
+        self._body: Body | None = None
+        self._failures = 0
+        self._last_trouble_at = offset
+        self._window_start = 0.0
+        self._window_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """What is being read."""
+        return str(self._descriptor.digest)
+
+    @property
+    def route(self) -> Route:
+        """Where the bytes come from at the moment."""
+        return self._routes[0]
+
+    def read(self, size: int, /) -> bytes:
+        """See :class:`msb_pull.source.interface.BlobStream`."""
+        while self._position < self._size:
+            if self._exchange.cancel.is_set():
+                raise Cancelled("interrupted")
+            try:
+                data = self._read(size)
+            except Failure as failure:
+                self._broken(failure)
+                continue
+            self._position += len(data)
+            if self._position == self._size:
+                self._finish()
+            self._limiter.take(len(data))
+            return data
+        return b""
+
+    def close(self) -> None:
+        """Gives the connection back or ends it; idempotent."""
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+    def __enter__(self) -> RegistryBlob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, size: int) -> bytes:
+        if self._body is None:
+            self._body = self._open()
+            self._window_start, self._window_bytes = self._clock.monotonic(), 0
+        data = self._body.read(self._limiter.piece(min(size, self._size - self._position)))
+        if not data:
+            raise Failure(f"the answer ended after {self._position} of {self._size} bytes")
+        self._window_bytes += len(data)
+        now = self._clock.monotonic()
+        if now - self._window_start >= self._timeout:
+            if self._window_bytes < _STALLED:
+                raise Failure(f"less than {_STALLED} bytes in {self._timeout:g} seconds")
+            self._window_start, self._window_bytes = now, 0
+        return data
+
+    def _open(self) -> Body:
+        """Opens the first route that works; those before it are left for good."""
+        while True:
+            try:
+                body = self.route.open(self._position, ranged=self._ranged, decode=self._decode)
+            except RangeIgnored as reason:
+                if not self._ranged:
+                    raise Failure(str(reason)) from reason
+                self._log(f"{self.route.name}: {reason}; reading from the start")
+                self._ranged = False
+            except (NotFoundError, AccessError, NetworkError, ContentError) as error:
+                self._leave(error)
+            else:
+                self.ambiguous = body.ambiguous
+                return body
+
+    def _broken(self, failure: Failure) -> None:
+        """Decides what follows a failure: this route again after a pause, the next one, or the end."""
+        self.close()
+        step = min(_PROGRESS, max(1, self._size // _PROGRESS_PARTS))
+        if self._position - self._last_trouble_at >= step:
+            self._failures = 0
+        self._last_trouble_at = self._position
+        self._failures += 1
+        allowed = self._exchange.retries if self.route.patient else 0
+        if not failure.retry or self._failures > allowed:
+            what = f"{self._image}: blob {self._descriptor.digest.short} from {self.route.name} broke off"
+            self._leave(NetworkError(what, cause=failure.reason, hint=failure.hint))
+            return
+        # The first time after some progress the line is probably fine: only a moment, so that not all threads come
+        # back in the same instant.
+        delay = self._clock.random() / 4 if self._failures == 1 else self._exchange.backoff.pause(self._failures - 1)
+        what = f"blob {self._descriptor.digest.short} at byte {self._position}"
+        self._observer(events.Retrying(self._image, what, failure.reason, self._failures, delay))
+        self._clock.sleep(self._exchange.cancel, delay)
+
+    def _leave(self, error: MsbPullError) -> None:
+        """Goes on with the next route, or raises the error when this was the last."""
+        self.close()
+        if len(self._routes) == 1:
+            raise error
+        left = self._routes.pop(0)
+        if isinstance(error, NetworkError):
+            left.mark_down(error.cause or error.message)
+        self._failures = 0
+        self._ranged = True
+        reason = error.cause or error.message
+        text = f"blob {self._descriptor.digest.short}: {left.name}: {reason}; going on with {self.route.name}"
+        self._observer(events.Warned(self._image, text))
+
+    def _finish(self) -> None:
+        """The last byte is here: nothing may follow it."""
+        body = self._body
+        assert body is not None
+        self._delivered(self)
+        if not body.ended():
+            # Worth another pass from the start only where that pass can go otherwise.
+            kind = DigestMismatch if body.ambiguous or len(self._routes) > 1 else ContentError
+            self.close()
+            raise kind(
+                f"{self._image}: blob {self._descriptor.digest.short} is longer than the manifest says",
+                cause=f"{self.route.name} sends more than {self._size} bytes",
+            )
+        self.close()
+
+    def _log(self, text: str) -> None:
+        self._observer(events.Logged(self._image, 1, text))
+
+
+class InlineBlob:
+    """A small blob that stood in the manifest itself (image-spec, ``data``), already compared with its digest."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._rest = data[offset:]
+
+    def read(self, size: int, /) -> bytes:
+        """See :class:`msb_pull.source.interface.BlobStream`."""
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> InlineBlob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None

@@ -1,0 +1,219 @@
+"""A request to a registry until it is answered: authorization, shared pauses, further tries, http for loopback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from msb_pull import events
+from msb_pull.errors import MsbPullError, NetworkError
+from msb_pull.source import redact
+from msb_pull.source.answers import Refusal, limit_hint, read_refusal
+from msb_pull.source.endpoint import forbidden, host_name, is_loopback
+from msb_pull.source.failures import Failure
+from msb_pull.source.retry import RETRY_AFTER_CAP, Backoff, Clock, retry_after, when_text
+from msb_pull.source.transport import origin
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping
+
+    from msb_pull.events import Observer
+    from msb_pull.source.auth import Authenticator
+    from msb_pull.source.endpoint import Target
+    from msb_pull.source.transport import Answer, Transport
+
+Result = TypeVar("Result")
+_SMALL_BODY = 64 * 1024
+# A signed address of a content network that has expired; the registry makes a new one.
+_EXPIRED = frozenset({400, 401, 403, 410})
+
+
+class Exchange:
+    """Asks endpoints. Shared by all threads of a run."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        auth: Authenticator,
+        clock: Clock,
+        *,
+        retries: int,
+        observer: Observer,
+        cancel: threading.Event,
+    ) -> None:
+        self.retries = retries
+        self.clock = clock
+        self.cancel = cancel
+        self.backoff = Backoff(clock)
+        self._transport = transport
+        self._auth = auth
+        self._observer = observer
+        self._schemes: dict[str, str] = {}
+
+    def get(
+        self,
+        target: Target,
+        kind: str,
+        name: str,
+        headers: Mapping[str, str],
+        *,
+        accept: frozenset[int],
+        take: Callable[[Answer], Result],
+        retries: int | None = None,
+        address: str | None = None,
+    ) -> Result:
+        """Asks for a manifest or blob and returns what ``take`` makes of the answer, which it must close.
+
+        ``take`` may raise Failure, which counts like a failed request. ``address`` is asked instead, without any
+        authorization, where the content lies outside of registries. Raises NotFoundError, AccessError, NetworkError,
+        Cancelled, and whatever ``take`` raises.
+        """
+        host = target.endpoint.host
+        allowed = self.retries if retries is None else retries
+        attempt = 0
+        dropped = False
+        while True:
+            self.backoff.wait(host, self.cancel)
+            try:
+                answer = self._reach(target, kind, name, headers) if address is None else self._visit(address, headers)
+                if answer.status in accept:
+                    return _taken(answer, take)
+                failure = self._refused(answer, target)
+            except Failure as error:
+                failure = error
+            # A connection that was kept open may have been closed from the other side meanwhile: ask again at once.
+            if failure.dropped and not dropped:
+                dropped = True
+                continue
+            attempt += 1
+            if not failure.retry or attempt > allowed:
+                raise self.give_up(target, failure)
+            self.pause(target, failure, attempt, f"{kind.removesuffix('s')} of {target.what}")
+
+    def pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
+        """Waits before the next try, together with every other thread that asks this host.
+
+        Raises NetworkError when the server wants a longer pause than makes sense, Cancelled.
+        """
+        delay = self.backoff.pause(attempt)
+        if failure.retry_after is not None:
+            if failure.retry_after > RETRY_AFTER_CAP:
+                raise self.give_up(target, failure)
+            delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
+        self._observer(events.Retrying(target.what, what, failure.reason, attempt, delay))
+        self.backoff.hold(target.endpoint.host, delay)
+        self.backoff.wait(target.endpoint.host, self.cancel)
+
+    def give_up(self, target: Target, failure: Failure) -> MsbPullError:
+        """The error for a failure that is final."""
+        host = target.endpoint.host
+        if failure.limited or failure.retry_after is not None:
+            cause = failure.reason
+            hint = limit_hint(target.registry, self._auth.named(target)) if failure.limited else None
+            if failure.retry_after is not None and failure.retry_after > RETRY_AFTER_CAP:
+                cause = f"{cause}; {host} asks to come back at {when_text(self.clock.now(), failure.retry_after)}"
+            return NetworkError(f"{target.what}: {host} turns requests away", cause=cause, hint=hint)
+        return NetworkError(f"{target.what}: no answer from {host}", cause=failure.reason, hint=failure.hint)
+
+    def _reach(self, target: Target, kind: str, name: str, headers: Mapping[str, str]) -> Answer:
+        """One try, over http where a loopback host turns out not to speak TLS; that is remembered for the run."""
+        endpoint = target.endpoint
+        known = endpoint.scheme or self._schemes.get(endpoint.host)
+        if known:
+            return self._ask(target, endpoint.url(known, target.repository, kind, name), headers)
+        try:
+            answer = self._ask(target, endpoint.url("https", target.repository, kind, name), headers)
+            self._schemes[endpoint.host] = "https"
+            return answer
+        except Failure as failure:
+            if not (failure.not_tls or failure.unreached or failure.dropped):
+                raise
+            self._log(target, f"{endpoint.host}: {failure.reason}; trying plain http, as it is this machine")
+        answer = self._ask(target, endpoint.url("http", target.repository, kind, name), headers)
+        self._schemes[endpoint.host] = "http"
+        return answer
+
+    def _visit(self, address: str, headers: Mapping[str, str]) -> Answer:
+        def check(target: str) -> None:
+            if reason := forbidden(target, address):
+                raise Failure(f"redirected to {reason}", retry=False)
+
+        return self._transport.follow("GET", address, headers, check=check)
+
+    def _ask(self, target: Target, url: str, headers: Mapping[str, str]) -> Answer:
+        """One try with authorization: a refused token is renewed once, and once more if another scope is wanted."""
+        used = self._auth.header(target, url)
+        fresh = False
+        while True:
+            answer = self._send(target, url, headers, used)
+            if answer.status != 401:
+                return answer
+            if origin(answer.url) != origin(url):
+                return self._ask_elsewhere(target, answer, headers)
+            try:
+                header = self._auth.respond(target, answer, used, fresh=fresh)
+                if header is None:
+                    return answer
+                # What is left of the body is read so that the connection can be used again.
+                answer.read(_SMALL_BODY)
+            except BaseException:
+                answer.close()
+                raise
+            answer.close()
+            used, fresh = header, True
+
+    def _ask_elsewhere(self, target: Target, answer: Answer, headers: Mapping[str, str]) -> Answer:
+        """A host that the registry has redirected to wants a token of its own: an anonymous one, once."""
+        try:
+            header = self._auth.anonymous(target, answer)
+        except MsbPullError as error:
+            answer.close()
+            raise Failure(f"{redact.host_of(answer.url)} gives no token: {error.cause or error.message}") from error
+        except BaseException:
+            answer.close()
+            raise
+        if header is None:
+            return answer
+        answer.close()
+        return self._send(target, answer.url, headers, header)
+
+    def _send(self, target: Target, url: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
+        try:
+            return self._transport.follow(
+                "GET", url, {**headers, "Authorization": authorization} if authorization else headers
+            )
+        except Failure as failure:
+            if failure.unreached and is_loopback(host_name(urlsplit(url).netloc)):
+                # Nobody listens on this machine, and nobody will in a few seconds.
+                failure.retry = False
+            raise
+
+    def _refused(self, answer: Answer, target: Target) -> Failure:
+        """The failure for a refusal that may pass; raises the error for any other."""
+        with answer:
+            refusal = read_refusal(answer)
+        wait = retry_after(answer.headers.get("Retry-After"), self.clock.now())
+        if refusal.retry:
+            return Failure(str(refusal), retry_after=wait, limited=refusal.status == 429)
+        elsewhere = urlsplit(answer.url).netloc != target.endpoint.host
+        if elsewhere and refusal.status in _EXPIRED:
+            return Failure(_from_elsewhere(refusal, answer))
+        if refusal.status in (200, 206, 416):
+            return Failure(f"{refusal} to a request that allows no such answer")
+        raise refusal.error(target.what, target.registry, named=self._auth.named(target))
+
+    def _log(self, target: Target, text: str) -> None:
+        self._observer(events.Logged(target.what, 1, text))
+
+
+def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
+    try:
+        return take(answer)
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _from_elsewhere(refusal: Refusal, answer: Answer) -> str:
+    return str(refusal).replace("registry answered", f"{redact.host_of(answer.url)} answered", 1)

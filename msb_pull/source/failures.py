@@ -1,0 +1,151 @@
+"""What broke below HTTP, in one line for a person and in flags for whoever decides on another try."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import requests
+import urllib3
+
+from msb_pull.errors import MsbPullError
+from msb_pull.source.redact import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Failure(Exception):
+    """No usable answer. ``reason`` is one line without secrets.
+
+    ``retry``: it may pass. ``unreached``: nobody is there, or the name is unknown. ``dropped``: an open connection
+    ended before an answer, as kept-alive ones do. ``not_tls``: the other side does not seem to speak TLS.
+    ``retry_after``: seconds that the server asked for. ``limited``: it says that we ask too often.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry: bool = True,
+        unreached: bool = False,
+        dropped: bool = False,
+        not_tls: bool = False,
+        retry_after: float | None = None,
+        limited: bool = False,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry = retry
+        self.unreached = unreached
+        self.dropped = dropped
+        self.not_tls = not_tls
+        self.retry_after = retry_after
+        self.limited = limited
+        self.hint = hint
+
+
+def failure_of(error: Exception) -> Exception:
+    """The Failure behind an exception of requests, urllib3, ssl or socket; our own errors and bugs pass unchanged."""
+    if isinstance(error, MsbPullError | Failure):
+        return error
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, MsbPullError | Failure):
+            return cause
+    for look in (_proxy, _certificate, _name, _waiting, _reading):
+        for cause in chain:
+            if (found := look(cause)) is not None:
+                return found
+    if isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError | OSError):
+        return Failure(_short(chain[-1]))
+    return error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything it wraps: requests wraps urllib3, which wraps the system's own."""
+    seen: set[int] = set()
+    queue: list[object] = [error]
+    while queue:
+        item = queue.pop(0)
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        queue += [getattr(item, "reason", None), item.__cause__, *item.args]
+        if not item.__suppress_context__:
+            queue.append(item.__context__)
+
+
+def _proxy(cause: BaseException) -> Failure | None:
+    if isinstance(cause, requests.exceptions.InvalidProxyURL | urllib3.exceptions.ProxySchemeUnknown):
+        return Failure(
+            "the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY"
+        )
+    if isinstance(cause, requests.exceptions.InvalidSchema) and "SOCKS" in str(cause):
+        hint = "install PySocks (`pip install pysocks`)"
+        return Failure("the proxy is a SOCKS one, for which PySocks is missing", retry=False, hint=hint)
+    if isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return Failure("the address cannot be used", retry=False)
+    if isinstance(cause, urllib3.exceptions.ProxyError):
+        inner = [
+            x for x in _causes(cause) if isinstance(x, OSError) and not isinstance(x, urllib3.exceptions.HTTPError)
+        ]
+        return Failure(f"the proxy failed: {_short(inner[-1]) if inner else _short(cause)}", unreached=True)
+    return None
+
+
+def _certificate(cause: BaseException) -> Failure | None:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Failure(
+            f"the certificate is not accepted: {printable(cause.verify_message)}",
+            retry=False,
+            hint="give the authority's certificate with --ca-cert, or --tls-no-verify if you accept the risk",
+        )
+    if isinstance(cause, ssl.SSLError):
+        reason = printable(cause.reason or str(cause)).replace("_", " ").lower()
+        not_tls = cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
+        not_tls = not_tls or cause.reason in ("RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
+        hint = "it seems to speak plain HTTP: use --plain-http if that is right" if not_tls else None
+        return Failure(f"TLS failed: {reason}", retry=not not_tls, not_tls=not_tls, hint=hint)
+    return None
+
+
+def _name(cause: BaseException) -> Failure | None:
+    if not isinstance(cause, socket.gaierror):
+        return None
+    temporary = cause.errno == socket.EAI_AGAIN
+    return Failure(f"the name cannot be resolved: {cause.strerror or cause}", retry=temporary, unreached=True)
+
+
+def _waiting(cause: BaseException) -> Failure | None:
+    if isinstance(cause, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
+        cause, urllib3.exceptions.NewConnectionError
+    ):
+        return Failure("no connection within 10 seconds", unreached=True)
+    if isinstance(cause, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError | TimeoutError):
+        return Failure("no answer for too long")
+    return None
+
+
+def _reading(cause: BaseException) -> Failure | None:
+    if isinstance(cause, urllib3.exceptions.IncompleteRead):
+        return Failure("the connection ended before the end of the answer", dropped=True)
+    if isinstance(cause, OSError) and cause.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return Failure(_system(cause), unreached=True)
+    if isinstance(cause, ConnectionError) and not isinstance(cause, requests.RequestException):
+        return Failure(_system(cause), dropped=True)
+    return None
+
+
+def _system(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else "the connection was closed without an answer"
+
+
+def _short(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(text or type(error).__name__)

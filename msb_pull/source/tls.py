@@ -1,0 +1,131 @@
+"""Which certificates to believe: one TLS context for each host that is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import certifi
+
+from msb_pull.errors import LocalError, UsageError
+from msb_pull.source.sockets import Patience, tls_socket_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# Where docker, podman and containerd keep certificates by registry: <folder>/<host[:port]>/*.crt, *.cert with *.key.
+CERTS_D = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+# Bundles that stand in place of the system's certificates; the first that is set wins.
+BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+
+class TrustStore:
+    """Makes and keeps the contexts. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        *,
+        ca_certs: Mapping[str, str],
+        no_verify: frozenset[str],
+        environment: Mapping[str, str],
+        patience: Patience,
+        certs_d: tuple[Path, ...] = CERTS_D,
+    ) -> None:
+        self._ca_certs = ca_certs
+        self._no_verify = no_verify
+        self._environment = environment
+        self._socket_class = tls_socket_class(patience)
+        home = environment.get("HOME")
+        user = (Path(home) / ".config/containers/certs.d", Path(home) / ".docker/certs.d") if home else ()
+        self._folders = user + certs_d
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._lock = threading.Lock()
+
+    def verifies(self, host: str) -> bool:
+        """Whether certificates of ``host[:port]`` are checked at all."""
+        return not any(name in self._no_verify for name in _names(host))
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """The context for ``host[:port]``. Raises UsageError or LocalError when a named certificate cannot be used."""
+        with self._lock:
+            if host not in self._contexts:
+                self._contexts[host] = self._make(host)
+            return self._contexts[host]
+
+    def _make(self, host: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.sslsocket_class = self._socket_class
+        if not self.verifies(host):
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        else:
+            self._load_roots(context)
+            for name in _names(host):
+                if name in self._ca_certs:
+                    _load(context, Path(self._ca_certs[name]).expanduser(), f"certificate file for {host}")
+        for folder in self._folders_of(host):
+            self._load_folder(context, folder)
+        return context
+
+    def _load_roots(self, context: ssl.SSLContext) -> None:
+        for variable in BUNDLE_VARIABLES:
+            if named := self._environment.get(variable):
+                _load(context, Path(named), variable)
+                return
+        if folder := self._environment.get("SSL_CERT_DIR"):
+            context.load_verify_locations(capath=folder)
+            return
+        # Companies put their own root into the system's store; certifi stands in where there is none.
+        context.set_default_verify_paths()
+        if not context.cert_store_stats()["x509_ca"]:
+            context.load_verify_locations(certifi.where())
+
+    def _folders_of(self, host: str) -> Iterator[Path]:
+        for folder in self._folders:
+            for name in _names(host):
+                path = folder / name
+                with contextlib.suppress(OSError):
+                    if path.is_dir():
+                        yield path
+
+    def _load_folder(self, context: ssl.SSLContext, folder: Path) -> None:
+        try:
+            files = sorted(folder.iterdir())
+        except OSError as error:
+            raise LocalError(f"{folder}: {error.strerror}", hint="make the folder readable, or remove it") from error
+        for path in files:
+            if path.suffix == ".crt" and context.verify_mode != ssl.CERT_NONE:
+                _load(context, path, "certificate file")
+            elif path.suffix == ".cert":
+                key = path.with_suffix(".key")
+                try:
+                    context.load_cert_chain(path, key)
+                except (OSError, ssl.SSLError) as error:
+                    raise LocalError(f"{path}: client certificate cannot be used", cause=str(error)) from error
+
+
+def _load(context: ssl.SSLContext, path: Path, what: str) -> None:
+    try:
+        if path.is_dir():
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"{path}: {what} cannot be used",
+            cause=error.strerror or str(error),
+            hint="it must be a file of PEM certificates",
+        ) from error
+
+
+def _names(host: str) -> tuple[str, ...]:
+    """The spellings of a host under which settings may stand: as it is, and with or without the default port."""
+    bare = host.removesuffix(":443")
+    return tuple(dict.fromkeys((host, bare, f"{bare}:443"))) if bare != host or not _has_port(host) else (host,)
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]

@@ -1,0 +1,210 @@
+"""One HTTP exchange at a time: sessions, proxies, TLS and redirects; no registry, no credentials, no retries."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.utils import get_environ_proxies
+
+from msb_pull import __version__, events
+from msb_pull.source import redact
+from msb_pull.source.adapter import CONNECT_TIMEOUT, PatientAdapter
+from msb_pull.source.failures import Failure, failure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from msb_pull.events import Observer
+    from msb_pull.source.sockets import Patience
+    from msb_pull.source.tls import TrustStore
+
+MAX_REDIRECTS = 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Answer:
+    """A response and the session it came by. Close it, or nobody else can use the connection again."""
+
+    def __init__(self, response: requests.Response, url: str, release: Callable[[], None]) -> None:
+        self.response = response
+        self.url = url
+        self.status = response.status_code
+        self.headers = response.headers
+        self._release = release
+        self._closed = False
+
+    def header_values(self, name: str) -> list[str]:
+        """The values of a header that may come several times."""
+        return list(self.response.raw.headers.getlist(name))
+
+    def read(self, limit: int) -> bytes:
+        """The body, decoded as Content-Encoding says, at most ``limit`` + 1 bytes of it. Raises Failure, Cancelled."""
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while size <= limit and (piece := self.response.raw.read(limit + 1 - size, decode_content=True)):
+                pieces.append(piece)
+                size += len(piece)
+        except Exception as error:
+            raise failure_of(error) from error
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Gives the connection back when the body was read to its end, else ends it; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.response.close()
+        self._release()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Transport:
+    """Sends requests. A session is never used by two threads at once: it is lent for one exchange and its body."""
+
+    def __init__(
+        self, trust: TrustStore, patience: Patience, *, timeout: float, observer: Observer,
+        environment_proxies: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> None:  # fmt: skip
+        self._trust = trust
+        self._patience = patience
+        self._timeout = timeout
+        self._observer = observer
+        self._proxies = environment_proxies or get_environ_proxies
+        self._idle: deque[requests.Session] = deque()
+        self._all: list[requests.Session] = []
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | None = None) -> Answer:
+        """One request, one answer, whatever its status; redirects are not followed. Raises Failure, Cancelled."""
+        self._patience.check()
+        session = self._borrow()
+        started = time.monotonic()
+        verify = self._trust.verifies(urlsplit(url).netloc)
+        try:
+            response = session.request(
+                method,
+                url,
+                headers={**headers},
+                data=data,
+                stream=True,
+                allow_redirects=False,
+                timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
+                proxies=dict(self._proxies(url)),
+                verify=verify,
+            )
+        except Exception as error:
+            self._give_back(session)
+            failure = failure_of(error)
+            self._log(f"{method} {redact.url(url)}: {failure}")
+            raise failure from error
+        answer = Answer(response, url, lambda: self._give_back(session))
+        self._log(f"{method} {redact.url(url)}: {answer.status} in {(time.monotonic() - started) * 1000:.0f} ms")
+        self._show_warnings(answer)
+        return answer
+
+    def follow(
+        self, method: str, url: str, headers: Mapping[str, str], *, check: Callable[[str], None] | None = None
+    ) -> Answer:
+        """As :meth:`send`, following up to ten redirects.
+
+        Authorization stays behind on any change of scheme, host or port; https never leads to http; ``check`` sees
+        every new address and may raise. Raises Failure, Cancelled.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = self.send(method, url, headers)
+            location = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or not location:
+                return answer
+            answer.close()
+            target = urljoin(url, location)
+            parts = urlsplit(target)
+            if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+                raise Failure(f"redirected to {redact.url(target)}, which is no web address", retry=False)
+            if urlsplit(url).scheme == "https" and parts.scheme == "http":
+                raise Failure(f"redirected from https to {redact.url(target)}, which is not encrypted", retry=False)
+            if check is not None:
+                check(target)
+            if origin(target) != origin(url):
+                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+            url = target
+        raise Failure(f"more than {MAX_REDIRECTS} redirects", retry=False)
+
+    def close(self) -> None:
+        """Ends all sessions."""
+        with self._lock:
+            sessions, self._all = self._all, []
+            self._idle.clear()
+        for session in sessions:
+            session.close()
+
+    def _borrow(self) -> requests.Session:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        session = requests.Session()
+        # ~/.netrc would replace our Authorization, and an environment bundle our certificates.
+        session.trust_env = False
+        session.headers.clear()
+        session.headers.update({"User-Agent": f"msb-pull/{__version__}", "Accept-Encoding": "identity"})
+        session.cookies.set_policy(_NoCookies())
+        adapter = PatientAdapter(self._trust, self._patience)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
+        with self._lock:
+            self._all.append(session)
+        return session
+
+    def _give_back(self, session: requests.Session) -> None:
+        self._idle.append(session)
+
+    def _log(self, text: str) -> None:
+        self._observer(events.Logged("", 2, text))
+
+    def _show_warnings(self, answer: Answer) -> None:
+        """``Warning: 299 - "text"``: shown once, never acted on (distribution-spec)."""
+        for value in answer.header_values("Warning"):
+            code, _, rest = value.partition(" ")
+            text = rest.partition(" ")[2].strip()
+            if code != "299" or len(text) < 2 or text[0] != '"':
+                continue
+            text = redact.printable(_unquoted(text))
+            with self._lock:
+                known = text in self._told
+                self._told.add(text)
+            if not known:
+                self._observer(events.Warned("", f"{redact.host_of(answer.url)} says: {text}"))
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of an address."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+
+
+def _unquoted(text: str) -> str:
+    kept: list[str] = []
+    characters = iter(text[1:])
+    for character in characters:
+        if character == '"':
+            break
+        kept.append(next(characters, "") if character == "\\" else character)
+    return "".join(kept)
+
+
+class _NoCookies(DefaultCookiePolicy):
+    def set_ok(self, cookie: Any, request: Any) -> bool:
+        return False
