@@ -1,0 +1,40 @@
+"""Fixtures of the tests of this room."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from tests.fault_registry import FaultRegistry
+from tests.source.support import make_bench
+
+
+@pytest.fixture
+def registry():
+    """A scripted registry on plain HTTP."""
+    with FaultRegistry() as server:
+        yield server
+
+
+@pytest.fixture
+def other():
+    """A second one: a mirror, a content network, a token service."""
+    with FaultRegistry() as server:
+        yield server
+
+
+@pytest.fixture
+def bench():
+    """Makes clients and closes them: ``bench(credentials, retries=2)``."""
+    made = []
+
+    def make(*arguments, **named):
+        made.append(make_bench(*arguments, **named))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.client.close()
+    # A socket that nobody closed is reported as an error when it is collected: do that in the test that is to blame.
+    gc.collect()
