@@ -1,0 +1,145 @@
+"""Decompression of layers: gzip through ISA-L, zstd, or none; told by magic numbers, since media types lie.
+
+Every path is pushed compressed bytes and gives pieces of bounded size; a stream that is cut, damaged or followed by
+anything but padding is refused (Go's gzip and zstd readers do the same; Python's gzip and zstd modules do not always).
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from typing import TYPE_CHECKING, Protocol
+
+from isal import isal_zlib
+
+from msb_pull.errors import ContentError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECE = 512 * 1024
+# A window of 2 GiB is the most the format's own tool writes (`zstd --long=31`).
+_MAX_WINDOW_LOG = 31
+_GZIP = b"\x1f\x8b\x08"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+
+
+class Decompressor(Protocol):
+    """Pushes in compressed bytes, gets out the tar stream."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields what ``data`` inflates to, at most :data:`PIECE` bytes at a time; raises ContentError."""
+
+    def finish(self) -> None:
+        """Says that there is no more; raises ContentError when the stream is cut."""
+
+
+def detect(head: bytes) -> str:
+    """``gzip``, ``zstd`` or ``none`` by the first six bytes; raises ContentError for formats that OCI does not know."""
+    for magic, name in _REFUSED.items():
+        if head.startswith(magic):
+            raise ContentError(f"{name} compressed layers are not supported", hint="ask for a gzip or zstd image")
+    if head.startswith(_GZIP):
+        return "gzip"
+    skippable = head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F
+    return "zstd" if head.startswith(_ZSTD) or skippable else "none"
+
+
+def open_decompressor(head: bytes, media_type: str) -> tuple[Decompressor, str | None]:
+    """The decompressor for a blob that begins with ``head``, and a warning when the media type says otherwise."""
+    found = detect(head)
+    claimed = "gzip" if media_type.endswith("gzip") else "zstd" if media_type.endswith("zstd") else "none"
+    warning = None if found == claimed else f"the media type {media_type} is wrong, the content is {_NAMES[found]}"
+    return _DECOMPRESSORS[found](), warning
+
+
+class _Gzip:
+    """All members of a gzip file; zero padding may follow, nothing else."""
+
+    def __init__(self) -> None:
+        self._member = isal_zlib.decompressobj(wbits=31)
+        self._started = False
+        self._padding = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while True:
+            if self._member.eof:
+                data = self._next_member(data)
+                if not data:
+                    return
+            self._started = self._started or bool(data)
+            try:
+                piece = self._member.decompress(data, PIECE)
+            except (isal_zlib.error, zlib.error) as error:
+                raise ContentError("the gzip stream is damaged", cause=str(error)) from None
+            if piece:
+                yield piece
+            data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            # A full piece may leave more behind in the inflater although it has taken all of its input.
+            if not data and len(piece) < PIECE:
+                return
+
+    def finish(self) -> None:
+        if self._started and not self._member.eof:
+            raise ContentError("the gzip stream is cut")
+
+    def _next_member(self, data: bytes) -> bytes:
+        """Passes over zero padding; what follows it, or the member before, must be a member."""
+        rest = data.lstrip(b"\0")
+        if len(rest) < len(data):
+            self._padding = True
+        if not rest:
+            return b""
+        if self._padding or rest[0] != _GZIP[0]:
+            raise ContentError("bytes that are no gzip follow the end of the gzip stream")
+        self._member = isal_zlib.decompressobj(wbits=31)
+        return rest
+
+
+class _Zstd:
+    """All frames of a zstd file, skippable ones passed over."""
+
+    def __init__(self) -> None:
+        self._frame = self._new_frame()
+        self._inside = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        try:
+            while data or not (self._frame.needs_input or self._frame.eof):
+                if self._frame.eof:
+                    self._frame = self._new_frame()
+                self._inside = True
+                piece = self._frame.decompress(data, PIECE)
+                if piece:
+                    yield piece
+                data = self._frame.unused_data if self._frame.eof else b""
+                if self._frame.eof:
+                    self._inside = False
+        except zstd.ZstdError as error:
+            raise ContentError("the zstd stream is damaged", cause=str(error)) from None
+
+    def finish(self) -> None:
+        if self._inside:
+            raise ContentError("the zstd stream is cut")
+
+    @staticmethod
+    def _new_frame() -> zstd.ZstdDecompressor:
+        return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
+
+
+class _Plain:
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        yield data
+
+    def finish(self) -> None:
+        return
+
+
+_NAMES = {"gzip": "gzip", "zstd": "zstd", "none": "not compressed"}
+_DECOMPRESSORS: dict[str, type[_Gzip] | type[_Zstd] | type[_Plain]] = {"gzip": _Gzip, "zstd": _Zstd, "none": _Plain}

@@ -1,0 +1,33 @@
+"""Names of entries, made relative to the root of their layer."""
+
+from __future__ import annotations
+
+_MAX_COMPONENT = 255
+_MAX_LEVELS = 1024
+
+
+def clean(name: bytes) -> bytes:
+    """The path below the layer's root that ``name`` means, components joined by ``/``; ``b""`` is the root itself.
+
+    Leading slashes fall away and inner ``..`` are resolved as text, as containerd and moby do. Raises ValueError with
+    a short reason for a name that is empty, holds NUL, climbs out of the layer, or has components no file system takes.
+    """
+    if not name:
+        raise ValueError("the name is empty")
+    if b"\0" in name:
+        raise ValueError("the name holds a NUL byte")
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not parts:
+                raise ValueError("the path escapes the layer")
+            parts.pop()
+            continue
+        if len(part) > _MAX_COMPONENT:
+            raise ValueError(f"a component of the name is longer than {_MAX_COMPONENT} bytes")
+        parts.append(part)
+    if len(parts) > _MAX_LEVELS:
+        raise ValueError(f"the path is deeper than {_MAX_LEVELS} levels")
+    return b"/".join(parts)

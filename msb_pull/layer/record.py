@@ -1,0 +1,200 @@
+"""The record of a layer: its tar stream without the file payloads, from which the stream can be made again.
+
+``records/<digest>.tar`` is gzip (level 1) over: each header, each padding, each trailing block as it came, and after
+the header of an entry with a payload the CRC-32 of that payload, four bytes, big endian. The notes beside it say what
+the stream does not: where entries were placed that did not go where they said, what was derived from lower layers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.errors import ContentError
+from msb_pull.layer.limits import Limits
+from msb_pull.layer.names import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from msb_pull.layer.settle import Settled
+    from msb_pull.layer.tar import Entry
+    from msb_pull.layer.unpack import UnpackReport
+
+_BATCH = 1024
+_VERSION = 1
+_UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
+
+
+class RecordWriter:
+    """Writes a record into an open file descriptor, in batches."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._parts: list[bytes] = []
+        self._deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes of the stripped stream."""
+        parts = self._parts
+        parts.append(data)
+        if len(parts) >= _BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        """Completes the gzip stream; the descriptor stays open."""
+        self._flush()
+        _write_all(self._descriptor, self._deflate.flush())
+
+    def _flush(self) -> None:
+        _write_all(self._descriptor, self._deflate.compress(b"".join(self._parts)))
+        self._parts.clear()
+
+
+class RecordStream:
+    """Reads the stripped stream of a record; raises ContentError when it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        self._inflate = zlib.decompressobj(31)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fills ``buffer`` as far as one read goes; 0 at the end."""
+        try:
+            while not self._inflate.eof:
+                data = self._inflate.unconsumed_tail or self._file.read(1 << 16)
+                if not data:
+                    break
+                found = self._inflate.decompress(data, len(buffer))
+                if found:
+                    buffer[: len(found)] = found
+                    return len(found)
+        except zlib.error as error:
+            raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
+        if not self._inflate.eof:
+            raise ContentError(f"{self._path}: the record is cut")
+        return 0
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """The entries of a record in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
+    # tar needs this module for its type only, and the child that writes a layer never reads a record.
+    from msb_pull.layer.tar import TarReader
+
+    stream = RecordStream(path)
+    try:
+        reader = TarReader(stream, limits=_UNLIMITED, stripped=True)
+        while (entry := reader.next()) is not None:
+            yield entry
+    finally:
+        stream.close()
+
+
+class Notes:
+    """What is known of a published layer beside its record. Paths are bytes; the file holds them as escaped text."""
+
+    def __init__(
+        self,
+        *,
+        diff_id: str,
+        tar_bytes: int,
+        entries: int,
+        content_bytes: int,
+        chain: str,
+        placed: dict[int, bytes] | None = None,
+        moved: list[tuple[bytes, bytes]] | None = None,
+        derived: list[dict[str, Any]] | None = None,
+        warnings: list[str] | None = None,
+    ) -> None:
+        self.diff_id = diff_id
+        self.tar_bytes = tar_bytes
+        self.entries = entries
+        self.content_bytes = content_bytes
+        self.chain = chain
+        self.placed = placed or {}
+        self.moved = moved or []
+        self.derived = derived or []
+        self.warnings = warnings or []
+
+    @classmethod
+    def of(cls, report: UnpackReport, settled: Settled, *, diff_id: str, tar_bytes: int, chain: str) -> Notes:
+        """The notes of a layer that has just been unpacked and settled on the layers below."""
+        return cls(
+            diff_id=diff_id,
+            tar_bytes=tar_bytes,
+            entries=report.entries,
+            content_bytes=report.content_bytes,
+            chain=chain,
+            placed=report.placed,
+            moved=settled.moved,
+            derived=settled.derived,
+            warnings=report.warnings[:100],
+        )
+
+    def path_of(self, entry: Entry) -> bytes:
+        """Where an entry lies on disk, relative to the layer's directory."""
+        return self.moved_path(self.placed.get(entry.index) or clean(entry.name))
+
+    def moved_path(self, path: bytes) -> bytes:
+        """Where settling moved a path to."""
+        for old, new in self.moved:
+            if path == old or path.startswith(old + b"/"):
+                path = (new + path[len(old) :]).strip(b"/")
+        return path
+
+    def save(self, path: Path) -> None:
+        """Writes the notes as JSON."""
+        document = {
+            "version": _VERSION,
+            "diff_id": self.diff_id,
+            "tar_bytes": self.tar_bytes,
+            "entries": self.entries,
+            "content_bytes": self.content_bytes,
+            "chain": self.chain,
+            "placed": {str(index): os.fsdecode(place) for index, place in self.placed.items()},
+            "moved": [[os.fsdecode(old), os.fsdecode(new)] for old, new in self.moved],
+            "derived": self.derived,
+            "warnings": self.warnings,
+        }
+        path.write_text(json.dumps(document) + "\n", encoding="ascii")
+
+    @classmethod
+    def load(cls, path: Path) -> Notes:
+        """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
+        try:
+            document = json.loads(path.read_bytes())
+            if document["version"] != _VERSION:
+                raise ValueError(f"version {document['version']}")
+            return cls(
+                diff_id=_typed(document["diff_id"], str),
+                tar_bytes=_typed(document["tar_bytes"], int),
+                entries=_typed(document["entries"], int),
+                content_bytes=_typed(document["content_bytes"], int),
+                chain=_typed(document["chain"], str),
+                placed={int(index): os.fsencode(place) for index, place in document["placed"].items()},
+                moved=[(os.fsencode(old), os.fsencode(new)) for old, new in document["moved"]],
+                derived=_typed(document["derived"], list),
+                warnings=_typed(document["warnings"], list),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ContentError(f"{path}: the notes of a layer are damaged", cause=repr(error)) from None
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}")
+    return value
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
