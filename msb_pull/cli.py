@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msb_pull import cli_options as opt
-from msb_pull.cli_group import Group, usage_error
+from msb_pull.cli_group import Group, command, usage_error
 from msb_pull.cli_run import Run, Session
 from msb_pull.cli_signals import Interrupts
 from msb_pull.errors import Cancelled, UsageError
@@ -59,7 +59,7 @@ def _root(
     """Options of the program itself."""
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] IMAGE...",
     settings=(
@@ -115,7 +115,7 @@ def pull(
     )
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] [PATTERN]",
     examples="""\
@@ -141,7 +141,7 @@ def ls(
     show_list(run, pattern, filters or [], sort or "name", whole=no_trunc)
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] IMAGE",
     examples="""\
@@ -168,7 +168,7 @@ def inspect(
     show_image(run, opt.needed([image] if image else [], "inspect")[0], part=chosen[0] if chosen else None)
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] [IMAGE...]",
     settings=("authfile",),
@@ -194,7 +194,7 @@ def verify(
     verify_store(run, images or [], quick=quick, repair=repair)
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS]",
     examples="""\
@@ -223,7 +223,7 @@ def prune(
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] IMAGE...",
     examples="""\
@@ -237,7 +237,7 @@ def rm(run: Run, images: opt.Images = None, no_wait: opt.NoWait = False) -> None
     remove_from_store(run, opt.needed(images, "rm"), wait=not no_wait)
 
 
-@opt.command(
+@command(
     app,
     usage="[OPTIONS] IMAGE... -o FILE",
     examples="""\

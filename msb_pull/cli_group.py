@@ -3,22 +3,107 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.core
 
-from msb_pull.cli_options import as_typed
+from msb_pull.cli_options import COMMON, EVERYWHERE, SETTINGS
 from msb_pull.errors import MsbPullError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from msb_pull.cli_run import Run, Session
 
 _EXAMPLES = """\
 msb-pull ubuntu:22.04
 msb-pull ghcr.io/acme/app:1 --platform linux/arm64
 msb-pull ls
 msb-pull inspect --lowerdir ubuntu:22.04"""
+
+
+def command(
+    app: typer.Typer, *, usage: str, examples: str, settings: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers ``function(run, **own_options)`` as a command that takes the common options and ``settings`` too.
+
+    ``run`` is ready to use when the function is called: settings are read and the display knows how to show things.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        # A command that has its own --format answers for the common one too.
+        common = [p for p in COMMON.values() if p.name not in {x.name for x in own}]
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        every = [context, *own, *(SETTINGS[name] for name in settings), *common]
+
+        def invoke(**values: Any) -> None:
+            session: Session = values.pop("ctx").obj
+            mine = {p.name: values[p.name] for p in own}
+            run: Run = session.begin(values)
+            function(run, **mine)
+
+        invoke.__name__ = function.__name__
+        invoke.__doc__ = function.__doc__
+        invoke.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
+        )
+        app.command(function.__name__, cls=PlainCommand, options_metavar=usage, epilog=examples)(invoke)
+        return function
+
+    return register
+
+
+def as_typed(param: Any) -> Any:
+    """``param``, which now keeps the text that was typed.
+
+    Typer 0.29 loads pydantic (0.08 s, more than a whole warm pull may take) to turn text into text.
+    """
+    param.process_value = MethodType(_keep, param)
+    return param
+
+
+def _keep(param: Any, ctx: typer.Context, value: Any) -> Any:
+    if value is None and (param.multiple or param.nargs == -1):
+        value = ()
+    return param.callback(ctx, param, value) if param.callback is not None else value
+
+
+class PlainCommand(typer.core.TyperCommand):
+    """A command whose values stay text, with help in sections of plain text."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, none of which turns its text into anything."""
+        return [as_typed(param) for param in super().get_params(ctx)]
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The usage line as it was written."""
+        return [self.options_metavar or ""]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the options in sections, in the order in which the sections first appear."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and param.param_type_name == "option":
+                title = getattr(param, "rich_help_panel", None)
+                sections.setdefault(title if isinstance(title, str) else "Options", []).append(record)
+        # The help option comes last and belongs to the options of every command.
+        sections.setdefault(EVERYWHERE, []).append(sections["Options"].pop())
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    # Padded, so that the texts of all sections stand below one another.
+                    formatter.write_dl([(f"{name:<22}", text) for name, text in records], col_max=22)
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the examples as they stand."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write_text("\b\n" + self.epilog)
 
 
 class Group(typer.core.TyperGroup):

@@ -25,8 +25,8 @@ ROOMS = {
     "image": 2,
     "ground": 1,
 }
-DISPLAY = {"display", "bars", "board", "lines", "streams"}
-WORK = {"pull", "plan", "fetch", "transfer", "verify", "prune", "save"}
+DISPLAY = {"display", "bars", "board", "lines", "streams", "tables"}
+WORK = {"pull", "plan", "fetch", "transfer", "verify", "prune", "save", "listing", "merge", "select"}
 GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "sizes"}
 
 # The modules that run in the child of a layer, started without site-packages.

@@ -1,0 +1,187 @@
+"""The ``ls`` and ``inspect`` commands behind their options."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.image.reference import Reference
+from msb_pull.lines import counted
+from msb_pull.listing import InspectedImage, InspectedLayer, ListedImage, inspect_image, list_files, list_images
+from msb_pull.select import parse_filters
+from msb_pull.sizes import format_size
+from msb_pull.streams import visible
+from msb_pull.tables import ago, facts, rfc3339, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.cli_run import Run
+
+_COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
+# What a person wants to know of an image's configuration, in this order.
+_CONFIG = (
+    ("Entrypoint", "Entrypoint"),
+    ("Command", "Cmd"),
+    ("Environment", "Env"),
+    ("Directory", "WorkingDir"),
+    ("User", "User"),
+    ("Ports", "ExposedPorts"),
+    ("Volumes", "Volumes"),
+    ("Stop signal", "StopSignal"),
+    ("Labels", "Labels"),
+)
+
+
+def show_list(run: Run, pattern: str | None, filters: Sequence[str], sort: str, *, whole: bool) -> None:
+    """Prints the images that match, as a table, as bare names (``-q``) or as a JSON list."""
+    selection = parse_filters([*filters, *([f"reference={pattern}"] if pattern else [])])
+    images = list_images(run.store(create=False), selection, sort)
+    if not images:
+        run.display.note("No images.")
+    if run.display.quiet:
+        text = "\n".join(visible(image.reference) for image in images)
+    elif images:
+        text = _table(images, whole=whole, color=run.display.colored_stdout)
+    else:
+        text = ""
+    run.write([_listed(image) for image in images], text)
+
+
+def show_image(run: Run, text: str, *, part: str | None) -> None:
+    """Prints all about one image, or just its layer directories, its mount string or its files."""
+    store = run.store(create=False)
+    reference = Reference.parse(text, run.settings.default_registry)
+    if part == "files":
+        files = list_files(store, reference)
+        run.write([file.document() for file in files], "\n".join(file.line() for file in files))
+        return
+    image = inspect_image(store, reference)
+    if part == "layers":
+        run.write([str(layer.path) for layer in image.layers], "\n".join(str(layer.path) for layer in image.layers))
+    elif part == "lowerdir":
+        lowerdir = image.lowerdir()
+        run.write({"lowerdir": lowerdir}, lowerdir)
+    else:
+        run.write(_document(image), _page(image, color=run.display.colored_stdout))
+
+
+def _table(images: Sequence[ListedImage], *, whole: bool, color: bool) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [
+        (
+            visible(image.reference),
+            _shown_digest(image.digest, whole=whole),
+            image.platform or "-",
+            str(image.layers),
+            format_size(image.size),
+            ago(image.pulled_at, now) + ("" if image.complete else " (incomplete)"),
+        )
+        for image in images
+    ]
+    return table(_COLUMNS, rows, right=("LAYERS", "SIZE"), color=color)
+
+
+def _shown_digest(digest: str | None, *, whole: bool) -> str:
+    if digest is None:
+        return "-"
+    return digest if whole else digest.partition(":")[2][:12]
+
+
+def _listed(image: ListedImage) -> dict[str, Any]:
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "platform": image.platform,
+        "layers": image.layers,
+        "size_bytes": image.size,
+        "pulled_at": rfc3339(image.pulled_at),
+        "complete": image.complete,
+    }
+
+
+def _page(image: InspectedImage, *, color: bool) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    pairs = [
+        ("Image", visible(image.reference)),
+        ("Digest", image.digest or "unknown: another program pulled this image"),
+        ("Platform", image.platform or "unknown"),
+        ("Size", f"{format_size(image.size)} compressed, {counted(len(image.layers), 'layer')}"),
+        ("Pulled", f"{ago(image.pulled_at, now)}, {rfc3339(image.pulled_at)}"),
+        *([("Source", visible(image.source))] if image.source else []),
+        *([("Created", visible(image.created))] if image.created else []),
+        *((title, shown) for title, key in _CONFIG if (shown := _shown_value(image.config.get(key)))),
+    ]
+    rows = [_layer_row(number, layer) for number, layer in enumerate(image.layers, start=1)]
+    header = ("LAYER", "DIGEST", "SIZE", "UNPACKED", "ENTRIES", "STATE", "PATH")
+    layers = table(header, rows, right=("LAYER", "SIZE", "UNPACKED", "ENTRIES"), color=color)
+    return f"{facts(pairs, color=color)}\n\n{layers}"
+
+
+def _layer_row(number: int, layer: InspectedLayer) -> tuple[str, ...]:
+    return (
+        str(number),
+        layer.digest.partition(":")[2][:12],
+        format_size(layer.size),
+        "-" if layer.unpacked is None else format_size(layer.unpacked),
+        "-" if layer.entries is None else str(layer.entries),
+        layer.state,
+        visible(str(layer.path)),
+    )
+
+
+def _shown_value(value: Any) -> str:
+    """A value of the configuration: commands as JSON, lists of other things one a line."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list) and all(isinstance(x, str) and "=" in x for x in value):
+        return "\n".join(visible(x) for x in value)
+    if isinstance(value, list):
+        return visible(json.dumps(value, ensure_ascii=False)) if value else ""
+    if isinstance(value, dict):
+        return "\n".join(visible(f"{key}={item}" if isinstance(item, str) else str(key)) for key, item in value.items())
+    return ""
+
+
+def _document(image: InspectedImage) -> dict[str, Any]:
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "platform": image.platform,
+        "size_bytes": image.size,
+        "pulled_at": rfc3339(image.pulled_at),
+        "source": image.source,
+        "created": image.created,
+        "config": _config_document(image),
+        "lowerdir": image.lowerdir(),
+        "layers": [
+            {
+                "digest": layer.digest,
+                "diff_id": layer.diff_id,
+                "media_type": layer.media_type,
+                "size_bytes": layer.size,
+                "unpacked_bytes": layer.unpacked,
+                "entries": layer.entries,
+                "state": layer.state,
+                "path": str(layer.path),
+            }
+            for layer in image.layers
+        ],
+    }
+
+
+def _config_document(image: InspectedImage) -> dict[str, Any]:
+    """The parts of the configuration that a virtual machine needs, by the names CLI users know."""
+    config = image.config
+    return {
+        "env": config.get("Env") or [],
+        "entrypoint": config.get("Entrypoint") or [],
+        "cmd": config.get("Cmd") or [],
+        "workdir": config.get("WorkingDir") or "",
+        "user": config.get("User") or "",
+        "ports": sorted(config.get("ExposedPorts") or {}),
+        "volumes": sorted(config.get("Volumes") or {}),
+        "stop_signal": config.get("StopSignal"),
+        "labels": config.get("Labels") or {},
+    }
