@@ -267,7 +267,7 @@ def main(argv: Sequence[str], streams: StreamsType | None = None) -> int:
     """Runs one command line and returns its exit code."""
     interrupts = Interrupts()
     session = Session(streams or Streams.of_process(), interrupts, argv)
-    interrupts.install(lambda: session.display.error(Cancelled("interrupted")))
+    interrupts.install(session.say_farewell)
     try:
         return session.guard(lambda: _parse_and_run(list(argv) or ["--help"], session))
     finally:

@@ -35,6 +35,7 @@ class Session:
         self.display.format = "json" if _asks_for_json(argv) else "text"
         self.code = int(ExitCode.OK)
         self.document_written = False
+        self._farewell_said = False
 
     def begin(self, values: Mapping[str, Any]) -> Run:
         """Reads the settings and makes the display ready; raises UsageError."""
@@ -65,6 +66,11 @@ class Session:
             return int(ExitCode.FAILURE)
         return self.interrupts.exit_code if self.interrupts.number else self.code
 
+    def say_farewell(self) -> None:
+        """The last words of a process that a signal ends before it could stop by itself."""
+        if not self._farewell_said:
+            self.display.error(Cancelled("interrupted"))
+
     def _code_of(self, error: MsbPullError) -> int:
         return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
 
@@ -79,6 +85,7 @@ class Session:
 
     def tell(self, error: MsbPullError) -> None:
         """Shows an error on standard error, with its traceback if asked for."""
+        self._farewell_said = isinstance(error, Cancelled)
         if self.debug and not isinstance(error, Cancelled):
             self.display.trace("".join(traceback.format_exception(error)))
         self.display.error(error)
