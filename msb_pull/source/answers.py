@@ -59,7 +59,10 @@ def denied(what: str, registry: str, cause: str, *, named: bool) -> AccessError:
             f"log in again with `docker login {registry}`, or try --anonymous if the image is public"
         )
     else:
-        hint = f"log in with `docker login {registry}`; msb-pull reads ~/.docker/config.json"
+        hint = (
+            f"log in with `docker login {registry}`; msb-pull reads ~/.docker/config.json "
+            "(a repository that does not exist is refused alike)"
+        )
     return AccessError(f"{what}: access denied", cause=cause, hint=hint)
 
 
