@@ -11,12 +11,10 @@ from msb_pull.cli_group import Group, command, usage_error
 from msb_pull.cli_run import Run, Session
 from msb_pull.cli_signals import Interrupts
 from msb_pull.errors import Cancelled, UsageError
-from msb_pull.streams import Streams
+from msb_pull.streams import OutputClosed, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from msb_pull.streams import Streams as StreamsType
 
 _ABOUT = """\
 Pull container images into ready-to-mount, verifiable layer directories.
@@ -263,7 +261,7 @@ def save(
     save_archive(run, opt.needed(images, "save"), output, form or [])
 
 
-def main(argv: Sequence[str], streams: StreamsType | None = None) -> int:
+def main(argv: Sequence[str], streams: Streams | None = None) -> int:
     """Runs one command line and returns its exit code."""
     interrupts = Interrupts()
     session = Session(streams or Streams.of_process(), interrupts, argv)
@@ -281,5 +279,8 @@ def _parse_and_run(argv: list[str], session: Session) -> None:
         program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
     except typer.TyperException as error:
         raise usage_error(error) from error
+    except SystemExit:
+        # Typer's way out when the reader of a help page has gone (`msb-pull --help | head -1`).
+        raise OutputClosed from None
     except typer.Abort:
         raise Cancelled("interrupted") from None

@@ -81,7 +81,8 @@ class Display:
 
     @property
     def colored_stdout(self) -> bool:
-        return wants_color(self.streams.stdout, self._color)
+        """Only ever on a terminal, even where colour is forced: what is piped is for a program."""
+        return is_terminal(self.streams.stdout) and self._color is not False
 
     def observe(self, event: Event) -> None:
         """Notes an event; never blocks on a stream. Callable from any thread."""
