@@ -72,7 +72,9 @@ class RegistryClient:
             environment=credentials.environment,
             patience=patience,
         )
-        self._transport = Transport(trust, patience, timeout=options.timeout, observer=observer)
+        self._transport = Transport(
+            trust, patience, timeout=options.timeout, observer=observer, environment=credentials.environment
+        )
         auth = Authenticator(self._transport, credentials, clock, observer, cancel)
         self.exchange = Exchange(
             self._transport, auth, clock, retries=options.retries, observer=observer, cancel=cancel

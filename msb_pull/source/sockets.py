@@ -92,7 +92,12 @@ class PatientTLSSocket(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         """As ever, but Cancelled is raised when the flag is set."""
         shake = super().do_handshake
-        self.patience.retry(lambda: shake(block), self.total)
+        try:
+            self.patience.retry(lambda: shake(block), self.total)
+        except Cancelled:
+            # ssl closes a half-made socket only for errors of the system.
+            self.close()
+            raise
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """As ever, but Cancelled is raised when the flag is set."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.utils import get_environ_proxies
 
 from msb_pull import __version__, events
 from msb_pull.source import redact
 from msb_pull.source.adapter import CONNECT_TIMEOUT, PatientAdapter
 from msb_pull.source.failures import Failure, failure_of
+from msb_pull.source.proxies import proxies_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,13 +77,13 @@ class Transport:
 
     def __init__(
         self, trust: TrustStore, patience: Patience, *, timeout: float, observer: Observer,
-        environment_proxies: Callable[[str], Mapping[str, str]] | None = None,
+        environment: Mapping[str, str],
     ) -> None:  # fmt: skip
         self._trust = trust
         self._patience = patience
         self._timeout = timeout
         self._observer = observer
-        self._proxies = environment_proxies or get_environ_proxies
+        self._environment = environment
         self._idle: deque[requests.Session] = deque()
         self._all: list[requests.Session] = []
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class Transport:
                 stream=True,
                 allow_redirects=False,
                 timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
-                proxies=dict(self._proxies(url)),
+                proxies=proxies_for(url, self._environment),
                 verify=verify,
             )
         except Exception as error:
@@ -185,7 +185,7 @@ class Transport:
             with self._lock:
                 known = text in self._told
                 self._told.add(text)
-            if not known:
+            if text and not known:
                 self._observer(events.Warned("", f"{redact.host_of(answer.url)} says: {text}"))
 
 
