@@ -51,7 +51,11 @@ def pull_image(
     from msb_pull.source.open import open_source
     from msb_pull.transfer import Transfer
 
-    with contextlib.closing(open_source(argument, client, name=options.name, scratch=store.scratch)) as source:
+    def warn(text: str) -> None:
+        observer(events.Warned(argument.text, text))
+
+    opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn)
+    with contextlib.closing(opened) as source:
         observer(events.Resolving(argument.text))
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)

@@ -76,7 +76,7 @@ class _Gzip:
             self._started = self._started or bool(data)
             try:
                 piece = self._member.decompress(data, PIECE)
-            except (isal_zlib.error, zlib.error) as error:
+            except (isal_zlib.error, zlib.error, EOFError) as error:  # type: ignore[misc]
                 raise ContentError("the gzip stream is damaged", cause=str(error)) from None
             if piece:
                 yield piece

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, kept_attributes, override_stat
 from msb_pull.layer.limits import LayerError, printable
 from msb_pull.layer.names import clean
-from msb_pull.layer.remove import remove_tree
 from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
+from msb_pull.remove import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import stat
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(name: bytes | str, directory: int | None = None) -> None:
+def remove_tree(name: bytes | str | os.PathLike[str], directory: int | None = None) -> None:
     """Removes the directory ``name`` (in the open ``directory``) with all it holds; raises OSError.
 
     Directories without permissions are opened up on the way. Deep trees cost no recursion: what lies deeper than a

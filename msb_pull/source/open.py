@@ -1,0 +1,39 @@
+"""From an argument of the command line to the source it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msb_pull.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.interface import Source
+    from msb_pull.source.registry import RegistryClient
+
+
+def open_source(
+    argument: ImageArgument,
+    client: Callable[[], RegistryClient],
+    *,
+    name: str | None,
+    scratch: Path,
+    warn: Callable[[str], None],
+) -> Source:
+    """The source an argument names. ``name`` is what to record a local image under, ``scratch`` a folder on a disk
+    with room, for what comes from standard input. Raises UsageError, NotFoundError, ContentError, LocalError."""
+    if argument.reference is not None:
+        if name is not None:
+            raise UsageError("--as is for local sources", hint="an image from a registry keeps its reference")
+        return client().source(argument.reference)
+    assert argument.path is not None
+    if argument.transport == "oci":
+        from msb_pull.source.layout import open_layout
+
+        return open_layout(argument.path, argument.name, name, warn)
+    from msb_pull.source.archive import open_archive
+
+    return open_archive(argument, name, scratch, warn)

@@ -1,0 +1,420 @@
+"""The database: images, manifests, configs and layers as Microsandbox opens them, and our own table beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.errors import LocalError, local_error
+from msb_pull.image.digest import Digest, InvalidDigest
+from msb_pull.image.platform import Platform
+from msb_pull.store.schema import MIGRATIONS, OWN_TABLE, REQUIRED, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from msb_pull.image.manifest import ImageConfig, Manifest
+
+_BUSY_SECONDS = 30
+_TIME = "%Y-%m-%d %H:%M:%S"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """All that is recorded of one pulled image."""
+
+    reference: str
+    manifest_digest: Digest
+    platform: Platform
+    manifest_bytes: bytes
+    manifest: Manifest
+    config_bytes: bytes
+    config: ImageConfig
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A layer as recorded; ``size`` is compressed bytes."""
+
+    digest: Digest
+    diff_id: Digest
+    size: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts."""
+
+    reference: str
+    digest: Digest | None
+    platform: Platform | None
+    manifest_bytes: bytes | None
+    config_bytes: bytes | None
+    layers: tuple[StoredLayer, ...]
+    size_bytes: int
+    pulled_at: datetime
+    source: str | None
+
+
+class Database:
+    """One connection. A context manager; every change is one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool, warn: Callable[[str], None] = lambda text: None) -> Database:
+        """Opens ``oci.db``; with ``create`` it is made where it is missing, else it is opened for reading.
+
+        A file that is no database is moved aside with a dated name, and ``warn`` is told. Raises LocalError for one
+        whose tables belong to another program.
+        """
+        try:
+            return cls(_connect(path, create=create))
+        except sqlite3.DatabaseError as error:
+            if not create or isinstance(error, sqlite3.OperationalError):
+                raise _trouble(path, error) from error
+        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+        warn(f"{path} was damaged; it was moved to {aside.name} and made anew")
+        try:
+            return cls(_connect(path, create=True))
+        except sqlite3.DatabaseError as error:
+            raise _trouble(path, error) from error
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def record(self, image: ImageRecord) -> None:
+        """Writes image, manifest, config, layers and links in one transaction; an older manifest of the name goes."""
+        with self._transaction() as run:
+            size = sum({x.digest: x.size for x in image.manifest.layers}.values()) + image.manifest.config.size
+            image_id = _upsert_image(run, image.reference, size)
+            run("DELETE FROM manifests WHERE image_id = ?", (image_id,))
+            manifest_id = _insert_manifest(run, image_id, image.manifest)
+            _insert_config(run, manifest_id, image)
+            for layer_id in _layer_ids(run, image):
+                run("INSERT INTO manifest_layers (manifest_id, layer_id) VALUES (?, ?)", (manifest_id, layer_id))
+            _insert_own(run, image)
+
+    def find(self, reference: str) -> StoredImage | None:
+        """The image recorded under a canonical reference."""
+        rows = self._connection.execute(f"{_SELECT} WHERE i.reference = ?", (reference,)).fetchall()
+        return self._image(rows[0]) if rows else None
+
+    def images(self) -> list[StoredImage]:
+        """All images, those of Microsandbox included, by reference."""
+        rows = self._connection.execute(f"{_SELECT} ORDER BY i.reference").fetchall()
+        return [self._image(row) for row in rows]
+
+    def remove(self, references: Sequence[str]) -> None:
+        """Forgets images, and the rows of layers that no manifest reaches any more."""
+        with self._transaction() as run:
+            for reference in references:
+                run("DELETE FROM images WHERE reference = ?", (reference,))
+                run("DELETE FROM msb_pull_images WHERE reference = ?", (reference,))
+            run("DELETE FROM layers WHERE id NOT IN (SELECT layer_id FROM manifest_layers)", ())
+
+    def layer_digests(self) -> set[str]:
+        """The digests of all layers that any image reaches."""
+        found = {text for (text,) in self._connection.execute(_REACHED)}
+        for (listed,) in self._connection.execute("SELECT layers_json FROM msb_pull_images"):
+            found.update(layer["digest"] for layer in json.loads(listed))
+        return found
+
+    def _image(self, row: tuple[Any, ...]) -> StoredImage:
+        image_id, reference, size, created, digest, platform, manifest, config, listed, source, pulled = row
+        layers = _own_layers(listed) if listed else self._linked_layers(image_id)
+        return StoredImage(
+            reference=reference,
+            digest=Digest.parse(digest) if digest else None,
+            platform=Platform.parse(platform) if platform else self._config_platform(image_id),
+            manifest_bytes=manifest,
+            config_bytes=config,
+            layers=layers,
+            size_bytes=size,
+            pulled_at=_parse_time(pulled or created),
+            source=source,
+        )
+
+    def _linked_layers(self, image_id: int) -> tuple[StoredLayer, ...]:
+        layers = []
+        for digest, diff_id, size, media_type in self._connection.execute(_LINKED, (image_id,)):
+            try:
+                layers.append(StoredLayer(Digest.parse(digest), Digest.parse(diff_id), size, media_type))
+            except InvalidDigest as error:
+                raise LocalError(f"oci.db: a layer row is damaged: {error}") from None
+        return tuple(layers)
+
+    def _config_platform(self, image_id: int) -> Platform | None:
+        row = self._connection.execute(_CONFIG_PLATFORM, (image_id,)).fetchone()
+        return Platform(row[0], row[1], row[2] or None).normalized() if row and row[0] and row[1] else None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.execute(OWN_TABLE)
+                yield self._connection.execute
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise LocalError(f"oci.db: {error}", hint="check free space, permissions and who else uses it") from error
+
+
+_SELECT = """SELECT i.id, i.reference, i.size_bytes, i.created_at, o.manifest_digest, o.platform, o.manifest, o.config,
+    o.layers_json, o.source, o.pulled_at
+    FROM images i LEFT JOIN msb_pull_images o ON o.reference = i.reference"""
+_LINKED = """SELECT l.digest, l.diff_id, l.size_bytes, l.media_type FROM layers l
+    JOIN manifest_layers ml ON ml.layer_id = l.id JOIN manifests m ON m.id = ml.manifest_id
+    WHERE m.image_id = ? ORDER BY l.id"""
+_REACHED = "SELECT l.digest FROM layers l WHERE l.id IN (SELECT layer_id FROM manifest_layers)"
+_CONFIG_PLATFORM = """SELECT c.os, c.architecture, c.os_variant FROM configs c
+    JOIN manifests m ON m.id = c.manifest_id WHERE m.image_id = ? LIMIT 1"""
+
+
+def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    if create:
+        return _prepare(path, sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None))
+    if not path.exists():
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        _create_tables(connection)
+        return connection
+    try:
+        connection = _read_only(f"{path.as_uri()}?mode=ro")
+    except sqlite3.OperationalError:
+        # A database in WAL mode on a read-only file system cannot make its index; nobody else can write there either.
+        connection = _read_only(f"{path.as_uri()}?mode=ro&immutable=1")
+    if not _tables(connection):
+        connection.close()
+        return _connect(path.with_name("no such database"), create=False)
+    _check_tables(path, connection)
+    return connection
+
+
+def _read_only(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+    # Our own table may be missing in a database that only Microsandbox has used.
+    connection.execute(
+        OWN_TABLE.replace("TABLE IF", "TEMP TABLE IF") if "msb_pull_images" not in _tables(connection) else "SELECT 1"
+    )
+    return connection
+
+
+def _prepare(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            # Some network file systems have no shared memory.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        if not _tables(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            if not _tables(connection):
+                _create_tables(connection)
+            connection.execute("COMMIT")
+        _check_tables(path, connection)
+        connection.execute(OWN_TABLE)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for statement in (*TABLES, OWN_TABLE):
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?, ?, 1, ?, 0)",
+        [(version, description, bytes.fromhex(checksum)) for version, description, checksum in MIGRATIONS],
+    )
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _check_tables(path: Path, connection: sqlite3.Connection) -> None:
+    for table, columns in REQUIRED.items():
+        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if not columns <= there:
+            connection.close()
+            raise LocalError(
+                f"{path}: this database belongs to another program or a version that is not known",
+                cause=f"table {table} lacks {', '.join(sorted(columns - there))}",
+                hint="choose another place with --home",
+            )
+
+
+def _trouble(path: Path, error: sqlite3.Error) -> LocalError:
+    if "unable to open" in str(error) and not os.access(path.parent, os.W_OK):
+        return local_error(PermissionError(13, "Permission denied", str(path)), path.parent)
+    return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")
+
+
+def _upsert_image(run: Callable[..., sqlite3.Cursor], reference: str, size: int) -> int:
+    run(
+        "INSERT INTO images (reference, size_bytes, last_used_at) VALUES (?, ?, ?) "
+        "ON CONFLICT(reference) DO UPDATE SET "
+        "size_bytes = excluded.size_bytes, last_used_at = excluded.last_used_at, modified_at = CURRENT_TIMESTAMP",
+        (reference, size, _now()),
+    )
+    with closing(run("SELECT id FROM images WHERE reference = ?", (reference,))) as rows:
+        return int(rows.fetchone()[0])
+
+
+def _insert_manifest(run: Callable[..., sqlite3.Cursor], image_id: int, manifest: Manifest) -> int:
+    annotations = json.dumps(dict(manifest.annotations)) if manifest.annotations else None
+    cursor = run(
+        "INSERT INTO manifests (image_id, schema_version, media_type, annotations_json) VALUES (?, ?, ?, ?)",
+        (image_id, manifest.schema_version, manifest.media_type, annotations),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def _insert_config(run: Callable[..., sqlite3.Cursor], manifest_id: int, image: ImageRecord) -> None:
+    raw, inner = image.config.raw, image.config.config
+    rootfs = raw.get("rootfs")
+    values = {
+        "manifest_id": manifest_id,
+        "media_type": image.manifest.config.media_type,
+        "created": _rfc3339(image.config.created),
+        "architecture": image.config.architecture,
+        "os": image.config.os,
+        "os_variant": image.config.variant,
+        "config_env_json": _json(inner.get("Env")),
+        "config_cmd_json": _json(inner.get("Cmd")),
+        "config_working_dir": _text(inner.get("WorkingDir")),
+        "config_entrypoint_json": _json(inner.get("Entrypoint")),
+        "config_volumes_json": _json(inner.get("Volumes")),
+        "config_exposed_ports_json": _json(inner.get("ExposedPorts")),
+        "config_user": _text(inner.get("User")),
+        "rootfs_type": _text(rootfs.get("type")) if isinstance(rootfs, dict) else None,
+        "rootfs_diff_ids_json": _json([str(diff_id) for diff_id in image.config.diff_ids]),
+        "history_json": _json(raw.get("history")),
+    }
+    columns = ", ".join(values)
+    run(f"INSERT INTO configs ({columns}) VALUES ({', '.join('?' * len(values))})", tuple(values.values()))
+
+
+def _layer_ids(run: Callable[..., sqlite3.Cursor], image: ImageRecord) -> list[int]:
+    """The rows of the image's layers, each once. Microsandbox orders layers by these ids, so they must rise.
+
+    New rows are inserted bottom first. Where older rows of shared layers stand the other way round, the image's layers
+    from there on get new ids, as long as no other image needs the old order.
+    """
+    ids: list[int] = []
+    seen: set[Digest] = set()
+    for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True):
+        if layer.digest in seen:
+            continue
+        seen.add(layer.digest)
+        row = run("SELECT id FROM layers WHERE digest = ?", (str(layer.digest),)).fetchone()
+        if row is None:
+            cursor = run(
+                "INSERT INTO layers (media_type, digest, diff_id, size_bytes) VALUES (?, ?, ?, ?)",
+                (layer.media_type, str(layer.digest), str(diff_id), layer.size),
+            )
+            ids.append(int(cursor.lastrowid or 0))
+            continue
+        ids.append(_raised(run, int(row[0])) if ids and row[0] < ids[-1] else int(row[0]))
+    return ids
+
+
+def _raised(run: Callable[..., sqlite3.Cursor], layer_id: int) -> int:
+    """Moves a layer's row to the end of the table, links included, unless it lies below another layer elsewhere."""
+    above = run(
+        "SELECT 1 FROM manifest_layers mine JOIN manifest_layers other ON other.manifest_id = mine.manifest_id "
+        "WHERE mine.layer_id = ? AND other.layer_id > mine.layer_id LIMIT 1",
+        (layer_id,),
+    ).fetchone()
+    if above is not None:
+        return layer_id
+    columns = "media_type, diff_id, size_bytes, created_at, modified_at"
+    digest = run("SELECT digest FROM layers WHERE id = ?", (layer_id,)).fetchone()[0]
+    run("UPDATE layers SET digest = digest || '#' WHERE id = ?", (layer_id,))
+    cursor = run(
+        f"INSERT INTO layers (digest, {columns}) SELECT ?, {columns} FROM layers WHERE id = ?", (digest, layer_id)
+    )
+    new = int(cursor.lastrowid or 0)
+    run("UPDATE manifest_layers SET layer_id = ? WHERE layer_id = ?", (new, layer_id))
+    run("DELETE FROM layers WHERE id = ?", (layer_id,))
+    return new
+
+
+def _insert_own(run: Callable[..., sqlite3.Cursor], image: ImageRecord) -> None:
+    layers = [
+        {"digest": str(x.digest), "diff_id": str(diff_id), "size": x.size, "media_type": x.media_type}
+        for x, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
+    ]
+    run(
+        "INSERT OR REPLACE INTO msb_pull_images (reference, manifest_digest, platform, manifest, config, layers_json, "
+        "source, pulled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            image.reference,
+            str(image.manifest_digest),
+            str(image.platform),
+            image.manifest_bytes,
+            image.config_bytes,
+            json.dumps(layers),
+            image.source,
+            _now(),
+        ),
+    )
+
+
+def _own_layers(listed: str) -> tuple[StoredLayer, ...]:
+    return tuple(
+        StoredLayer(Digest.parse(x["digest"]), Digest.parse(x["diff_id"]), x["size"], x["media_type"])
+        for x in json.loads(listed)
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime(_TIME)
+
+
+def _parse_time(text: str | None) -> datetime:
+    try:
+        return datetime.strptime(text or "", _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _rfc3339(created: str | None) -> str | None:
+    """The config's own text if it is a time that Microsandbox can parse, else nothing (it would abort)."""
+    try:
+        parsed = datetime.fromisoformat(created or "")
+    except ValueError:
+        return None
+    return created if parsed.tzinfo is not None else None
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
