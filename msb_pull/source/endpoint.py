@@ -60,9 +60,14 @@ def endpoints(registry: str, mirrors: Mapping[str, Sequence[str]], plain_http: f
 
 
 def _mirror(text: str, registry: str, plain_http: frozenset[str]) -> Endpoint:
-    parts = urlsplit(text if "://" in text else f"//{text}")
+    bad = UsageError(f"mirror of {registry}: not an address", hint="write it like https://mirror.example.com")
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        _ = parts.port
+    except ValueError:
+        raise bad from None
     if parts.scheme not in ("", "http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in text:
-        raise UsageError(f"mirror of {registry}: not an address", hint="write it like https://mirror.example.com")
+        raise bad
     scheme = parts.scheme or ("http" if parts.netloc in plain_http else _scheme(parts.netloc))
     prefix = parts.path.rstrip("/").removesuffix("/v2")
     return Endpoint(parts.netloc, scheme, prefix, registry)

@@ -30,5 +30,8 @@ def printable(text: str, *, limit: int = MESSAGE_LIMIT) -> str:
 
 
 def host_of(address: str) -> str:
-    """``host[:port]`` of an address, for messages."""
-    return urlsplit(address).netloc.rpartition("@")[2]
+    """``host[:port]`` of an address, for messages; "" where it has none."""
+    try:
+        return printable(urlsplit(address).netloc.rpartition("@")[2])
+    except ValueError:
+        return ""

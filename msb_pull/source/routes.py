@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from msb_pull.errors import ContentError
 from msb_pull.source import redact
@@ -53,8 +52,7 @@ class ForeignRoute:
         self._descriptor = descriptor
         self._url = url
         self._base = f"{target.endpoint.scheme or 'http'}://{target.endpoint.host}"
-        host = urlsplit(url).netloc
-        self._target = Target(Endpoint(host), target.repository, host, target.what)
+        self._target = Target(Endpoint(self.name), target.repository, self.name, target.what)
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.blob.Route`."""

@@ -131,12 +131,7 @@ class Transport:
             if answer.status not in _REDIRECTS or not location:
                 return answer
             answer.close()
-            target = urljoin(url, location)
-            parts = urlsplit(target)
-            if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-                raise Failure(f"redirected to {redact.url(target)}, which is no web address", retry=False)
-            if urlsplit(url).scheme == "https" and parts.scheme == "http":
-                raise Failure(f"redirected from https to {redact.url(target)}, which is not encrypted", retry=False)
+            target = _redirected(url, location)
             if check is not None:
                 check(target)
             if origin(target) != origin(url):
@@ -155,7 +150,7 @@ class Transport:
     def _borrow(self) -> requests.Session:
         with contextlib.suppress(IndexError):
             return self._idle.pop()
-        session = requests.Session()
+        session = _Session()
         # ~/.netrc would replace our Authorization, and an environment bundle our certificates.
         session.trust_env = False
         session.headers.clear()
@@ -189,6 +184,21 @@ class Transport:
                 self._observer(events.Warned("", f"{redact.host_of(answer.url)} says: {text}"))
 
 
+def _redirected(url: str, location: str) -> str:
+    """Where a redirect leads; raises Failure for what is no web address, or one that gives up encryption."""
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        target, usable = location, False
+    if not usable:
+        raise Failure(f"redirected to {redact.url(target)}, which is no web address", retry=False)
+    if urlsplit(url).scheme == "https" and parts.scheme == "http":
+        raise Failure(f"redirected from https to {redact.url(target)}, which is not encrypted", retry=False)
+    return target
+
+
 def origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port of an address."""
     parts = urlsplit(url)
@@ -203,6 +213,11 @@ def _unquoted(text: str) -> str:
             break
         kept.append(next(characters, "") if character == "\\" else character)
     return "".join(kept)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: Any) -> None:
+        """None: requests would read the whole body of every redirect to prepare a request that is not wanted."""
 
 
 class _NoCookies(DefaultCookiePolicy):

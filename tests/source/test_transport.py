@@ -136,12 +136,19 @@ def test_b86_ten_redirects_and_no_more(registry, bench, image):
     assert registry.count() - before == 11
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://x/y", "mailto:x", "http://:80/"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://x/y", "mailto:x", "http://:80/", "https://[bad", "//h:99999/"]
+)
 def test_b86_addresses_that_are_none(registry, bench, image, location):
     registry.always("/manifests/1", Fault(redirect=location))
     with pytest.raises(NetworkError):
         bench().resolve(image)
     assert registry.count() == 1
+
+
+def test_b86_the_body_of_a_redirect_is_not_read(registry, bench, image):
+    registry.script("/manifests/1", Fault(status=307, headers={"Location": "/v2/acme/app/manifests/1"}, endless=True))
+    bench().resolve(image)
 
 
 def test_b91_user_agent_and_accept(registry, bench, image):
@@ -313,9 +320,8 @@ def test_b36_an_unknown_authority(secure, bench):
 def test_b36_a_bad_certificate(authority, bench, ca_file, kind):
     how = {} if kind == "mismatched" else {"not_after": datetime.datetime(2020, 1, 1)}
     names = ("other.example",) if kind == "mismatched" else ()
-    with FaultRegistry(tls=server_context(authority, *names, **how)) as server:
-        with pytest.raises(NetworkError) as caught:
-            bench(ca_certs={server.host: str(ca_file)}).resolve(name(server))
+    with FaultRegistry(tls=server_context(authority, *names, **how)) as server, pytest.raises(NetworkError) as caught:
+        bench(ca_certs={server.host: str(ca_file)}).resolve(name(server))
     assert ("expired" if kind == "expired" else "not valid for '127.0.0.1'") in caught.value.cause
     assert "\n" not in str(vars(caught.value))
 
