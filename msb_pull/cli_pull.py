@@ -6,15 +6,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msb_pull import events
 from msb_pull.display import error_document
 from msb_pull.errors import Cancelled, MsbPullError, UsageError
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, parse_argument
-from msb_pull.lines import counted
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
-from msb_pull.sizes import format_size
+from msb_pull.sizes import counted, format_size
 from msb_pull.streams import visible
 
 if TYPE_CHECKING:
@@ -135,7 +133,7 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
-        run.observe(events.Warned(result.reference, f"{result.reference} {text}"))
+        run.warn(f"{result.reference} {text}")
     run.display.note(_summary(result), done=not result.dry_run)
     if run.display.format == "text":
         run.display.result(result.pinned)

@@ -110,7 +110,14 @@ class Run:
         """Opens the store; with ``create`` False nothing is made that is not there."""
         from msb_pull.store.store import Store
 
-        return Store.open(self.settings.home, self.settings.layers_dir, create=create, sync=self.settings.sync)
+        settings = self.settings
+        return Store.open(settings.home, settings.layers_dir, create=create, sync=settings.sync, warn=self.warn)
+
+    def warn(self, text: str) -> None:
+        """Tells the person something, once."""
+        from msb_pull import events
+
+        self.observe(events.Warned("", text))
 
     def write(self, document: Any, text: str) -> None:
         """Writes the result to standard output in the form that was asked for."""

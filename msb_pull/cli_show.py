@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.image.reference import Reference
-from msb_pull.lines import counted
 from msb_pull.listing import InspectedImage, InspectedLayer, ListedImage, inspect_image, list_files, list_images
 from msb_pull.select import parse_filters
-from msb_pull.sizes import format_size
-from msb_pull.streams import visible
+from msb_pull.sizes import counted, format_size
+from msb_pull.streams import visible, visible_bytes
 from msb_pull.tables import ago, facts, rfc3339, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.cli_run import Run
+    from msb_pull.merge import ListedFile
 
 _COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
+_TYPE_BITS = {
+    "directory": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
 # What a person wants to know of an image's configuration, in this order.
 _CONFIG = (
     ("Entrypoint", "Entrypoint"),
@@ -55,11 +64,12 @@ def show_image(run: Run, text: str, *, part: str | None) -> None:
     reference = Reference.parse(text, run.settings.default_registry)
     if part == "files":
         files = list_files(store, reference)
-        run.write([file.document() for file in files], "\n".join(file.line() for file in files))
+        run.write([_file_document(file) for file in files], "\n".join(_file_line(file) for file in files))
         return
     image = inspect_image(store, reference)
     if part == "layers":
-        run.write([str(layer.path) for layer in image.layers], "\n".join(str(layer.path) for layer in image.layers))
+        paths = image.directories()
+        run.write(paths, "\n".join(paths))
     elif part == "lowerdir":
         lowerdir = image.lowerdir()
         run.write({"lowerdir": lowerdir}, lowerdir)
@@ -154,7 +164,6 @@ def _document(image: InspectedImage) -> dict[str, Any]:
         "source": image.source,
         "created": image.created,
         "config": _config_document(image),
-        "lowerdir": image.lowerdir(),
         "layers": [
             {
                 "digest": layer.digest,
@@ -185,3 +194,37 @@ def _config_document(image: InspectedImage) -> dict[str, Any]:
         "stop_signal": config.get("StopSignal"),
         "labels": config.get("Labels") or {},
     }
+
+
+def _file_line(file: ListedFile) -> str:
+    """As ``tar -tv`` shows it: ``-rwxr-xr-x 0/0  1234 2023-11-14 22:13 /bin/sh -> dash``."""
+    mode = stat.filemode(_TYPE_BITS.get(file.kind, stat.S_IFREG) | file.mode)
+    size = f"{file.device[0]},{file.device[1]}" if file.device else str(file.size)
+    link = {"symlink": " -> ", "hardlink": " link to "}.get(file.kind, "")
+    target = link + visible_bytes(file.target) if file.target is not None else ""
+    owner = f"{file.uid}/{file.gid}"
+    return f"{mode} {owner:<9} {size:>10} {_time(file):%Y-%m-%d %H:%M} /{visible_bytes(file.path)}{target}"
+
+
+def _file_document(file: ListedFile) -> dict[str, Any]:
+    """Names that are no UTF-8 keep their bytes as lone surrogates (Python's ``surrogateescape``)."""
+    return {
+        "path": os.fsdecode(file.path),
+        "type": file.kind,
+        "mode": f"{file.mode:04o}",
+        "uid": file.uid,
+        "gid": file.gid,
+        "size_bytes": file.size,
+        "mtime": rfc3339(_time(file)),
+        "target": None if file.target is None else os.fsdecode(file.target),
+        "device": file.device,
+        "layer": file.layer,
+    }
+
+
+def _time(file: ListedFile) -> datetime.datetime:
+    # A header may hold any number; what no calendar has is shown as its beginning.
+    try:
+        return datetime.datetime.fromtimestamp(file.mtime_ns // 1_000_000_000, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)

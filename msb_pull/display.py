@@ -10,8 +10,6 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull import events
-from msb_pull.lines import PlainRenderer, describe
 from msb_pull.streams import Streams, is_terminal, painted, visible, wants_color, write_aside, write_out
 
 if TYPE_CHECKING:
@@ -88,10 +86,13 @@ class Display:
         """Notes an event; never blocks on a stream. Callable from any thread."""
         if self.quiet:
             return
+        from msb_pull import events
+
         with self._changed:
             # Of the progress of one layer only the newest counts; everything else is told in order.
-            progress = isinstance(event, (events.LayerProgress, events.CheckProgress))
-            key = (type(event), event.image, event.digest) if progress else object()  # type: ignore[attr-defined]
+            key: Hashable = object()
+            if isinstance(event, (events.LayerProgress, events.CheckProgress)):
+                key = (type(event), event.image, event.digest)
             self._pending.pop(key, None)
             self._pending[key] = event
             if self._thread is None and not self._closing:
@@ -182,12 +183,15 @@ class Display:
         return mode
 
     def _make_renderer(self) -> Renderer:
+        # A pull that finds everything in place has nothing to draw, and must not pay for what could.
         if self._mode == "json":
             return _JsonRenderer(self.streams)
         if self._mode == "bars":
             from msb_pull.bars import BarsRenderer
 
             return BarsRenderer(self.streams.stderr, jobs=self._jobs, color=self.colored_stderr, unicode=self._unicode)
+        from msb_pull.lines import PlainRenderer
+
         return PlainRenderer(
             lambda text: write_aside(self.streams.stderr, text + "\n"),
             progress=self._mode == "plain",
@@ -225,6 +229,8 @@ class _JsonRenderer:
         self._streams = streams
 
     def draw(self, batch: Sequence[Event]) -> None:
+        from msb_pull.lines import describe
+
         if batch:
             write_aside(self._streams.stderr, "".join(json.dumps(describe(event)) + "\n" for event in batch))
 

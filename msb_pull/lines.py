@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from msb_pull import events
-from msb_pull.sizes import format_size, scale
+from msb_pull.sizes import counted, format_size, scale
 from msb_pull.streams import visible
 
 if TYPE_CHECKING:
@@ -156,11 +156,6 @@ def fraction(done: int, total: int) -> str:
     divisor, unit = scale(total)
     digits = 0 if divisor == 1 else 1
     return f"{done / divisor:.{digits}f}/{total / divisor:.{digits}f} {unit}"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 layer``, ``3 layers``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _planned(event: events.PullPlanned) -> list[str]:

@@ -11,6 +11,7 @@ from msb_pull.errors import NotFoundError, UsageError
 from msb_pull.layer.record import Notes
 from msb_pull.merge import ListedFile, merge
 from msb_pull.store.database import Database
+from msb_pull.store.store import LayerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from msb_pull.store.database import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 
+# The states of a layer.
+COMPLETE, UNPROVEN, MISSING = "complete", "unproven", "missing"
 SORTS = ("name", "size", "pulled")
 
 
@@ -71,18 +74,36 @@ class InspectedImage:
     config: Mapping[str, Any]
     layers: tuple[InspectedLayer, ...]
 
+    def directories(self) -> list[str]:
+        """The layer directories, bottom first; raises NotFoundError when one is missing."""
+        for layer in self.layers:
+            if layer.state not in (COMPLETE, UNPROVEN):
+                raise NotFoundError(
+                    f"{self.reference}: layer {layer.digest.partition(':')[2][:12]} is missing",
+                    hint=f"`msb-pull pull {self.reference}` completes the image",
+                )
+        return [str(layer.path) for layer in self.layers]
+
     def lowerdir(self) -> str:
-        """The layers for ``-o lowerdir=``, top first, each once, by the short links, whose paths need no escaping."""
-        paths = dict.fromkeys(str(layer.link) for layer in reversed(self.layers))
-        return ":".join(paths)
+        """The layers for ``-o lowerdir=``, top first, each once, by the short links, whose paths need no escaping.
+
+        Raises NotFoundError when a layer is missing or has no link.
+        """
+        self.directories()
+        for layer in self.layers:
+            if not layer.link.is_symlink():
+                raise NotFoundError(
+                    f"{self.reference}: layer {layer.digest.partition(':')[2][:12]} has no short link",
+                    cause="another program unpacked it, under a name that mount options cannot hold",
+                    hint=f"`msb-pull pull --force {self.reference}` makes it anew",
+                )
+        return ":".join(dict.fromkeys(str(layer.link) for layer in reversed(self.layers)))
 
 
 def list_images(store: Store, selection: Selection, sort: str) -> list[ListedImage]:
     """The images that ``selection`` takes; by name, by size (largest first) or by time (newest first)."""
     if sort not in SORTS:
         raise UsageError(f"--sort: {sort!r} is not one of {', '.join(SORTS)}")
-    if not store.database_path.exists():
-        return []
     with Database.open(store.database_path, create=False) as database:
         stored = database.images()
     known: dict[Digest, bool] = {}
@@ -131,14 +152,11 @@ def list_files(store: Store, reference: Reference) -> list[ListedFile]:
 
 def find_image(store: Store, reference: Reference) -> StoredImage:
     """The row of one image; raises NotFoundError, with the nearest name as the hint."""
-    if store.database_path.exists():
-        with Database.open(store.database_path, create=False) as database:
-            image = database.find(str(reference))
-            known = [] if image is not None else [x.reference for x in database.images()]
-        if image is not None:
-            return image
-    else:
-        known = []
+    with Database.open(store.database_path, create=False) as database:
+        image = database.find(str(reference))
+        known = [] if image is not None else database.references()
+    if image is not None:
+        return image
     near = difflib.get_close_matches(str(reference), known, n=1)
     raise NotFoundError(
         f"{reference}: not in the store",
@@ -150,7 +168,7 @@ def _listed(image: StoredImage, store: Store, known: dict[Digest, bool]) -> List
     # Images share layers: each is looked at once.
     for layer in image.layers:
         if layer.digest not in known:
-            known[layer.digest] = store.has_layer(layer.digest) or store.layer_dir(layer.digest).is_dir()
+            known[layer.digest] = store.layer_state(layer.digest) in (LayerState.COMPLETE, LayerState.FOREIGN)
     return ListedImage(
         reference=image.reference,
         digest=str(image.digest) if image.digest else None,
@@ -164,13 +182,10 @@ def _listed(image: StoredImage, store: Store, known: dict[Digest, bool]) -> List
 
 def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
     unpacked = entries = None
-    state = "missing"
-    if store.has_layer(layer.digest):
-        state = "complete"
+    there = store.layer_state(layer.digest)
+    if there is LayerState.COMPLETE:
         notes = Notes.load(store.notes_path(layer.digest))
         unpacked, entries = notes.content_bytes, notes.entries
-    elif store.layer_dir(layer.digest).is_dir():
-        state = "unproven"
     return InspectedLayer(
         digest=str(layer.digest),
         diff_id=str(layer.diff_id),
@@ -178,7 +193,7 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
         size=layer.size,
         unpacked=unpacked,
         entries=entries,
-        state=state,
+        state={LayerState.COMPLETE: COMPLETE, LayerState.FOREIGN: UNPROVEN}.get(there, MISSING),
         path=store.layer_dir(layer.digest),
         link=store.link_path(layer.digest),
     )

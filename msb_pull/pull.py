@@ -6,7 +6,6 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from msb_pull import events
 from msb_pull.errors import NetworkError, NotFoundError
 from msb_pull.image.reference import Reference
 from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
@@ -47,6 +46,7 @@ def pull_image(
             f"{argument.text}: not in the store", hint="pull it without --policy never while the registry is reachable"
         )
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
+    from msb_pull import events
     from msb_pull.image.manifest import check_image
     from msb_pull.source.open import open_source
     from msb_pull.transfer import Transfer

@@ -33,6 +33,11 @@ def scale(size: float) -> tuple[int, str]:
     raise AssertionError("unreachable")
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 layer``, ``3 layers``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def parse_size(text: str) -> int:
     """Bytes of ``1500``, ``50M``, ``1.5GB``, ``64GiB``, ``10M/s``; a lone letter is decimal.
 
