@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.cli_run import Run
+    from msb_pull.events import Event, Observer
     from msb_pull.plan import PullResult
     from msb_pull.source.credentials import CredentialStore
     from msb_pull.source.registry import RegistryClient
@@ -127,7 +128,8 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
     try:
         run.stop_if_cancelled()
         store = run.store(create=not options.dry_run)
-        result = pull_image(argument, store, client, options, observer=run.observe, cancel=run.cancel)
+        observe = _without_plans(run.observe) if options.dry_run else run.observe
+        result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
     except MsbPullError as error:
         run.display.settle()
         return error
@@ -138,6 +140,17 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
     if run.display.format == "text":
         run.display.result(result.pinned)
     return result
+
+
+def _without_plans(observe: Observer) -> Observer:
+    """For a dry run, whose plan is its result."""
+    from msb_pull.events import PullPlanned
+
+    def observer(event: Event) -> None:
+        if not isinstance(event, PullPlanned):
+            observe(event)
+
+    return observer
 
 
 def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
