@@ -20,6 +20,9 @@ Row = list[tuple[str, str]]
 
 _LABEL = 12
 _BAR_MIN, _BAR_MAX = 6, 40
+# Columns that follow the sizes: two blanks and the rate, and then two more and the time left.
+_RATE = 2 + 11
+_RATE_AND_TIME = _RATE + 2 + 7
 
 
 @dataclass(slots=True)
@@ -89,12 +92,16 @@ class Board:
         """The live rows: at most one for each job and one for the total, and never more than the terminal has."""
         active = [(digest, layer) for digest, layer in self._layers.items() if _is_active(layer)]
         if not active:
-            return [self._plain_row(self._status, width)] if self._status else []
+            return [_plain_row(self._status, width)] if self._status else []
         room = max(1, min(self._jobs, height - 2))
         shown = {digest for digest, _ in sorted(active, key=lambda item: item[1].rank)[:room]}
-        rows = [self._layer_row(short(digest), layer, width, now) for digest, layer in active if digest in shown]
+        whole = self._whole()
+        layout = _Layout.of([layer for digest, layer in active if digest in shown] + [whole], width)
+        rows = [self._layer_row(digest, layer, layout, now) for digest, layer in active if digest in shown]
         if len(self._layers) > 1 and height > 2:
-            rows.append(self._total_row(width, now))
+            left = sum(not layer.finished for layer in self._layers.values())
+            tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
+            rows.append(self._bar_row("total", whole, self._meter.rate(now), tail, layout))
         return rows
 
     def _plan(self, event: events.PullPlanned) -> None:
@@ -137,38 +144,40 @@ class Board:
     def _checked(self, digest: str, text: str) -> Row:
         return [("✓" if self._unicode else "*", "green"), (f" {short(digest)}  {text}", "")]
 
-    def _layer_row(self, label: str, layer: _Layer, width: int, now: float) -> Row:
+    def _whole(self) -> _Layer:
+        layers = self._layers.values()
+        unit = next(iter(layers)).unit
+        return _Layer(sum(layer.done for layer in layers), sum(layer.total for layer in layers), unit=unit)
+
+    def _layer_row(self, digest: str, layer: _Layer, layout: _Layout, now: float) -> Row:
         if layer.note:
-            return self._plain_row(f"  {label:<{_LABEL}}  {layer.note}", width)
-        tail = "" if layer.done < layer.total else _after_the_last_byte(layer.phase)
-        return self._bar_row(label, layer, layer.meter.rate(now), tail, width)
+            return _plain_row(f"  {short(digest):<{_LABEL}}  {layer.note}", layout.width)
+        tail = "" if layer.done < layer.total else self._after_the_last_byte(digest, layer)
+        return self._bar_row(short(digest), layer, layer.meter.rate(now), tail, layout)
 
-    def _total_row(self, width: int, now: float) -> Row:
-        whole = _Layer(
-            sum(x.done for x in self._layers.values()),
-            sum(x.total for x in self._layers.values()),
-            unit=next(iter(self._layers.values())).unit,
-        )
-        left = sum(not x.finished for x in self._layers.values())
-        tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
-        return self._bar_row("total", whole, self._meter.rate(now), tail, width)
+    def _after_the_last_byte(self, digest: str, layer: _Layer) -> str:
+        if layer.phase is events.Phase.VERIFYING:
+            return "verifying"
+        # Layers are published bottom first, whatever the order in which they arrive.
+        for lower, other in self._layers.items():
+            if lower == digest:
+                return "unpacking"
+            if not other.finished:
+                return "waiting its turn"
+        return "unpacking"
 
-    def _bar_row(self, label: str, layer: _Layer, rate: float | None, tail: str, width: int) -> Row:
+    def _bar_row(self, label: str, layer: _Layer, rate: float | None, tail: str, layout: _Layout) -> Row:
         """Label, bar, sizes and, where there is room, rate and time left; ``tail`` stands in their place."""
-        if layer.unit == "bytes":
-            sizes = f"{fraction(layer.done, layer.total):>13}"
-            speed = " " * 11 if rate is None else f"{format_size(rate):>9}/s"
-        else:
-            sizes, speed = f"{layer.done}/{layer.total} {layer.unit}", f"{rate or 0:,.0f}/s"
+        start = f"  {label:<{_LABEL}}  "
+        if not layout.bar:
+            percent = 100 * layer.done // layer.total if layer.total else 100
+            return _plain_row(f"{start}{percent:>3}%", layout.width)
+        speed = "" if rate is None else f"{format_size(rate)}/s" if layer.unit == "bytes" else f"{rate:,.0f}/s"
         left = _clock((layer.total - layer.done) / rate) if rate else "-:--:--"
-        fixed = 2 + _LABEL + 2
-        for end in ([f"  {tail}"] if tail else [f"  {speed}  {left}", f"  {speed}"]) + [""]:
-            room = width - 1 - fixed - 2 - len(sizes) - len(end)
-            if room >= _BAR_MIN:
-                bar = self._bar(min(room, _BAR_MAX), layer.done, layer.total)
-                return [(f"  {label:<{_LABEL}}  ", ""), *bar, (f"  {sizes}{end}", "")]
-        percent = 100 * layer.done // layer.total if layer.total else 100
-        return self._plain_row(f"  {label:<{_LABEL}}  {percent:>3}%", width)
+        ends = {_RATE_AND_TIME: f"  {speed:>11}  {left}", _RATE: f"  {speed:>11}", 0: ""}
+        end = f"  {tail}"[: layout.end] if tail else ends[layout.end]
+        bar = self._bar(layout.bar, layer.done, layer.total)
+        return [(start, ""), *bar, (f"  {_sizes(layer):>{layout.sizes}}{end}", "")]
 
     def _bar(self, length: int, done: int, total: int) -> Row:
         halves = 2 * length if not total else min(2 * length, 2 * length * done // total)
@@ -179,16 +188,39 @@ class Board:
         rest = ("━" if self._color else " ") * (length - full - half)
         return [("━" * full + "╸" * half, "cyan"), (rest, "dim")]
 
-    def _plain_row(self, text: str, width: int) -> Row:
-        return [(text[: max(width - 1, 1)], "")]
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How wide the parts of all rows of one picture are; a bar of width 0 means a percentage instead."""
+
+    width: int
+    sizes: int
+    end: int
+    bar: int
+
+    @classmethod
+    def of(cls, layers: Sequence[_Layer], width: int) -> _Layout:
+        """The layout with the longest end that leaves room for a bar."""
+        sizes = max([13, *(len(_sizes(layer)) for layer in layers)])
+        for end in (_RATE_AND_TIME, _RATE, 0):
+            room = width - 1 - (2 + _LABEL + 2) - (2 + sizes) - end
+            if room >= _BAR_MIN:
+                return cls(width, sizes, end, min(room, _BAR_MAX))
+        return cls(width, sizes, 0, 0)
+
+
+def _sizes(layer: _Layer) -> str:
+    if layer.unit == "bytes":
+        return fraction(layer.done, layer.total)
+    return f"{layer.done}/{layer.total} {layer.unit}"
+
+
+def _plain_row(text: str, width: int) -> Row:
+    return [(text[: max(width - 1, 1)], "")]
 
 
 def _is_active(layer: _Layer) -> bool:
     return not layer.finished and (bool(layer.note) or layer.phase is not events.Phase.WAITING)
-
-
-def _after_the_last_byte(phase: events.Phase) -> str:
-    return "verifying" if phase is events.Phase.VERIFYING else "unpacking"
 
 
 def _clock(seconds: float) -> str:

@@ -115,6 +115,24 @@ def test_a_full_bar_says_what_still_happens():
     assert texts(it.rows(80, 24, 2.0))[0].endswith("1.0/1.0 kB  verifying")
 
 
+def test_a_layer_that_is_ready_before_those_below_says_so():
+    it = board()
+    it.take(planned(1000, 1000, 1000), 0.0)
+    it.take(progress(0, 10, 1000), 1.0)
+    it.take(progress(1, 1000, 1000, e.Phase.UNPACKING), 1.0)
+    assert texts(it.rows(80, 24, 2.0))[1].endswith("1.0/1.0 kB  waiting its turn")
+    it.take(e.LayerDone(IMAGE, digest(0), 1000, 1000, present=False), 2.0)
+    assert texts(it.rows(80, 24, 2.0))[0].endswith("1.0/1.0 kB  unpacking")
+
+
+def test_all_bars_are_of_one_length():
+    it = board()
+    it.take(planned(692, 175_100_000, 60_500_000), 0.0)
+    for number, size in enumerate((692, 175_100_000, 60_500_000)):
+        it.take(progress(number, size // 3, size), 1.0)
+    assert len({row.rindex("━") for row in texts(it.rows(90, 24, 2.0))}) == 1
+
+
 def test_waiting_for_another_pull():
     it = board()
     it.take(planned(1000), 0.0)
