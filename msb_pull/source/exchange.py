@@ -50,6 +50,7 @@ class Exchange:
         self._auth = auth
         self._observer = observer
         self._schemes: dict[str, str] = {}
+        self._reached: set[str] = set()
 
     def get(
         self,
@@ -179,15 +180,18 @@ class Exchange:
         return self._send(target, answer.url, headers, header)
 
     def _send(self, target: Target, url: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
+        host = target.endpoint.host
         try:
-            return self._transport.follow(
+            answer = self._transport.follow(
                 "GET", url, {**headers, "Authorization": authorization} if authorization else headers
             )
         except Failure as failure:
-            if failure.unreached and is_loopback(host_name(urlsplit(url).netloc)):
+            if failure.unreached and host not in self._reached and is_loopback(host_name(host)):
                 # Nobody listens on this machine, and nobody will in a few seconds.
                 failure.retry = False
             raise
+        self._reached.add(host)
+        return answer
 
     def _refused(self, answer: Answer, target: Target) -> Failure:
         """The failure for a refusal that may pass; raises the error for any other."""

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import certifi
+from requests.certs import where as bundled_roots
 
 from msb_pull.errors import LocalError, UsageError
 from msb_pull.source.sockets import Patience, tls_socket_class
@@ -81,7 +81,7 @@ class TrustStore:
         # Companies put their own root into the system's store; certifi stands in where there is none.
         context.set_default_verify_paths()
         if not context.cert_store_stats()["x509_ca"]:
-            context.load_verify_locations(certifi.where())
+            context.load_verify_locations(bundled_roots())
 
     def _folders_of(self, host: str) -> Iterator[Path]:
         for folder in self._folders:
