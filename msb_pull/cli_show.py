@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.image.reference import Reference
 from msb_pull.listing import InspectedImage, InspectedLayer, ListedImage, inspect_image, list_files, list_images
-from msb_pull.select import parse_filters
 from msb_pull.sizes import counted, format_size
 from msb_pull.streams import visible, visible_bytes
 from msb_pull.tables import ago, facts, rfc3339, table
@@ -45,6 +44,8 @@ _CONFIG = (
 
 def show_list(run: Run, pattern: str | None, filters: Sequence[str], sort: str, *, whole: bool) -> None:
     """Prints the images that match, as a table, as bare names (``-q``) or as a JSON list."""
+    from msb_pull.select import parse_filters
+
     selection = parse_filters([*filters, *([f"reference={pattern}"] if pattern else [])])
     images = list_images(run.store(create=False), selection, sort)
     if not images:
