@@ -1,0 +1,175 @@
+"""ls, inspect and completion on a real store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, program, program_environment
+
+SAMPLE = REPOSITORY / "tests" / "sample"
+NAME = "docker.io/library/sample:1"
+MANIFEST = json.loads((SAMPLE / "index.json").read_text())["manifests"][0]["digest"]
+LAYERS = [
+    layer["digest"]
+    for layer in json.loads((SAMPLE / "blobs" / MANIFEST.replace(":", "/")).read_text())["layers"]
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def run(folder):
+    """Runs the program on a store that holds the sample, and an image that another program recorded."""
+
+    def call(*words, env=None):
+        return subprocess.run(
+            [*program(), *words, "--home", str(folder)],
+            env=program_environment(**(env or {})), capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    if not (folder / "oci.db").exists():
+        done = call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
+        assert (done.returncode, done.stdout) == (0, f"{NAME}@{MANIFEST}\n"), done.stderr
+        with contextlib.closing(sqlite3.connect(folder / "oci.db")) as database:
+            database.execute("INSERT INTO images (reference, size_bytes) VALUES ('ghcr.io/a/b:2', 5000)")
+            database.execute("INSERT INTO manifests (image_id, schema_version, media_type) VALUES (2, 2, 'x')")
+            database.execute(
+                "INSERT INTO layers (media_type, digest, diff_id, size_bytes) VALUES ('x', ?, ?, 5000)",
+                ("sha256:" + "5" * 64, "sha256:" + "6" * 64),
+            )
+            database.execute("INSERT INTO manifest_layers (manifest_id, layer_id) VALUES (2, 3)")
+            database.commit()
+    return call
+
+
+def test_list(run):
+    done = run("ls")
+    assert (done.returncode, done.stderr) == (0, "")
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED"]
+    assert rows[0].split()[:4] == [NAME, MANIFEST[7:19], "linux/amd64", "2"]
+    assert "2.3 kB" in rows[0]
+    assert rows[1].split()[:6] == ["ghcr.io/a/b:2", "-", "-", "1", "5.0", "kB"]
+    assert rows[1].endswith("(incomplete)")
+    assert "\x1b" not in run("ls", env={"FORCE_COLOR": "1"}).stdout
+
+
+def test_list_of_names(run):
+    assert run("ls", "-q").stdout == f"{NAME}\nghcr.io/a/b:2\n"
+    assert run("ls", "-q", "--sort", "size").stdout == f"ghcr.io/a/b:2\n{NAME}\n"
+    assert run("ls", "-q", "*/sample:*").stdout == f"{NAME}\n"
+    assert run("ls", "-q", "--filter", "incomplete=true").stdout == "ghcr.io/a/b:2\n"
+    assert run("ls", "-q", "--filter", "platform=linux/amd64").stdout == f"{NAME}\n"
+    assert run("ls", "-q", "--filter", "until=1h").stdout == ""
+
+
+def test_whole_digests(run):
+    assert MANIFEST in run("ls", "--no-trunc").stdout
+
+
+def test_list_as_json(run):
+    done = run("ls", "--format", "json")
+    first, second = json.loads(done.stdout)
+    assert time.strptime(first.pop("pulled_at"), "%Y-%m-%dT%H:%M:%SZ")
+    assert first == {
+        "reference": NAME,
+        "digest": MANIFEST,
+        "platform": "linux/amd64",
+        "layers": 2,
+        "size_bytes": 2280,
+        "complete": True,
+    }
+    assert (second["digest"], second["complete"]) == (None, False)
+
+
+def test_nothing_to_list(run, tmp_path):
+    for words in (["ls", "none*"], ["ls", "--home", str(tmp_path / "absent")]):
+        done = run(*words) if len(words) == 2 else subprocess.run(
+            [*program(), *words], env=program_environment(), capture_output=True, text=True, timeout=30
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "No images.\n")
+    assert run("ls", "none*", "--format", "json").stdout == "[]\n"
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sort", "colour"], "--sort: 'colour' is not one of name, size, pulled"),
+        (["--filter", "size=3"], "size"),
+        (["--filter", "until=soon"], "until"),
+        (["--filter", "reference"], "reference"),
+    ],
+)
+def test_bad_words_for_the_list(run, words, said):
+    done = run("ls", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr.splitlines()[0]
+
+
+def test_inspect(run, folder):
+    done = run("inspect", "sample:1")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.partition("\n\n")[0].splitlines())
+    assert facts["Image"] == NAME
+    assert facts["Digest"] == MANIFEST
+    assert facts["Command"] == '["/usr/bin/hello"]'
+    assert facts["User"] == "1000:1000"
+    rows = done.stdout.partition("\n\n")[2].splitlines()
+    assert rows[0].split() == ["LAYER", "DIGEST", "SIZE", "UNPACKED", "ENTRIES", "STATE", "PATH"]
+    assert rows[1].split()[-1] == str(folder / "layers" / f"{LAYERS[0]}.extracted")
+    document = json.loads(run("inspect", "sample:1", "--format", "json").stdout)
+    assert document["config"]["cmd"] == ["/usr/bin/hello"]
+    assert [layer["digest"] for layer in document["layers"]] == LAYERS
+    assert [layer["entries"] for layer in document["layers"]] == [34, 8]
+
+
+def test_layers_bottom_first_and_lowerdir_top_first(run, folder):
+    paths = run("inspect", "--layers", "sample:1").stdout.splitlines()
+    assert paths == [str(folder / "layers" / f"{digest}.extracted") for digest in LAYERS]
+    links = run("inspect", "--lowerdir", "sample:1").stdout.removesuffix("\n").split(":")
+    assert [str(Path(link).resolve()) for link in links] == paths[::-1]
+    assert json.loads(run("inspect", "--lowerdir", "sample:1", "--format", "json").stdout)["lowerdir"] == ":".join(
+        links
+    )
+
+
+def test_files(run):
+    lines = run("inspect", "--files", "sample:1").stdout.splitlines()
+    assert lines[0] == "drwxr-xr-x 1000/1000          0 2023-11-14 22:13 /app"
+    assert "lrwxrwxrwx 0/0                0 2023-11-14 22:13 /bin -> usr/bin" in lines
+    assert not [line for line in lines if "motd" in line or ".wh." in line]
+    found = {
+        file["path"]: file for file in json.loads(run("inspect", "--files", "sample:1", "--format", "json").stdout)
+    }
+    assert found["usr/bin/passwd"]["mode"] == "4755"
+    assert found["usr/bin/hi"]["target"] == "usr/bin/hello"
+
+
+def test_inspect_what_is_not_there(run):
+    done = run("inspect", "smaple:1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"did you mean {NAME}?" in done.stderr
+    done = run("inspect", "--lowerdir", "ghcr.io/a/b:2")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "layer 555555555555 is missing" in done.stderr
+    assert run("inspect", "--files", "ghcr.io/a/b:2").returncode == 3
+    assert "missing" in run("inspect", "ghcr.io/a/b:2").stdout
+
+
+def test_completion_reads_the_store(run, folder):
+    done = subprocess.run(
+        [*program(), "__complete", "images", "s", str(folder)],
+        env=program_environment(), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sample:1\n", "")
