@@ -54,6 +54,7 @@ class Board:
         self._color = color
         self._layers: dict[str, _Layer] = {}
         self._status = ""
+        self._planned = False
         self._meter = Meter()
         self._finished: list[Row] = []
 
@@ -85,6 +86,7 @@ class Board:
     def clear(self) -> None:
         """Forgets everything under way."""
         self._layers.clear()
+        self._planned = False
         self._status = ""
         self._meter = Meter()
 
@@ -98,7 +100,8 @@ class Board:
         whole = self._whole()
         layout = _Layout.of([layer for digest, layer in active if digest in shown] + [whole], width)
         rows = [self._layer_row(digest, layer, layout, now) for digest, layer in active if digest in shown]
-        if len(self._layers) > 1 and height > 2:
+        # A verification learns the size of a layer when it comes to it: nobody knows the whole before.
+        if self._planned and len(self._layers) > 1 and height > 2:
             left = sum(not layer.finished for layer in self._layers.values())
             tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
             rows.append(self._bar_row("total", whole, self._meter.rate(now), tail, layout))
@@ -108,6 +111,7 @@ class Board:
         self.clear()
         if all(layer.present for layer in event.layers):
             return
+        self._planned = True
         self._finished.append([(headline(event), "")])
         for layer in event.layers:
             if layer.present:
