@@ -1,0 +1,246 @@
+"""What a layer's directory must look like, worked out from its record and notes without looking at the directory."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.layer.attributes import disk_mode, disk_name, override_stat
+from msb_pull.layer.names import clean
+from msb_pull.layer.record import entries
+from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from msb_pull.layer.record import Notes
+    from msb_pull.layer.tar import Entry
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_AUFS = b".wh..wh."
+_PLINKS = b".wh..wh.plnk"
+_KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+_IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
+_MAX_TIME = (1 << 63) - 1
+
+
+class Node:
+    """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
+
+    ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it.
+    """
+
+    __slots__ = ("attributes", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "size")
+
+    def __init__(self, kind: int, mode: int, override: bytes | None, mtime_ns: int | None) -> None:
+        self.kind = kind
+        self.mode = mode
+        self.override = override
+        self.mtime_ns = mtime_ns
+        self.size = 0
+        self.index = -1
+        self.link = b""
+        self.attributes: dict[bytes, bytes] = {}
+        self.implied = False
+
+
+def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
+    """Every path below the layer's directory (``b""`` is its top) with what must stand there, and the number of entries
+    whose content is gone because a later entry took its place. Raises ContentError.
+
+    The rules are those of the tree writer: the last entry of a name wins, directories keep what they hold, a whiteout
+    yields to what came in the same layer.
+    """
+    tree = _Tree(notes)
+    contents = 0
+    for entry in entries(record):
+        contents += entry.stored > 0
+        tree.add(entry)
+    tree.finish()
+    kept = {node.index for node in tree.nodes.values() if node.index >= 0}
+    return tree.nodes, contents - len(kept)
+
+
+class _Tree:
+    def __init__(self, notes: Notes) -> None:
+        self.nodes: dict[bytes, Node] = {b"": _implied()}
+        self._notes = notes
+        self._links: list[tuple[bytes, bytes]] = []
+        self._whiteouts: list[bytes] = []
+
+    def add(self, entry: Entry) -> None:
+        said = clean(entry.name)
+        plink = said.startswith(_PLINKS + b"/") and entry.type == REG
+        if said.startswith(_AUFS) and not said.startswith(_OPAQUE) and not plink:
+            return
+        path = self._notes.path_of(entry)
+        name = path.rpartition(b"/")[2]
+        if name.startswith(_WHITEOUT) and not plink:
+            self._put(path, _marker(entry))
+            if name != _OPAQUE:
+                self._whiteouts.append(path)
+        elif entry.type == DIR:
+            self._directory(path, entry)
+        elif entry.type == LNK:
+            target = self._real(self._notes.moved_path(clean(entry.linkname)))
+            if target != path and not self._link(path, target):
+                self._links.append((path, target))
+        elif entry.type == SYM:
+            node = Node(stat.S_IFLNK, 0, None, _clamp(entry.mtime_ns))
+            node.link = entry.linkname
+            self._put(path, node)
+        else:
+            self._put(path, _file(entry))
+
+    def finish(self) -> None:
+        waiting = self._links
+        while waiting:
+            still = [(path, target) for path, target in waiting if not self._link(path, self._real(target))]
+            if len(still) == len(waiting):
+                break
+            waiting = still
+        self._derived()
+        for path in self._whiteouts:
+            self._settle_whiteout(path)
+        self._drop(_PLINKS)
+
+    def _put(self, path: bytes, node: Node) -> None:
+        self._parents(path)
+        self._drop(path)
+        self.nodes[path] = node
+
+    def _directory(self, path: bytes, entry: Entry) -> None:
+        there = self.nodes.get(path)
+        if there is None or there.kind != stat.S_IFDIR:
+            self._put(path, _node(entry, stat.S_IFDIR))
+            return
+        self.nodes[path] = _node(entry, stat.S_IFDIR)
+
+    def _link(self, path: bytes, target: bytes) -> bool:
+        node = self.nodes.get(target)
+        if node is None or node.kind == stat.S_IFDIR:
+            return False
+        if self.nodes.get(path) is not node:
+            self._put(path, node)
+        return True
+
+    def _parents(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0]
+        missing = []
+        while (node := self.nodes.get(parent)) is None or node.kind != stat.S_IFDIR:
+            missing.append(parent)
+            parent = parent.rpartition(b"/")[0]
+        for parent in reversed(missing):
+            self._drop(parent)
+            self.nodes[parent] = _implied()
+
+    def _drop(self, path: bytes) -> None:
+        node = self.nodes.pop(path, None)
+        if node is not None and node.kind == stat.S_IFDIR:
+            inside = path + b"/"
+            for below in [x for x in self.nodes if x.startswith(inside)]:
+                del self.nodes[below]
+
+    def _real(self, path: bytes) -> bytes:
+        """``path`` with the symlinks of this layer resolved on the way to its last name."""
+        real: list[bytes] = []
+        ahead = path.split(b"/")[::-1]
+        hops = 0
+        while ahead:
+            part = ahead.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                real = real[:-1]
+                continue
+            node = self.nodes.get(b"/".join((*real, part)))
+            if node is not None and node.kind == stat.S_IFLNK and ahead and hops < 40:
+                hops += 1
+                real = [] if node.link.startswith(b"/") else real
+                ahead.extend(node.link.split(b"/")[::-1])
+                continue
+            real.append(part)
+        return b"/".join(real)
+
+    def _derived(self) -> None:
+        for fact in self._notes.derived:
+            path = os.fsencode(fact["path"])
+            if fact["kind"] == "link":
+                self._put(path, _copied(fact))
+            elif fact["kind"] == "directory":
+                node = self.nodes.get(path)
+                if node is not None and node.implied:
+                    _dress(node, fact)
+
+    def _settle_whiteout(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        hidden = name[len(_WHITEOUT) :]
+        hidden = parent + b"/" + hidden if parent else hidden
+        node, marker = self.nodes.get(hidden), self.nodes.get(path)
+        if node is None or marker is None:
+            return
+        del self.nodes[path]
+        if node.kind == stat.S_IFDIR:
+            self.nodes.setdefault(hidden + b"/" + _OPAQUE, marker)
+
+
+def _implied() -> Node:
+    node = Node(stat.S_IFDIR, 0o755, _IMPLIED, None)
+    node.implied = True
+    return node
+
+
+def _node(entry: Entry, kind: int) -> Node:
+    on_disk = kind if kind in (stat.S_IFREG, stat.S_IFDIR) else stat.S_IFREG
+    override = override_stat(kind, entry.mode, entry.uid, entry.gid)
+    node = Node(on_disk, disk_mode(on_disk, entry.mode), override, _clamp(entry.mtime_ns))
+    for name, value in (entry.xattrs or {}).items():
+        kept = disk_name(name)
+        if kept is not None:
+            node.attributes[kept] = value
+    return node
+
+
+def _file(entry: Entry) -> Node:
+    node = _node(entry, _KINDS[entry.type])
+    if entry.type == REG:
+        node.size = entry.size
+        node.index = entry.index if entry.stored else -1
+    return node
+
+
+def _marker(entry: Entry) -> Node:
+    node = _node(entry, stat.S_IFREG)
+    node.attributes = {}
+    return node
+
+
+def _copied(fact: dict[str, Any]) -> Node:
+    if "symlink" in fact:
+        node = Node(stat.S_IFLNK, 0, None, fact["mtime_ns"])
+        node.link = os.fsencode(fact["symlink"])
+        return node
+    override = fact["override"].encode("ascii")
+    mode = int(override.split(b":")[2], 8)
+    node = Node(stat.S_IFREG, disk_mode(stat.S_IFREG, mode), override, fact["mtime_ns"])
+    node.size = int(fact["size"])
+    node.attributes = _decoded(fact["xattrs"].items())
+    return node
+
+
+def _dress(node: Node, fact: dict[str, Any]) -> None:
+    node.override = fact["override"].encode("ascii")
+    node.mtime_ns = fact["mtime_ns"]
+    node.attributes = _decoded(fact["xattrs"].items())
+
+
+def _decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): base64.b64decode(value) for name, value in attributes}
+
+
+def _clamp(nanoseconds: int) -> int:
+    return min(max(nanoseconds, 0), _MAX_TIME)
