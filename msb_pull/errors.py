@@ -15,7 +15,11 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from typing import ClassVar
+
+# Spelled out, since importing typing takes longer than all else that a child process needs.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):

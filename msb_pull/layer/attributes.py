@@ -9,15 +9,23 @@ from __future__ import annotations
 import stat
 
 OVERRIDE_STAT = b"user.containers.override_stat"
+MAX_ID = (1 << 32) - 1
 # fuse-overlayfs and containers/storage keep what an unprivileged user cannot set under this prefix.
 ESCAPE = b"user.containers.override_"
 # Attributes that belong to the host the image was built on (umoci leaves out the same).
 _HOST_BOUND = frozenset((b"security.selinux", b"security.evm", b"security.ima", b"system.nfs4_acl"))
 _READERS_OWN = (ESCAPE, b"user.overlay.", b"user.fuseoverlayfs.", b"user.msb.")
+# Linux knows no other (xattr(7)). A name without one of them must never be escaped: "stat" would become our own.
+_NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
 
 
 def override_stat(kind: int, mode: int, uid: int, gid: int) -> bytes:
-    """The value for an entry; ``kind`` is one of the ``stat.S_IF…`` bits, of ``mode`` the lower twelve bits count."""
+    """The value for an entry; ``kind`` is one of the ``stat.S_IF…`` bits, of ``mode`` the lower twelve bits count.
+
+    Raises ValueError for ids that no reader takes.
+    """
+    if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID):
+        raise ValueError("its owner or group is out of range")
     return b"%d:%d:0%o" % (uid, gid, kind | (mode & 0o7777))
 
 
@@ -29,8 +37,23 @@ def parse_override_stat(value: bytes) -> tuple[int | None, int | None, int | Non
     fields = value.split(b":")
     if len(fields) < 3:
         raise ValueError("an override_stat has at least three fields")
-    numbers = [None if field == b"x" else int(field, base) for field, base in zip(fields[:3], (10, 10, 8), strict=True)]
-    return numbers[0], numbers[1], numbers[2]
+    uid, gid, mode = (
+        _number(field, base, limit)
+        for field, base, limit in zip(fields, (10, 10, 8), (MAX_ID, MAX_ID, 0o177777), strict=False)
+    )
+    return uid, gid, mode
+
+
+def _number(field: bytes, base: int, limit: int) -> int | None:
+    if field == b"x":
+        return None
+    # int() alone would take signs, spaces and underscores, which other readers do not.
+    if not field.isdigit() or len(field) > 16:
+        raise ValueError("an override_stat holds no number where one belongs")
+    number = int(field, base)
+    if number > limit:
+        raise ValueError("a number of an override_stat is out of range")
+    return number
 
 
 def disk_mode(kind: int, mode: int) -> int:
@@ -38,15 +61,14 @@ def disk_mode(kind: int, mode: int) -> int:
     return (mode & 0o777) | (0o700 if kind == stat.S_IFDIR else 0o600)
 
 
-def kept_attributes(attributes: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    """An image's attributes with the names they get on disk; those bound to a host, and our own, are left out.
+def disk_name(name: bytes) -> bytes | None:
+    """Under which name an image's attribute is kept, None if it is not.
 
-    Names that a reader of the store would obey, and namespaces that need privileges, are escaped.
+    Attributes bound to a host, and our own, are left out. Names that a reader of the store would obey, and namespaces
+    that need privileges, are escaped.
     """
-    kept = []
-    for name, value in sorted(attributes.items()):
-        if name == OVERRIDE_STAT or name in _HOST_BOUND:
-            continue
-        plain = name.startswith(b"user.") and not name.startswith(_READERS_OWN)
-        kept.append((name if plain else ESCAPE + name, value))
-    return kept
+    if name == OVERRIDE_STAT or name in _HOST_BOUND or not name.startswith(_NAMESPACES):
+        return None
+    if name.startswith(b"user.") and not name.startswith(_READERS_OWN):
+        return name
+    return ESCAPE + name

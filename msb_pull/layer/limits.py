@@ -34,3 +34,4 @@ class LayerError(ContentError):
         super().__init__(f"{where}: {what}", hint=hint)
         self.index = index
         self.name = name
+        self.what = what

@@ -7,18 +7,19 @@ the stream does not: where entries were placed that did not go where they said, 
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
-from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.limits import Limits
 from msb_pull.layer.names import clean
 
+# The child that writes records needs neither typing nor json, and importing them takes long.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Any
 
     from msb_pull.layer.settle import Settled
     from msb_pull.layer.tar import Entry
@@ -152,6 +153,8 @@ class Notes:
 
     def save(self, path: Path) -> None:
         """Writes the notes as JSON."""
+        import json
+
         document = {
             "version": _VERSION,
             "diff_id": self.diff_id,
@@ -169,6 +172,8 @@ class Notes:
     @classmethod
     def load(cls, path: Path) -> Notes:
         """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
+        import json
+
         try:
             document = json.loads(path.read_bytes())
             if document["version"] != _VERSION:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
+from msb_pull.layer.copying import copy_contents
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import LowerView, Shown
-from msb_pull.layer.tree import copy_contents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,14 +8,26 @@ ends in silence (a bad header in the middle, a cut header), it refuses.
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from msb_pull.layer import pax as extended
 from msb_pull.layer.fields import BadField, number, text
 from msb_pull.layer.limits import LayerError, Limits
 
+# Spelled out, since importing typing costs a child more than reading a small layer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from msb_pull.layer.record import RecordWriter
+    from typing import NoReturn, Protocol
+
+    class Sink(Protocol):
+        """What takes every byte that is no payload."""
+
+        def write(self, data: bytes) -> None: ...
+
+    class Stream(Protocol):
+        """What a reader reads from."""
+
+        def readinto(self, buffer: memoryview, /) -> int | None: ...
+
 
 BLOCK = 512
 BUFFER = 1 << 20
@@ -26,12 +38,6 @@ _EMPTY = memoryview(b"")
 _MAX_ID = (1 << 32) - 1
 _MAX_DEVICE = (1 << 31) - 1
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE, _VOLUME = b"LKxgSV"
-
-
-class Stream(Protocol):
-    """What a reader reads from."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
 class Entry:
@@ -92,7 +98,7 @@ class TarReader:
     """
 
     def __init__(
-        self, stream: Stream, *, limits: Limits, record: RecordWriter | None = None, stripped: bool = False
+        self, stream: Stream, *, limits: Limits, record: Sink | None = None, stripped: bool = False
     ) -> None:
         self._readinto = stream.readinto
         self._limits = limits

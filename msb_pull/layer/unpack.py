@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import ContentError, LocalError, MsbPullError, local_error
-from msb_pull.layer.limits import LayerError, Limits
+from msb_pull.errors import LocalError, MsbPullError, local_error
+from msb_pull.layer.limits import LayerError
 from msb_pull.layer.record import RecordWriter
+from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
 from msb_pull.layer.tar import TarReader
 from msb_pull.layer.tree import TreeWriter
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any, NoReturn
 
     from msb_pull.layer.tar import Stream
+
+__all__ = ["LayerProcess", "UnpackOptions", "UnpackReport", "unpack"]
 
 # What a file system cannot take of an entry is the entry's fault, not the disk's.
 _ENTRY_ERRORS = {
@@ -25,82 +29,8 @@ _ENTRY_ERRORS = {
     errno.EINVAL: "the file system does not take its name",
     errno.EFBIG: "the file is larger than the limit",
 }
-_MAX_WARNINGS = 50
-
-
-class UnpackOptions:
-    """How to unpack: limits (bytes, entries), whether owners are kept in attributes, whether to jail the child."""
-
-    __slots__ = ("jail", "max_bytes", "max_entries", "xattrs")
-
-    def __init__(
-        self,
-        *,
-        max_entries: int = 5_000_000,
-        max_bytes: int = 64 << 30,
-        xattrs: bool = True,
-        jail: bool = True,
-    ) -> None:
-        self.max_entries = max_entries
-        self.max_bytes = max_bytes
-        self.xattrs = xattrs
-        self.jail = jail
-
-    def limits(self) -> Limits:
-        """The bounds for the reader."""
-        return Limits(max_entries=self.max_entries, max_bytes=self.max_bytes)
-
-
-class UnpackReport:
-    """What was unpacked, and what is left to do once the layers below are known. Paths are bytes."""
-
-    __slots__ = (
-        "content_bytes",
-        "entries",
-        "implied",
-        "jailed",
-        "missing_links",
-        "placed",
-        "tar_bytes",
-        "warnings",
-    )
-
-    def __init__(self) -> None:
-        self.entries = 0
-        self.tar_bytes = 0
-        self.content_bytes = 0
-        self.jailed = ""
-        self.placed: dict[int, bytes] = {}
-        self.implied: list[bytes] = []
-        self.missing_links: list[tuple[int, bytes, bytes]] = []
-        self.warnings: list[str] = []
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values; names decoded with surrogate escapes."""
-        return {
-            "entries": self.entries,
-            "tar_bytes": self.tar_bytes,
-            "content_bytes": self.content_bytes,
-            "jailed": self.jailed,
-            "placed": [[index, os.fsdecode(path)] for index, path in self.placed.items()],
-            "implied": [os.fsdecode(path) for path in self.implied],
-            "missing_links": [[index, os.fsdecode(a), os.fsdecode(b)] for index, a, b in self.missing_links],
-            "warnings": self.warnings,
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> UnpackReport:
-        """The inverse of :meth:`as_json`."""
-        report = cls()
-        report.entries = values["entries"]
-        report.tar_bytes = values["tar_bytes"]
-        report.content_bytes = values["content_bytes"]
-        report.jailed = values["jailed"]
-        report.placed = {index: os.fsencode(path) for index, path in values["placed"]}
-        report.implied = [os.fsencode(path) for path in values["implied"]]
-        report.missing_links = [(index, os.fsencode(a), os.fsencode(b)) for index, a, b in values["missing_links"]]
-        report.warnings = values["warnings"]
-        return report
+# A child that was killed gets this long to vanish; only a broken disk or kernel holds it longer.
+_KILL_SECONDS = 5.0
 
 
 def unpack(
@@ -108,7 +38,8 @@ def unpack(
 ) -> UnpackReport:
     """Unpacks ``stream`` below the open directory ``root`` and writes its record into the open file ``record``.
 
-    Raises LayerError for what is wrong with the layer, OSError for what is wrong with the disk.
+    ``exact_modes`` says that the process's umask is 0. Raises LayerError for what is wrong with the layer, OSError
+    (its ``filename`` the path of the entry) for what is wrong with the disk.
     """
     writer = RecordWriter(record)
     reader = TarReader(stream, limits=options.limits(), record=writer)
@@ -117,33 +48,44 @@ def unpack(
     try:
         chunk = reader.chunk
         add = tree.add
-        while (entry := reader.next()) is not None:
+        following = reader.next
+        while (entry := following()) is not None:
             add(entry, chunk)
         reader.drain()
         writer.close()
         tree.finish()
     except OSError as error:
-        if entry is not None and error.errno in _ENTRY_ERRORS:
+        if entry is None:
+            raise
+        if error.errno in _ENTRY_ERRORS:
             raise LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno]) from error
+        error.filename = entry.name
         raise
     finally:
         tree.close()
+    return _report(reader, tree)
+
+
+def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     report = UnpackReport()
     report.entries = reader.entries
     report.tar_bytes = reader.bytes_read
     report.content_bytes = reader.content_bytes
     report.placed = tree.placed
-    report.implied = list(tree.implied)
-    report.missing_links = tree.missing_links
+    report.implied = tree.implied
+    report.missing_links = tree.links.missing
+    report.turned = tree.turned
     report.warnings = tree.warnings
+    if tree.more_warnings:
+        report.warnings.append(f"{tree.more_warnings} more warnings")
+    if tree.links.copied:
+        report.warnings.append(f"{tree.links.copied} hard links became copies, since the file system refused them")
     if reader.trailing_garbage:
         report.warnings.append("bytes that are no zeros follow the end of the archive")
-    if len(report.warnings) > _MAX_WARNINGS:
-        report.warnings[_MAX_WARNINGS:] = [f"{len(report.warnings) - _MAX_WARNINGS} more warnings"]
     return report
 
 
-# The child: 0 is the tar stream, 1 the report; its arguments are the descriptors of root and record, and the options.
+# The child: 0 is the tar stream, 1 the report; arguments are the parent's id, descriptors of root and record, options.
 
 
 class _Input:
@@ -156,30 +98,34 @@ class _Input:
         return os.readv(self._descriptor, [buffer])
 
 
-def child_main() -> None:
+def child_main() -> NoReturn:
     """The whole life of a child process; what happened goes to standard output as one JSON document."""
-    import json
+    import gc
 
     from msb_pull.layer import jail
 
-    root, record = int(sys.argv[1]), int(sys.argv[2])
-    settings = json.loads(sys.argv[3])
-    jailed = settings.pop("jail")
-    options = UnpackOptions(jail=jailed, **settings)
+    parent, root, record = map(int, sys.argv[1:4])
+    options = UnpackOptions.from_arguments(sys.argv[4:])
     os.umask(0)
+    # Nothing per entry makes cycles, and looking for some would cost on every few hundred files.
+    gc.disable()
+    # Once jailed, Python can open no more modules; the text of an error needs a codec.
+    LayerError(0, b"\n\xff", "")
     try:
-        state = jail.enter(root, max_file_size=options.max_bytes) if jailed else "off"
+        jail.die_with(parent)
+        state = jail.enter(root, max_file_size=options.max_bytes) if options.jail else "off"
         report = unpack(_Input(0), root, record, options, exact_modes=True)
         report.jailed = state
-        answer: dict[str, Any] = {"report": report.as_json()}
+        answer: dict[str, Any] = {"report": report.as_plain()}
     except LayerError as error:
-        answer = {"layer": {"index": error.index, "message": error.message, "hint": error.hint}}
+        answer = {"layer": {"index": error.index, "name": error.name, "what": error.what, "hint": error.hint}}
     except MemoryError:
-        answer = {"layer": {"index": 0, "message": "the layer needs more memory than a layer may take", "hint": None}}
+        what = "the layer needs more memory than a layer may take"
+        answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
     except OSError as error:
         name = error.filename
-        answer = {"os": {"errno": error.errno, "name": os.fsdecode(name) if isinstance(name, (bytes, str)) else None}}
-    data = json.dumps(answer).encode("ascii")
+        answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
+    data = encode(answer).encode("ascii")
     while data:
         data = data[os.write(1, data) :]
     # Nothing is left to be flushed, and tearing an interpreter down costs milliseconds.
@@ -189,94 +135,123 @@ def child_main() -> None:
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from msb_pull.layer.unpack import child_main; child_main()"
 )
-# Isolated, without site-packages: the child needs the standard library and this package alone.
-_PYTHON = (sys.executable, "-I", "-S", "-B")
 
 
 class LayerProcess:
-    """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own."""
+    """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own.
+
+    The child dies with the thread that started it, where the system knows how (Linux), so that thread must last as
+    long as the work. Raises LocalError or OSError when there is no starting it.
+    """
 
     def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
-        import json
         import subprocess
         from pathlib import Path as AnyPath
 
         self._staging = staging
+        self._answer: dict[str, Any] | MsbPullError | None = None
         root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        settings = {name: getattr(options, name) for name in UnpackOptions.__slots__}
-        package_parent = str(AnyPath(__file__).resolve().parent.parent.parent)
         try:
-            self._process = subprocess.Popen(
-                [*_PYTHON, "-c", _BOOTSTRAP, package_parent, str(root), str(kept), json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(root, kept),
-                env={},
-                cwd="/",
-                # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-                start_new_session=True,
-            )
+            kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                package_parent = str(AnyPath(__file__).resolve().parent.parent.parent)
+                words = [str(os.getpid()), str(root), str(kept), *options.as_arguments()]
+                # Isolated, without site-packages: the child needs the standard library and this package alone.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package_parent, *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=(root, kept),
+                    env={},
+                    cwd="/",
+                    # A Ctrl-C at the terminal is for the parent, which ends its children itself.
+                    start_new_session=True,
+                )
+            finally:
+                os.close(kept)
         finally:
             os.close(root)
-            os.close(kept)
         assert self._process.stdin is not None
         self._input = self._process.stdin.fileno()
         _widen(self._input)
-        self._over = False
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
+        if self._answer is not None:
+            self.finish()
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._input, view) :]
         except BrokenPipeError:
             self.finish()
-            raise LocalError("the unpacking process ended early") from None
+            raise LocalError("the unpacking process ended before the layer did") from None
 
     def finish(self) -> UnpackReport:
         """Ends the stream and returns the child's report; raises LayerError, LocalError."""
-        import json
-
-        self._over = True
-        process = self._process
-        assert process.stdin is not None
-        process.stdin.close()
-        process.stdin = None
-        out, err = process.communicate()
+        if self._answer is None:
+            self._answer = self._collect()
+        answer = self._answer
+        if isinstance(answer, MsbPullError):
+            raise answer
         try:
-            answer = json.loads(out)
-        except ValueError:
-            raise self._crashed(err) from None
-        if "report" in answer:
-            return UnpackReport.from_json(answer["report"])
-        raise self._error(answer)
+            if "report" in answer:
+                return UnpackReport.from_json(answer["report"])
+            error = self._error(answer)
+        except (ValueError, KeyError, TypeError) as reason:
+            raise LocalError("the unpacking process gave a report that makes no sense", cause=repr(reason)) from None
+        raise error
 
     def kill(self) -> None:
         """Ends the child if it still runs."""
+        import subprocess
+
         process = self._process
         if process.poll() is None:
             process.kill()
-        process.wait()
+        try:
+            process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
 
+    def _collect(self) -> dict[str, Any] | MsbPullError:
+        import json
+
+        process = self._process
+        if process.stdin is not None:
+            process.stdin.close()
+            process.stdin = None
+        out, err = process.communicate()
+        try:
+            answer = json.loads(out)
+        except ValueError:
+            return self._crashed(err)
+        return answer if isinstance(answer, dict) else self._crashed(err)
+
     def _error(self, answer: dict[str, Any]) -> MsbPullError:
         if "layer" in answer:
             facts = answer["layer"]
-            return ContentError(facts["message"], hint=facts["hint"])
-        number, name = answer["os"]["errno"], answer["os"]["name"]
-        where = str(self._staging) if name is None else f"{self._staging}: {name}"
+            hint = None if facts["hint"] is None else as_text(facts["hint"])
+            return LayerError(int(facts["index"]), as_bytes(facts["name"]), as_text(facts["what"]), hint=hint)
+        number, name = int(answer["os"]["errno"]), answer["os"]["name"]
+        where = os.fspath(self._staging)
+        if name is not None:
+            where = os.fsdecode(os.path.join(os.fsencode(where), as_bytes(name).lstrip(b"/")))
         return local_error(OSError(number, os.strerror(number), where), self._staging)
 
     def _crashed(self, stderr: bytes) -> MsbPullError:
         lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-        cause = lines[-1] if lines else f"exit status {self._process.returncode}"
-        return LocalError("the unpacking process crashed", cause=cause)
+        status = self._process.returncode
+        if status < 0:
+            return LocalError(
+                f"the unpacking process was killed by signal {-status}", cause=lines[-1] if lines else None
+            )
+        return LocalError("the unpacking process crashed", cause=lines[-1] if lines else f"exit status {status}")
 
 
 def _widen(pipe: int) -> None:

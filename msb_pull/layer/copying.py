@@ -1,0 +1,59 @@
+"""Copies of files, where a hard link is impossible."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from msb_pull.layer.xattrs import set_attribute, user_attributes
+
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_IN_KERNEL = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
+_PIECE = 1 << 20
+
+
+def copy_entry(source: int, name: bytes, directory: int, new: bytes) -> None:
+    """Copies what stands at ``name`` in an open directory, never following it; ``new`` must be free. Raises OSError."""
+    facts = os.stat(name, dir_fd=source, follow_symlinks=False)
+    when = (facts.st_mtime_ns, facts.st_mtime_ns)
+    if stat.S_ISLNK(facts.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=directory)
+        os.utime(new, ns=when, dir_fd=directory, follow_symlinks=False)
+        return
+    original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+    try:
+        copy = os.open(new, CREATE, 0o600, dir_fd=directory)
+        try:
+            copy_contents(original, copy)
+            os.utime(copy, ns=when)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(original)
+
+
+def copy_contents(original: int, copy: int) -> None:
+    """Copies mode (no set-uid bits), ``user.`` attributes and bytes between open files, in the kernel where it can."""
+    facts = os.fstat(original)
+    os.fchmod(copy, facts.st_mode & 0o777 | 0o600)
+    for name, value in user_attributes(original):
+        set_attribute(copy, name, value)
+    while count := _copy_piece(original, copy):
+        if count < 0:
+            while piece := os.read(original, _PIECE):
+                while piece:
+                    piece = piece[os.write(copy, piece) :]
+            return
+
+
+def _copy_piece(original: int, copy: int) -> int:
+    """The number of bytes copied, 0 at the end, -1 where the kernel cannot do it."""
+    if not hasattr(os, "copy_file_range"):
+        return -1
+    try:
+        return os.copy_file_range(original, copy, 1 << 30)
+    except OSError as error:
+        if error.errno not in _NOT_IN_KERNEL:
+            raise
+        return -1

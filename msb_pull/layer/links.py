@@ -1,0 +1,165 @@
+"""Hard links of one layer: made at once where the target is there, else when it has come, else left for settling."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from msb_pull.layer.copying import copy_entry
+from msb_pull.layer.folders import WHITEOUT, BadPath
+from msb_pull.layer.limits import LayerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from msb_pull.layer.folders import Folder, Folders
+
+PLINKS = b".wh..wh.plnk"
+# Other devices, too many links, file systems or policies without hard links: then a copy does.
+_REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+
+
+class _Link:
+    __slots__ = ("folder", "index", "name", "shown", "target")
+
+    def __init__(self, index: int, shown: bytes, folder: bytes, name: bytes, target: bytes) -> None:
+        self.index = index
+        self.shown = shown
+        self.folder = folder
+        self.name = name
+        self.target = target
+
+    @property
+    def path(self) -> bytes:
+        return self.folder + b"/" + self.name if self.folder else self.name
+
+    def refuse(self, what: str) -> LayerError:
+        return LayerError(self.index, self.shown, what)
+
+
+class Links:
+    """``missing`` holds, after :meth:`finish`, what has no target in this layer: (entry index, path, target).
+
+    ``copied`` counts the links that the file system refused.
+    """
+
+    def __init__(self, folders: Folders) -> None:
+        self.missing: list[tuple[int, bytes, bytes]] = []
+        self.copied = 0
+        self._folders = folders
+        self._waiting: list[_Link] = []
+
+    def add(self, index: int, shown: bytes, folder: Folder, name: bytes, target: bytes) -> None:
+        """Makes a link at ``name`` in ``folder`` to the clean path ``target``; raises LayerError, OSError.
+
+        ``shown`` is the entry's name for messages.
+        """
+        link = _Link(index, shown, folder.path, name, target)
+        if not target:
+            raise link.refuse("a hard link to a directory")
+        if target.rpartition(b"/")[2].startswith(WHITEOUT):
+            raise link.refuse("a hard link to a whiteout")
+        if not self._make(link):
+            # A later entry of that name shall win over this one, an earlier one shall not.
+            self._clear(link)
+            self._waiting.append(link)
+
+    def finish(self) -> None:
+        """Makes the links whose targets came later, in whatever order; notes those without any."""
+        pending = [link for link in self._waiting if not self._taken(link)]
+        made = True
+        while pending and made:
+            made = False
+            by_target: dict[bytes, list[_Link]] = {}
+            for link in pending:
+                by_target.setdefault(link.target, []).append(link)
+            ready = list(by_target)
+            while ready:
+                target = ready.pop()
+                links = by_target.get(target, [])
+                if links and self._make(links[0]):
+                    made = True
+                    del by_target[target]
+                    for link in links:
+                        self._make(link)
+                        ready.append(link.path)
+            pending = [link for links in by_target.values() for link in links]
+        self.missing = sorted((link.index, link.path, link.target) for link in pending)
+
+    def look_up(self, path: bytes) -> tuple[Folder, bytes, os.stat_result] | None:
+        """What stands at a clean path, symlinks followed on the way but not at its end; None for nothing."""
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folders.find(parent) or self._folders.find(self._folders.resolve(parent))
+        if folder is None:
+            return None
+        try:
+            return folder, name, os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _make(self, link: _Link) -> bool:
+        """False when the target is not there."""
+        try:
+            found = self.look_up(link.target)
+        except BadPath as error:
+            raise link.refuse(f"its link target: {error}") from None
+        if found is None:
+            return False
+        source, source_name, facts = found
+        if stat.S_ISDIR(facts.st_mode):
+            raise link.refuse("a hard link to a directory")
+        # Finding the one directory may close the other.
+        held = os.dup(source.descriptor)
+        try:
+            return self._place(held, source_name, facts, link)
+        finally:
+            os.close(held)
+
+    def _place(self, source: int, name: bytes, facts: os.stat_result, link: _Link) -> bool:
+        folder = self._folders.reach(link.folder)
+        try:
+            self._link(source, name, folder.descriptor, link.name)
+        except FileExistsError:
+            there = os.stat(link.name, dir_fd=folder.descriptor, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino):
+                return True
+            self._remove(folder, link)
+            try:
+                self._link(source, name, folder.descriptor, link.name)
+            except FileNotFoundError:
+                # The target stood below what had to give way.
+                return False
+        return True
+
+    def _link(self, source: int, target: bytes, directory: int, name: bytes) -> None:
+        try:
+            # With directory descriptors Python would follow a symlink at the end.
+            os.link(target, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            copy_entry(source, target, directory, name)
+            self.copied += 1
+
+    def _taken(self, link: _Link) -> bool:
+        folder = self._folders.find(link.folder)
+        return folder is None or _is_there(folder, link.name)
+
+    def _clear(self, link: _Link) -> None:
+        folder = self._folders.reach(link.folder)
+        if _is_there(folder, link.name):
+            self._remove(folder, link)
+
+    def _remove(self, folder: Folder, link: _Link) -> None:
+        try:
+            self._folders.remove(folder, link.name)
+        except BadPath as error:
+            raise link.refuse(str(error)) from None
+
+
+def _is_there(folder: Folder, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

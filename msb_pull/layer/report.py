@@ -1,0 +1,149 @@
+"""What the parent tells the child that unpacks a layer, and what it hears back."""
+
+from __future__ import annotations
+
+from msb_pull.layer.limits import Limits
+from msb_pull.layer.names import clean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class UnpackOptions:
+    """How to unpack: limits (bytes, entries), whether owners are kept in attributes, whether to jail the child."""
+
+    __slots__ = ("jail", "max_bytes", "max_entries", "xattrs")
+
+    def __init__(
+        self,
+        *,
+        max_entries: int = 5_000_000,
+        max_bytes: int = 64 << 30,
+        xattrs: bool = True,
+        jail: bool = True,
+    ) -> None:
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
+        self.xattrs = xattrs
+        self.jail = jail
+
+    def limits(self) -> Limits:
+        """The bounds for the reader."""
+        return Limits(max_entries=self.max_entries, max_bytes=self.max_bytes)
+
+    def as_arguments(self) -> list[str]:
+        """Words for a command line."""
+        return [str(int(value)) for value in (self.max_entries, self.max_bytes, self.xattrs, self.jail)]
+
+    @classmethod
+    def from_arguments(cls, words: Sequence[str]) -> UnpackOptions:
+        """The inverse of :meth:`as_arguments`."""
+        entries, size, xattrs, jail = map(int, words)
+        return cls(max_entries=entries, max_bytes=size, xattrs=bool(xattrs), jail=bool(jail))
+
+
+class UnpackReport:
+    """What was unpacked, and what is left to do once the layers below are known. Paths are bytes.
+
+    ``placed``: by entry index, paths of what does not lie where its name says (a symlink led there). ``implied``:
+    directories without an entry, parents first, ``b""`` the top. ``missing_links``: (entry index, path, target) of hard
+    links to lower layers. ``turned``: whiteouts that stand elsewhere now, or nowhere (``b""``), because what they name
+    came in the same layer. ``jailed``: what held the child, for a debug line.
+    """
+
+    __slots__ = (
+        "content_bytes",
+        "entries",
+        "implied",
+        "jailed",
+        "missing_links",
+        "placed",
+        "tar_bytes",
+        "turned",
+        "warnings",
+    )
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.tar_bytes = 0
+        self.content_bytes = 0
+        self.jailed = ""
+        self.placed: dict[int, bytes] = {}
+        self.implied: list[bytes] = []
+        self.missing_links: list[tuple[int, bytes, bytes]] = []
+        self.turned: list[tuple[bytes, bytes]] = []
+        self.warnings: list[str] = []
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values for :func:`encode`."""
+        return {
+            "entries": self.entries,
+            "tar_bytes": self.tar_bytes,
+            "content_bytes": self.content_bytes,
+            "jailed": self.jailed,
+            "placed": list(self.placed.items()),
+            "implied": self.implied,
+            "missing_links": self.missing_links,
+            "turned": self.turned,
+            "warnings": self.warnings,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> UnpackReport:
+        """A report as the parent reads it, which trusts a child with nothing.
+
+        Raises ValueError, KeyError or TypeError for what :meth:`as_plain` does not make; a path that is not clean
+        could lead out of the layer.
+        """
+        report = cls()
+        report.entries = int(values["entries"])
+        report.tar_bytes = int(values["tar_bytes"])
+        report.content_bytes = int(values["content_bytes"])
+        report.jailed = as_text(values["jailed"])
+        report.placed = {int(index): _path(path) for index, path in values["placed"]}
+        report.implied = [_path(path) for path in values["implied"]]
+        report.missing_links = [(int(index), _path(a), _path(b)) for index, a, b in values["missing_links"]]
+        report.turned = [(_path(a), _path(b)) for a, b in values["turned"]]
+        report.warnings = [as_text(text) for text in values["warnings"]]
+        return report
+
+
+def as_bytes(text: str) -> bytes:
+    """A name from a document of :func:`encode`."""
+    return text.encode("latin-1")
+
+
+def as_text(text: str) -> str:
+    """A text from a document of :func:`encode`."""
+    return text.encode("latin-1").decode("utf-8", "backslashreplace")
+
+
+def _path(text: str) -> bytes:
+    path = as_bytes(text)
+    if path and clean(path) != path:
+        raise ValueError(f"not a clean path: {path!r}")
+    return path
+
+
+def encode(value: object) -> str:
+    """JSON of plain values in ASCII; bytes and UTF-8 of texts become Latin-1 strings.
+
+    A child does without the json module: importing it takes longer than unpacking a small layer.
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{encode(key)}:{encode(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(encode, value)) + "]"
+    if isinstance(value, str):
+        value = value.encode("utf-8", "backslashreplace")
+    if isinstance(value, bytes):
+        text = value.decode("latin-1")
+        if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+            return f'"{text}"'
+        return '"' + "".join(f"\\u{ord(c):04x}" for c in text) + '"'
+    if value is None:
+        return "null"
+    assert isinstance(value, int)
+    return str(int(value))
