@@ -19,7 +19,10 @@ class Policy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """How to pull. ``platform`` None means this machine's; sizes are bytes; ``name`` is what ``--as`` gives."""
+    """How to pull. ``platform`` None means this machine's; sizes are bytes; ``name`` is what ``--as`` gives.
+
+    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
+    """
 
     policy: Policy = Policy.MISSING
     force: bool = False
@@ -30,6 +33,7 @@ class PullOptions:
     allow_no_xattr: bool = False
     name: str | None = None
     dry_run: bool = False
+    refetch: frozenset[str] = frozenset()
 
     @property
     def wanted(self) -> Platform:

@@ -98,10 +98,15 @@ class Transfer:
         for position, (descriptor, diff_id) in enumerate(pairs):
             key = str(descriptor.digest)
             if key not in layers:
-                present = not self._options.force and self._store.has_layer(descriptor.digest)
+                present = self._is_there(descriptor.digest)
                 layers[key] = _Layer(LayerTask(descriptor, diff_id), position, chain, present)
             chain = _chain_id(chain, str(diff_id))
         return list(layers.values())
+
+    def _is_there(self, digest: Digest) -> bool:
+        """Whether a layer need not be fetched."""
+        options = self._options
+        return not options.force and str(digest) not in options.refetch and self._store.has_layer(digest)
 
     def _announce(self) -> None:
         planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
@@ -140,7 +145,7 @@ class Transfer:
             self._observer(events.LayerWaiting(self._name, str(layer.digest), holder))
 
         layer.resources.enter_context(self._store.lock_layer(layer.digest, waiting, self._cancel))
-        if not self._options.force and self._store.has_layer(layer.digest):
+        if self._is_there(layer.digest):
             return None
         return fetcher.fetch(layer.task, layer.resources)
 

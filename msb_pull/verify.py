@@ -6,7 +6,8 @@ import enum
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull import events
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from msb_pull.events import Observer
     from msb_pull.image.digest import Digest
+    from msb_pull.plan import PullOptions
+    from msb_pull.source.registry import RegistryClient
     from msb_pull.store.database import StoredLayer
     from msb_pull.store.store import Store
 
@@ -94,6 +97,76 @@ def verify_images(
         with ThreadPoolExecutor(max(1, min(jobs, len(checks) or 1)), thread_name_prefix="verify") as pool:
             reports = list(pool.map(_Check.run, checks))
     return VerifyReport(tuple(image.reference for image in images), tuple(reports), (), time.monotonic() - started)
+
+
+def repair_layers(
+    store: Store,
+    report: VerifyReport,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    *,
+    observer: Observer,
+    cancel: threading.Event,
+) -> VerifyReport:
+    """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
+
+    A reader finds the old directory or the new one at every moment. Raises the errors of a pull; NotFoundError when no
+    image that needs a layer came from a registry.
+    """
+    started = time.monotonic()
+    damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
+    images = stored_images(store, report.images)
+    left = set(damaged)
+    for image in images:
+        mine = left & {str(layer.digest) for layer in image.layers}
+        if mine and image.source == "registry":
+            _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
+            left -= mine
+    if left:
+        raise NotFoundError(
+            f"{len(left)} damaged layers belong to no image that came from a registry",
+            hint="pull the image again from its folder or archive with --force",
+        )
+    users = [image.reference for image in images if damaged & {str(layer.digest) for layer in image.layers}]
+    again = verify_images(store, users, observer=observer, cancel=cancel) if users else report
+    fresh = {layer.digest: layer for layer in again.layers}
+    mended = {digest for digest in damaged if fresh[digest].verdict is not Verdict.DAMAGED}
+    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in report.layers)
+    return VerifyReport(report.images, layers, tuple(sorted(mended)), report.seconds + time.monotonic() - started)
+
+
+def _fetch_again(
+    store: Store,
+    image: StoredImage,
+    client: RegistryClient,
+    options: PullOptions,
+    observer: Observer,
+    cancel: threading.Event,
+) -> None:
+    """A pull of some layers by the manifest and config that are recorded, whatever the tag means by now."""
+    # Verifying needs none of this, and loading it takes longer than verifying a small image.
+    from msb_pull.image.manifest import Manifest, parse_config, parse_document
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import Reference
+    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.transfer import Transfer
+
+    assert image.digest is not None and image.manifest_bytes is not None and image.config_bytes is not None
+    manifest = parse_document(image.manifest_bytes, None, image.reference)
+    assert isinstance(manifest, Manifest)
+    reference = Reference.parse(image.reference)
+    resolved = ResolvedImage(
+        reference=reference,
+        digest=image.digest,
+        platform=image.platform or Platform.host(),
+        manifest_bytes=image.manifest_bytes,
+        manifest=manifest,
+        config_bytes=image.config_bytes,
+        config=parse_config(image.config_bytes, manifest, image.reference),
+        source="registry",
+    )
+    with closing(client.source(reference)) as source:
+        Transfer(resolved, source, store, options, observer, cancel).run(time.monotonic())
 
 
 def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull.layer.attributes import ESCAPE, OVERRIDE_STAT
+from msb_pull.layer.expected import content_paths
 from msb_pull.layer.limits import printable
 from msb_pull.layer.recreate import recreate
 from msb_pull.layer.xattrs import user_attributes
@@ -48,9 +49,10 @@ def check_content(
     root: int, record: Path, nodes: Mapping[bytes, Node], take: Callable[[bytes], None]
 ) -> Iterator[Damage]:
     """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was."""
-    paths = {node.index: path for path, node in nodes.items() if node.index >= 0}
     found: list[Damage] = []
-    stream = recreate(record, root, paths, lambda path, a, b: found.append(Damage(path, "content", a, b)))
+    stream = recreate(
+        record, root, content_paths(nodes), lambda path, a, b: found.append(Damage(path, "content", a, b))
+    )
     for piece in stream:
         take(piece)
         yield from found

@@ -13,7 +13,7 @@ from msb_pull.layer.record import entries
 from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from msb_pull.layer.record import Notes
@@ -63,6 +63,11 @@ def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
     tree.finish()
     kept = {node.index for node in tree.nodes.values() if node.index >= 0}
     return tree.nodes, contents - len(kept)
+
+
+def content_paths(nodes: Mapping[bytes, Node]) -> dict[int, bytes]:
+    """Where the payload of each entry lies, by the entry's index."""
+    return {node.index: path for path, node in nodes.items() if node.index >= 0}
 
 
 class _Tree:
