@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,7 +16,6 @@ from msb_pull.source.retry import RETRY_AFTER_CAP, Backoff, Clock, retry_after, 
 from msb_pull.source.transport import origin
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping
 
     from msb_pull.events import Observer
@@ -49,6 +49,7 @@ class Exchange:
         self._transport = transport
         self._auth = auth
         self._observer = observer
+        self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
         self._reached: set[str] = set()
 
@@ -118,22 +119,22 @@ class Exchange:
         return NetworkError(f"{target.what}: no answer from {host}", cause=failure.reason, hint=failure.hint)
 
     def _reach(self, target: Target, kind: str, name: str, headers: Mapping[str, str]) -> Answer:
-        """One try, over http where a loopback host turns out not to speak TLS; that is remembered for the run."""
-        endpoint = target.endpoint
-        known = endpoint.scheme or self._schemes.get(endpoint.host)
-        if known:
-            return self._ask(target, endpoint.url(known, target.repository, kind, name), headers)
-        try:
-            answer = self._ask(target, endpoint.url("https", target.repository, kind, name), headers)
-            self._schemes[endpoint.host] = "https"
-            return answer
-        except Failure as failure:
-            if not (failure.not_tls or failure.unreached or failure.dropped):
-                raise
-            self._log(target, f"{endpoint.host}: {failure.reason}; trying plain http, as it is this machine")
-        answer = self._ask(target, endpoint.url("http", target.repository, kind, name), headers)
-        self._schemes[endpoint.host] = "http"
-        return answer
+        scheme = target.endpoint.scheme or self._scheme(target)
+        return self._ask(target, target.endpoint.url(scheme, target.repository, kind, name), headers)
+
+    def _scheme(self, target: Target) -> str:
+        """https, or http where a loopback host turns out not to speak TLS; that is remembered for the run."""
+        host = target.endpoint.host
+        with self._lock:
+            if host not in self._schemes:
+                found = self._transport.speaks_tls(host)
+                if found is None:
+                    # Nobody there; perhaps at the port for http.
+                    return "http"
+                self._schemes[host] = "https" if found else "http"
+                if not found:
+                    self._log(target, f"{host} does not speak TLS; using plain http, since it is this machine")
+            return self._schemes[host]
 
     def _visit(self, address: str, headers: Mapping[str, str]) -> Answer:
         def check(target: str) -> None:

@@ -158,6 +158,26 @@ def _connect_one(connection: PatientSocket, address: Any, timeout: float, patien
     connection.settimeout(timeout)
 
 
+def speaks_tls(host: str, port: int, timeout: float, patience: Patience) -> bool:
+    """Whether a server answers a TLS hello in kind; no certificate is looked at and nothing is sent.
+
+    Raises OSError when there is no server, Cancelled.
+    """
+    connection = connect(host, port, timeout, patience, None)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = tls_socket_class(patience)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with connection, context.wrap_socket(connection, server_hostname=host.strip("[]")):
+            return True
+    except ssl.SSLError as error:
+        # An alert is TLS as well: the server refuses this hello, but it has understood it.
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False
+
+
 def _lookup(host: str, port: int, patience: Patience) -> list[Any]:
     """getaddrinfo cannot be interrupted and may take half a minute, so a name is looked up on a thread of its own."""
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requests.certs import where as bundled_roots
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from msb_pull.errors import LocalError, UsageError
 from msb_pull.source.sockets import Patience, tls_socket_class
@@ -50,10 +50,16 @@ class TrustStore:
 
     def context(self, host: str) -> ssl.SSLContext:
         """The context for ``host[:port]``. Raises UsageError or LocalError when a named certificate cannot be used."""
+        # Loading the system's certificates takes longer than a request, so hosts without any of their own share it.
+        key = host if self._is_special(host) else ""
         with self._lock:
-            if host not in self._contexts:
-                self._contexts[host] = self._make(host)
-            return self._contexts[host]
+            if key not in self._contexts:
+                self._contexts[key] = self._make(host)
+            return self._contexts[key]
+
+    def _is_special(self, host: str) -> bool:
+        named = any(name in self._ca_certs for name in _names(host))
+        return named or not self.verifies(host) or any(self._folders_of(host))
 
     def _make(self, host: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -81,7 +87,7 @@ class TrustStore:
         # Companies put their own root into the system's store; certifi stands in where there is none.
         context.set_default_verify_paths()
         if not context.cert_store_stats()["x509_ca"]:
-            context.load_verify_locations(bundled_roots())
+            context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
 
     def _folders_of(self, host: str) -> Iterator[Path]:
         for folder in self._folders:

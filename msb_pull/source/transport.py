@@ -17,6 +17,7 @@ from msb_pull.source import redact
 from msb_pull.source.adapter import CONNECT_TIMEOUT, PatientAdapter
 from msb_pull.source.failures import Failure, failure_of
 from msb_pull.source.proxies import proxies_for
+from msb_pull.source.sockets import speaks_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -138,6 +139,14 @@ class Transport:
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             url = target
         raise Failure(f"more than {MAX_REDIRECTS} redirects", retry=False)
+
+    def speaks_tls(self, host: str) -> bool | None:
+        """Whether ``host[:port]`` answers a TLS hello; None when it cannot be reached. Raises Cancelled."""
+        parts = urlsplit(f"//{host}")
+        try:
+            return speaks_tls(parts.hostname or "", parts.port or 443, CONNECT_TIMEOUT, self._patience)
+        except (OSError, ValueError):
+            return None
 
     def close(self) -> None:
         """Ends all sessions."""
