@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile("[a-f0-9]+", re.ASCII)
+# What is wrong is said of text from anywhere: enough of it to be recognised.
+_MAX_SHOWN = 80
 
 
 class InvalidDigest(ValueError):
@@ -30,10 +32,14 @@ class Digest:
         """Parses ``algorithm:hex``; raises InvalidDigest on anything that is not exactly that."""
         algorithm, colon, value = text.partition(":")
         length = _HEX_LENGTH.get(algorithm)
-        if not colon or length is None:
-            raise InvalidDigest(f"unsupported digest algorithm in {text!r} (sha256 and sha512 are known)")
-        if len(value) != length or not _HEX.fullmatch(value):
-            raise InvalidDigest(f"{text!r} is not {algorithm} followed by {length} lower-case hex digits")
+        if not colon:
+            raise InvalidDigest(f"{_shown(text)} is no digest (ALGORITHM:HEX)")
+        if length is None:
+            raise InvalidDigest(f"unsupported digest algorithm {_shown(algorithm)} (sha256 and sha512 are known)")
+        if not _HEX.fullmatch(value):
+            raise InvalidDigest(f"{_shown(text)} is not {algorithm}: followed by lower-case hex digits")
+        if len(value) != length:
+            raise InvalidDigest(f"{_shown(text)} has {len(value)} hex digits, {algorithm} has {length}")
         return cls(algorithm, value)
 
     @classmethod
@@ -52,3 +58,8 @@ class Digest:
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def _shown(text: str) -> str:
+    cut = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    return '"' + cut.encode("unicode_escape").decode("ascii").replace("\\u2026", "…") + '"'

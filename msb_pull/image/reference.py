@@ -10,13 +10,17 @@ from msb_pull.image.digest import Digest, InvalidDigest
 
 DEFAULT_REGISTRY = "docker.io"
 
+# distribution/reference, regexp.go. ASCII throughout: \w and \d of Python match letters and digits of any script.
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:.]+\])(?::([0-9]{{1,5}}))?", re.ASCII)
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?P<address>[a-fA-F0-9:.]+)\])(?::(?P<port>[0-9]+))?", re.ASCII)
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _IMAGE_ID = re.compile(r"[a-f0-9]{64}", re.ASCII)
+_LIKE_DIGEST = re.compile(r"[a-z0-9+._-]+:[a-fA-F0-9]{16,}(?:[:@].*)?", re.ASCII)
 _MAX_REPOSITORY = 255
+_MAX_SHOWN = 200
 _TRANSPORTS = ("oci", "oci-archive", "docker-archive")
+_FOREIGN_TRANSPORTS = ("docker-daemon", "containers-storage", "dir", "ostree", "sif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,17 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, default_registry: str = DEFAULT_REGISTRY) -> Reference:
-        """Parses what a person types; ``docker://`` in front is accepted. Raises UsageError saying what is wrong."""
+        """Parses what a person types; ``docker://`` in front is accepted. Raises UsageError saying what is wrong.
+
+        ``default_registry`` is put before names without a host; it may have a path (``ghcr.io/mirror``).
+        """
         _refuse_look_alikes(text)
-        rest = text.removeprefix("docker://")
-        name, at, digest_text = rest.partition("@")
-        digest = _parse_digest(text, digest_text) if at else None
+        name, at, digest_text = text.removeprefix("docker://").partition("@")
+        digest = _parse_digest(text, name, digest_text) if at else None
         name, tag = _split_tag(text, name)
+        if not name:
+            raise _bad(text, "the repository is missing", "name an image, like ubuntu:22.04")
         registry, repository = _split_host(text, name, default_registry)
-        if not repository:
-            raise _bad(text, "the repository is missing")
         _check_repository(text, repository)
         if digest is None and tag is None:
             tag = "latest"
@@ -52,6 +58,17 @@ class Reference:
     def target(self) -> str:
         """What to ask the registry for: the digest where there is one, else the tag."""
         return str(self.digest) if self.digest else str(self.tag)
+
+    @property
+    def doubt(self) -> str | None:
+        """What a person may not have meant, though it is well-formed: a host without a repository, for example."""
+        name = self.repository.removeprefix("library/")
+        if self.registry == DEFAULT_REGISTRY and "/" not in name and ("." in name or name == "localhost"):
+            host = f"{name}:{self.tag}" if self.tag and self.tag.isdecimal() else name
+            return f'"{name}" is taken as the name of an image on {DEFAULT_REGISTRY}; for a registry, write {host}/NAME'
+        if self.registry != self.registry.lower():
+            return f'"{self.registry}" is taken as the host of a registry, since repositories are lower-case'
+        return None
 
     def __str__(self) -> str:
         text = f"{self.registry}/{self.repository}"
@@ -77,54 +94,69 @@ class ImageArgument:
 def parse_argument(text: str, default_registry: str = DEFAULT_REGISTRY) -> ImageArgument:
     """Tells registry references from ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]``, ``docker-archive:FILE[:REF]``.
 
-    As with skopeo, the path of a local source ends at its first colon. Raises UsageError.
+    As with skopeo, the path of a local source ends at its first colon, since what follows may hold colons and slashes
+    itself (``localhost:5000/a/b:1``); a path with a colon is reached through a symlink or from standard input. Nothing
+    is looked up. Raises UsageError.
     """
     transport, colon, rest = text.partition(":")
     if not colon or transport not in _TRANSPORTS:
         return ImageArgument("registry", text, Reference.parse(text, default_registry), None, None)
     path, _, name = rest.partition(":")
+    shown = _shown(text)
     if not path:
-        raise UsageError(f'"{text}": the path is missing', hint=f"write {transport}:PATH or {transport}:PATH:NAME")
+        raise UsageError(f'"{shown}": the path is missing', hint=f"write {transport}:PATH or {transport}:PATH:NAME")
+    if "\0" in path:
+        raise UsageError(f'"{shown}": a path cannot hold a NUL character')
     if path == "-" and transport == "oci":
-        raise UsageError(f'"{text}": a layout folder cannot be read from standard input', hint="use oci-archive:-")
+        raise UsageError(f'"{shown}": a layout folder cannot be read from standard input', hint="use oci-archive:-")
     return ImageArgument(transport, text, None, path, name or None)
 
 
-def _bad(text: str, what: str, hint: str | None = None) -> UsageError:
-    shown = text.encode("unicode_escape").decode("ascii")
-    return UsageError(f'invalid reference "{shown}": {what}', hint=hint)
-
-
 def _refuse_look_alikes(text: str) -> None:
+    """Refuses what is something else than a reference, before any of it is taken apart."""
     if not text.strip():
-        raise UsageError("invalid reference: it is empty")
+        raise UsageError("invalid reference: it is empty", hint="name an image, like ubuntu:22.04")
+    _refuse_login(text)
     if text != text.strip():
-        raise _bad(text, "there is white space around it")
+        raise _bad(text, "there is white space around it", f'write "{_shown(text.strip())}"')
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "docker":
-        if "@" in rest.partition("/")[0]:
-            raise UsageError("invalid reference: a password does not belong in it", hint="use `docker login`")
-        raise _bad(text, f'"{scheme}://" does not belong in it', f'remove "{scheme}://"')
+        raise _bad(text, f'"{_shown(scheme)}://" does not belong in it', f'write "{_shown(rest)}"')
     if _IMAGE_ID.fullmatch(text):
-        raise _bad(text, "it looks like an image id", "name the repository; a digest follows it after @sha256:")
-    head, at, tail = text.removeprefix("docker://").partition("@")
-    if at and "/" in tail:
-        # Whatever stands before the @ may hold a password: it is not shown.
+        raise _bad(text, "it looks like an image id", "put the repository before it: REPOSITORY@sha256:…")
+    transport, _, rest = text.partition(":")
+    first, slash, _ = rest.partition("/")
+    if transport in (*_TRANSPORTS, *_FOREIGN_TRANSPORTS) and (":" in first or (slash and not first.isdecimal())):
+        known = ", ".join(f"{x}:" for x in _TRANSPORTS)
+        raise _bad(text, f'"{transport}:" is no registry', f"only pull reads local images, through {known}")
+    strange = next((letter for letter in text if not letter.isascii()), None)
+    if strange is not None:
+        raise _bad(text, f'"{_shown(strange)}" ({_letter(strange)}) is no ASCII letter or digit')
+
+
+def _refuse_login(text: str) -> None:
+    """Refuses ``user:password@host``; what stands before the last @ is never shown unless a digest follows it."""
+    _, at, tail = text.rpartition("@")
+    if not at or _LIKE_DIGEST.fullmatch(tail):
+        return
+    if "/" in tail or ":" in text.removeprefix("docker://").rpartition("@")[0]:
         raise UsageError(
-            'invalid reference: "@" before a "/" (a user name does not belong in a reference)',
-            hint="log in with `docker login`",
+            f'invalid reference "…@{_shown(tail)}": what follows the @ is no digest, and a user name or password '
+            "does not belong there",
+            hint="log in with `docker login` or `podman login`, or use --creds-stdin",
         )
-    if at and ":" in tail and tail.count(":") > 1 and "@" not in tail:
-        raise _bad(text, "a tag stands before the digest, not after it")
-    if not head:
-        raise _bad(text, "the repository is missing")
 
 
-def _parse_digest(text: str, digest: str) -> Digest:
+def _parse_digest(text: str, name: str, digest: str) -> Digest:
+    if "@" in digest:
+        raise _bad(text, "it holds more than one @")
+    head, colon, tag = digest.rpartition(":")
+    if colon and ":" in head:
+        raise _bad(text, "a tag stands before the digest, not after it", f'write "{_shown(f"{name}:{tag}@{head}")}"')
     try:
         return Digest.parse(digest)
     except InvalidDigest as error:
-        raise _bad(text, str(error)) from None
+        raise _bad(text, str(error), "write it like @sha256: and 64 digits of 0-9 and a-f") from None
 
 
 def _split_tag(text: str, name: str) -> tuple[str, str | None]:
@@ -132,51 +164,109 @@ def _split_tag(text: str, name: str) -> tuple[str, str | None]:
     # A colon before the last slash, or inside an IPv6 host, belongs to the host.
     if not colon or "/" in tag:
         return name, None
-    if tag.endswith("]") or head.startswith("["):
-        if "/" not in head:
-            raise _bad(text, "the repository is missing after the host")
-    elif ":" in head.partition("/")[0] and "/" not in head:
-        raise _bad(text, "an IPv6 address needs brackets")
+    if "/" not in head:
+        if name.startswith("["):
+            raise _bad(text, "the repository is missing after the host", f'write "{_shown(name)}/REPOSITORY"')
+        if ":" in head:
+            raise _bad(text, "it holds too many colons", "write NAME:TAG; an IPv6 address stands in brackets")
     if not tag:
-        raise _bad(text, "the tag is empty")
+        raise _bad(text, "the tag is empty", 'leave out the ":" for the tag latest')
     if not _TAG.fullmatch(tag):
-        raise _bad(text, f'"{_shown(tag)}" is no valid tag (letters, digits, _ . -, at most 128, not led by . or -)')
+        raise _bad(
+            text,
+            f'"{_shown(tag)}" is no valid tag',
+            "a tag has 1 to 128 letters, digits, _ . and -, and does not begin with . or -",
+        )
     return head, tag
 
 
 def _split_host(text: str, name: str, default_registry: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    is_host = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
-    if not is_host:
-        repository = name
-        if default_registry == DEFAULT_REGISTRY and "/" not in repository:
-            repository = f"library/{repository}"
-        return default_registry, repository
-    match = _HOST.fullmatch(first)
-    if first.count(":") > 1 and not first.startswith("["):
-        raise _bad(text, "an IPv6 address needs brackets")
+    if not slash or not _names_host(first):
+        return _at_default(name, default_registry)
+    _check_host(text, first, rest)
+    if not rest:
+        raise _bad(text, "the repository is missing after the host", f'write "{_shown(first)}/REPOSITORY"')
+    return _official(first, rest)
+
+
+def _names_host(first: str) -> bool:
+    """Whether the part before the first slash is a host and not the first part of a repository."""
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
+
+
+def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
+    host, _, prefix = default_registry.partition("/")
+    if not _names_host(host) or not _HOST.fullmatch(host):
+        raise UsageError(
+            f'the default registry "{_shown(default_registry)}" is no host',
+            hint="write it like registry.example.com, or with a port like registry:5000",
+        )
+    return _official(host, f"{prefix.rstrip('/')}/{repository}" if prefix else repository)
+
+
+def _official(host: str, repository: str) -> tuple[str, str]:
+    """Docker Hub has one canonical host, and its official images a first part that nobody types."""
+    if host == "index.docker.io":
+        host = DEFAULT_REGISTRY
+    if host == DEFAULT_REGISTRY and "/" not in repository:
+        repository = f"library/{repository}"
+    return host, repository
+
+
+def _check_host(text: str, host: str, rest: str) -> None:
+    if host.count(":") > 1 and not host.startswith("["):
+        raise _bad(text, "an IPv6 address needs brackets", f'write "[ADDRESS]:PORT/{_shown(rest)}"')
+    match = _HOST.fullmatch(host)
     if match is None:
-        raise _bad(text, f'"{_shown(first)}" is no valid host')
-    if match[1] is not None and not 1 <= int(match[1]) <= 65535:
-        raise _bad(text, f"port {match[1]} is not between 1 and 65535")
-    if first == "index.docker.io":
-        first = DEFAULT_REGISTRY
-    if first == DEFAULT_REGISTRY and "/" not in rest and rest:
-        rest = f"library/{rest}"
-    return first, rest
+        if host.startswith("[") and "%" in host:
+            raise _bad(text, f'"{_shown(host)}" has a zone (after %), which a reference cannot hold')
+        raise _bad(text, f'"{_shown(host)}" is no valid host')
+    if match["port"] is not None and not (len(match["port"]) <= 5 and 1 <= int(match["port"]) <= 65535):
+        raise _bad(text, f"port {match['port'][:20]} is not between 1 and 65535")
+    if match["address"] is not None and not _is_ipv6(match["address"]):
+        raise _bad(text, f'"{_shown(host)}" holds no IPv6 address')
+
+
+def _is_ipv6(text: str) -> bool:
+    # Few references need this module, and it takes its time to load.
+    import ipaddress
+
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_repository(text: str, repository: str) -> None:
-    if len(repository) > _MAX_REPOSITORY + (len("library/") if repository.startswith("library/") else 0):
-        raise _bad(text, f"the repository is longer than {_MAX_REPOSITORY} characters")
+    if len(repository) > _MAX_REPOSITORY:
+        raise _bad(text, f"the repository has {len(repository)} characters, {_MAX_REPOSITORY} are allowed")
     for component in repository.split("/"):
         if not component:
-            raise _bad(text, "a part of the repository is empty")
-        if not _COMPONENT.fullmatch(component):
-            if component.isascii() and component != component.lower():
-                raise _bad(text, f'"{_shown(component)}" must be lower-case')
-            raise _bad(text, f'"{_shown(component)}" is no valid part of a repository name')
+            raise _bad(text, "a part of the repository is empty (a / too many)")
+        if _COMPONENT.fullmatch(component):
+            continue
+        if _COMPONENT.fullmatch(component.lower()):
+            raise _bad(text, f'"{component}" must be lower-case', f'write "{component.lower()}"')
+        raise _bad(
+            text,
+            f'"{_shown(component)}" is no valid part of a repository name',
+            "it is made of a-z and 0-9, with single . or _, double __ or any number of - between them",
+        )
+
+
+def _bad(text: str, what: str, hint: str | None = None) -> UsageError:
+    return UsageError(f'invalid reference "{_shown(text)}": {what}', hint=hint)
 
 
 def _shown(text: str) -> str:
-    return text.encode("unicode_escape").decode("ascii")
+    cut = text[:_MAX_SHOWN].encode("unicode_escape").decode("ascii")
+    return cut if len(text) <= _MAX_SHOWN else f"{cut}…"
+
+
+def _letter(letter: str) -> str:
+    """The name of a letter that may look like another one."""
+    import unicodedata
+
+    return unicodedata.name(letter, f"U+{ord(letter):04X}")
