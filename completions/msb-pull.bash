@@ -46,7 +46,7 @@ _msb_pull() {
         [inspect]='--layers --lowerdir --files'
         [verify]='--quick --repair --authfile'
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
-        [rm]='--no-wait'
+        [rm]=''
         [save]='-o --output'
     )
 

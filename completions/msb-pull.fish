@@ -92,7 +92,7 @@ complete -c msb-pull -n '__msb_pull_is verify' -l repair -d 'Fetch damaged layer
 
 complete -c msb-pull -n '__msb_pull_is prune' -s a -l all -d 'Also remove images'
 complete -c msb-pull -n '__msb_pull_is prune' -s y -l yes -d 'Do not ask'
-complete -c msb-pull -n '__msb_pull_is prune rm' -l no-wait -d 'Give up instead of waiting'
+complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of waiting'
 
 complete -c msb-pull -n '__msb_pull_is save' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is save' -l format -x -a 'oci docker text json' -d 'Kind of archive'

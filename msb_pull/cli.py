@@ -228,11 +228,11 @@ def prune(
 msb-pull rm ubuntu:22.04
 msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
 )
-def rm(run: Run, images: opt.Images = None, no_wait: opt.NoWait = False) -> None:
+def rm(run: Run, images: opt.Images = None) -> None:
     """Remove images, and the layers that nothing else needs."""
     from msb_pull.cli_store import remove_from_store
 
-    remove_from_store(run, opt.needed(images, "rm"), wait=not no_wait)
+    remove_from_store(run, opt.needed(images, "rm"))
 
 
 @command(

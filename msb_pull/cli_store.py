@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from msb_pull.errors import ContentError
+from msb_pull.errors import ContentError, UsageError, local_error
 from msb_pull.image.reference import Reference
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import visible, visible_bytes
+from msb_pull.streams import OutputClosed, give_up, is_terminal, visible, visible_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from msb_pull.cli_run import Run
     from msb_pull.layer.check import Damage
+    from msb_pull.prune import PrunePlan
+    from msb_pull.save import SaveResult
+    from msb_pull.store.store import Store
     from msb_pull.verify import LayerReport, VerifyReport
 
 
@@ -22,11 +28,12 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
     """Verifies images, prints one line for each damage, and says how it went; code 6 when damage is left."""
     from msb_pull.verify import verify_images
 
-    references = [str(Reference.parse(text, run.settings.default_registry)) for text in images]
     store = run.store(create=False)
     report = verify_images(
-        store, references, quick=quick, jobs=run.settings.jobs, observer=run.observe, cancel=run.cancel
+        store, _named(run, images), quick=quick, jobs=run.settings.jobs, observer=run.observe, cancel=run.cancel
     )
+    if repair and report.damaged:
+        report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
             run.warn(f"layer {short(layer.digest)}: {layer.remark}")
@@ -34,11 +41,186 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
     run.write(_verify_document(report), "\n".join(lines))
     if report.damaged:
         message = f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged"
-        error = ContentError(message, hint="`msb-pull verify --repair` fetches damaged layers again")
+        hint = (
+            "their images can be pulled again with --force"
+            if repair
+            else "`msb-pull verify --repair` fetches them again"
+        )
+        error = ContentError(message, hint=hint)
         run.session.tell(error)
         run.fail([error])
     else:
         run.display.note(_verify_summary(report, quick=quick), done=True)
+
+
+def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool, dry_run: bool, wait: bool) -> None:
+    """Plans, asks, removes; prints one line for everything that went or, in a dry run, would go."""
+    from msb_pull.prune import apply_prune, plan_prune
+    from msb_pull.select import parse_filters
+
+    selection = parse_filters(filters) if everything else None
+    store = run.store(create=False)
+    plan = plan_prune(store, selection)
+    if plan.empty or dry_run:
+        run.write(_removed_document(plan, dry_run=dry_run), _removed_lines(plan))
+        run.display.note(f"Would remove {_contents(plan)}." if not plan.empty else "Nothing to remove.")
+        return
+    if not yes and not _agreed(run, plan):
+        run.write(_removed_document(type(plan)((), (), (), (), 0), dry_run=False), "")
+        run.display.note("Nothing removed.")
+        return
+    removed = apply_prune(store, plan, wait=wait, observer=run.observe, cancel=run.cancel)
+    _show_removed(run, removed)
+
+
+def remove_from_store(run: Run, images: Sequence[str]) -> None:
+    """Removes images and what only they need; prints one line for everything that went."""
+    from msb_pull.prune import remove_images
+
+    store = run.store(create=False)
+    _show_removed(run, remove_images(store, _named(run, images), observer=run.observe, cancel=run.cancel))
+
+
+def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence[str]) -> None:
+    """Writes one archive, under its name only once it is whole."""
+    from msb_pull.save import Format, save_images
+
+    form = _archive_format(formats)
+    store = run.store(create=False)
+    names = _named(run, images)
+    with _archive(run, output) as out:
+        result = save_images(store, names, out, Format(form), observer=run.observe, cancel=run.cancel)
+    if run.display.format == "json":
+        run.write(_saved_document(result, output, form), "")
+    where = "standard output" if output == "-" else visible(output)
+    size = format_size(result.bytes)
+    run.display.note(
+        f"Saved {counted(len(result.images), 'image')} to {where}: {size} in {result.seconds:.1f}s", done=True
+    )
+
+
+def _named(run: Run, images: Sequence[str]) -> list[str]:
+    """The canonical names of what was typed."""
+    return [str(Reference.parse(text, run.settings.default_registry)) for text in images]
+
+
+def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
+    from msb_pull.cli_pull import Access, LazyClient
+    from msb_pull.plan import PullOptions
+    from msb_pull.verify import repair_layers
+
+    settings = run.settings
+    options = PullOptions(jobs=settings.jobs, max_layer_size=settings.max_layer_size, max_entries=settings.max_entries)
+    with contextlib.closing(LazyClient(run, (), Access())) as client:
+        return repair_layers(store, report, client, options, observer=run.observe, cancel=run.cancel)
+
+
+def _agreed(run: Run, plan: PrunePlan) -> bool:
+    if not run.display.can_ask:
+        raise UsageError(
+            "prune: there is nobody to ask",
+            hint="--yes removes without a question, --dry-run shows what would go",
+        )
+    return run.display.ask(f"Remove {_contents(plan)} ({format_size(plan.size)})?")
+
+
+def _contents(plan: PrunePlan) -> str:
+    """``3 images and 7 layers``."""
+    parts = [
+        (plan.images, "image"),
+        (plan.layers, "layer"),
+        (plan.partials, "unfinished download"),
+        (plan.records, "stray record"),
+        (range(plan.leftovers), "leftover"),
+    ]
+    shown = [counted(len(items), noun) for items, noun in parts if items]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown) or "nothing"
+
+
+def _show_removed(run: Run, removed: PrunePlan) -> None:
+    run.write(_removed_document(removed, dry_run=False), _removed_lines(removed))
+    run.display.note(f"Removed {_contents(removed)}, freed {format_size(removed.size)}", done=True)
+
+
+def _removed_lines(plan: PrunePlan) -> str:
+    lines = [f"image {visible(reference)}" for reference in plan.images]
+    lines += [f"layer {layer.name} {format_size(layer.size)}" for layer in plan.layers]
+    lines += [f"file {visible(file.name)} {format_size(file.size)}" for file in (*plan.partials, *plan.records)]
+    return "\n".join(lines)
+
+
+def _removed_document(plan: PrunePlan, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "dry_run": dry_run,
+        "images": list(plan.images),
+        "layers": [{"digest": layer.name, "size_bytes": layer.size} for layer in plan.layers],
+        "files": [{"name": file.name, "size_bytes": file.size} for file in (*plan.partials, *plan.records)],
+        "leftovers": plan.leftovers,
+        "freed_bytes": plan.size,
+    }
+
+
+def _archive_format(formats: Sequence[str]) -> str:
+    kinds = [form for form in formats if form not in ("text", "json")]
+    unknown = [form for form in kinds if form not in ("oci", "docker")]
+    if unknown or len(set(kinds)) > 1:
+        raise UsageError(f"--format: {(unknown or kinds)[-1]!r} is not one of oci, docker" if unknown else _TWO_KINDS)
+    return kinds[0] if kinds else "oci"
+
+
+_TWO_KINDS = "--format: an archive is of one kind, oci or docker"
+
+
+@contextlib.contextmanager
+def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
+    """Where the archive is written to; a file gets its name at the end, and nothing is left of one that failed."""
+    if output == "-":
+        with _standard_output(run) as out:
+            yield out
+        return
+    path = Path(output).expanduser()
+    try:
+        if path.exists() and not path.is_file():
+            # A pipe or a device has no half-written state to hide.
+            with path.open("wb") as out:
+                yield out
+            return
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with draft.open("xb") as out:
+                yield out
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise local_error(error, path.parent) from error
+
+
+@contextlib.contextmanager
+def _standard_output(run: Run) -> Iterator[BinaryIO]:
+    if is_terminal(run.display.streams.stdout):
+        raise UsageError("save: an archive is nothing to read", hint="msb-pull save IMAGE -o - > FILE, or -o FILE")
+    if run.display.format == "json":
+        raise UsageError("save: standard output cannot carry an archive and a document", hint="name a file with -o")
+    out = run.display.streams.binary_stdout
+    try:
+        yield out
+        out.flush()
+    except BrokenPipeError:
+        give_up(run.display.streams.stdout)
+        raise OutputClosed from None
+
+
+def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "file": output,
+        "format": form,
+        "size_bytes": result.bytes,
+        "seconds": round(result.seconds, 3),
+        "images": [{"reference": x.reference, "digest": x.digest, "layers": x.layers} for x in result.images],
+    }
 
 
 def _damage_line(layer: LayerReport, damage: Damage) -> str:

@@ -43,7 +43,7 @@ def write_out(stream: TextIO, text: str) -> None:
         stream.write(_encodable(stream, text))
         stream.flush()
     except BrokenPipeError:
-        _give_up(stream)
+        give_up(stream)
         raise OutputClosed from None
 
 
@@ -53,14 +53,14 @@ def write_aside(stream: TextIO, text: str) -> None:
         stream.write(_encodable(stream, text))
         stream.flush()
     except BrokenPipeError:
-        _give_up(stream)
+        give_up(stream)
     except (OSError, ValueError):
         # A terminal that has gone (EIO) or a full disk behind 2>file: there is no one left to tell.
         return
 
 
-def _give_up(stream: TextIO) -> None:
-    # Python flushes the stream once more at exit and would report the same error with a traceback.
+def give_up(stream: TextIO) -> None:
+    """Leads a stream that nobody reads into the void: Python flushes it at exit, and would show the error again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
