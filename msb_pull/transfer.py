@@ -17,7 +17,8 @@ from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
-from msb_pull.store.database import Database, ImageRecord
+from msb_pull.store.database import Database
+from msb_pull.store.rows import ImageRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
