@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from msb_pull.layer.tar import Entry
+    from msb_pull.layer.entry import Entry
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"

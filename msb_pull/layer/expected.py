@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from msb_pull.layer.entry import Entry
     from msb_pull.layer.record import Notes
-    from msb_pull.layer.tar import Entry
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from msb_pull.layer.entry import Entry
     from msb_pull.layer.settle import Settled
-    from msb_pull.layer.tar import Entry
     from msb_pull.layer.unpack import UnpackReport
 
 _BATCH = 1024

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from msb_pull.layer.tar import Entry
+    from msb_pull.layer.entry import Entry
 
 _PIECE = 1 << 20
 _UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)

@@ -10,73 +10,22 @@ from __future__ import annotations
 import zlib
 
 from msb_pull.layer import pax as extended
+from msb_pull.layer.blocks import BLOCK, ZEROS, BlockReader
+from msb_pull.layer.entry import Entry
 from msb_pull.layer.fields import BadField, number, text
 from msb_pull.layer.limits import LayerError, Limits
 
-# Spelled out, since importing typing costs a child more than reading a small layer.
+# Importing typing costs a child more than reading a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, Protocol
+    from msb_pull.layer.blocks import Sink, Stream
 
-    class Sink(Protocol):
-        """What takes every byte that is no payload."""
-
-        def write(self, data: bytes) -> None: ...
-
-    class Stream(Protocol):
-        """What a reader reads from."""
-
-        def readinto(self, buffer: memoryview, /) -> int | None: ...
-
-
-BLOCK = 512
-BUFFER = 1 << 20
 REG, LNK, SYM, CHR, BLK, DIR, FIFO = b"0123456"
 _CONTIGUOUS, _OLD_REG = ord("7"), 0
-_ZEROS = bytes(BLOCK)
 _EMPTY = memoryview(b"")
 _MAX_ID = (1 << 32) - 1
 _MAX_DEVICE = (1 << 31) - 1
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE, _VOLUME = b"LKxgSV"
-
-
-class Entry:
-    """One entry with its extension headers merged in. ``name`` is not cleaned; ``mode`` has its lower twelve bits."""
-
-    __slots__ = (
-        "crc",
-        "devmajor",
-        "devminor",
-        "gid",
-        "index",
-        "linkname",
-        "mode",
-        "mtime_ns",
-        "name",
-        "size",
-        "sparse",
-        "stored",
-        "type",
-        "uid",
-        "xattrs",
-    )
-
-    def __init__(self, index: int, name: bytes, kind: int, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
-        self.index = index
-        self.name = name
-        self.type = kind
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
-        self.mtime_ns = mtime_ns
-        self.size = 0
-        self.stored = 0
-        self.linkname = b""
-        self.devmajor = 0
-        self.devminor = 0
-        self.xattrs: dict[bytes, bytes] | None = None
-        self.sparse: tuple[tuple[int, int], ...] | None = None
-        self.crc: int | None = None
 
 
 class _Extensions:
@@ -90,33 +39,23 @@ class _Extensions:
         self.pax: extended.Pax | None = None
 
 
-class TarReader:
+class TarReader(BlockReader):
     """Iterates the entries of one stream with :meth:`next`; payloads come from :meth:`chunk`.
 
     Every byte but the payloads goes to ``record``. With ``stripped`` the stream is such a record: four bytes of CRC-32
     stand where a payload was, and ``Entry.crc`` holds them.
     """
 
-    def __init__(
-        self, stream: Stream, *, limits: Limits, record: Sink | None = None, stripped: bool = False
-    ) -> None:
-        self._readinto = stream.readinto
+    def __init__(self, stream: Stream, *, limits: Limits, record: Sink | None = None, stripped: bool = False) -> None:
+        super().__init__(stream, record)
         self._limits = limits
-        self._record = record
         self._stripped = stripped
-        self._buffer = bytearray(BUFFER)
-        self._view = memoryview(self._buffer)
-        self._pos = 0
-        self._end = 0
         self._left = 0
         self._padding = 0
         self._crc = 0
-        self._name = b""
         self._map_leads = False
         self._owners: dict[bytes, tuple[int, int, int]] = {}
         self._content = 0
-        self.entries = 0
-        self.bytes_read = 0
         self.trailing_garbage = False
 
     @property
@@ -133,7 +72,7 @@ class TarReader:
         before: _Extensions | None = None
         while True:
             block = self._block()
-            if block is None or block == _ZEROS:
+            if block is None or block == ZEROS:
                 if before is not None:
                     self._fail("the archive ends after an extension header")
                 if block is not None:
@@ -391,38 +330,10 @@ class TarReader:
             if there:
                 self._take(padding)
 
-    def _raw(self, size: int, *, padded: bool = True) -> bytes:
-        """``size`` bytes (at most an extension header's limit) without the padding that follows them."""
-        whole = size + (-size % BLOCK if padded else 0)
-        parts = []
-        left = whole
-        while left:
-            there = min(self._need(min(left, BUFFER)), left)
-            if not there:
-                self._fail("the archive ends inside an extension header")
-            parts.append(self._take(there))
-            left -= there
-        return b"".join(parts)[:size]
-
-    def _block(self) -> bytes | None:
-        pos = self._pos
-        if self._end - pos >= BLOCK:
-            self._pos = pos + BLOCK
-            block = bytes(self._view[pos : pos + BLOCK])
-            if self._record is not None:
-                self._record.write(block)
-            return block
-        there = self._need(BLOCK)
-        if not there:
-            return None
-        if there < BLOCK:
-            self._fail("the archive ends inside a header", index=self.entries)
-        return self._take(BLOCK)
-
     def _check_end(self) -> None:
         """After one block of zeros: a second one, the end of the stream or garbage, but no more entries."""
         block = self._block() if self._need(BLOCK) >= BLOCK else None
-        if block is None or block == _ZEROS:
+        if block is None or block == ZEROS:
             return
         self.trailing_garbage = True
         try:
@@ -430,34 +341,3 @@ class TarReader:
         except LayerError:
             return
         self._fail("an entry follows a block of zeros", index=self.entries)
-
-    def _take(self, size: int) -> bytes:
-        pos = self._pos
-        data = bytes(self._view[pos : pos + size])
-        self._pos = pos + size
-        if self._record is not None:
-            self._record.write(data)
-        return data
-
-    def _need(self, size: int) -> int:
-        """Reads until ``size`` bytes (at most the buffer's size) lie in the buffer; returns how many do."""
-        while self._end - self._pos < size and self._fill():
-            pass
-        return self._end - self._pos
-
-    def _fill(self) -> int:
-        pos, end = self._pos, self._end
-        if pos == end:
-            self._pos = self._end = pos = end = 0
-        elif end == BUFFER:
-            rest = bytes(self._view[pos:end])
-            self._view[: len(rest)] = rest
-            self._pos, self._end = 0, len(rest)
-            end = self._end
-        count = self._readinto(self._view[end:]) or 0
-        self._end = end + count
-        self.bytes_read += count
-        return count
-
-    def _fail(self, what: str, hint: str | None = None, index: int | None = None) -> NoReturn:
-        raise LayerError(max(self.entries - 1, 0) if index is None else index, self._name, what, hint=hint)

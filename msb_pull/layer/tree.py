@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from msb_pull.layer.tar import Entry
+    from msb_pull.layer.entry import Entry
 
 _KINDS = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _S_IFREG = stat.S_IFREG

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, NoReturn
 
-    from msb_pull.layer.tar import Stream
+    from msb_pull.layer.blocks import Stream
 
 __all__ = ["LayerProcess", "UnpackOptions", "UnpackReport", "unpack"]
 

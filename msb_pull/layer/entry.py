@@ -1,0 +1,42 @@
+"""One entry of a tar archive, as the reader hands it on."""
+
+from __future__ import annotations
+
+
+class Entry:
+    """One entry with its extension headers merged in. ``name`` is not cleaned; ``mode`` has its lower twelve bits."""
+
+    __slots__ = (
+        "crc",
+        "devmajor",
+        "devminor",
+        "gid",
+        "index",
+        "linkname",
+        "mode",
+        "mtime_ns",
+        "name",
+        "size",
+        "sparse",
+        "stored",
+        "type",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(self, index: int, name: bytes, kind: int, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+        self.index = index
+        self.name = name
+        self.type = kind
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.mtime_ns = mtime_ns
+        self.size = 0
+        self.stored = 0
+        self.linkname = b""
+        self.devmajor = 0
+        self.devminor = 0
+        self.xattrs: dict[bytes, bytes] | None = None
+        self.sparse: tuple[tuple[int, int], ...] | None = None
+        self.crc: int | None = None
