@@ -11,11 +11,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from msb_pull.source.sockets import Patience, PatientSocket, connect
+from msb_pull.source.connecting import connect
 
 if TYPE_CHECKING:
     import requests
 
+    from msb_pull.source.sockets import Patience, PatientSocket
     from msb_pull.source.tls import TrustStore
 
 CONNECT_TIMEOUT = 10.0
@@ -30,7 +31,7 @@ class _PatientConnect:
         # The pool above expects urllib3's own errors.
         timeout = min(self.timeout, CONNECT_TIMEOUT) if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT
         try:
-            return connect(self._dns_host, self.port, timeout, self.patience, self.socket_options)
+            return connect(self._dns_host, self.port, timeout, self.patience, self.socket_options or ())
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:

@@ -37,7 +37,7 @@ _CLIENT_ID = "msb-pull"
 _NO_POST = frozenset({400, 401, 404, 405})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Slot:
     """What is known for one repository at one host; whoever changes it holds the lock, so a token is made once."""
 
@@ -137,7 +137,7 @@ class Authenticator:
                 target.what, target.registry, f"authentication required for {target.endpoint.host}", named=False
             )
         if credential.registry_token:
-            slot.header = f"Bearer {credential.registry_token}"
+            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
         else:
             slot.header = _basic(credential.username, credential.password or credential.identity_token)
         return slot.header if slot.header != used else None
@@ -146,7 +146,8 @@ class Authenticator:
         """Gets a token and puts it into the slot, whose lock is held. ``again``: one was refused, so obey its scope."""
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
-            slot.header, slot.expires = f"Bearer {credential.registry_token}", None
+            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+            slot.expires = None
             return
         realm = _check_realm(challenge.parameters.get("realm", ""), url)
         scope = f"repository:{target.repository}:pull"
@@ -158,17 +159,12 @@ class Authenticator:
             if answer.status != 200:
                 self._refused(answer, target, credential)
             document = _document(answer, target)
-        token = next(
-            (x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), None
-        )
-        if token is None or not token.isprintable() or not token.isascii():
-            raise AccessError(
-                f"{target.what}: no token", cause=f"the token service {redact.host_of(realm)} answered without one"
-            )
+        token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
+        header = _bearer(token, target, f"the token service {redact.host_of(realm)} answered without one")
         life = document.get("expires_in")
         seconds = float(life) if isinstance(life, int | float) and not isinstance(life, bool) else _SHORTEST_LIFE
         slot.expires = self._clock.monotonic() + max(min(seconds, 1e9), _SHORTEST_LIFE) * _RENEW_AT
-        slot.header, slot.challenge, slot.scope = f"Bearer {token}", challenge, scope
+        slot.header, slot.challenge, slot.scope = header, challenge, scope
         renewed = document.get("refresh_token")
         if slot.refresh_token and isinstance(renewed, str) and renewed:
             slot.refresh_token = renewed
@@ -200,7 +196,7 @@ class Authenticator:
         cause = str(refusal).replace("registry answered", f"token service {host} answered", 1)
         if refusal.retry:
             wait = retry_after(answer.headers.get("Retry-After"), self._clock.now())
-            raise Failure(cause, retry_after=wait, limited=refusal.status == 429)
+            raise Failure(cause, retry_after=wait, limited=refusal.status == 429, answered=True)
         if refusal.status in (400, 401, 403, 404):
             raise denied(target.what, target.registry, cause, named=credential is not None)
         raise NetworkError(f"{target.what}: no token", cause=cause)
@@ -239,6 +235,12 @@ def _with_query(address: str, query: Mapping[str, str]) -> str:
     parts = urlsplit(address)
     pairs = [*parse_qsl(parts.query, keep_blank_values=True), *query.items()]
     return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(pairs), ""))
+
+
+def _bearer(token: str, target: Target, otherwise: str) -> str:
+    if not token or not token.isascii() or not token.isprintable():
+        raise AccessError(f"{target.what}: no token", cause=otherwise)
+    return f"Bearer {token}"
 
 
 def _basic(username: str, password: str) -> str:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
 _PROGRESS_PARTS = 64
-# Slower than this over the whole timeout is as good as broken.
+# Less than this many bytes in so many seconds is as good as nothing.
 _STALLED = 1024
+_STALL_WINDOW = 60.0
 
 
 class Route(Protocol):
@@ -60,7 +61,6 @@ class RegistryBlob:
         image: str,
         exchange: Exchange,
         limiter: Limiter,
-        timeout: float,
         observer: Observer,
         decode: bool,
         delivered: Callable[[RegistryBlob], None],
@@ -74,7 +74,6 @@ class RegistryBlob:
         self._exchange = exchange
         self._clock = exchange.clock
         self._limiter = limiter
-        self._timeout = timeout
         self._observer = observer
         self._decode = decode
         self._delivered = delivered
@@ -135,9 +134,9 @@ class RegistryBlob:
             raise Failure(f"the answer ended after {self._position} of {self._size} bytes")
         self._window_bytes += len(data)
         now = self._clock.monotonic()
-        if now - self._window_start >= self._timeout:
+        if now - self._window_start >= _STALL_WINDOW:
             if self._window_bytes < _STALLED:
-                raise Failure(f"less than {_STALLED} bytes in {self._timeout:g} seconds")
+                raise Failure(f"less than {_STALLED} bytes in {now - self._window_start:.0f} seconds")
             self._window_start, self._window_bytes = now, 0
         return data
 

@@ -6,8 +6,8 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import ContentError
-from msb_pull.source.failures import Failure, failure_of
+from msb_pull.errors import ContentError, MsbPullError
+from msb_pull.source.failures import BROKEN, Failure, failure_of
 
 if TYPE_CHECKING:
     from msb_pull.source.transport import Answer
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # small pieces; a slow line is not held up for longer.
 _GATHER = 0.02
 GATHER_BYTES = 256 * 1024
+# Some versions of urllib3 decode what they read at once, however much comes of it.
+_STEP = 64 * 1024
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _PLAIN = frozenset({"", "identity"})
 
@@ -85,7 +87,8 @@ class Body:
         while left and time.monotonic() < deadline:
             try:
                 piece = self._read_once(left)
-            except Exception as error:  # noqa: BLE001 - raised by the next call: what has arrived is not lost
+            except (Failure, MsbPullError) as error:
+                # Raised by the next call: what has arrived is not lost.
                 self._trouble = error
                 break
             if not piece:
@@ -98,12 +101,12 @@ class Body:
         raw = self.answer.response.raw
         try:
             if self._decode:
-                decoded: bytes = raw.read(size, decode_content=True)
+                decoded: bytes = raw.read(min(size, _STEP), decode_content=True)
                 return decoded
             plain: bytes = raw.read1(size, decode_content=False)
             return plain
-        except Exception as error:
-            raise failure_of(error) from error
+        except BROKEN as error:
+            raise failure_of(error) from None
 
     def ended(self) -> bool:
         """After the last byte that is wanted: whether nothing follows. Reads at most one byte more."""

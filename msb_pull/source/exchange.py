@@ -116,7 +116,8 @@ class Exchange:
             if failure.retry_after is not None and failure.retry_after > RETRY_AFTER_CAP:
                 cause = f"{cause}; {host} asks to come back at {when_text(self.clock.now(), failure.retry_after)}"
             return NetworkError(f"{target.what}: {host} turns requests away", cause=cause, hint=hint)
-        return NetworkError(f"{target.what}: no answer from {host}", cause=failure.reason, hint=failure.hint)
+        what = f"{host} is in trouble" if failure.answered else f"no answer from {host}"
+        return NetworkError(f"{target.what}: {what}", cause=failure.reason, hint=failure.hint)
 
     def _reach(self, target: Target, kind: str, name: str, headers: Mapping[str, str]) -> Answer:
         scheme = target.endpoint.scheme or self._scheme(target)
@@ -200,12 +201,12 @@ class Exchange:
             refusal = read_refusal(answer)
         wait = retry_after(answer.headers.get("Retry-After"), self.clock.now())
         if refusal.retry:
-            return Failure(str(refusal), retry_after=wait, limited=refusal.status == 429)
+            return Failure(str(refusal), retry_after=wait, limited=refusal.status == 429, answered=True)
         elsewhere = urlsplit(answer.url).netloc != target.endpoint.host
         if elsewhere and refusal.status in _EXPIRED:
-            return Failure(_from_elsewhere(refusal, answer))
+            return Failure(_from_elsewhere(refusal, answer), answered=True)
         if refusal.status in (200, 206, 416):
-            return Failure(f"{refusal} to a request that allows no such answer")
+            return Failure(f"{refusal} to a request that allows no such answer", answered=True)
         raise refusal.error(target.what, target.registry, named=self._auth.named(target))
 
     def _log(self, target: Target, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import socket
 import ssl
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# What the layers below raise when a connection or an answer breaks.
+BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+
 class Failure(Exception):
     """No usable answer. ``reason`` is one line without secrets.
 
     ``retry``: it may pass. ``unreached``: nobody is there, or the name is unknown. ``dropped``: an open connection
     ended before an answer, as kept-alive ones do. ``not_tls``: the other side does not seem to speak TLS.
-    ``retry_after``: seconds that the server asked for. ``limited``: it says that we ask too often.
+    ``answered``: there was an answer, but a useless one. ``retry_after``: seconds that it asked us to wait.
+    ``limited``: it said that we ask too often.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class Failure(Exception):
         not_tls: bool = False,
         retry_after: float | None = None,
         limited: bool = False,
+        answered: bool = False,
         hint: str | None = None,
     ) -> None:
         super().__init__(reason)
@@ -46,13 +53,12 @@ class Failure(Exception):
         self.not_tls = not_tls
         self.retry_after = retry_after
         self.limited = limited
+        self.answered = answered
         self.hint = hint
 
 
-def failure_of(error: Exception) -> Exception:
-    """The Failure behind an exception of requests, urllib3, ssl or socket; our own errors and bugs pass unchanged."""
-    if isinstance(error, MsbPullError | Failure):
-        return error
+def failure_of(error: Exception) -> Failure | MsbPullError:
+    """The Failure behind one of :data:`BROKEN`, or our own error where that is what they wrap."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, MsbPullError | Failure):
@@ -61,9 +67,7 @@ def failure_of(error: Exception) -> Exception:
         for cause in chain:
             if (found := look(cause)) is not None:
                 return found
-    if isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError | OSError):
-        return Failure(_short(chain[-1]))
-    return error
+    return Failure(_short(chain[-1]))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -137,7 +137,6 @@ class RegistrySource:
             image=self._what,
             exchange=self._client.exchange,
             limiter=self._client.limiter,
-            timeout=self._client.options.timeout,
             observer=self._client.observer,
             decode=doubtful,
             delivered=self._note_delivered,

@@ -15,9 +15,9 @@ import requests
 from msb_pull import __version__, events
 from msb_pull.source import redact
 from msb_pull.source.adapter import CONNECT_TIMEOUT, PatientAdapter
-from msb_pull.source.failures import Failure, failure_of
+from msb_pull.source.connecting import speaks_tls
+from msb_pull.source.failures import BROKEN, Failure, failure_of
 from msb_pull.source.proxies import proxies_for
-from msb_pull.source.sockets import speaks_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from msb_pull.source.tls import TrustStore
 
 MAX_REDIRECTS = 10
+_STEP = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -47,15 +48,20 @@ class Answer:
         return list(self.response.raw.headers.getlist(name))
 
     def read(self, limit: int) -> bytes:
-        """The body, decoded as Content-Encoding says, at most ``limit`` + 1 bytes of it. Raises Failure, Cancelled."""
+        """The body, decoded as Content-Encoding says, and not much more than ``limit`` bytes of it.
+
+        Raises Failure, Cancelled.
+        """
         pieces: list[bytes] = []
         size = 0
         try:
-            while size <= limit and (piece := self.response.raw.read(limit + 1 - size, decode_content=True)):
+            # In small steps: some versions of urllib3 decode a step whole, however much comes of it.
+            while size <= limit and (piece := self.response.raw.read(_STEP, decode_content=True)):
                 pieces.append(piece)
                 size += len(piece)
-        except Exception as error:
-            raise failure_of(error) from error
+        except BROKEN as error:
+            # requests' own errors quote addresses, signatures included; a traceback must not show them.
+            raise failure_of(error) from None
         return b"".join(pieces)
 
     def close(self) -> None:
@@ -77,9 +83,14 @@ class Transport:
     """Sends requests. A session is never used by two threads at once: it is lent for one exchange and its body."""
 
     def __init__(
-        self, trust: TrustStore, patience: Patience, *, timeout: float, observer: Observer,
+        self,
+        trust: TrustStore,
+        patience: Patience,
+        *,
+        timeout: float,
+        observer: Observer,
         environment: Mapping[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._trust = trust
         self._patience = patience
         self._timeout = timeout
@@ -95,24 +106,11 @@ class Transport:
         self._patience.check()
         session = self._borrow()
         started = time.monotonic()
-        verify = self._trust.verifies(urlsplit(url).netloc)
         try:
-            response = session.request(
-                method,
-                url,
-                headers={**headers},
-                data=data,
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
-                proxies=proxies_for(url, self._environment),
-                verify=verify,
-            )
-        except Exception as error:
+            response = self._request(session, method, url, headers, data)
+        except BaseException:
             self._give_back(session)
-            failure = failure_of(error)
-            self._log(f"{method} {redact.url(url)}: {failure}")
-            raise failure from error
+            raise
         answer = Answer(response, url, lambda: self._give_back(session))
         self._log(f"{method} {redact.url(url)}: {answer.status} in {(time.monotonic() - started) * 1000:.0f} ms")
         self._show_warnings(answer)
@@ -155,6 +153,32 @@ class Transport:
             self._idle.clear()
         for session in sessions:
             session.close()
+
+    def _request(
+        self,
+        session: requests.Session,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        data: Mapping[str, str] | None,
+    ) -> requests.Response:
+        try:
+            return session.request(
+                method,
+                url,
+                headers={**headers},
+                data=data,
+                stream=True,
+                allow_redirects=False,
+                timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
+                proxies=proxies_for(url, self._environment),
+                verify=self._trust.verifies(urlsplit(url).netloc),
+            )
+        except BROKEN as error:
+            failure = failure_of(error)
+            self._log(f"{method} {redact.url(url)}: {failure}")
+            # requests' own errors quote addresses, signatures included; a traceback must not show them.
+            raise failure from None
 
     def _borrow(self) -> requests.Session:
         with contextlib.suppress(IndexError):

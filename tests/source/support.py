@@ -30,17 +30,22 @@ class FakeTime:
 
     def __init__(self) -> None:
         self.passed = 0.0
+        self.step = 0.0  # what passes between two looks at the clock
         self.waits: list[float] = []
         self.lock = threading.Lock()
 
     def clock(self) -> Clock:
         """The Clock to hand in."""
         return Clock(
-            monotonic=lambda: 1000.0 + self.passed,
+            monotonic=self._monotonic,
             now=lambda: 1_800_000_000.0 + self.passed,
             wait=self._wait,
             random=lambda: 0.5,
         )
+
+    def _monotonic(self) -> float:
+        self.passed += self.step
+        return 1000.0 + self.passed
 
     def _wait(self, event: threading.Event, seconds: float) -> bool:
         with self.lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 
 import pytest
 
@@ -469,6 +470,18 @@ def test_b23_no_secret_in_events_or_errors(registry, other, bench, image):
     assert "token-1" not in told
     assert "X-Amz-Signature=REDACTED" in told
     assert "ns=docker.io" in told
+
+
+@pytest.mark.parametrize("fault", [{"cut_after": 10}, {"drop": True}, {"stall_after": 5}])
+def test_b23_no_secret_in_the_traceback_of_a_broken_connection(registry, other, bench, image, fault):
+    """B23: requests' errors quote the whole address; --debug shows chains of errors."""
+    digest = str(describe(LAYER).digest)
+    other.files[f"/x/{digest}"] = (LAYER, "application/octet-stream")
+    registry.always("/blobs/", Fault(redirect=f"{other.url}/x/{digest}?sig=sig-secret"))
+    other.always("/x/", Fault(**fault))
+    with pytest.raises(NetworkError) as caught:
+        bench(retries=1, timeout=0.3).blob(image, LAYER)
+    assert "sig-secret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import socket
@@ -442,6 +443,39 @@ class Tunnel:
 # Names, connections
 
 
+def test_an_address_that_does_not_answer_is_joined_by_the_next(registry, bench, image, monkeypatch):
+    """Broken IPv6 is common: the first address says nothing, the second is used within a second."""
+    real = socket.getaddrinfo
+
+    def lookup(host, port, *arguments, **named):
+        if host != "two.localhost":
+            return real(host, port, *arguments, **named)
+        if named.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "no number")
+        return real("127.0.0.2", silent.getsockname()[1], type=socket.SOCK_STREAM) + real(
+            "127.0.0.1", registry.port, type=socket.SOCK_STREAM
+        )
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with silent_server("127.0.0.2") as silent:
+        started = time.monotonic()
+        bench(plain_http=frozenset({f"two.localhost:{registry.port}"})).resolve(f"two.localhost:{registry.port}/acme/app:1")
+    assert 0.2 < time.monotonic() - started < 2
+
+
+@contextlib.contextmanager
+def silent_server(host="127.0.0.1"):
+    """A full backlog: the SYN of one more client is not answered."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind((host, 0))
+        server.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        yield server
+
+
 def test_an_unknown_name_is_told_at_once(bench):
     here = bench()
     with pytest.raises(NetworkError) as caught:
@@ -482,19 +516,11 @@ def test_b45_no_answer_at_all(registry, bench, image):
 
 
 def test_b45_a_connect_that_hangs_hears_a_cancel(bench):
-    """B45, B46: a full backlog leaves the client's SYN unanswered."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-        here = bench(plain_http=frozenset({f"127.0.0.1:{server.getsockname()[1]}"}))
-        took = cancelled_within(here, lambda: here.resolve(f"127.0.0.1:{server.getsockname()[1]}/a/b:1"))
-        for filler in fillers:
-            filler.close()
-    assert took < 0.6
+    """B45, B46."""
+    with silent_server() as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        here = bench(plain_http=frozenset({host}))
+        assert cancelled_within(here, lambda: here.resolve(f"{host}/a/b:1")) < 0.6
 
 
 def test_b46_a_tls_hello_that_is_never_answered_hears_a_cancel(bench):
@@ -609,7 +635,7 @@ def test_b41_flaky_answers_are_tried_again(registry, bench, image, status):
 def test_b41_five_tries_and_then_the_end(registry, bench, image):
     registry.always("/manifests/", Fault(status=503, body=b"<html>busy</html>"))
     here = bench(retries=5)
-    with pytest.raises(NetworkError, match="no answer from") as caught:
+    with pytest.raises(NetworkError, match=f"{registry.host} is in trouble") as caught:
         here.resolve(image)
     assert caught.value.cause == "registry answered 503 Service Unavailable"
     assert registry.count() == 6
