@@ -32,8 +32,8 @@ def _direct(url: str, no_proxy: str) -> bool:
     name, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
     address = literal(name)
     for item in no_proxy.replace(",", " ").split():
-        place = urlsplit(f"//{item}") if "/" not in item else None
         try:
+            place = urlsplit(f"//{item}") if "/" not in item else None
             if place is not None and place.port is not None and place.port != port:
                 continue
             if place is not None and place.hostname == name:
