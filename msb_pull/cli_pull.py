@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.display import error_document
 from msb_pull.errors import Cancelled, MsbPullError, UsageError
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, parse_argument
@@ -18,7 +17,7 @@ from msb_pull.streams import visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from msb_pull.cli_run import Run
+    from msb_pull.cli_run import Run, Session
     from msb_pull.events import Event, Observer
     from msb_pull.plan import PullResult
     from msb_pull.source.credentials import CredentialStore
@@ -158,7 +157,7 @@ def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPu
     for error in errors:
         run.session.tell(error)
     if run.display.format == "json":
-        run.write(_document(outcomes, errors), "")
+        run.write(_document(run.session, outcomes, errors), "")
     if errors:
         run.fail(errors)
 
@@ -191,17 +190,19 @@ def _summary(result: PullResult) -> str:
 
 
 def _document(
-    outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], errors: Sequence[MsbPullError]
+    session: Session,
+    outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]],
+    errors: Sequence[MsbPullError],
 ) -> dict[str, Any]:
     images = [
-        {"status": "failed", "image": argument.text, "error": error_document(outcome)}
+        {"status": "failed", "image": argument.text, "error": session.document_of(outcome)}
         if isinstance(outcome, MsbPullError)
         else {"status": "ok", "image": argument.text, **_fields(outcome)}
         for argument, outcome in outcomes
     ]
     if not errors:
         return {"status": "ok", "images": images}
-    return {"status": "failed", "images": images, "error": error_document(errors[0])}
+    return {"status": "failed", "images": images, "error": session.document_of(errors[0])}
 
 
 def _fields(result: PullResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull import config
 from msb_pull.display import Display, error_document
-from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError
+from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, local_error
 from msb_pull.streams import OutputClosed, Streams
 
 if TYPE_CHECKING:
@@ -55,15 +55,14 @@ class Session:
         except OutputClosed:
             return _PIPE_CLOSED
         except MsbPullError as error:
-            self._tell(error)
-            return self._code_of(error)
+            return self._told(error)
         except MemoryError:
-            self._tell(LocalError("out of memory"))
-            return int(ExitCode.LOCAL)
+            return self._told(LocalError("out of memory"))
+        except OSError as error:
+            return self._told(local_error(error, error.filename or "system call").with_traceback(error.__traceback__))
         except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
             bug = MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG)
-            self._tell(bug.with_traceback(error.__traceback__))
-            return int(ExitCode.FAILURE)
+            return self._told(bug.with_traceback(error.__traceback__))
         return self.interrupts.exit_code if self.interrupts.number else self.code
 
     def say_farewell(self) -> None:
@@ -74,14 +73,19 @@ class Session:
     def _code_of(self, error: MsbPullError) -> int:
         return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
 
-    def _tell(self, error: MsbPullError) -> None:
+    def _told(self, error: MsbPullError) -> int:
+        """Shows an error, and as a document too where that was asked for; returns its exit code."""
         self.tell(error)
         if self.display.format == "json" and not self.document_written:
-            document = error_document(error) | {"code": self._code_of(error)}
             try:
-                self.display.document({"status": "failed", "error": document})
+                self.display.document({"status": "failed", "error": self.document_of(error)})
             except OutputClosed:
-                return
+                return _PIPE_CLOSED
+        return self._code_of(error)
+
+    def document_of(self, error: MsbPullError) -> dict[str, Any]:
+        """An error as it stands in a JSON document, with the exit code that the process will have."""
+        return error_document(error) | {"code": self._code_of(error)}
 
     def tell(self, error: MsbPullError) -> None:
         """Shows an error on standard error, with its traceback if asked for."""
@@ -112,6 +116,11 @@ class Run:
 
         settings = self.settings
         return Store.open(settings.home, settings.layers_dir, create=create, sync=settings.sync, warn=self.warn)
+
+    def filled_store(self) -> Store | None:
+        """The store, ready to be locked; None where there is none. Asking for one must not make one."""
+        store = self.store(create=False)
+        return self.store() if store.database_path.exists() else None
 
     def warn(self, text: str) -> None:
         """Tells the person something, once."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from msb_pull.errors import ContentError, UsageError, local_error
+from msb_pull.errors import ContentError, NotFoundError, UsageError, local_error
 from msb_pull.image.reference import Reference
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) -> None:
     """Verifies images, prints one line for each damage, and says how it went; code 6 when damage is left."""
-    from msb_pull.verify import verify_images
+    from msb_pull.verify import VerifyReport, verify_images
 
-    store = run.store(create=False)
-    report = verify_images(
-        store, _named(run, images), quick=quick, jobs=run.settings.jobs, observer=run.observe, cancel=run.cancel
-    )
-    if repair and report.damaged:
+    store = _store(run, images) if images else run.filled_store()
+    if store is None:
+        report = VerifyReport((), (), (), 0.0)
+    else:
+        report = verify_images(
+            store, _named(run, images), quick=quick, jobs=run.settings.jobs, observer=run.observe, cancel=run.cancel
+        )
+    if repair and report.damaged and store is not None:
         report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
@@ -50,7 +53,9 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         run.session.tell(error)
         run.fail([error])
     else:
-        run.display.note(_verify_summary(report, quick=quick), done=True)
+        run.display.note(
+            _verify_summary(report, quick=quick) if report.images else "No images.", done=bool(report.images)
+        )
 
 
 def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool, dry_run: bool, wait: bool) -> None:
@@ -77,7 +82,7 @@ def remove_from_store(run: Run, images: Sequence[str]) -> None:
     """Removes images and what only they need; prints one line for everything that went."""
     from msb_pull.prune import remove_images
 
-    store = run.store(create=False)
+    store = _store(run, images)
     _show_removed(run, remove_images(store, _named(run, images), observer=run.observe, cancel=run.cancel))
 
 
@@ -86,7 +91,7 @@ def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence
     from msb_pull.save import Format, save_images
 
     form = _archive_format(formats)
-    store = run.store(create=False)
+    store = _store(run, images)
     names = _named(run, images)
     with _archive(run, output) as out:
         result = save_images(store, names, out, Format(form), observer=run.observe, cancel=run.cancel)
@@ -97,6 +102,15 @@ def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence
     run.display.note(
         f"Saved {counted(len(result.images), 'image')} to {where}: {size} in {result.seconds:.1f}s", done=True
     )
+
+
+def _store(run: Run, images: Sequence[str]) -> Store:
+    """The store; raises NotFoundError when there is none, since then it has no image either."""
+    store = run.filled_store()
+    if store is None:
+        message = f"{_named(run, images)[0]}: not in the store"
+        raise NotFoundError(message, cause=f"there is no store in {run.settings.home}")
+    return store
 
 
 def _named(run: Run, images: Sequence[str]) -> list[str]:

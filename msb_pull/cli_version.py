@@ -28,12 +28,12 @@ def _details() -> list[tuple[str, str]]:
     from msb_pull import config
     from msb_pull.errors import MsbPullError
     from msb_pull.image.platform import Platform
-    from msb_pull.layer import jail
+    from msb_pull.layer.jail import describe
 
     facts = [
         ("Python", f"{sys.version.split()[0]} ({sys.executable})"),
         ("Platform", str(Platform.host())),
-        ("Jail", jail.describe()),
+        ("Jail", describe()),
     ]
     try:
         settings = config.load({})
