@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile("[a-f0-9]+", re.ASCII)
 # What is wrong is said of text from anywhere: enough of it to be recognised.
-_MAX_SHOWN = 80
+_MAX_SHOWN = 140
 
 
 class InvalidDigest(ValueError):
@@ -61,5 +61,5 @@ class Digest:
 
 
 def _shown(text: str) -> str:
-    cut = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
-    return '"' + cut.encode("unicode_escape").decode("ascii").replace("\\u2026", "…") + '"'
+    escaped = text[: 2 * _MAX_SHOWN].encode("unicode_escape").decode("ascii")
+    return f'"{escaped}"' if len(escaped) <= _MAX_SHOWN else f'"{escaped[:_MAX_SHOWN]}…"'

@@ -23,6 +23,7 @@ _ALIASES = {
     "armv7l": ("arm", "v7"),
     "armhf": ("arm", "v7"),
     "armv6l": ("arm", "v6"),
+    "armv5tel": ("arm", "v5"),
     "armel": ("arm", "v6"),
     "i386": ("386", None),
     "i486": ("386", None),
@@ -32,6 +33,15 @@ _ALIASES = {
     "loongarch64": ("loong64", None),
     "mips64el": ("mips64le", None),
 }
+# fmt: off
+_ARCHITECTURES = frozenset({
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
+    "s390x", "wasm",
+})
+_SYSTEMS = frozenset({
+    "aix", "darwin", "dragonfly", "freebsd", "illumos", "linux", "netbsd", "openbsd", "solaris", "wasip1", "windows",
+})
+# fmt: on
 _IMPLIED_VARIANTS = {"arm": "v7"}
 _NEUTRAL_VARIANTS = {("arm64", "v8"), ("amd64", "v1")}
 
@@ -46,29 +56,37 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Parses ``linux/arm64/v8``, ``linux/x86_64`` or a lone architecture; raises UsageError."""
+        """Parses ``linux/arm64/v8``, ``linux/x86_64``, a lone architecture (``arm64``, ``arm/v7``: of Linux) or a lone
+        system (on this machine's architecture), as containerd does. Raises UsageError."""
         parts = text.split("/")
-        if len(parts) == 1:
-            parts = ["linux", *parts]
-        if len(parts) > 3 or not all(_PART.fullmatch(part) for part in parts):
-            raise UsageError(f"invalid platform {text!r}", hint="write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64")
-        architecture, implied = _ALIASES.get(parts[1].lower(), (parts[1].lower(), None))
-        variant = parts[2].lower() if len(parts) == 3 else implied
-        return cls(parts[0].lower(), architecture, variant).normalized()
+        if all(_PART.fullmatch(part) for part in parts):
+            first = parts[0].lower()
+            if first not in _SYSTEMS and (first in _ALIASES or first in _ARCHITECTURES):
+                parts = ["linux", *parts]
+            elif len(parts) == 1 and first in _SYSTEMS:
+                parts = [first, host_platform.machine()]
+            if 2 <= len(parts) <= 3:
+                return cls(*parts).normalized()
+        raise UsageError(f"invalid platform {text[:80]!r}", hint="write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64")
 
     @classmethod
     def host(cls, machine: str | None = None) -> Platform:
-        """Linux on this machine's architecture: what a microVM here runs, on macOS as well."""
-        name = (machine or host_platform.machine()).lower()
-        architecture, variant = _ALIASES.get(name, (name, None))
-        return cls("linux", architecture, variant).normalized()
+        """Linux on this machine's architecture: what a microVM here runs, on macOS as well.
+
+        It is the kernel's architecture: on a 32-bit system below a 64-bit kernel, name the platform.
+        """
+        return cls("linux", machine or host_platform.machine()).normalized()
 
     def normalized(self) -> Platform:
-        """Without the variants that say nothing (arm64/v8), with those that are understood (arm is arm/v7)."""
-        variant = self.variant or _IMPLIED_VARIANTS.get(self.architecture)
-        if (self.architecture, variant) in _NEUTRAL_VARIANTS:
-            variant = None
-        return Platform(self.os, self.architecture, variant)
+        """In Go's words, without variants that say nothing (arm64/v8), with those that are meant (arm is arm/v7)."""
+        name = self.architecture.lower()
+        architecture, implied = _ALIASES.get(name, (name, None))
+        variant = (self.variant or implied or _IMPLIED_VARIANTS.get(architecture) or "").lower()
+        if variant.isdecimal() and architecture in ("arm", "arm64"):
+            variant = f"v{variant}"
+        if (architecture, variant) in _NEUTRAL_VARIANTS:
+            variant = ""
+        return Platform(self.os.lower(), architecture, variant or None)
 
     def accepts(self, other: Platform) -> bool:
         """Whether an image for ``other`` satisfies the wish for this platform."""

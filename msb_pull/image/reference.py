@@ -261,8 +261,8 @@ def _bad(text: str, what: str, hint: str | None = None) -> UsageError:
 
 
 def _shown(text: str) -> str:
-    cut = text[:_MAX_SHOWN].encode("unicode_escape").decode("ascii")
-    return cut if len(text) <= _MAX_SHOWN else f"{cut}…"
+    escaped = text[: 2 * _MAX_SHOWN].encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}…"
 
 
 def _letter(letter: str) -> str:

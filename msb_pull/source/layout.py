@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.errors import ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.image.manifest import MANIFEST_LIMIT, Descriptor, Index, load_json, parse_document
+from msb_pull.image.documents import load_json
+from msb_pull.image.manifest import MANIFEST_LIMIT, Descriptor, Index, parse_document
 from msb_pull.image.reference import Reference
 from msb_pull.source.resolve import resolve_image, verified
 

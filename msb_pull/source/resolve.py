@@ -51,7 +51,7 @@ def resolve_image(
     data, content_type, digest = documents.top()
     entry: Descriptor | None = None
     seen = {digest}
-    document = parse_document(data, content_type, what)
+    document = parse_document(data, content_type, what, warn)
     while isinstance(document, Index):
         entry = _choose(document, platform, what)
         digest = entry.digest
@@ -59,7 +59,7 @@ def resolve_image(
             raise ContentError(f"{what}: its indexes are nested too deeply or in a circle")
         seen.add(digest)
         data, content_type = documents.manifest(entry)
-        document = parse_document(data, content_type, what)
+        document = parse_document(data, content_type, what, warn)
     check_image(document, what)
     if document.config.size > MANIFEST_LIMIT:
         raise ContentError(f"{what}: its config is larger than {MANIFEST_LIMIT} bytes")
