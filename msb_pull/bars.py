@@ -6,6 +6,7 @@ blocked terminal holds. It is the console, its styles and its control codes that
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -55,7 +56,7 @@ class BarsRenderer:
             emoji=False,
             legacy_windows=False,
         )
-        self._color = color
+        self._stream = stream
         self._board = Board(jobs=jobs, unicode=unicode, color=color)
         self._drawn: list[int] = []
         self._seen: set[Event] = set()
@@ -68,7 +69,7 @@ class BarsRenderer:
         for event in batch:
             self._board.take(event, now)
             above += self._board.finished() + self._remarks(event)
-        width, height = self._console.size
+        width, height = self._size()
         rows = self._board.rows(width, height, now)
         if above or rows or self._drawn:
             self._replace(above, rows, width)
@@ -76,7 +77,15 @@ class BarsRenderer:
     def settle(self) -> None:
         """Takes the live rows away until something new happens."""
         self._board.clear()
-        self._replace([], [], self._console.size.width)
+        self._replace([], [], self._size()[0])
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal as it is now; rich would believe a COLUMNS that was exported long ago."""
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
 
     def _remarks(self, event: Event) -> list[Row]:
         if isinstance(event, events.Warned):

@@ -185,7 +185,7 @@ class Display:
     def _make_renderer(self) -> Renderer:
         # A pull that finds everything in place has nothing to draw, and must not pay for what could.
         if self._mode == "json":
-            return _JsonRenderer(self.streams)
+            return _JsonRenderer(self.streams, self._verbosity)
         if self._mode == "bars":
             from msb_pull.bars import BarsRenderer
 
@@ -225,14 +225,17 @@ class Display:
 class _JsonRenderer:
     """One event a line."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, verbosity: int) -> None:
         self._streams = streams
+        self._verbosity = verbosity
 
     def draw(self, batch: Sequence[Event]) -> None:
+        from msb_pull.events import Logged
         from msb_pull.lines import describe
 
-        if batch:
-            write_aside(self._streams.stderr, "".join(json.dumps(describe(event)) + "\n" for event in batch))
+        told = [event for event in batch if not isinstance(event, Logged) or event.level <= self._verbosity]
+        if told:
+            write_aside(self._streams.stderr, "".join(json.dumps(describe(event)) + "\n" for event in told))
 
     def settle(self) -> None: ...
 

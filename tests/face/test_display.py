@@ -147,6 +147,13 @@ def test_log_lines_by_level():
         assert shown(it) == expected
 
 
+def test_log_events_by_level():
+    it = display(mode="json", verbosity=1)
+    it.observe(e.Logged("", 1, "one"))
+    it.observe(e.Logged("", 2, "two"))
+    assert [json.loads(line)["text"] for line in shown(it).splitlines()] == ["one"]
+
+
 def test_errors_in_three_lines():
     it = display()
     it.error(NetworkError("ghcr.io/a/b: no \x1b[31manswer", cause="timed\nout", hint="try again"))

@@ -62,6 +62,12 @@ def test_no_escapes_where_nobody_can_read_them(env):
     assert "\r" not in text
 
 
+def test_an_exported_width_is_not_believed():
+    with fake(3, 2, 0.4, COLUMNS="300", LINES="100") as terminal:
+        assert terminal.wait() == 0
+    assert max(len(row) for row in re.split(r"[\r\n]+", plain(terminal.text)) if "total" in row) < 80
+
+
 def test_no_color():
     with fake(3, 2, 0.3, NO_COLOR="1") as terminal:
         assert terminal.wait() == 0
