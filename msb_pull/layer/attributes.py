@@ -10,6 +10,7 @@ import stat
 
 OVERRIDE_STAT = b"user.containers.override_stat"
 MAX_ID = (1 << 32) - 1
+MAX_TIME_NS = ((1 << 63) - 1) * 1_000_000_000
 # fuse-overlayfs and containers/storage keep what an unprivileged user cannot set under this prefix.
 ESCAPE = b"user.containers.override_"
 # Attributes that belong to the host the image was built on (umoci leaves out the same).
@@ -59,6 +60,11 @@ def _number(field: bytes, base: int, limit: int) -> int | None:
 def disk_mode(kind: int, mode: int) -> int:
     """The mode on disk: the owner can always read and write, set-uid, set-gid and sticky never get there."""
     return (mode & 0o777) | (0o700 if kind == stat.S_IFDIR else 0o600)
+
+
+def clamp_time(nanoseconds: int) -> int:
+    """Times before 1970, or beyond what the system can be told, become the nearest it takes (moby's boundTime)."""
+    return min(max(nanoseconds, 0), MAX_TIME_NS)
 
 
 def disk_name(name: bytes) -> bytes | None:

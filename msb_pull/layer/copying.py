@@ -39,6 +39,11 @@ def copy_contents(original: int, copy: int) -> None:
     os.fchmod(copy, facts.st_mode & 0o777 | 0o600)
     for name, value in user_attributes(original):
         set_attribute(copy, name, value)
+    copy_bytes(original, copy)
+
+
+def copy_bytes(original: int, copy: int) -> None:
+    """Copies what one open file holds to the end of another, in the kernel where it can (there it shares blocks)."""
     while count := _copy_piece(original, copy):
         if count < 0:
             while piece := os.read(original, _PIECE):

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.layer.attributes import disk_mode, disk_name, override_stat
+from msb_pull.layer.attributes import clamp_time, disk_mode, disk_name, override_stat
 from msb_pull.layer.names import clean
 from msb_pull.layer.record import entries
 from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
@@ -25,7 +25,6 @@ _AUFS = b".wh..wh."
 _PLINKS = b".wh..wh.plnk"
 _KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
-_MAX_TIME = (1 << 63) - 1
 
 
 class Node:
@@ -95,7 +94,7 @@ class _Tree:
             if target != path and not self._link(path, target):
                 self._links.append((path, target))
         elif entry.type == SYM:
-            node = Node(stat.S_IFLNK, 0, None, _clamp(entry.mtime_ns))
+            node = Node(stat.S_IFLNK, 0, None, clamp_time(entry.mtime_ns))
             node.link = entry.linkname
             self._put(path, node)
         else:
@@ -202,7 +201,7 @@ def _implied() -> Node:
 def _node(entry: Entry, kind: int) -> Node:
     on_disk = kind if kind in (stat.S_IFREG, stat.S_IFDIR) else stat.S_IFREG
     override = override_stat(kind, entry.mode, entry.uid, entry.gid)
-    node = Node(on_disk, disk_mode(on_disk, entry.mode), override, _clamp(entry.mtime_ns))
+    node = Node(on_disk, disk_mode(on_disk, entry.mode), override, clamp_time(entry.mtime_ns))
     for name, value in (entry.xattrs or {}).items():
         kept = disk_name(name)
         if kept is not None:
@@ -245,7 +244,3 @@ def _dress(node: Node, fact: dict[str, Any]) -> None:
 
 def _decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
     return {os.fsencode(name): base64.b64decode(value) for name, value in attributes}
-
-
-def _clamp(nanoseconds: int) -> int:
-    return min(max(nanoseconds, 0), _MAX_TIME)

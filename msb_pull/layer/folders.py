@@ -58,8 +58,10 @@ class Folders:
     in. ``implied`` holds the directories that were made without an entry of their own, ``b""`` being the top.
     """
 
-    def __init__(self, root: int, *, xattrs: bool, exact_modes: bool, warn: Callable[[str], None]) -> None:
-        self.top = Folder(b"", root, 0)
+    def __init__(
+        self, root: int, *, xattrs: bool, exact_modes: bool, warn: Callable[[str], None], top_mtime_ns: int = 0
+    ) -> None:
+        self.top = Folder(b"", root, top_mtime_ns)
         self.known: dict[bytes, Folder] = {b"": self.top}
         self.implied: dict[bytes, None] = {b"": None}
         self.replaced = 0
@@ -87,7 +89,7 @@ class Folders:
             real = self.resolve(path)
             if real != path and len(self._aliases) < _MAX_ALIASES:
                 self._aliases[path] = real
-        return self._make_all(real)
+        return self.make(real)
 
     def find(self, path: bytes) -> Folder | None:
         """The directory that is there by its real path, None if there is none; raises OSError."""
@@ -158,12 +160,15 @@ class Folders:
             if stat.S_ISLNK(facts.st_mode):
                 self._aliases.clear()
             return
-        path = folder.below(name)
+        self.release(folder.below(name))
+        remove_tree(name, folder.descriptor)
+
+    def release(self, path: bytes) -> None:
+        """Forgets a directory, which is about to go or to move, and all below it."""
         inside = path + b"/"
         for known in [x for x in self._open.values() if x.path == path or x.path.startswith(inside)]:
             self._close(known)
         self._aliases.clear()
-        remove_tree(name, folder.descriptor)
 
     def close(self) -> None:
         """Gives every open directory its time, and closes all but the root."""
@@ -208,7 +213,8 @@ class Folders:
             folder = self._remember(Folder(folder.below(part), descriptor, mtime_ns))
         return folder
 
-    def _make_all(self, path: bytes) -> Folder:
+    def make(self, path: bytes) -> Folder:
+        """The directory at a real path, with what is missing on the way."""
         above, pending = path, []
         while (folder := self._open.get(above)) is None:
             above, _, part = above.rpartition(b"/")

@@ -1,4 +1,4 @@
-"""What the layers below show, as one image, without following any of their symlinks on this machine."""
+"""What layers lying on each other show as one image, without following any of their symlinks on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -16,16 +16,23 @@ _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _MAX_HOPS = 40
+_MAX_OPEN = 64
+_MAX_SHOWN = 1 << 14
+_NOTHING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
 
 
 class Shown:
-    """What stands at a path of the merged view: its facts, and the layers (nearest first) that contribute to it."""
+    """What stands at a path of the merged view: its facts, the layer they are from, and those that go on inside it.
 
-    __slots__ = ("facts", "layers", "path")
+    Layers are numbers, the nearest first; -1 is the own one.
+    """
 
-    def __init__(self, path: bytes, facts: os.stat_result, layers: tuple[int, ...]) -> None:
+    __slots__ = ("facts", "layer", "layers", "path")
+
+    def __init__(self, path: bytes, facts: os.stat_result, layer: int, layers: tuple[int, ...]) -> None:
         self.path = path
         self.facts = facts
+        self.layer = layer
         self.layers = layers
 
     @property
@@ -37,33 +44,60 @@ class Shown:
         return stat.S_ISLNK(self.facts.st_mode)
 
 
-class LowerView:
-    """The merged view of layer directories, nearest first; whiteouts and opaque directories count (image-spec)."""
+class MergedView:
+    """The merged view of layer directories, nearest first; whiteouts and opaque directories count (image-spec).
 
-    def __init__(self, lowers: Sequence[Path]) -> None:
-        self._roots = [os.open(path, _OPEN_DIR) for path in lowers]
+    ``own`` is a layer on top of them, of which the directories ``implied`` exist only because something lies in them:
+    what the others show there counts for more.
+    """
 
-    def __enter__(self) -> LowerView:
+    def __init__(
+        self, lowers: Sequence[Path], *, own: Path | None = None, implied: Collection[bytes] = frozenset()
+    ) -> None:
+        self._roots: dict[int, int] = {}
+        self._open: dict[tuple[int, bytes], int] = {}
+        self._shown: dict[bytes, Shown | None] = {}
+        self._implied = implied
+        try:
+            for layer, path in enumerate(lowers):
+                self._roots[layer] = os.open(path, _OPEN_DIR)
+            if own is not None:
+                self._roots[-1] = os.open(own, _OPEN_DIR)
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> MergedView:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for root in self._roots:
-            os.close(root)
+        self.close()
+
+    def close(self) -> None:
+        """Closes every descriptor."""
+        for descriptor in (*self._open.values(), *self._roots.values()):
+            os.close(descriptor)
+        self._open.clear()
+        self._roots.clear()
 
     def look(self, path: bytes) -> Shown | None:
         """What ``path`` shows, no symlink followed (not even on the way); None if nothing stands there."""
-        layers = tuple(range(len(self._roots)))
-        shown = Shown(b"", os.fstat(self._roots[0]), layers) if layers else None
-        if not path:
-            return shown
-        at = b""
-        for part in path.split(b"/"):
-            if shown is None or not shown.is_directory:
-                return None
-            at, parent = (at + b"/" + part if at else part), at
-            shown = self._child(parent, part, at, shown.layers)
+        if path in self._shown:
+            return self._shown[path]
+        # From the top downwards, so that a deep path costs no recursion.
+        known, pending = path, []
+        while known and known not in self._shown:
+            known, _, part = known.rpartition(b"/")
+            pending.append(part)
+        shown = self._shown[known] if known in self._shown else self._top()
+        while pending:
+            part = pending.pop()
+            known = known + b"/" + part if known else part
+            shown = self._child(shown, part, known) if shown is not None and shown.is_directory else None
+            if len(self._shown) < _MAX_SHOWN:
+                self._shown[known] = shown
         return shown
 
     def resolve(self, path: bytes) -> bytes | None:
@@ -79,8 +113,10 @@ class LowerView:
             if part in (b"", b"."):
                 continue
             if part == b"..":
-                real = real[:-1]
+                del real[-1:]
                 continue
+            if part.startswith(_WHITEOUT):
+                return None
             here = b"/".join((*real, part))
             shown = self.look(here)
             if shown is not None and shown.is_symlink:
@@ -92,71 +128,121 @@ class LowerView:
                     real = []
                 ahead.extend(target.split(b"/")[::-1])
                 continue
-            if shown is not None and not shown.is_directory and ahead:
+            if shown is not None and not shown.is_directory:
                 return None
             real.append(part)
         return b"/".join(real)
 
     def read_link(self, shown: Shown) -> bytes:
         """The target of a symlink, byte for byte."""
-        directory, name = self._open_parent(shown)
-        try:
-            return os.readlink(name, dir_fd=directory)
-        finally:
-            os.close(directory)
+        directory, name = self._parent(shown)
+        return os.readlink(name, dir_fd=directory)
 
     def open(self, shown: Shown) -> int:
-        """A descriptor to read a file or directory of the nearest layer that has it."""
+        """A descriptor to read a file or directory of the layer that shows it."""
         if not shown.path:
-            return os.dup(self._roots[shown.layers[0]])
-        directory, name = self._open_parent(shown)
-        try:
-            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-        finally:
-            os.close(directory)
+            return os.dup(self._roots[shown.layer])
+        directory, name = self._parent(shown)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
 
-    def _open_parent(self, shown: Shown) -> tuple[int, bytes]:
+    def own_hides(self, path: bytes) -> bool:
+        """Whether an opaque directory of the own layer lies on the way to ``path``."""
+        while path:
+            path = path.rpartition(b"/")[0]
+            directory = self._directory(-1, path)
+            if directory is not None and _facts(directory, _OPAQUE) is not None:
+                return True
+        return False
+
+    def own_has(self, path: bytes) -> bool:
+        """Whether the own layer has a directory at ``path``."""
+        return self._directory(-1, path) is not None
+
+    def _top(self) -> Shown | None:
+        layers = sorted(self._roots)
+        if not layers:
+            return None
+        first = layers[0]
+        if first == -1 and b"" in self._implied and len(layers) > 1:
+            first = layers[1]
+        inside: list[int] = []
+        for layer in layers:
+            inside.append(layer)
+            if _facts(self._roots[layer], _OPAQUE) is not None:
+                break
+        return Shown(b"", os.fstat(self._roots[first]), first, tuple(inside))
+
+    def _parent(self, shown: Shown) -> tuple[int, bytes]:
         parent, _, name = shown.path.rpartition(b"/")
-        directory = self._open_directory(shown.layers[0], parent)
+        directory = self._directory(shown.layer, parent)
         if directory is None:
             raise FileNotFoundError(errno.ENOENT, "a lower layer changed", os.fsdecode(shown.path))
         return directory, name
 
-    def _child(self, parent: bytes, part: bytes, path: bytes, layers: tuple[int, ...]) -> Shown | None:
-        found: list[int] = []
-        first: os.stat_result | None = None
-        for layer in layers:
-            directory = self._open_directory(layer, parent)
+    def _child(self, parent: Shown, part: bytes, path: bytes) -> Shown | None:
+        inside: list[int] = []
+        first: tuple[os.stat_result, int] | None = None
+        fallback: tuple[os.stat_result, int] | None = None
+        for layer in parent.layers:
+            directory = self._directory(layer, parent.path)
             if directory is None:
                 continue
-            try:
-                facts = _facts(directory, part)
-                hidden = _facts(directory, _WHITEOUT + part) is not None
-                opaque = facts is not None and _facts(directory, part + b"/" + _OPAQUE) is not None
-            finally:
-                os.close(directory)
+            facts = _facts(directory, part)
             if facts is not None and not stat.S_ISDIR(facts.st_mode):
-                return Shown(path, facts, (layer,)) if first is None else Shown(path, first, tuple(found))
-            if facts is not None:
-                first = first or facts
-                found.append(layer)
-            if hidden or opaque:
+                # Below a directory a file is hidden; below one that is only implied, a symlink shows where it leads.
+                if first is None and (fallback is None or stat.S_ISLNK(facts.st_mode)):
+                    return Shown(path, facts, layer, ())
                 break
-        return Shown(path, first, tuple(found)) if first is not None else None
+            if facts is not None:
+                inside.append(layer)
+                if layer == -1 and path in self._implied:
+                    fallback = facts, layer
+                else:
+                    first = first or (facts, layer)
+                if self._is_opaque(directory, part):
+                    # What lies below shows through in nothing but the facts of an implied directory itself.
+                    if first is None:
+                        beneath = self._beneath(parent, part, path)
+                        if beneath is not None and beneath.is_directory:
+                            first = beneath.facts, beneath.layer
+                    break
+            if _facts(directory, _WHITEOUT + part) is not None:
+                break
+        first = first or fallback
+        return Shown(path, *first, tuple(inside)) if first is not None else None
 
-    def _open_directory(self, layer: int, path: bytes) -> int | None:
-        """Opens a directory of one layer component by component; None where there is none."""
-        current = os.dup(self._roots[layer])
-        for part in path.split(b"/") if path else ():
+    def _beneath(self, parent: Shown, part: bytes, path: bytes) -> Shown | None:
+        layers = tuple(layer for layer in parent.layers if layer != -1)
+        return self._child(Shown(parent.path, parent.facts, parent.layer, layers), part, path)
+
+    def _is_opaque(self, directory: int, name: bytes) -> bool:
+        inner = os.open(name, _OPEN_DIR, dir_fd=directory)
+        try:
+            return _facts(inner, _OPAQUE) is not None
+        finally:
+            os.close(inner)
+
+    def _directory(self, layer: int, path: bytes) -> int | None:
+        """A directory of one layer, opened component by component; None where there is none. It is closed later."""
+        if layer not in self._roots:
+            return None
+        known, pending = path, []
+        while known and (layer, known) not in self._open:
+            known, _, part = known.rpartition(b"/")
+            pending.append(part)
+        current = self._open[layer, known] if known else self._roots[layer]
+        while pending:
+            part = pending.pop()
+            known = known + b"/" + part if known else part
             try:
-                following = os.open(part, _OPEN_DIR, dir_fd=current)
+                current = os.open(part, _OPEN_DIR, dir_fd=current)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                if error.errno not in _NOTHING:
                     raise
                 return None
-            finally:
-                os.close(current)
-            current = following
+            if len(self._open) >= _MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[layer, known] = current
         return current
 
 
@@ -164,6 +250,6 @@ def _facts(directory: int, name: bytes) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno not in _NOTHING:
             raise
         return None

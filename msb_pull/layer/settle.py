@@ -8,38 +8,41 @@ of a directory hides the lower one's metadata, so the facts are copied up, as an
 from __future__ import annotations
 
 import base64
-import errno
-import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msb_pull.errors import ContentError
-from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
-from msb_pull.layer.copying import copy_contents
+from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
+from msb_pull.layer.copying import CREATE, copy_bytes
+from msb_pull.layer.derive import Fact, Wishes, derive
+from msb_pull.layer.folders import OPEN_DIRECTORY, Folders
 from msb_pull.layer.limits import printable
-from msb_pull.layer.lowers import LowerView, Shown
+from msb_pull.layer.lowers import MergedView
+from msb_pull.layer.whiteouts import resolve_pairs
+from msb_pull.layer.xattrs import set_attribute, user_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from msb_pull.layer.unpack import UnpackReport
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEFAULT = override_stat(stat.S_IFDIR, 0o755, 0, 0).decode("ascii")
-
-Fact = dict[str, Any]
+# No entry of a layer can have this name: all that begins so is AUFS's and left out.
+_ASIDE = b".wh..wh.aside"
 
 
 class Settled:
-    """What was derived from the layers below: ``derived`` as plain JSON values, ``moved`` path prefixes (from, to)."""
+    """What was derived from the layers below: ``derived`` as plain JSON values, ``moved`` path prefixes (from, to).
 
-    __slots__ = ("derived",)
+    ``warnings`` name what had to give way when contents were moved.
+    """
 
-    def __init__(self, derived: list[Fact]) -> None:
+    __slots__ = ("derived", "warnings")
+
+    def __init__(self, derived: list[Fact], warnings: Sequence[str] = ()) -> None:
         self.derived = derived
+        self.warnings = list(warnings)
 
     @property
     def moved(self) -> list[tuple[bytes, bytes]]:
@@ -50,253 +53,156 @@ class Settled:
 
 
 def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path]) -> Settled:
-    """Settles what lies in ``staging`` on ``lowers`` (layer directories, nearest first).
+    """Settles what lies in ``staging`` on ``lowers`` (layer directories, nearest first, settled themselves).
 
     Raises ContentError when a hard link's target is in no layer, OSError.
     """
     links = [(path, target) for _, path, target in report.missing_links]
-    with LowerView(lowers) as view:
-        facts = _derive(view, report.implied, links)
-        root = os.open(staging, _OPEN_DIR)
-        try:
-            _Applier(root, view).apply(facts)
-        finally:
-            os.close(root)
-    return Settled(facts)
+    wishes = Wishes(report.implied, links, hidden=None, unclaimed=report.implied)
+    converted = frozenset(new.rpartition(b"/")[0] for _, new in report.turned if new)
+    facts = derive(staging, wishes, lowers, converted)
+    warnings: list[str] = []
+    root = os.open(staging, OPEN_DIRECTORY)
+    try:
+        with MergedView(lowers) as view:
+            _Applier(root, view, warnings).apply(facts)
+    finally:
+        os.close(root)
+    return Settled(facts, warnings)
 
 
-def derive_again(facts: Sequence[Fact], lowers: Sequence[Path]) -> list[Fact]:
-    """What :func:`settle` would have derived for the same layer on other ``lowers``; raises like it.
+def derive_again(facts: Sequence[Fact], layer: Path, lowers: Sequence[Path]) -> list[Fact]:
+    """What :func:`settle` would have derived for the same layer on other ``lowers``; writes nothing, raises like it.
 
-    If it differs from ``facts``, the layer as it lies in the store does not belong on top of those.
+    ``facts`` is what it derived, ``layer`` the directory that was settled with them. If the result is not equal to
+    ``facts``, the layer as it lies there does not belong on top of those: an image would show the metadata, or even
+    the files, of another one.
     """
-    implied = [os.fsencode(fact["asked"]) for fact in facts if "asked" in fact]
-    links = [(os.fsencode(fact["asked_path"]), os.fsencode(fact["from"])) for fact in facts if fact["kind"] == "link"]
-    with LowerView(lowers) as view:
-        return _derive(view, implied, links)
-
-
-def _derive(view: LowerView, implied: Iterable[bytes], links: Iterable[tuple[bytes, bytes]]) -> list[Fact]:
-    facts: list[Fact] = []
-    moved: list[tuple[bytes, bytes]] = []
-    known: set[bytes] = set()
-    for asked in implied:
-        path = _moved(asked, moved)
-        shown = view.look(path)
-        target = view.resolve(path) if shown is not None and shown.is_symlink else None
-        if target is not None and target != path:
-            moved.append((path, target))
-            names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
-            facts.append({"kind": "moved", **names})
-            facts.extend(_directory(view, parent) for parent in _ancestry(target) if parent not in known)
-            known.update(_ancestry(target))
-        elif path not in known:
-            known.add(path)
-            facts.append({**_directory(view, path), "asked": os.fsdecode(asked)})
-    facts.extend(_link(view, asked, _moved(asked, moved), target) for asked, target in links)
-    return facts
-
-
-def _directory(view: LowerView, path: bytes) -> Fact:
-    fact: Fact = {"kind": "directory", "path": os.fsdecode(path), "override": _DEFAULT, "mtime_ns": 0, "xattrs": {}}
-    shown = view.look(path)
-    if shown is None or not shown.is_directory:
-        return fact
-    source = view.open(shown)
-    try:
-        fact["mtime_ns"] = os.fstat(source).st_mtime_ns
-        fact["override"], fact["xattrs"] = _attributes(source)
-    finally:
-        os.close(source)
-    return fact
-
-
-def _attributes(source: int) -> tuple[str, dict[str, str]]:
-    override, others = _DEFAULT, {}
-    for name in sorted(_list_attributes(source)):
-        value = os.getxattr(source, name)
-        if name == OVERRIDE_STAT.decode("ascii"):
-            override = value.decode("ascii", "backslashreplace")
-        elif name.startswith("user."):
-            others[name] = base64.b64encode(value).decode("ascii")
-    return override, others
-
-
-def _list_attributes(source: int) -> list[str]:
-    try:
-        return os.listxattr(source)
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
-        return []
-
-
-def _link(view: LowerView, asked: bytes, path: bytes, target: bytes) -> Fact:
-    parent, _, name = target.rpartition(b"/")
-    real = view.resolve(parent) if parent else b""
-    shown = None if real is None else view.look(real + b"/" + name if real else name)
-    if shown is None or shown.is_directory:
-        raise ContentError(f'hard link "{printable(asked)}": its target "{printable(target)}" is in no layer')
-    fact: Fact = {
-        "kind": "link",
-        "asked_path": os.fsdecode(asked),
-        "path": os.fsdecode(path),
-        "from": os.fsdecode(target),
-        "real": os.fsdecode(shown.path),
-        "mtime_ns": shown.facts.st_mtime_ns,
-    }
-    if shown.is_symlink:
-        fact["symlink"] = os.fsdecode(view.read_link(shown))
-        return fact
-    source = view.open(shown)
-    try:
-        fact["override"], fact["xattrs"] = _attributes(source)
-        with os.fdopen(os.dup(source), "rb") as content:
-            fact["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-    finally:
-        os.close(source)
-    return fact
-
-
-def _moved(path: bytes, moved: Sequence[tuple[bytes, bytes]]) -> bytes:
-    for old, new in moved:
-        if path == old or path.startswith(old + b"/"):
-            path = (new + path[len(old) :]).strip(b"/")
-    return path
-
-
-def _ancestry(path: bytes) -> list[bytes]:
-    """The path and all above it but the root, the highest first."""
-    parts = path.split(b"/") if path else []
-    return [b"/".join(parts[: count + 1]) for count in range(len(parts))]
+    return derive(layer, Wishes.of_facts(facts), lowers, frozenset())
 
 
 class _Applier:
     """Writes derived facts into a staging tree; the times of directories it writes into stay as they were."""
 
-    def __init__(self, root: int, view: LowerView) -> None:
-        self._root = root
+    def __init__(self, root: int, view: MergedView, warnings: list[str]) -> None:
         self._view = view
+        self._warnings = warnings
+        self._xattrs = any(name == OVERRIDE_STAT for name, _ in user_attributes(root))
+        self._folders = Folders(
+            root,
+            xattrs=self._xattrs,
+            exact_modes=False,
+            warn=warnings.append,
+            top_mtime_ns=os.fstat(root).st_mtime_ns,
+        )
 
     def apply(self, facts: Sequence[Fact]) -> None:
-        times: list[tuple[bytes, int]] = []
-        made: set[bytes] = set()
-        for fact in facts:
-            path = os.fsencode(fact["path"])
-            if fact["kind"] == "moved":
-                self._move(path, os.fsencode(fact["to"]), made)
-            elif fact["kind"] == "link":
-                self._copy(path, self._view.look(os.fsencode(fact["real"])), fact)
-            elif "asked" in fact or path in made:
-                self._dress(path, fact)
-                times.append((path, fact["mtime_ns"]))
-        for path, when in times:
-            directory = self._open(path)
-            try:
-                os.utime(directory, ns=(when, when))
-            finally:
-                os.close(directory)
-
-    def _open(self, path: bytes, made: set[bytes] | None = None) -> int:
-        """Opens a directory of the staging tree without following anything; with ``made`` what is missing is made."""
-        current = os.dup(self._root)
-        at = b""
-        for part in path.split(b"/") if path else ():
-            at = at + b"/" + part if at else part
-            try:
-                if made is not None:
-                    made.update(_make(current, part, at))
-                following = os.open(part, _OPEN_DIR, dir_fd=current)
-            finally:
-                os.close(current)
-            current = following
-        return current
+        try:
+            # Every move before the first fact of a directory, which a later move may make or fill.
+            for fact in facts:
+                if fact["kind"] == "moved":
+                    self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"]))
+            for fact in facts:
+                if fact["kind"] == "directory":
+                    self._dress(os.fsencode(fact["path"]), fact)
+                elif fact["kind"] == "link":
+                    self._copy(os.fsencode(fact["path"]), fact)
+            self._folders.close()
+        finally:
+            self._folders.abandon()
 
     def _dress(self, path: bytes, fact: Fact) -> None:
-        directory = self._open(path)
-        try:
-            if any(name == OVERRIDE_STAT.decode() for name in _list_attributes(directory)):
-                os.setxattr(directory, OVERRIDE_STAT, fact["override"].encode("ascii"))
-                for name, value in fact["xattrs"].items():
-                    os.setxattr(directory, name, base64.b64decode(value))
-        finally:
-            os.close(directory)
+        folder = self._folders.find(path)
+        if folder is None:
+            return
+        folder.mtime_ns = fact["mtime_ns"]
+        if self._xattrs:
+            set_attribute(folder.descriptor, OVERRIDE_STAT, fact["override"].encode("ascii"))
+            for name, value in fact["xattrs"].items():
+                set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
 
-    def _move(self, old: bytes, new: bytes, made: set[bytes]) -> None:
+    def _move(self, old: bytes, new: bytes) -> None:
+        folders = self._folders
         parent, _, name = old.rpartition(b"/")
-        holder = self._open(parent)
-        try:
-            before = os.fstat(holder).st_mtime_ns
-            source = os.open(name, _OPEN_DIR, dir_fd=holder)
-            target = self._open(new, made)
+        holder = folders.find(parent)
+        if holder is None:
+            raise ContentError(f'"{printable(old)}" leads into itself through a symlink below')
+        # Aside first: the place it moves to may lie above it.
+        folders.release(old)
+        os.rename(name, _ASIDE, src_dir_fd=holder.descriptor, dst_dir_fd=folders.top.descriptor)
+        folders.make(new)
+        touched = self._merge(_ASIDE, new)
+        folders.remove(folders.top, _ASIDE)
+        resolve_pairs(folders, touched)
+
+    def _merge(self, source: bytes, target: bytes) -> list[bytes]:
+        """Moves the entries of one directory into another, folder into folder; what stands there already stays.
+
+        Archives are mostly in the order of names, and so it is there mostly since the later entry.
+        """
+        touched = []
+        pending = [b""]
+        while pending:
+            below = pending.pop()
+            touched.append(target + below)
+            old, new = self._held(source + below), self._held((target + below).strip(b"/"))
             try:
-                _merge(source, target)
+                with os.scandir(old) as found:
+                    names = sorted(os.fsencode(entry.name) for entry in found)
+                for name in names:
+                    if self._move_entry(old, new, name):
+                        pending.append(below + b"/" + name)
+            finally:
+                os.close(old)
+                os.close(new)
+        return [path.strip(b"/") for path in touched]
+
+    def _held(self, path: bytes) -> int:
+        folder = self._folders.find(path)
+        assert folder is not None
+        return os.dup(folder.descriptor)
+
+    def _move_entry(self, old: int, new: int, name: bytes) -> bool:
+        """True for two directories, whose contents are to be merged."""
+        try:
+            there = os.stat(name, dir_fd=new, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
+            return False
+        here = os.stat(name, dir_fd=old, follow_symlinks=False)
+        if stat.S_ISDIR(there.st_mode) != stat.S_ISDIR(here.st_mode):
+            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
+        if stat.S_ISDIR(here.st_mode):
+            return True
+        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+        return False
+
+    def _copy(self, path: bytes, fact: Fact) -> None:
+        shown = self._view.look(os.fsencode(fact["real"]))
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folders.find(parent)
+        if shown is None or folder is None:
+            raise ContentError(f'hard link "{printable(path)}": its place is gone')
+        if "symlink" in fact:
+            os.symlink(os.fsencode(fact["symlink"]), name, dir_fd=folder.descriptor)
+        else:
+            source = self._view.open(shown)
+            try:
+                self._copy_file(source, folder.descriptor, name, fact)
             finally:
                 os.close(source)
-                os.close(target)
-            os.rmdir(name, dir_fd=holder)
-            os.utime(holder, ns=(before, before))
-        finally:
-            os.close(holder)
+        when = (fact["mtime_ns"], fact["mtime_ns"])
+        os.utime(name, ns=when, dir_fd=folder.descriptor, follow_symlinks=False)
 
-    def _copy(self, path: bytes, shown: Shown | None, fact: Fact) -> None:
-        assert shown is not None
-        parent, _, name = path.rpartition(b"/")
-        directory = self._open(parent)
+    def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:
+        copy = os.open(name, CREATE, 0o600, dir_fd=directory)
         try:
-            before = os.fstat(directory).st_mtime_ns
-            if "symlink" in fact:
-                os.symlink(os.fsencode(fact["symlink"]), name, dir_fd=directory)
-            else:
-                source, copy = self._view.open(shown), os.open(name, _CREATE, 0o600, dir_fd=directory)
-                try:
-                    copy_contents(source, copy)
-                finally:
-                    os.close(source)
-                    os.close(copy)
-            when = (fact["mtime_ns"], fact["mtime_ns"])
-            os.utime(name, ns=when, dir_fd=directory, follow_symlinks=False)
-            os.utime(directory, ns=(before, before))
+            mode = parse_override_stat(fact["override"].encode("ascii"))[2]
+            os.fchmod(copy, disk_mode(stat.S_IFREG, mode or 0))
+            if self._xattrs:
+                set_attribute(copy, OVERRIDE_STAT, fact["override"].encode("ascii"))
+                for attribute, value in fact["xattrs"].items():
+                    set_attribute(copy, os.fsencode(attribute), base64.b64decode(value))
+            copy_bytes(source, copy)
         finally:
-            os.close(directory)
-
-
-def _make(directory: int, part: bytes, path: bytes) -> Iterable[bytes]:
-    """Makes a directory as an implied one; yields its path if it was not there."""
-    try:
-        os.mkdir(part, 0o755, dir_fd=directory)
-    except FileExistsError:
-        return ()
-    made = os.open(part, _OPEN_DIR, dir_fd=directory)
-    try:
-        os.fchmod(made, 0o755)
-        if _list_attributes(directory):
-            os.setxattr(made, OVERRIDE_STAT, _DEFAULT.encode("ascii"))
-    finally:
-        os.close(made)
-    return (path,)
-
-
-def _merge(source: int, target: int) -> None:
-    """Moves the entries of one directory into another, folder into folder; what is moved wins."""
-    before = os.fstat(target).st_mtime_ns
-    for name in [os.fsencode(name) for name in os.listdir(source)]:
-        try:
-            there = os.stat(name, dir_fd=target, follow_symlinks=False)
-        except FileNotFoundError:
-            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-            continue
-        here = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if not (stat.S_ISDIR(there.st_mode) and stat.S_ISDIR(here.st_mode)):
-            if stat.S_ISDIR(there.st_mode) or stat.S_ISDIR(here.st_mode):
-                raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
-            os.replace(name, name, src_dir_fd=source, dst_dir_fd=target)
-            continue
-        inner_source, inner_target = os.open(name, _OPEN_DIR, dir_fd=source), os.open(name, _OPEN_DIR, dir_fd=target)
-        try:
-            _merge(inner_source, inner_target)
-        finally:
-            os.close(inner_source)
-            os.close(inner_target)
-        os.rmdir(name, dir_fd=source)
-    os.utime(target, ns=(before, before))
+            os.close(copy)

@@ -12,7 +12,15 @@ import stat
 import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
-from msb_pull.layer.attributes import MAX_ID, OVERRIDE_STAT, disk_mode, disk_name, override_stat
+from msb_pull.layer.attributes import (
+    MAX_ID,
+    MAX_TIME_NS,
+    OVERRIDE_STAT,
+    clamp_time,
+    disk_mode,
+    disk_name,
+    override_stat,
+)
 from msb_pull.layer.copying import CREATE
 from msb_pull.layer.folders import IMPLIED, IMPLIED_MODE, WHITEOUT, BadPath, Folder, Folders
 from msb_pull.layer.limits import LayerError, printable
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
 _KINDS = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _S_IFREG = stat.S_IFREG
 _DOT = ord(".")
-_MAX_TIME = (1 << 63) - 1
 _MAX_DEVICE = (1 << 32) - 1
 _MAX_VALUES = 4096
 _MAX_WARNINGS = 50
@@ -144,8 +151,8 @@ class TreeWriter:
                         while (count := write(target, piece)) < len(piece):
                             piece = piece[count:]
             when = entry.mtime_ns
-            if not 0 <= when <= _MAX_TIME:
-                when = _clamp(when)
+            if not 0 <= when <= MAX_TIME_NS:
+                when = clamp_time(when)
             utime(target, ns=(when, when))
         finally:
             close(target)
@@ -167,7 +174,7 @@ class TreeWriter:
             set_attribute(folder.descriptor, OVERRIDE_STAT, self._values.get(key) or self._value(key, entry))
             if entry.xattrs:
                 self._keep_attributes(folder.descriptor, entry)
-        folder.mtime_ns = _clamp(entry.mtime_ns)
+        folder.mtime_ns = clamp_time(entry.mtime_ns)
 
     def _make_directory(self, entry: Entry, path: bytes, mode: int) -> tuple[Folder, bool]:
         """The open directory, and whether it is new."""
@@ -198,7 +205,7 @@ class TreeWriter:
         except FileExistsError:
             self._replace(folder, name, entry)
             os.symlink(target, name, dir_fd=folder.descriptor)
-        when = _clamp(entry.mtime_ns)
+        when = clamp_time(entry.mtime_ns)
         if sys.platform == "darwin" and self._xattrs:
             link = open(name, os.O_RDONLY | os.O_SYMLINK, dir_fd=folder.descriptor)
             try:
@@ -319,11 +326,6 @@ def _clear_attributes(target: int) -> None:
     for name in list_attributes(target):
         if name.startswith(b"user.") and name != OVERRIDE_STAT:
             remove_attribute(target, name)
-
-
-def _clamp(nanoseconds: int) -> int:
-    """Times before 1970 or beyond what a file system may take become the nearest it takes (moby's boundTime)."""
-    return min(max(nanoseconds, 0), _MAX_TIME)
 
 
 def _write_sparse(target: int, entry: Entry, chunk: Callable[[], memoryview]) -> None:

@@ -71,7 +71,12 @@ def _make_opaque(folders: Folders, folder: Folder, name: bytes, hidden: bytes) -
     held = os.dup(folder.descriptor)
     try:
         inside = folders.reach(folder.below(hidden))
-        os.rename(name, OPAQUE, src_dir_fd=held, dst_dir_fd=inside.descriptor)
+        try:
+            os.stat(OPAQUE, dir_fd=inside.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, OPAQUE, src_dir_fd=held, dst_dir_fd=inside.descriptor)
+        else:
+            os.unlink(name, dir_fd=held)
         return inside.below(OPAQUE)
     finally:
         os.close(held)

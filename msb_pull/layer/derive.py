@@ -1,0 +1,211 @@
+"""What a layer takes from those below it, worked out without writing anything.
+
+Facts are plain JSON values; names in them are decoded with surrogate escapes. Their kinds:
+
+- ``directory``: ``path`` had no entry (or was made for something moved, ``made``), and gets ``override``, ``xattrs``
+  (base64) and ``mtime_ns``; ``asked`` is the path before anything moved, ``hidden`` says that the layer itself hides
+  what lies below
+- ``moved``: ``path`` had no entry and is a symlink below, so its contents belong to ``to``
+- ``merged``: ``asked`` had no entry, but moved to ``path``, which has one
+- ``link``: a hard link at ``path`` (``asked_path`` before the moves) to ``from``, found at ``real`` in a lower layer;
+  with ``symlink``, or ``size``, ``sha256``, ``override``, ``xattrs``, and ``mtime_ns``
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.errors import ContentError
+from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
+from msb_pull.layer.limits import printable
+from msb_pull.layer.lowers import MergedView, Shown
+from msb_pull.layer.xattrs import user_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+Fact = dict[str, Any]
+
+# libkrun reads no more of an override_stat; a longer one in a layer that others made would be lost anyway.
+_MAX_OVERRIDE = 32
+
+
+class Wishes:
+    """What a layer asks of those below: ``implied`` directories, ``links``, and which of the former it hides itself.
+
+    ``implied`` are paths before anything moves, ``unclaimed`` those of all directories without an entry, as they lie.
+    """
+
+    def __init__(
+        self,
+        implied: Iterable[bytes],
+        links: Iterable[tuple[bytes, bytes]],
+        *,
+        hidden: Iterable[bytes] | None,
+        unclaimed: Iterable[bytes],
+    ) -> None:
+        self.implied = sorted(set(implied))
+        self.links = list(links)
+        self.hidden = None if hidden is None else frozenset(hidden)
+        self.unclaimed = frozenset(unclaimed)
+
+    @classmethod
+    def of_facts(cls, facts: Sequence[Fact]) -> Wishes:
+        """What a settled layer asked, from the facts that were derived for it."""
+        directories = [fact for fact in facts if fact["kind"] == "directory"]
+        return cls(
+            [os.fsencode(fact["asked"]) for fact in facts if "asked" in fact],
+            [(os.fsencode(fact["asked_path"]), os.fsencode(fact["from"])) for fact in facts if fact["kind"] == "link"],
+            hidden=[os.fsencode(fact["asked"]) for fact in directories if fact.get("hidden")],
+            unclaimed=[os.fsencode(fact["path"]) for fact in directories],
+        )
+
+
+def derive(own: Path, wishes: Wishes, lowers: Sequence[Path], converted: frozenset[bytes]) -> list[Fact]:
+    """The facts for the layer in the directory ``own`` on ``lowers`` (nearest first).
+
+    ``converted`` are directories whose own whiteout came along, so that nothing of what lies below is theirs. Raises
+    ContentError when a hard link's target is in no layer, OSError.
+    """
+    with MergedView(lowers, own=own, implied=wishes.unclaimed) as view:
+        work = _Derivation(view, wishes, converted)
+        work.directories()
+    if wishes.links:
+        # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
+        with MergedView(lowers) as view:
+            work.facts.extend(_link(view, asked, move(asked, work.moved), target) for asked, target in wishes.links)
+    return work.facts
+
+
+def move(path: bytes, moved: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Where a path goes when the contents of directories move, one after the other."""
+    for old, new in moved:
+        if path == old or path.startswith(old + b"/"):
+            path = (new + path[len(old) :]).strip(b"/")
+    return path
+
+
+class _Derivation:
+    def __init__(self, view: MergedView, wishes: Wishes, converted: frozenset[bytes]) -> None:
+        self.facts: list[Fact] = []
+        self.moved: list[tuple[bytes, bytes]] = []
+        self._view = view
+        self._wishes = wishes
+        self._converted = converted
+        self._known: set[bytes] = set()
+
+    def directories(self) -> None:
+        for asked in self._wishes.implied:
+            path = move(asked, self.moved)
+            if self._hidden(asked):
+                self._add(path, None, asked=asked, hidden=True)
+            elif self._claimed(path):
+                self.facts.append({"kind": "merged", "path": os.fsdecode(path), "asked": os.fsdecode(asked)})
+            else:
+                self._directory(asked, path)
+
+    def _directory(self, asked: bytes, path: bytes) -> None:
+        shown = self._view.look(path)
+        target = self._view.resolve(path) if shown is not None and shown.is_symlink else None
+        if target is None or target == path:
+            self._add(path, shown, asked=asked)
+            return
+        self.moved.append((path, target))
+        names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
+        self.facts.append({"kind": "moved", **names})
+        for parent in _ancestry(target):
+            if parent not in self._known and not self._claimed(parent) and parent not in self._wishes.implied:
+                self._add(parent, self._view.look(parent), made=True)
+
+    def _hidden(self, asked: bytes) -> bool:
+        if self._wishes.hidden is not None:
+            return asked in self._wishes.hidden
+        return asked in self._converted or self._view.own_hides(asked)
+
+    def _claimed(self, path: bytes) -> bool:
+        """Whether the layer has an entry of its own for a directory."""
+        return path not in self._wishes.unclaimed and self._view.own_has(path)
+
+    def _add(self, path: bytes, shown: Shown | None, *, asked: bytes | None = None, **more: bool) -> None:
+        if path in self._known and asked is None:
+            return
+        self._known.add(path)
+        fact: Fact = {"kind": "directory", "path": os.fsdecode(path), **more}
+        if asked is not None:
+            fact["asked"] = os.fsdecode(asked)
+        fact.update(_facts_of_directory(self._view, shown))
+        self.facts.append(fact)
+
+
+def _facts_of_directory(view: MergedView, shown: Shown | None) -> Fact:
+    default = override_stat(stat.S_IFDIR, 0o755, 0, 0).decode("ascii")
+    if shown is None or not shown.is_directory or shown.layer == -1:
+        return {"override": default, "mtime_ns": 0, "xattrs": {}}
+    source = view.open(shown)
+    try:
+        override, xattrs = _attributes(source)
+        return {"override": override, "mtime_ns": os.fstat(source).st_mtime_ns, "xattrs": xattrs}
+    finally:
+        os.close(source)
+
+
+def _attributes(source: int) -> tuple[str, dict[str, str]]:
+    """The override_stat of an open file and its other ``user.`` attributes; what it lacks is taken from the disk."""
+    facts = os.fstat(source)
+    override = override_stat(stat.S_IFMT(facts.st_mode), facts.st_mode & 0o777, 0, 0)
+    others = {}
+    for name, value in user_attributes(source):
+        if name != OVERRIDE_STAT:
+            others[os.fsdecode(name)] = base64.b64encode(value).decode("ascii")
+        elif len(value) <= _MAX_OVERRIDE and _is_complete(value):
+            override = value
+    return override.decode("ascii"), others
+
+
+def _is_complete(value: bytes) -> bool:
+    try:
+        return None not in parse_override_stat(value)
+    except ValueError:
+        return False
+
+
+def _link(view: MergedView, asked: bytes, path: bytes, target: bytes) -> Fact:
+    parent, _, name = target.rpartition(b"/")
+    real = view.resolve(parent) if parent else b""
+    shown = None if real is None else view.look(real + b"/" + name if real else name)
+    if shown is None or shown.is_directory:
+        raise ContentError(
+            f'hard link "{printable(asked)}": its target "{printable(target)}" is in no layer',
+            hint="the image is broken, or was built for layers that are not in it",
+        )
+    fact: Fact = {
+        "kind": "link",
+        "asked_path": os.fsdecode(asked),
+        "path": os.fsdecode(path),
+        "from": os.fsdecode(target),
+        "real": os.fsdecode(shown.path),
+        "mtime_ns": shown.facts.st_mtime_ns,
+    }
+    if shown.is_symlink:
+        fact["symlink"] = os.fsdecode(view.read_link(shown))
+        return fact
+    source = view.open(shown)
+    try:
+        fact["override"], fact["xattrs"] = _attributes(source)
+        fact["size"] = os.fstat(source).st_size
+        with os.fdopen(os.dup(source), "rb") as content:
+            fact["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+    finally:
+        os.close(source)
+    return fact
+
+
+def _ancestry(path: bytes) -> list[bytes]:
+    """The path and all above it but the root, the highest first."""
+    parts = path.split(b"/") if path else []
+    return [b"/".join(parts[: count + 1]) for count in range(len(parts))]

@@ -1,0 +1,111 @@
+"""Raw tar entries from literals, as hostile as a test needs them, and trees described for comparison."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+from msb_pull.layer.unpack import UnpackOptions, UnpackReport, unpack
+
+OVERRIDE = "user.containers.override_stat"
+WHEN = 1_700_000_000
+END = bytes(1024)
+
+
+def field(value: int, width: int) -> bytes:
+    """Octal, or base-256 where octal cannot say it."""
+    if 0 <= value < 8 ** (width - 1):
+        return b"%0*o\0" % (width - 1, value)
+    return bytes([0xFF if value < 0 else 0x80]) + (value % 256 ** (width - 1)).to_bytes(width - 1, "big")
+
+
+def hdr(name, *, typ=b"0", size=0, mode=0o644, uid=0, gid=0, mtime=WHEN, link=b"", major=0, minor=0) -> bytes:
+    """One ustar header; long names get a PAX header before it."""
+    before = b""
+    if len(name) > 100:
+        before, name = pax((b"path", name)), name[-50:]
+    if len(link) > 100:
+        before, link = before + pax((b"linkpath", link)), link[-50:]
+    block = b"".join(
+        (
+            name.ljust(100, b"\0"),
+            *(field(mode, 8), field(uid, 8), field(gid, 8), field(size, 12), field(mtime, 12)),
+            *(b" " * 8, typ, link.ljust(100, b"\0"), b"ustar\00000"),
+            *(bytes(64), field(major, 8), field(minor, 8)),
+        )
+    ).ljust(512, b"\0")
+    return before + block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def reg(name, data=b"", **more) -> bytes:
+    return hdr(name, size=len(data), **more) + data + bytes(-len(data) % 512)
+
+
+def directory(name, *, mode=0o755, **more) -> bytes:
+    return hdr(name, typ=b"5", mode=mode, **more)
+
+
+def symlink(name, target, **more) -> bytes:
+    return hdr(name, typ=b"2", mode=0o777, link=target, **more)
+
+
+def hardlink(name, target, **more) -> bytes:
+    return hdr(name, typ=b"1", link=target, **more)
+
+
+def pax(*records) -> bytes:
+    body = b""
+    for key, value in records:
+        rest = b" " + key + b"=" + value + b"\n"
+        length = len(rest) + 1
+        while len(b"%d" % length) + len(rest) != length:
+            length = len(b"%d" % length) + len(rest)
+        body += b"%d" % length + rest
+    return hdr(b"x", typ=b"x", size=len(body)) + body + bytes(-len(body) % 512)
+
+
+def xattr(name, value) -> bytes:
+    return pax((b"SCHILY.xattr." + name, value))
+
+
+def extract(folder: Path, *entries: bytes, **options) -> UnpackReport:
+    """Unpacks in this process, as a jailed child would."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    record = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return unpack(io.BytesIO(b"".join(entries) + END), root, record, UnpackOptions(**options))
+    finally:
+        os.close(root)
+        os.close(record)
+
+
+def override(path: Path) -> str:
+    return os.getxattr(path, OVERRIDE, follow_symlinks=False).decode()
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every path below ``root``: content of files, targets of symlinks, a slash for directories."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        facts = path.lstat()
+        name = str(path.relative_to(root))
+        if stat.S_ISLNK(facts.st_mode):
+            found[name] = f"-> {os.readlink(path)}"
+        elif stat.S_ISDIR(facts.st_mode):
+            found[name] = "/"
+        else:
+            found[name] = path.read_text() if stat.S_ISREG(facts.st_mode) else "special"
+    return found
+
+
+def everything(root: Path) -> list[tuple]:
+    """All that could change of a tree that must not."""
+    found = []
+    for path in [root, *sorted(root.rglob("*"))]:
+        facts = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(facts.st_mode) else b""
+        found.append((str(path), facts.st_mode, facts.st_ino, facts.st_mtime_ns, facts.st_nlink, content))
+    return found
