@@ -95,6 +95,8 @@ def entries(path: Path) -> Iterator[Entry]:
         reader = TarReader(stream, limits=_UNLIMITED, stripped=True)
         while (entry := reader.next()) is not None:
             yield entry
+        # Damage may stand behind the last entry as well.
+        reader.drain()
     finally:
         stream.close()
 

@@ -1,0 +1,145 @@
+"""Decompression by magic: every member and frame, bounded pieces, nothing cut or appended."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msb_pull.errors import ContentError
+from msb_pull.layer.compression import PIECE, detect, open_decompressor, zstd
+
+DATA = random.Random(3).randbytes(40_000) + bytes(3_000_000) + b"end of the layer"
+SKIPPABLE = struct.pack("<II", 0x184D2A53, 7) + b"skipped"
+GZIP = gzip.compress(DATA, 6)
+ZSTD = zstd.compress(DATA)
+TYPES = {"none": "application/vnd.oci.image.layer.v1.tar", "gzip": "x.tar+gzip", "zstd": "x.tar+zstd"}
+
+
+def inflate(blob: bytes, step: int = 1 << 16, media_type: str = "x.tar+gzip") -> bytes:
+    decompressor, _ = open_decompressor(blob[:6], media_type)
+    found = []
+    for at in range(0, len(blob), step):
+        for piece in decompressor.feed(blob[at : at + step]):
+            assert 0 < len(piece) <= max(PIECE, step)
+            found.append(piece)
+    decompressor.finish()
+    return b"".join(found)
+
+
+def refused(blob: bytes, match: str) -> None:
+    with pytest.raises(ContentError, match=match):
+        inflate(blob)
+
+
+@pytest.mark.parametrize("step", [97, 4096, 1 << 20])
+@pytest.mark.parametrize("blob", [GZIP, ZSTD, DATA], ids=["gzip", "zstd", "plain"])
+def test_whole_streams_in_pieces_of_any_size(blob, step):
+    assert inflate(blob, step) == DATA
+
+
+def test_a70_every_frame_and_none_of_the_skippable_ones():
+    half = len(DATA) // 2
+    frames = [zstd.compress(DATA[:half]), zstd.compress(DATA[half:])]
+    for blob in (b"".join(frames), SKIPPABLE + b"".join(frames), SKIPPABLE.join(frames) + SKIPPABLE):
+        for step in (1, 1000, 1 << 20):
+            if step > 1 or len(blob) < 60_000:
+                assert inflate(blob, step) == DATA
+
+
+def test_a70_a_cut_last_frame_is_refused():
+    for cut in (1, 2, 5, len(ZSTD) // 2):
+        refused(ZSTD[:-cut], "cut|damaged")
+    refused(zstd.compress(b"a") + ZSTD[:-2], "cut")
+    refused(SKIPPABLE + SKIPPABLE[:-1], "cut")
+
+
+def test_a70_large_windows():
+    options = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    assert inflate(zstd.compress(DATA, options=options)) == DATA
+
+
+def test_a71_every_member_wherever_they_are_cut():
+    for at in (0, 1, 511, 40_001, len(DATA)):
+        blob = gzip.compress(DATA[:at]) + gzip.compress(DATA[at:])
+        for step in (1, 3, 1 << 20):
+            if step > 1 or len(blob) < 60_000:
+                assert inflate(blob, step) == DATA
+
+
+def test_a71_zero_padding_may_follow_and_nothing_else():
+    assert inflate(GZIP + bytes(1000)) == DATA
+    assert inflate(GZIP + bytes(1000), 7) == DATA
+    refused(GZIP + b"garbage", "no gzip follow")
+    refused(GZIP + bytes(10) + GZIP, "no gzip follow")
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 1000, len(GZIP) - 12])
+def test_a71_a_cut_member_is_refused(cut):
+    refused(GZIP[:-cut], "cut")
+    refused(GZIP + GZIP[:-cut], "cut")
+
+
+def test_a71_wrong_checksum_and_length_are_refused():
+    refused(GZIP[:-8] + bytes([GZIP[-8] ^ 1]) + GZIP[-7:], "damaged")
+    refused(GZIP[:-1] + bytes([GZIP[-1] ^ 1]), "damaged")
+    refused(GZIP[:5000] + bytes(16) + GZIP[5016:], "damaged|cut")
+
+
+def test_a72_an_empty_member_with_an_extra_field_is_read_through():
+    extra = b"SG\x16\x00" + b"0" * 16 + b"STARGZ"
+    footer = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + struct.pack("<H", len(extra)) + extra
+    footer += zlib.compressobj(0, zlib.DEFLATED, -15).flush() + bytes(8)
+    members = [gzip.compress(DATA[at : at + 100_000]) for at in range(0, len(DATA), 100_000)]
+    assert inflate(b"".join(members) + footer) == DATA
+
+
+@pytest.mark.parametrize("claimed", TYPES)
+@pytest.mark.parametrize(("real", "blob"), [("none", DATA), ("gzip", GZIP), ("zstd", ZSTD)])
+def test_a73_the_magic_decides_and_a_wrong_media_type_is_said(real, blob, claimed):
+    decompressor, warning = open_decompressor(blob[:6], TYPES[claimed])
+    assert b"".join(decompressor.feed(blob)) == DATA
+    decompressor.finish()
+    assert (warning is None) == (real == claimed)
+    assert warning is None or TYPES[claimed] in warning
+
+
+@pytest.mark.parametrize(("head", "name"), [(b"BZh91A", "bzip2"), (b"\xfd7zXZ\x00", "xz")])
+def test_a74_other_formats_are_refused_by_name(head, name):
+    with pytest.raises(ContentError, match=name):
+        detect(head)
+
+
+def test_a68_an_empty_blob_is_an_empty_stream():
+    decompressor, _ = open_decompressor(b"", TYPES["none"])
+    decompressor.finish()
+
+
+def test_a75_a_bomb_comes_in_bounded_pieces():
+    bomb = gzip.compress(bytes(64 << 20), 9)
+    decompressor, _ = open_decompressor(bomb[:6], TYPES["gzip"])
+    assert sum(len(piece) for piece in decompressor.feed(bomb) if len(piece) <= PIECE) == 64 << 20
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=3000),
+    st.integers(1, 500),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=3),
+)
+def test_damaged_blobs_give_their_bytes_or_a_content_error(data, step, changes):
+    for packed in (gzip.compress(data), zstd.compress(data)):
+        blob = bytearray(packed)
+        for at, value in changes:
+            blob[at % len(blob)] = value
+        try:
+            found = inflate(bytes(blob), step)
+        except ContentError:
+            continue
+        if bytes(blob) == packed:
+            assert found == data
