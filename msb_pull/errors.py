@@ -110,7 +110,10 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
     where = os.fsdecode(error.filename) if error.filename else os.fspath(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return LocalError(f"{where}: no space left", cause=_free_space(path), hint=_SPACE_HINT)
+        what, free = _what_is_full(path)
+        if error.errno == errno.EDQUOT:
+            what = "your quota is used up"
+        return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
     return LocalError(f"{where}: {error.strerror or error}")
@@ -121,9 +124,11 @@ _SPACE_HINT = (
 )
 
 
-def _free_space(path: str | os.PathLike[str]) -> str | None:
+def _what_is_full(path: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The same error number says that blocks or that inodes have run out; what helps differs."""
     try:
         facts = os.statvfs(path)
     except OSError:
-        return None
-    return f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"
+        return "no space left", None
+    free = f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"
+    return "no inodes left for more files" if facts.f_files and not facts.f_favail else "no space left", free

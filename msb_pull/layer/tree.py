@@ -7,6 +7,7 @@ layers have tens of thousands, is kept short: create, set the attribute, write, 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -43,6 +44,7 @@ _DOT = ord(".")
 _MAX_DEVICE = (1 << 32) - 1
 _MAX_VALUES = 4096
 _MAX_WARNINGS = 50
+_TOO_LARGE = frozenset((errno.ENOSPC, errno.E2BIG, errno.ERANGE))
 _DEFAULT_ACL = b"system.posix_acl_default"
 
 
@@ -292,8 +294,9 @@ class TreeWriter:
                 set_attribute(target, kept, value)
             except OSError as error:
                 # File systems have room for about one block of attributes; our own is in already.
+                why = "too large" if error.errno in _TOO_LARGE else os.strerror(error.errno or 0)
                 where = f'entry {entry.index} "{printable(entry.name)}"'
-                self._warn(f'{where}: attribute "{printable(name)}" cannot be kept ({os.strerror(error.errno or 0)})')
+                self._warn(f'{where}: attribute "{printable(name)}" cannot be kept ({why})')
 
     # Words
 

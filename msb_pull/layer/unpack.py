@@ -200,7 +200,7 @@ class LayerProcess:
             if "report" in answer:
                 return UnpackReport.from_json(answer["report"])
             error = self._error(answer)
-        except (ValueError, KeyError, TypeError) as reason:
+        except (ValueError, KeyError, TypeError, AttributeError) as reason:
             raise LocalError("the unpacking process gave a report that makes no sense", cause=repr(reason)) from None
         raise error
 
