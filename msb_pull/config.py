@@ -140,7 +140,7 @@ class _Given:
         """Reads the named file, which must exist, or the default one, which need not."""
         from msb_pull.config_file import default_path, read
 
-        path = named or default_path()
+        path = named or default_path(self._environ)
         document = read(path, required=named is not None)
         if document is None:
             return

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 TOP_KEYS = ("home", "layers_dir", "jobs", "platform", "default_registry", "sync")
 PULL_KEYS = ("policy", "retries", "timeout", "limit_rate")
@@ -25,8 +26,12 @@ class Document:
     registries: Mapping[str, Mapping[str, Any]]
 
 
-def default_path() -> Path:
+def default_path(environ: Mapping[str, str]) -> Path:
     """Where the file lies when none is named: the platform's folder for user configuration."""
+    if sys.platform.startswith("linux"):
+        # What platformdirs answers there, without the 4 ms that it takes to load; a test compares the two.
+        base = environ.get("XDG_CONFIG_HOME", "").strip()
+        return (Path(base) if base else Path("~/.config").expanduser()) / "msb-pull" / "config.toml"
     import platformdirs
 
     return platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import platformdirs
 import pytest
 
-from msb_pull import config
+from msb_pull import config, config_file
 from msb_pull.errors import UsageError
 from msb_pull.sizes import format_size, parse_size
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    (tmp_path / "msb-pull").mkdir()
-    return tmp_path / "msb-pull"
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".config" / "msb-pull").mkdir(parents=True)
+    return tmp_path / ".config" / "msb-pull"
+
+
+@pytest.mark.parametrize("variable", [None, "", "/etc/xdg", "relative"])
+def test_the_default_file_is_where_platformdirs_says(monkeypatch, variable):
+    if variable is not None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", variable)
+    expected = platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"
+    assert config_file.default_path(os.environ) == expected
 
 
 def write(folder: Path, text: str) -> None:

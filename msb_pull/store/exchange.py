@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +19,8 @@ def exchange(new: Path, old: Path, *, aside: Path) -> None:
     Where the system cannot, ``old`` is moved to ``aside`` first. Raises OSError.
     """
     if sys.platform.startswith("linux"):
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
             return
@@ -32,6 +33,8 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if sys.platform.startswith("linux"):
+            import ctypes
+
             ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
         else:
             os.sync()
