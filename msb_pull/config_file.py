@@ -31,7 +31,7 @@ def default_path(environ: Mapping[str, str]) -> Path:
     if sys.platform.startswith("linux"):
         # What platformdirs answers there, without the 4 ms that it takes to load; a test compares the two.
         base = environ.get("XDG_CONFIG_HOME", "").strip()
-        return (Path(base) if base else Path("~/.config").expanduser()) / "msb-pull" / "config.toml"
+        return (Path(base) if base.startswith("/") else Path("~/.config").expanduser()) / "msb-pull" / "config.toml"
     import platformdirs
 
     return platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"
