@@ -146,9 +146,11 @@ class LayerProcess:
 
     def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
         import subprocess
+        import threading
         from pathlib import Path as AnyPath
 
         self._staging = staging
+        self._lock = threading.RLock()
         self._answer: dict[str, Any] | MsbPullError | None = None
         root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -179,20 +181,22 @@ class LayerProcess:
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
-        if self._answer is not None:
-            self.finish()
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._input, view) :]
-        except BrokenPipeError:
-            self.finish()
-            raise LocalError("the unpacking process ended before the layer did") from None
+        with self._lock:
+            if self._answer is not None:
+                self.finish()
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._input, view) :]
+            except BrokenPipeError:
+                self.finish()
+                raise LocalError("the unpacking process ended before the layer did") from None
 
     def finish(self) -> UnpackReport:
         """Ends the stream and returns the child's report; raises LayerError, LocalError."""
-        if self._answer is None:
-            self._answer = self._collect()
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._collect()
         answer = self._answer
         if isinstance(answer, MsbPullError):
             raise answer
@@ -205,7 +209,7 @@ class LayerProcess:
         raise error
 
     def kill(self) -> None:
-        """Ends the child if it still runs."""
+        """Ends the child if it still runs. Any thread may call it, any number of times."""
         import subprocess
 
         process = self._process
@@ -215,9 +219,12 @@ class LayerProcess:
             process.wait(_KILL_SECONDS)
         except subprocess.TimeoutExpired:
             return
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+        # A write that waited for the child has failed by now, and lets go.
+        with self._lock:
+            self._answer = self._answer or LocalError("the unpacking process was ended")
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
     def _collect(self) -> dict[str, Any] | MsbPullError:
         import json
