@@ -2,100 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
-import stat
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from msb_pull.errors import ContentError, LocalError, NotFoundError, UsageError, local_error
+from msb_pull.errors import ContentError, NotFoundError
+from msb_pull.image.digest import Digest
 from msb_pull.image.documents import load_json
-from msb_pull.image.manifest import MANIFEST_LIMIT, Descriptor, Index, parse_document
-from msb_pull.image.reference import Reference
-from msb_pull.source.resolve import resolve_image, verified
+from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
+from msb_pull.source.files import Folder, open_checked
+from msb_pull.source.local import LocalSource
+from msb_pull.source.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
+from msb_pull.source.resolve import verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Callable, Sequence
 
-    from msb_pull.image.digest import Digest
-    from msb_pull.image.platform import Platform
-    from msb_pull.source.interface import BlobStream, ResolvedImage
+    from msb_pull.source.files import Extent, Files
 
 REF_NAME = "org.opencontainers.image.ref.name"
-_FULL_NAMES = ("io.containerd.image.name", REF_NAME)
+# containerd and Docker keep the full name here, and only the tag in the other one.
+CONTAINERD_NAME = "io.containerd.image.name"
 
 
-class Files(Protocol):
-    """Where a layout's files are: names relative to its top, always made of fixed words and parsed digests."""
+class LayoutImage:
+    """One image of a layout. ``wanted`` is the tag, name or digest to take, ``name`` what to record it under.
 
-    @property
-    def label(self) -> str:
-        """What to call it in messages and in the database, ``oci:DIR`` for example."""
+    ``folder`` completes bare tags (see :func:`msb_pull.source.naming.read_name`). Raises NotFoundError, UsageError,
+    ContentError, LocalError.
+    """
 
-    def open(self, name: str) -> tuple[int, int, int]:
-        """An open descriptor (the caller closes it), and the offset and size of the file there; NotFoundError."""
-
-    def close(self) -> None: ...
-
-
-class Folder:
-    """The files of a layout folder."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise NotFoundError(f"{path}: no such folder")
-        if not (path / "oci-layout").is_file():
-            raise ContentError(f"{path}: this is no OCI image layout (it has no file oci-layout)")
-        self._path = path
-        self.label = f"oci:{path}"
-
-    def open(self, name: str) -> tuple[int, int, int]:
-        """See :class:`Files`."""
-        path = self._path / name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise NotFoundError(f"{path}: not found", cause="the layout is incomplete") from None
-        except OSError as error:
-            raise local_error(error, path) from error
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            os.close(descriptor)
-            raise ContentError(f"{path}: no regular file")
-        return descriptor, 0, facts.st_size
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class LayoutSource:
-    """One image of a layout. ``wanted`` is the tag or reference to take, ``name`` what to record it under."""
-
-    remote = False
-
-    def __init__(
-        self, files: Files, wanted: str | None, name: str | None, *, fallback: str, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, files: Files, wanted: str | None, name: str | None, *, folder: str | None) -> None:
         self._files = files
-        self._warn = warn
-        self._entry = self._find(wanted)
-        self.reference = _reference(self._entry, wanted, name, fallback, files.label)
+        _check_version(files)
+        data = files.open("index.json").read_all(f"{files.label}: index.json")
+        index = parse_document(data, None, f"{files.label}: index.json")
+        if not isinstance(index, Index):
+            raise ContentError(f"{files.label}: index.json is no index")
+        # A descriptor of an index and the JSON it was read from stand at the same position.
+        self._raw = load_json(data, files.label, "index.json")["manifests"] or []
+        self._chosen = self._choose(index, wanted, folder)
+        self.reference = recorded_name(files.label, name, self._chosen)
 
-    def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
-        """See :class:`msb_pull.source.interface.Source`."""
-        label = self._files.label
-        return resolve_image(self.reference, self, platform, explicit=explicit, source=label, warn=self._warn)
-
-    def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
-        """See :class:`msb_pull.source.interface.Source`."""
-        handle, start, size = self._files.open(_blob_name(descriptor.digest))
-        if size != descriptor.size:
-            os.close(handle)
-            raise ContentError(
-                f"{self._files.label}: blob {descriptor.digest.short} has another size than announced",
-                cause=f"expected {descriptor.size} bytes, found {size}",
-            )
-        return FileBlob(handle, start + offset, size - offset)
+    def open(self, descriptor: Descriptor) -> Extent:
+        """See :class:`msb_pull.source.local.LocalImage`."""
+        return open_checked(self._files, _blob_name(descriptor.digest), descriptor)
 
     def close(self) -> None:
         """Closes the files."""
@@ -104,108 +55,100 @@ class LayoutSource:
     # What resolve_image asks for
 
     def top(self) -> tuple[bytes, str | None, Digest]:
-        """The document that the chosen entry of ``index.json`` names."""
-        data, media_type = self.manifest(self._entry)
-        return data, media_type, self._entry.digest
+        """The document that the chosen entry of ``index.json`` names, or those entries themselves as an index."""
+        descriptors = [image.item[1] for image in self._chosen]
+        if len({descriptor.digest for descriptor in descriptors}) == 1:
+            data, media_type = self.manifest(descriptors[0])
+            return data, media_type, descriptors[0].digest
+        entries = [self._raw[image.item[0]] for image in self._chosen]
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+        return data, OCI_INDEX, Digest.of(data)
 
     def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
-        """A manifest or an index among the blobs."""
+        """A manifest or an index among the blobs, verified."""
         return self.blob(descriptor), descriptor.media_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified."""
-        data = self._read(_blob_name(descriptor.digest))
-        return verified(data, descriptor, self._files.label, "manifest or config")
+        """A small blob, verified; it may stand in its descriptor (image-spec, ``data``)."""
+        name = _blob_name(descriptor.digest)
+        what = f"{self._files.label}: {name}"
+        if descriptor.data is not None and not self._files.has(name):
+            return verified(descriptor.data, descriptor, what, "inline data")
+        return verified(self.open(descriptor).read_all(what), descriptor, what, "content")
 
-    def _read(self, name: str) -> bytes:
-        handle, start, size = self._files.open(name)
-        try:
-            if size > MANIFEST_LIMIT:
-                raise ContentError(f"{self._files.label}: {name} is larger than {MANIFEST_LIMIT} bytes")
-            return os.pread(handle, size, start)
-        finally:
-            os.close(handle)
-
-    def _find(self, wanted: str | None) -> Descriptor:
+    def _choose(self, index: Index, wanted: str | None, folder: str | None) -> Sequence[Named[tuple[int, Descriptor]]]:
+        """The entries that are meant: one image, or the same one for several platforms."""
         label = self._files.label
-        version = load_json(self._read("oci-layout"), label, "oci-layout").get("imageLayoutVersion")
-        if version != "1.0.0":
-            raise ContentError(f"{label}: unknown layout version {version!r}")
-        index = parse_document(self._read("index.json"), None, label)
-        if not isinstance(index, Index):
-            raise ContentError(f"{label}: index.json is no index")
-        entries = index.manifests
+        possible = {id(entry) for entry in index.images()}
+        every = [_named(number, entry, folder) for number, entry in enumerate(index.manifests)]
+        images = [entry for entry in every if id(entry.item[1]) in possible]
+        # Where nothing but artifacts is left they are taken, for the error that says what they are.
+        candidates = images or every
         if wanted is not None:
-            found = [entry for entry in entries if wanted in _names(entry) or wanted == str(entry.digest)]
-        else:
-            found = list(entries)
-        if len({entry.digest for entry in found}) == 1:
-            return found[0]
-        names = ", ".join(sorted({name for entry in entries for name in _names(entry)})) or "no named image"
-        if not found:
-            raise NotFoundError(f"{label}: no image {wanted or ''}".rstrip(), cause=f"it holds {names}")
-        raise UsageError(f"{label} holds several images: {names}", hint="add :TAG to choose one")
+            found = [image for image in candidates if str(image.item[1].digest) == wanted]
+            found = found or matching(candidates, wanted) or matching(every, wanted)
+            if not found:
+                raise not_found(label, wanted, candidates)
+            candidates = found
+        if not candidates:
+            raise NotFoundError(f"{label}: there is no image in it")
+        if len({image.item[1].digest for image in candidates}) > 1 and not _for_platforms(candidates):
+            raise ambiguous(label, candidates)
+        return candidates
 
 
-class FileBlob:
-    """A BlobStream over a range of an open file, which it closes."""
+def open_layout(path: str, wanted: str | None, name: str | None, warn: Callable[[str], None]) -> LocalSource:
+    """An image of the layout folder at ``path``; nothing is opened before the source is asked."""
 
-    def __init__(self, handle: int, start: int, size: int) -> None:
-        self._handle = handle
-        self._at = start
-        self._end = start + size
+    def find() -> LayoutImage:
+        files = Folder(path, f"oci:{path}")
+        try:
+            if not files.has("index.json"):
+                hint = (
+                    "a folder that skopeo wrote as dir: must be copied to oci: first" if files.has("version") else None
+                )
+                raise NotFoundError(
+                    f"{files.label}: this is no OCI image layout", cause="it has no index.json", hint=hint
+                )
+            return LayoutImage(files, wanted, name, folder=_absolute(path).rpartition("/")[2])
+        except BaseException:
+            files.close()
+            raise
 
-    def read(self, size: int, /) -> bytes:
-        """See :class:`msb_pull.source.interface.BlobStream`."""
-        data = os.pread(self._handle, min(size, self._end - self._at), self._at)
-        if not data and self._at < self._end:
-            raise LocalError("a local blob became shorter while it was read")
-        self._at += len(data)
-        return data
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-    def __enter__(self) -> FileBlob:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    return LocalSource(source_label("oci", path), find, warn)
 
 
-def open_layout(path: str, wanted: str | None, name: str | None, warn: Callable[[str], None]) -> LayoutSource:
-    """An image of the layout folder at ``path``; raises UsageError, NotFoundError, ContentError, LocalError."""
-    folder = Path(path)
-    fallback = folder.absolute().name
-    return LayoutSource(Folder(folder), wanted, name, fallback=fallback, warn=warn)
+def source_label(transport: str, path: str) -> str:
+    """How the database and messages call a local source: with the whole path, and as text whatever its bytes are."""
+    where = path if path == "-" else _absolute(path)
+    return f"{transport}:{os.fsencode(where).decode('utf-8', 'backslashreplace')}"
+
+
+def _absolute(path: str) -> str:
+    # Not pathlib's resolve: a symlink is called what the user called it.
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _check_version(files: Files) -> None:
+    """Refuses layouts of another major version. A missing file says nothing: programs have forgotten it before."""
+    if not files.has("oci-layout"):
+        return
+    what = f"{files.label}: oci-layout"
+    version = load_json(files.open("oci-layout").read_all(what), files.label, "oci-layout").get("imageLayoutVersion")
+    if not isinstance(version, str) or version.partition(".")[0] != "1":
+        raise ContentError(f"{files.label}: unknown layout version {str(version)[:40]!r}")
+
+
+def _named(number: int, entry: Descriptor, folder: str | None) -> Named[tuple[int, Descriptor]]:
+    words = tuple(entry.annotations[key] for key in (CONTAINERD_NAME, REF_NAME) if entry.annotations.get(key))
+    readable = (reference for word in words if (reference := read_name(word, folder)) is not None)
+    return Named((number, entry), words, next(readable, None))
+
+
+def _for_platforms(images: Sequence[Named[tuple[int, Descriptor]]]) -> bool:
+    """Whether these entries are one image for several platforms: called the same, each saying what it is for."""
+    return len({image.words for image in images}) == 1 and all(image.item[1].platform for image in images)
 
 
 def _blob_name(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
-
-
-def _names(entry: Descriptor) -> list[str]:
-    return [entry.annotations[key] for key in _FULL_NAMES if entry.annotations.get(key)]
-
-
-def _reference(entry: Descriptor, wanted: str | None, name: str | None, fallback: str, label: str) -> Reference:
-    """What to record the image under: ``--as``, else a full name that the layout carries, else folder and tag.
-
-    skopeo writes a bare tag as the entry's name; ``localhost/`` in front says that no registry has it.
-    """
-    if name is not None:
-        return Reference.parse(name)
-    names = _names(entry)
-    for text in names:
-        if "/" in text:
-            return Reference.parse(text)
-    tag = names[0] if names else wanted or "latest"
-    try:
-        return Reference.parse(f"localhost/{fallback.lower()}:{tag}")
-    except UsageError:
-        raise UsageError(f"{label}: the image carries no name", hint="give it one with --as NAME") from None

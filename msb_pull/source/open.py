@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import UsageError
@@ -22,9 +23,13 @@ def open_source(
     name: str | None,
     scratch: Path,
     warn: Callable[[str], None],
+    cancel: threading.Event | None = None,
 ) -> Source:
-    """The source an argument names. ``name`` is what to record a local image under, ``scratch`` a folder on a disk
-    with room, for what comes from standard input. Raises UsageError, NotFoundError, ContentError, LocalError."""
+    """The source an argument names; nothing is opened or asked before it is used.
+
+    ``name`` is what to record a local image under. ``scratch`` is a folder on a disk with room, for archives that are
+    compressed or come from standard input; what is put there has no name and goes with the source. Raises UsageError.
+    """
     if argument.reference is not None:
         if name is not None:
             raise UsageError("--as is for local sources", hint="an image from a registry keeps its reference")
@@ -36,4 +41,4 @@ def open_source(
         return open_layout(argument.path, argument.name, name, warn)
     from msb_pull.source.archive import open_archive
 
-    return open_archive(argument, name, scratch, warn)
+    return open_archive(argument, name, scratch, warn, cancel or threading.Event())
