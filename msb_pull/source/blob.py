@@ -9,6 +9,7 @@ from msb_pull.errors import AccessError, Cancelled, ContentError, MsbPullError, 
 from msb_pull.readers import DigestMismatch
 from msb_pull.source.body import Body, RangeIgnored
 from msb_pull.source.failures import Failure
+from msb_pull.source.parallel import Accelerator, Connections, Parts, PartsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.exchange import Exchange
     from msb_pull.source.limiter import Limiter
+    from msb_pull.source.sockets import Patience
 
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
@@ -38,6 +40,10 @@ class Route(Protocol):
 
     @property
     def patient(self) -> bool: ...
+
+    @property
+    def parts(self) -> Parts | None:
+        """Gives any part of the blob, if this place can do that."""
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """Asks for the blob, with ``ranged`` only for what follows ``offset``, where the body then begins.
@@ -64,6 +70,8 @@ class RegistryBlob:
         observer: Observer,
         decode: bool,
         delivered: Callable[[RegistryBlob], None],
+        connections: Connections,
+        patience: Patience,
     ) -> None:
         self.ambiguous = False
         self._descriptor = descriptor
@@ -83,6 +91,10 @@ class RegistryBlob:
         self._last_trouble_at = offset
         self._window_start = 0.0
         self._window_bytes = 0
+        self._patience = patience
+        self._connections = connections
+        self._fast = Accelerator(connections, self._clock, self._start_parts)
+        self._entered = False
 
     @property
     def digest(self) -> str:
@@ -99,12 +111,15 @@ class RegistryBlob:
         while self._position < self._size:
             if self._exchange.cancel.is_set():
                 raise Cancelled("interrupted")
+            started = self._clock.monotonic()
             try:
-                data = self._read(size)
+                data = self._read(size) if self._fast.parts is None else self._read_parts(self._fast.parts, size)
             except Failure as failure:
                 self._broken(failure)
                 continue
             self._position += len(data)
+            self._connections.add(len(data))
+            self._consider_more(len(data), self._clock.monotonic() - started)
             if self._position == self._size:
                 self._finish()
             self._limiter.take(len(data))
@@ -113,9 +128,11 @@ class RegistryBlob:
 
     def close(self) -> None:
         """Gives the connection back or ends it; idempotent."""
-        if self._body is not None:
-            self._body.close()
-            self._body = None
+        self._fast.stop()
+        self._drop_body()
+        if self._entered:
+            self._entered = False
+            self._connections.give_back(1)
 
     def __enter__(self) -> RegistryBlob:
         return self
@@ -126,6 +143,9 @@ class RegistryBlob:
         self.close()
 
     def _read(self, size: int) -> bytes:
+        if not self._entered:
+            self._entered = True
+            self._connections.enter()
         if self._body is None:
             self._body = self._open()
             self._window_start, self._window_bytes = self._clock.monotonic(), 0
@@ -139,6 +159,31 @@ class RegistryBlob:
                 raise Failure(f"less than {_STALLED} bytes in {now - self._window_start:.0f} seconds")
             self._window_start, self._window_bytes = now, 0
         return data
+
+    def _read_parts(self, parts: PartsReader, size: int) -> bytes:
+        """Reads what several connections bring; the single one comes back when they fail."""
+        reason = "no gain"
+        try:
+            if data := parts.read(size):
+                return data
+        except Failure as failure:
+            reason = failure.reason
+        self._log(f"blob {self._descriptor.digest.short}: {reason}; back to one connection")
+        self._fast.stop()
+        return self._read(size)
+
+    def _consider_more(self, count: int, waited: float) -> None:
+        """Lets the accelerator see how the reading goes; a limited rate needs no more connections."""
+        possible = self._fast.parts is not None or (self._body is not None and self._body.divisible)
+        if possible and self._limiter.rate is None and self.route.parts is not None:
+            self._fast.note(count, waited, self._size - self._position, self.route.name)
+
+    def _start_parts(self, count: int) -> PartsReader:
+        assert self.route.parts is not None
+        self._log(f"blob {self._descriptor.digest.short}: trying {count} connections")
+        # What the single connection is about to deliver would only take from the others.
+        self._drop_body()
+        return PartsReader(self.route.parts, self._position, self._size, count, self._patience)
 
     def _open(self) -> Body:
         """Opens the first route that works; those before it are left for good."""
@@ -158,7 +203,7 @@ class RegistryBlob:
 
     def _broken(self, failure: Failure) -> None:
         """Decides what follows a failure: this route again after a pause, the next one, or the end."""
-        self.close()
+        self._drop_body()
         step = min(_PROGRESS, max(1, self._size // _PROGRESS_PARTS))
         if self._position - self._last_trouble_at >= step:
             self._failures = 0
@@ -178,7 +223,7 @@ class RegistryBlob:
 
     def _leave(self, error: MsbPullError) -> None:
         """Goes on with the next route, or raises the error when this was the last."""
-        self.close()
+        self._drop_body()
         if len(self._routes) == 1:
             raise error
         left = self._routes.pop(0)
@@ -191,11 +236,10 @@ class RegistryBlob:
         self._observer(events.Warned(self._image, text))
 
     def _finish(self) -> None:
-        """The last byte is here: nothing may follow it."""
+        """The last byte is here: nothing may follow it. (Parts cannot be longer than what was asked for.)"""
         body = self._body
-        assert body is not None
         self._delivered(self)
-        if not body.ended():
+        if body is not None and not body.ended():
             # Worth another pass from the start only where that pass can go otherwise.
             kind = DigestMismatch if body.ambiguous or len(self._routes) > 1 else ContentError
             self.close()
@@ -204,6 +248,11 @@ class RegistryBlob:
                 cause=f"{self.route.name} sends more than {self._size} bytes",
             )
         self.close()
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
 
     def _log(self, text: str) -> None:
         self._observer(events.Logged(self._image, 1, text))

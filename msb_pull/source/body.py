@@ -29,8 +29,12 @@ class RangeIgnored(Exception):
 class Body:
     """Gives the bytes of a blob from ``offset`` on. Not for several threads."""
 
-    def __init__(self, answer: Answer, *, offset: int, size: int, decode: bool) -> None:
-        """Takes over the answer. Raises RangeIgnored for a range that is another, ContentError for a wrong length."""
+    def __init__(self, answer: Answer, *, offset: int, size: int, decode: bool, end: int | None = None) -> None:
+        """Takes over the answer to a request for ``offset`` to ``end`` (exclusive, None: ``size``, the blob's own).
+
+        Raises RangeIgnored for a range that is another, ContentError for a wrong length.
+        """
+        end = size if end is None else end
         self.answer = answer
         self.encoded = answer.headers.get("Content-Encoding", "").strip().lower() not in _PLAIN
         self.ambiguous = False
@@ -41,11 +45,13 @@ class Body:
             raise RangeIgnored("the registry has no such range")
         start = 0
         if answer.status == 206:
-            _check_range(answer, offset, size)
+            _check_range(answer, offset, end, size)
             start = offset
+        elif end != size:
+            raise RangeIgnored("the answer is no part")
         elif offset:
             self._skip = offset
-        self._check_length(size - start, decode)
+        self._check_length(end - start, decode)
         if self._decode and start:
             raise RangeIgnored("a range of an encoded answer cannot be decoded")
 
@@ -108,6 +114,12 @@ class Body:
         except BROKEN as error:
             raise failure_of(error) from None
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the server gives parts of this blob as they are."""
+        answer = self.answer
+        return not self.encoded and (answer.status == 206 or answer.headers.get("Accept-Ranges") == "bytes")
+
     def ended(self) -> bool:
         """After the last byte that is wanted: whether nothing follows. Reads at most one byte more."""
         try:
@@ -121,12 +133,12 @@ class Body:
         self.answer.close()
 
 
-def _check_range(answer: Answer, offset: int, size: int) -> None:
-    """A 206 must be exactly the rest of the blob (RFC 9110 15.3.7; containers/image is as strict)."""
+def _check_range(answer: Answer, offset: int, limit: int, size: int) -> None:
+    """A 206 must be exactly what was asked for (RFC 9110 15.3.7; containers/image is as strict)."""
     values = answer.header_values("Content-Range")
     found = _RANGE.fullmatch(values[0].strip()) if len(values) == 1 else None
     if found is None:
         raise RangeIgnored("the answer does not say which range it is")
     start, end, total = found.groups()
-    if int(start) != offset or int(end) != size - 1 or total not in ("*", str(size)):
+    if int(start) != offset or int(end) != limit - 1 or total not in ("*", str(size)):
         raise RangeIgnored(f"the answer is another range: {found[0]}")

@@ -15,6 +15,7 @@ from msb_pull.source.blob import InlineBlob, RegistryBlob
 from msb_pull.source.endpoint import Endpoint, Target, endpoints
 from msb_pull.source.exchange import Exchange
 from msb_pull.source.limiter import Limiter
+from msb_pull.source.parallel import Connections
 from msb_pull.source.resolve import matching, resolve_image, verified
 from msb_pull.source.retry import Clock
 from msb_pull.source.routes import EndpointRoute, ForeignRoute, Route
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 class RegistryOptions:
     """How to reach registries, by ``host[:port]`` as it stands in references.
 
-    ``timeout`` is seconds without a byte, ``limit_rate`` bytes a second for all downloads together.
+    ``timeout`` is seconds without a byte, ``limit_rate`` bytes a second for all downloads together. ``connections``
+    is how many may serve blobs at once before a large one no longer gets several.
     """
 
     plain_http: frozenset[str] = frozenset()
@@ -48,6 +50,7 @@ class RegistryOptions:
     retries: int = 5
     timeout: float = 60.0
     limit_rate: int | None = None
+    connections: int = 8
 
 
 class RegistryClient:
@@ -65,7 +68,8 @@ class RegistryClient:
         self.options = options
         self.observer = observer
         clock = clock or Clock()
-        patience = Patience(cancel)
+        self.patience = patience = Patience(cancel)
+        self.connections = Connections(options.connections)
         trust = TrustStore(
             ca_certs=options.ca_certs,
             no_verify=options.tls_no_verify,
@@ -140,6 +144,8 @@ class RegistrySource:
             observer=self._client.observer,
             decode=doubtful,
             delivered=self._note_delivered,
+            connections=self._client.connections,
+            patience=self._client.patience,
         )
 
     def close(self) -> None:

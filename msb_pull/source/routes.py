@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from msb_pull.errors import ContentError
+from msb_pull.errors import AccessError, ContentError, NetworkError, NotFoundError
 from msb_pull.source import redact
 from msb_pull.source.blob import Route
 from msb_pull.source.body import Body
@@ -12,6 +13,7 @@ from msb_pull.source.endpoint import Endpoint, Target, forbidden
 
 if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
+    from msb_pull.source.parallel import Parts
     from msb_pull.source.registry import RegistryClient
     from msb_pull.source.transport import Answer
 
@@ -19,6 +21,7 @@ __all__ = ["EndpointRoute", "ForeignRoute", "Route"]
 
 _WHOLE = frozenset({200})
 _PARTS = frozenset({200, 206, 416})
+_PART = frozenset({206})
 
 
 class EndpointRoute:
@@ -30,6 +33,36 @@ class EndpointRoute:
         self._client = client
         self._target = target
         self._descriptor = descriptor
+        self._seen_at: str | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """See :class:`msb_pull.source.blob.Route`."""
+        return self
+
+    def open_part(self, start: int, end: int) -> Body:
+        """See :class:`msb_pull.source.parallel.Parts`; goes straight to where an earlier part was found."""
+        if (address := self._seen_at) is not None:
+            try:
+                return self._part(start, end, address)
+            except (NotFoundError, AccessError, NetworkError):
+                self._seen_at = None
+        body = self._part(start, end, None)
+        if urlsplit(body.answer.url).netloc != self._target.endpoint.host:
+            self._seen_at = body.answer.url
+        return body
+
+    def _part(self, start: int, end: int, address: str | None) -> Body:
+        return self._client.exchange.get(
+            self._target,
+            "blobs",
+            str(self._descriptor.digest),
+            {"Range": f"bytes={start}-{end - 1}"},
+            accept=_PART,
+            take=lambda answer: Body(answer, offset=start, end=end, size=self._descriptor.size, decode=False),
+            retries=0,
+            address=address,
+        )
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.blob.Route`."""
@@ -45,6 +78,7 @@ class ForeignRoute:
     """An address that the manifest names for a layer that registries may not pass on; it never sees credentials."""
 
     patient = True
+    parts = None
 
     def __init__(self, client: RegistryClient, target: Target, descriptor: Descriptor, url: str) -> None:
         self.name = redact.host_of(url) or "a foreign address"

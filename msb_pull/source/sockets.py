@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import Cancelled
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
 # The longest that a cancel stays unheard, in seconds.
@@ -26,11 +26,17 @@ class Patience:
     """What a wait looks at between two slices."""
 
     def __init__(self, cancel: threading.Event) -> None:
-        self.cancel = cancel
+        self._cancel = cancel
+        self._own = threading.local()
+
+    def also(self, stop: threading.Event) -> None:
+        """Makes the calling thread hear this flag as well."""
+        self._own.stop = stop
 
     def check(self) -> None:
-        """Raises Cancelled once the flag is set."""
-        if self.cancel.is_set():
+        """Raises Cancelled once a flag is set."""
+        stop: threading.Event | None = getattr(self._own, "stop", None)
+        if self._cancel.is_set() or (stop is not None and stop.is_set()):
             raise Cancelled("interrupted")
 
     def retry(self, action: Callable[[], Any], timeout: float | None) -> Any:

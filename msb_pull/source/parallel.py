@@ -1,0 +1,257 @@
+"""One large blob over several connections, for servers that give each connection only so much.
+
+The blob is cut into segments that are fetched ahead of the reader and handed out in order, so memory stays bounded and
+whoever reads still sees one stream. It is an accelerator only: whatever goes wrong here, the reader goes back to its
+single connection, which knows how to deal with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from msb_pull.errors import MsbPullError
+from msb_pull.source.body import GATHER_BYTES, RangeIgnored
+from msb_pull.source.failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from msb_pull.source.body import Body
+    from msb_pull.source.retry import Clock
+    from msb_pull.source.sockets import Patience
+
+SEGMENT = 2 << 20
+# Seconds: how long a single connection is watched before more are tried, and how long they are.
+_WATCH = 1.0
+_TRIAL = 1.5
+# A reader that waits less than this part of its time is the slow side itself.
+_WAITING = 0.8
+_GAIN = 1.25
+_MORE = 3
+_POLL = 0.25
+
+
+class Parts(Protocol):
+    """A place that gives any part of the blob."""
+
+    def open_part(self, start: int, end: int) -> Body:
+        """The bytes from ``start`` up to ``end``; raises what :meth:`msb_pull.source.blob.Route.open` raises."""
+
+
+class Connections:
+    """How many connections may serve blobs at once, and how much all of them together have brought."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._free = limit
+        self._useless: set[str] = set()
+        self.received = 0
+
+    def enter(self) -> None:
+        """Counts the one connection that every blob may have."""
+        with self._lock:
+            self._free -= 1
+
+    def take(self, wanted: int) -> int:
+        """Takes up to so many more; returns how many there were."""
+        with self._lock:
+            got = max(0, min(wanted, self._free))
+            self._free -= got
+            return got
+
+    def give_back(self, count: int) -> None:
+        """Frees connections."""
+        with self._lock:
+            self._free += count
+
+    def add(self, count: int) -> None:
+        """Counts bytes."""
+        with self._lock:
+            self.received += count
+
+    def mark_useless(self, place: str) -> None:
+        """More connections do not make this place faster."""
+        self._useless.add(place)
+
+    def is_useless(self, place: str) -> bool:
+        """Whether that was found."""
+        return place in self._useless
+
+
+@dataclass(slots=True)
+class _Segment:
+    start: int
+    end: int
+    pieces: deque[bytes] = field(default_factory=deque)
+    given: int = 0
+
+
+class PartsReader:
+    """Fetches the segments of ``start`` to ``end`` on ``count`` threads. ``read`` and ``close`` are for one thread."""
+
+    def __init__(self, parts: Parts, start: int, end: int, count: int, patience: Patience) -> None:
+        self._parts = parts
+        self._next = start
+        self._end = end
+        self._window = count + 1
+        self._patience = patience
+        self._changed = threading.Condition()
+        self._segments: deque[_Segment] = deque()
+        self._trouble: BaseException | None = None
+        self._draining = False
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._work, name="part", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def read(self, size: int) -> bytes:
+        """Returns 1 to ``size`` bytes, b"" at the end, or once drained.
+
+        Raises Failure when a connection broke, Cancelled.
+        """
+        with self._changed:
+            while True:
+                self._patience.check()
+                if self._segments and self._segments[0].pieces:
+                    return self._give(self._segments[0], size)
+                if self._trouble is not None:
+                    raise Failure("a part could not be fetched") from None
+                if not self._segments and (self._next >= self._end or self._draining):
+                    return b""
+                self._changed.wait(_POLL)
+
+    def drain(self) -> None:
+        """Begins no more segments; those that are under way are still handed out."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the threads; they notice within a slice, or a little later on their own."""
+        self._stop.set()
+        with self._changed:
+            self._segments.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(4 * _POLL)
+
+    def _give(self, segment: _Segment, size: int) -> bytes:
+        piece = segment.pieces.popleft()
+        if len(piece) > size:
+            segment.pieces.appendleft(piece[size:])
+            piece = piece[:size]
+        segment.given += len(piece)
+        if segment.given == segment.end - segment.start:
+            self._segments.popleft()
+            self._changed.notify_all()
+        return piece
+
+    def _work(self) -> None:
+        self._patience.also(self._stop)
+        try:
+            while (segment := self._claim()) is not None:
+                self._fetch(segment)
+        except (Failure, RangeIgnored, MsbPullError) as error:
+            self._fail(error)
+        except BaseException as error:
+            # A mistake in here must not leave the reader waiting.
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._trouble = error
+            self._changed.notify_all()
+
+    def _claim(self) -> _Segment | None:
+        with self._changed:
+            while len(self._segments) >= self._window and not self._over():
+                self._changed.wait(_POLL)
+            if self._over() or self._next >= self._end:
+                return None
+            segment = _Segment(self._next, min(self._next + SEGMENT, self._end))
+            self._next = segment.end
+            self._segments.append(segment)
+            return segment
+
+    def _over(self) -> bool:
+        return self._stop.is_set() or self._draining or self._trouble is not None
+
+    def _fetch(self, segment: _Segment) -> None:
+        left = segment.end - segment.start
+        with contextlib.closing(self._parts.open_part(segment.start, segment.end)) as body:
+            while left:
+                data = body.read(min(left, GATHER_BYTES))
+                if not data:
+                    raise Failure("a part ended early")
+                left -= len(data)
+                with self._changed:
+                    segment.pieces.append(data)
+                    self._changed.notify_all()
+
+
+class Accelerator:
+    """Watches one blob's single connection and decides whether more of them are worth it."""
+
+    def __init__(self, connections: Connections, clock: Clock, start_parts: Callable[[int], PartsReader]) -> None:
+        self.parts: PartsReader | None = None
+        self._connections = connections
+        self._clock = clock
+        self._start_parts = start_parts
+        self._taken = 0
+        self._settled = False
+        self._baseline = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since = self._clock.monotonic()
+        self._waited = 0.0
+        self._own = 0
+        self._received = self._connections.received
+
+    def note(self, count: int, waited: float, remaining: int, place: str) -> None:
+        """After ``count`` bytes that took ``waited`` seconds to come from ``place``, with ``remaining`` to follow."""
+        self._waited += waited
+        self._own += count
+        if self._settled:
+            return
+        elapsed = self._clock.monotonic() - self._since
+        if self.parts is None:
+            if elapsed >= _WATCH:
+                self._consider(elapsed, remaining, place)
+        elif elapsed >= _TRIAL:
+            self._judge(elapsed, place)
+
+    def stop(self) -> None:
+        """Back to a single connection, for good."""
+        self._settled = True
+        if self.parts is not None:
+            self.parts.close()
+            self.parts = None
+        self._connections.give_back(self._taken)
+        self._taken = 0
+
+    def _consider(self, elapsed: float, remaining: int, place: str) -> None:
+        self._baseline = (self._connections.received - self._received) / elapsed
+        slow_side = self._waited / elapsed < _WAITING
+        soon_done = remaining < max(4 * SEGMENT, self._own / elapsed * 2 * _TRIAL)
+        if slow_side or soon_done or self._connections.is_useless(place):
+            self._begin()
+            return
+        self._taken = self._connections.take(_MORE)
+        if self._taken:
+            self.parts = self._start_parts(self._taken + 1)
+        self._begin()
+
+    def _judge(self, elapsed: float, place: str) -> None:
+        """All connections together must have become faster, not this blob at the cost of others."""
+        rate = (self._connections.received - self._received) / elapsed
+        if rate < self._baseline * _GAIN:
+            self._connections.mark_useless(place)
+            assert self.parts is not None
+            self.parts.drain()
+        self._settled = True
