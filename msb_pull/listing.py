@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from msb_pull.image.digest import Digest
     from msb_pull.image.reference import Reference
     from msb_pull.select import Selection
     from msb_pull.store.database import StoredImage, StoredLayer
+    from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
 
 # The states of a layer.
@@ -106,7 +106,7 @@ def list_images(store: Store, selection: Selection, sort: str) -> list[ListedIma
         raise UsageError(f"--sort: {sort!r} is not one of {', '.join(SORTS)}")
     with Database.open(store.database_path, create=False) as database:
         stored = database.images()
-    known: dict[Digest, bool] = {}
+    known: dict[LayerKey, bool] = {}
     images = [_listed(image, store, known) for image in stored if selection.takes(image, store)]
     images.sort(key=lambda image: image.reference)
     if sort == "size":
@@ -139,7 +139,7 @@ def list_files(store: Store, reference: Reference) -> list[ListedFile]:
     image = find_image(store, reference)
     layers = []
     for layer in image.layers:
-        record, notes = store.record_path(layer.digest), store.notes_path(layer.digest)
+        record, notes = store.record_path(layer.key), store.notes_path(layer.key)
         if not record.exists() or not notes.exists():
             raise NotFoundError(
                 f"{image.reference}: layer {layer.digest.short} has no record",
@@ -164,11 +164,11 @@ def find_image(store: Store, reference: Reference) -> StoredImage:
     )
 
 
-def _listed(image: StoredImage, store: Store, known: dict[Digest, bool]) -> ListedImage:
+def _listed(image: StoredImage, store: Store, known: dict[LayerKey, bool]) -> ListedImage:
     # Images share layers: each is looked at once.
     for layer in image.layers:
-        if layer.digest not in known:
-            known[layer.digest] = store.layer_state(layer.digest) in (LayerState.COMPLETE, LayerState.FOREIGN)
+        if layer.key not in known:
+            known[layer.key] = store.layer_state(layer.key) in (LayerState.COMPLETE, LayerState.FOREIGN)
     return ListedImage(
         reference=image.reference,
         digest=str(image.digest) if image.digest else None,
@@ -176,15 +176,15 @@ def _listed(image: StoredImage, store: Store, known: dict[Digest, bool]) -> List
         layers=len(image.layers),
         size=image.size_bytes,
         pulled_at=image.pulled_at,
-        complete=all(known[layer.digest] for layer in image.layers),
+        complete=all(known[layer.key] for layer in image.layers),
     )
 
 
 def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
     unpacked = entries = None
-    there = store.layer_state(layer.digest)
+    there = store.layer_state(layer.key)
     if there is LayerState.COMPLETE:
-        notes = Notes.load(store.notes_path(layer.digest))
+        notes = Notes.load(store.notes_path(layer.key))
         unpacked, entries = notes.content_bytes, notes.entries
     return InspectedLayer(
         digest=str(layer.digest),
@@ -194,8 +194,8 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
         unpacked=unpacked,
         entries=entries,
         state={LayerState.COMPLETE: COMPLETE, LayerState.FOREIGN: UNPROVEN}.get(there, MISSING),
-        path=store.layer_dir(layer.digest),
-        link=store.link_path(layer.digest),
+        path=store.layer_dir(layer.key),
+        link=store.link_path(layer.key),
     )
 
 

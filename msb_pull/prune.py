@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from msb_pull import events
 from msb_pull.errors import ContentError, NotFoundError, local_error
-from msb_pull.image.digest import Digest, InvalidDigest
+from msb_pull.image.digest import InvalidDigest
 from msb_pull.layer.record import Notes
 from msb_pull.store.database import Database
+from msb_pull.store.keys import LayerKey
 from msb_pull.store.store import LayerState
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What would be removed: images by reference, layers by digest, and files of ours that belong to nothing."""
+    """What would be removed: images by reference, layers by name, files of ours that belong to nothing."""
 
     images: tuple[str, ...]
     layers: tuple[Removal, ...]
@@ -69,7 +70,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         for image in stored
         if selection is not None and image.digest is not None and selection.takes(image, store)
     }
-    kept = {str(layer.digest) for image in stored if image.reference not in doomed for layer in image.layers}
+    kept = {str(layer.key) for image in stored if image.reference not in doomed for layer in image.layers}
     return _plan(store, sorted(doomed), kept, time.time() if now is None else now)
 
 
@@ -93,7 +94,7 @@ def apply_prune(
             reached = database.layer_digests()
         layers = tuple(x for x in plan.layers if x.name not in reached)
         for layer in layers:
-            remove_layer(store, Digest.parse(layer.name))
+            remove_layer(store, LayerKey.parse(layer.name))
         for item in (*plan.partials, *(x for x in plan.records if _record_digest(x.name) not in reached)):
             (store.own / item.name).unlink(missing_ok=True)
         leftovers = store.sweep()
@@ -110,40 +111,40 @@ def remove_images(store: Store, references: Sequence[str], *, observer: Observer
         store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel),
         Database.open(store.database_path, create=store.database_path.exists()) as database,
     ):
-        mine: dict[str, Digest] = {}
+        mine: dict[str, LayerKey] = {}
         for reference in references:
             image = database.find(reference)
             if image is None:
                 raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
-            mine.update((str(layer.digest), layer.digest) for layer in image.layers)
+            mine.update((str(layer.key), layer.key) for layer in image.layers)
         database.remove(references)
         reached = database.layer_digests()
         layers = []
-        for name, digest in mine.items():
-            if name not in reached and store.layer_state(digest) is not LayerState.ABSENT:
-                layers.append(Removal(name, _layer_size(store, digest)))
-                remove_layer(store, digest)
+        for name, key in mine.items():
+            if name not in reached and store.layer_state(key) is not LayerState.ABSENT:
+                layers.append(Removal(name, _layer_size(store, key)))
+                remove_layer(store, key)
     return PrunePlan(tuple(references), tuple(layers), (), (), 0)
 
 
-def remove_layer(store: Store, digest: Digest) -> None:
+def remove_layer(store: Store, key: LayerKey) -> None:
     """Takes a layer away: its directory at once out of sight, then its record, notes and short link."""
     try:
-        link = store.link_path(digest)
-        if store.layer_state(digest) in (LayerState.COMPLETE, LayerState.FOREIGN):
-            store.trash(store.layer_dir(digest))
+        link = store.link_path(key)
+        if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
+            store.trash(store.layer_dir(key))
         link.unlink(missing_ok=True)
-        store.notes_path(digest).unlink(missing_ok=True)
-        store.record_path(digest).unlink(missing_ok=True)
+        store.notes_path(key).unlink(missing_ok=True)
+        store.record_path(key).unlink(missing_ok=True)
     except OSError as error:
         raise local_error(error, store.layers) from error
 
 
 def _plan(store: Store, images: Sequence[str], kept: set[str], now: float) -> PrunePlan:
     layers = []
-    for digest in _layers_there(store):
-        if str(digest) not in kept and store.layer_state(digest) is LayerState.COMPLETE:
-            layers.append(Removal(str(digest), _layer_size(store, digest)))
+    for key in _layers_there(store):
+        if str(key) not in kept and store.layer_state(key) is LayerState.COMPLETE:
+            layers.append(Removal(str(key), _layer_size(store, key)))
     gone = {layer.name for layer in layers}
     partials = [
         Removal(f"partial/{entry.name}", entry.stat(follow_symlinks=False).st_size)
@@ -161,12 +162,12 @@ def _plan(store: Store, images: Sequence[str], kept: set[str], now: float) -> Pr
     return PrunePlan(tuple(images), tuple(layers), tuple(partials), tuple(records), leftovers)
 
 
-def _layers_there(store: Store) -> list[Digest]:
+def _layers_there(store: Store) -> list[LayerKey]:
     found = []
     for entry in _scan(store.layers):
         if entry.name.endswith(_SUFFIX):
             try:
-                found.append(Digest.parse(entry.name.removesuffix(_SUFFIX)))
+                found.append(LayerKey.parse(entry.name.removesuffix(_SUFFIX)))
             except InvalidDigest:
                 continue
     return sorted(found)
@@ -175,14 +176,14 @@ def _layers_there(store: Store) -> list[Digest]:
 def _record_digest(name: str) -> str | None:
     stem = name.removeprefix("records/").rpartition(".")[0]
     try:
-        return str(Digest.parse(stem))
+        return str(LayerKey.parse(stem))
     except InvalidDigest:
         return None
 
 
-def _layer_size(store: Store, digest: Digest) -> int:
+def _layer_size(store: Store, key: LayerKey) -> int:
     try:
-        return Notes.load(store.notes_path(digest)).content_bytes
+        return Notes.load(store.notes_path(key)).content_bytes
     except (ContentError, OSError):
         return 0
 

@@ -54,7 +54,7 @@ def pull_image(
     def warn(text: str) -> None:
         observer(events.Warned(argument.text, text))
 
-    opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn)
+    opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn, cancel=cancel)
     with contextlib.closing(opened) as source:
         observer(events.Resolving(argument.text))
         try:
@@ -82,15 +82,15 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if image is None:
         return None
     if image.digest is None:
-        held = options.policy is Policy.NEVER and all(store.layer_dir(x.digest).is_dir() for x in image.layers)
+        held = options.policy is Policy.NEVER and all(store.layer_dir(x.key).is_dir() for x in image.layers)
         return image if held else None
     wanted = image.platform is not None and options.wanted.accepts(image.platform)
-    return image if wanted and all(store.has_layer(x.digest) for x in image.layers) else None
+    return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
 
 
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
     reference = Reference.parse(image.reference)
-    layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.digest))) for x in image.layers)
+    layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.key))) for x in image.layers)
     return PullResult(
         reference=image.reference,
         pinned=reference.pinned(image.digest) if image.digest else image.reference,

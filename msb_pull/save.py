@@ -176,12 +176,12 @@ class _Archive:
         return name
 
     def _stream(self, layer: StoredLayer, name: str) -> int:
-        if not self._store.has_layer(layer.digest):
+        if not self._store.has_layer(layer.key):
             raise NotFoundError(
                 f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
                 hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
             )
-        notes = Notes.load(self._store.notes_path(layer.digest))
+        notes = Notes.load(self._store.notes_path(layer.key))
         if name in self._there:
             return notes.tar_bytes
         self._there.add(name)
@@ -190,7 +190,7 @@ class _Archive:
 
     def _pieces(self, layer: StoredLayer, notes: Notes) -> Iterator[bytes]:
         """The layer's stream; raises ContentError where it is not what the registry signed."""
-        record = self._store.record_path(layer.digest)
+        record = self._store.record_path(layer.key)
         nodes, lost = expected_tree(record, notes)
         if lost:
             raise ContentError(
@@ -207,7 +207,7 @@ class _Archive:
                 hint="`msb-pull verify --repair` mends it",
             )
 
-        root = os.open(self._store.layer_dir(layer.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             for piece in recreate(record, root, content_paths(nodes), refuse):
                 hasher.update(piece)

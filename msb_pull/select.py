@@ -42,7 +42,7 @@ class Selection:
 
     @staticmethod
     def _lacks_layers(image: StoredImage, store: Store) -> bool:
-        return not all(store.layer_dir(layer.digest).is_dir() for layer in image.layers)
+        return not all(store.layer_dir(layer.key).is_dir() for layer in image.layers)
 
 
 def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selection:

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull import events
-from msb_pull.errors import Cancelled
+from msb_pull.errors import Cancelled, ContentError
 from msb_pull.fetch import FetchedLayer, LayerFetcher, LayerTask
 from msb_pull.layer.record import Notes
-from msb_pull.layer.settle import settle
+from msb_pull.layer.settle import Settled, derive_again, settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
 from msb_pull.store.database import Database
+from msb_pull.store.keys import LayerKey
 from msb_pull.store.rows import ImageRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+
+    from pathlib import Path
 
     from msb_pull.events import Observer
     from msb_pull.image.digest import Digest
@@ -36,6 +38,7 @@ class _Layer:
     task: LayerTask
     position: int
     chain: str
+    key: LayerKey
     present: bool
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     future: Future[FetchedLayer | None] | None = None
@@ -65,6 +68,7 @@ class Transfer:
         self._observer = observer
         self._cancel = cancel
         self._failed = threading.Event()
+        self._fetcher: LayerFetcher | None = None
         self._name = str(resolved.reference)
         self._layers = self._distinct_layers()
 
@@ -80,7 +84,7 @@ class Transfer:
         with self._store.lock_shared(self._store_waits, self._cancel):
             if missing:
                 self._store.sweep()
-                self._fetch_all(missing)
+            self._place_all(missing)
             self._record()
         result = self._result(started)
         done = sum(layer.present for layer in self._layers)
@@ -99,15 +103,21 @@ class Transfer:
         for position, (descriptor, diff_id) in enumerate(pairs):
             key = str(descriptor.digest)
             if key not in layers:
-                present = self._is_there(descriptor.digest)
-                layers[key] = _Layer(LayerTask(descriptor, diff_id), position, chain, present)
+                layers[key] = self._planned(LayerTask(descriptor, diff_id), position, chain)
             chain = _chain_id(chain, str(diff_id))
         return list(layers.values())
 
-    def _is_there(self, digest: Digest) -> bool:
+    def _planned(self, task: LayerTask, position: int, chain: str) -> _Layer:
+        """A layer that looks different on this base may lie in the store under a name of its own."""
+        digest = task.descriptor.digest
+        own = LayerKey.on(digest, chain)
+        key = own if self._is_there(own) else LayerKey(digest)
+        return _Layer(task, position, chain, key, self._is_there(key))
+
+    def _is_there(self, key: LayerKey) -> bool:
         """Whether a layer need not be fetched."""
         options = self._options
-        return not options.force and str(digest) not in options.refetch and self._store.has_layer(digest)
+        return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
 
     def _announce(self) -> None:
         planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
@@ -119,10 +129,33 @@ class Transfer:
     def _stopped(self) -> bool:
         return self._cancel.is_set() or self._failed.is_set()
 
-    def _fetch_all(self, missing: list[_Layer]) -> None:
+    def _place_all(self, missing: list[_Layer]) -> None:
+        """Fetches what is missing and goes through all layers, bottom first, so that each finds those below."""
+        with contextlib.ExitStack() as resources:
+            for layer in self._layers:
+                resources.enter_context(layer.resources)
+            pool = resources.enter_context(_Pool(self._options.jobs, self._failed))
+            for layer in sorted(missing, key=lambda x: -x.task.descriptor.size):
+                self._submit(pool, layer)
+            for layer in self._layers:
+                if layer.future is not None:
+                    self._finish(layer)
+                if layer.present and not self._fits(layer):
+                    # The same blob on another base: what it took from the layers below is not what this image shows.
+                    layer.key, layer.present = LayerKey.on(layer.digest, layer.chain), False
+                    self._submit(pool, layer)
+                    self._finish(layer)
+
+    def _submit(self, pool: _Pool, layer: _Layer) -> None:
+        if self._fetcher is None:
+            # Only a pull that writes needs to know what the file system can do.
+            self._fetcher = self._make_fetcher()
+        layer.future = pool.submit(self._fetch, self._fetcher, layer)
+
+    def _make_fetcher(self) -> LayerFetcher:
         options = self._options
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
-        fetcher = LayerFetcher(
+        return LayerFetcher(
             self._store,
             self._source,
             UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs),
@@ -130,14 +163,22 @@ class Transfer:
             observer=self._observer,
             stopped=self._stopped,
         )
-        with contextlib.ExitStack() as resources:
-            for layer in missing:
-                resources.enter_context(layer.resources)
-            pool = resources.enter_context(_Pool(min(options.jobs, len(missing)), self._failed))
-            for layer in sorted(missing, key=lambda x: -x.task.descriptor.size):
-                layer.future = pool.submit(self._fetch, fetcher, layer)
-            for layer in missing:
-                self._finish(layer, missing)
+
+    def _fits(self, layer: _Layer) -> bool:
+        """Whether a layer that is there belongs on top of this image's lower layers."""
+        if layer.key.variant:
+            return True
+        notes = Notes.load(self._store.notes_path(layer.key))
+        if notes.chain == layer.chain or not notes.derived:
+            return True
+        again = derive_again(notes.derived, self._store.layer_dir(layer.key), self._lowers(layer))
+        return again == notes.derived
+
+    def _lowers(self, layer: _Layer) -> list[Path]:
+        """The directories of the layers below, nearest first."""
+        keys = {x.digest: x.key for x in self._layers}
+        below = self._resolved.manifest.layers[: layer.position]
+        return [self._store.layer_dir(keys[x.digest]) for x in reversed(below)]
 
     def _fetch(self, fetcher: LayerFetcher, layer: _Layer) -> FetchedLayer | None:
         """Runs in the pool. None when another process has made the layer meanwhile."""
@@ -146,13 +187,13 @@ class Transfer:
             self._observer(events.LayerWaiting(self._name, str(layer.digest), holder))
 
         layer.resources.enter_context(self._store.lock_layer(layer.digest, waiting, self._cancel))
-        if self._is_there(layer.digest):
+        if self._is_there(layer.key):
             return None
         return fetcher.fetch(layer.task, layer.resources)
 
-    def _finish(self, layer: _Layer, missing: Sequence[_Layer]) -> None:
+    def _finish(self, layer: _Layer) -> None:
         """In the main thread, bottom first: waits for a layer, settles it on those below, publishes it."""
-        fetched = self._await(layer, missing)
+        fetched = self._await(layer)
         if fetched is None:
             layer.present = True
         else:
@@ -162,24 +203,23 @@ class Transfer:
         size = layer.task.descriptor.size
         self._observer(events.LayerDone(self._name, str(layer.digest), size, layer.fetched, present=layer.present))
 
-    def _await(self, layer: _Layer, missing: Sequence[_Layer]) -> FetchedLayer | None:
+    def _await(self, layer: _Layer) -> FetchedLayer | None:
         """Waits for one layer, but raises as soon as any of them fails."""
         assert layer.future is not None
         while not layer.future.done():
             if self._cancel.is_set():
                 raise Cancelled("interrupted")
-            pending = [x.future for x in missing if x.future is not None and not x.future.done()]
+            pending = [x.future for x in self._layers if x.future is not None and not x.future.done()]
             wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
-            for other in missing:
+            for other in self._layers:
                 if other.future is not None and other.future.done() and other.future.exception() is not None:
                     other.future.result()
         return layer.future.result()
 
     def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
         report = fetched.report
-        below = self._resolved.manifest.layers[: layer.position]
-        lowers = [self._store.layer_dir(x.digest) for x in reversed(below)]
-        settled = settle(fetched.staging.path, report, lowers)
+        settled = settle(fetched.staging.path, report, self._lowers(layer))
+        layer.key = self._key_for(layer, settled)
         Notes.of(
             report,
             settled,
@@ -189,12 +229,25 @@ class Transfer:
         ).save(fetched.staging.notes)
         for warning in report.warnings:
             self._observer(events.Warned(self._name, f"layer {layer.digest.short}: {warning}"))
-        self._store.publish(fetched.staging, layer.digest, replace=True)
+        self._store.publish(fetched.staging, layer.key, replace=True)
         if self._source.remote:
             self._store.partial_path(layer.digest).unlink(missing_ok=True)
 
+    def _key_for(self, layer: _Layer, settled: Settled) -> LayerKey:
+        """The plain name, unless a layer holds it that another base made different."""
+        plain = LayerKey(layer.digest)
+        if not self._store.has_layer(plain):
+            return plain
+        try:
+            notes = Notes.load(self._store.notes_path(plain))
+        except ContentError:
+            return plain
+        same = notes.chain == layer.chain or notes.derived == settled.derived
+        return plain if same else LayerKey.on(layer.digest, layer.chain)
+
     def _record(self) -> None:
         resolved = self._resolved
+        keys = {layer.digest: layer.key for layer in self._layers}
         with Database.open(self._store.database_path, create=True) as database:
             database.record(
                 ImageRecord(
@@ -206,6 +259,7 @@ class Transfer:
                     config_bytes=resolved.config_bytes,
                     config=resolved.config,
                     source=resolved.source,
+                    keys=tuple(keys[x.digest] for x in resolved.manifest.layers),
                 )
             )
 
@@ -215,7 +269,7 @@ class Transfer:
         outcomes = []
         for descriptor in resolved.manifest.layers:
             layer = by_digest[str(descriptor.digest)]
-            path = str(self._store.layer_dir(descriptor.digest))
+            path = str(self._store.layer_dir(layer.key))
             outcomes.append(LayerOutcome(str(descriptor.digest), descriptor.size, layer.fetched, layer.present, path))
         return PullResult(
             reference=self._name,

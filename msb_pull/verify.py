@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
     from msb_pull.events import Observer
-    from msb_pull.image.digest import Digest
     from msb_pull.plan import PullOptions
     from msb_pull.source.registry import RegistryClient
     from msb_pull.store.database import StoredLayer
+    from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
 
 _PROGRESS_INTERVAL = 0.1
@@ -118,7 +118,7 @@ def repair_layers(
     images = stored_images(store, report.images)
     left = set(damaged)
     for image in images:
-        mine = left & {str(layer.digest) for layer in image.layers}
+        mine = left & {str(layer.key) for layer in image.layers}
         if mine and image.source == "registry":
             _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
             left -= mine
@@ -127,7 +127,7 @@ def repair_layers(
             f"{len(left)} damaged layers belong to no image that came from a registry",
             hint="pull the image again from its folder or archive with --force",
         )
-    users = [image.reference for image in images if damaged & {str(layer.digest) for layer in image.layers}]
+    users = [image.reference for image in images if damaged & {str(layer.key) for layer in image.layers}]
     again = verify_images(store, users, observer=observer, cancel=cancel) if users else report
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if fresh[digest].verdict is not Verdict.DAMAGED}
@@ -184,15 +184,15 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
 
 
 def _distinct(images: Iterable[StoredImage]) -> list[tuple[StoredLayer, tuple[str, ...]]]:
-    layers: dict[Digest, StoredLayer] = {}
-    names: dict[Digest, list[str]] = {}
+    layers: dict[LayerKey, StoredLayer] = {}
+    names: dict[LayerKey, list[str]] = {}
     for image in images:
         for layer in image.layers:
-            layers.setdefault(layer.digest, layer)
-            users = names.setdefault(layer.digest, [])
+            layers.setdefault(layer.key, layer)
+            users = names.setdefault(layer.key, [])
             if image.reference not in users:
                 users.append(image.reference)
-    return [(layer, tuple(names[digest])) for digest, layer in layers.items()]
+    return [(layer, tuple(names[key])) for key, layer in layers.items()]
 
 
 class _Check:
@@ -217,8 +217,7 @@ class _Check:
 
     def run(self) -> LayerReport:
         """Never raises for what is wrong with the layer; raises Cancelled."""
-        digest = self._layer.digest
-        state = self._store.layer_state(digest)
+        state = self._store.layer_state(self._layer.key)
         if state is LayerState.ABSENT:
             return self._report(Verdict.DAMAGED, [Damage(b"", "missing", "a directory", "nothing")])
         if state is not LayerState.COMPLETE:
@@ -233,13 +232,13 @@ class _Check:
             return self._report(Verdict.DAMAGED, [Damage(path, "unreadable", "a readable tree", str(error.strerror))])
 
     def _compare(self) -> LayerReport:
-        digest, store = self._layer.digest, self._store
-        notes = Notes.load(store.notes_path(digest))
+        key, store = self._layer.key, self._store
+        notes = Notes.load(store.notes_path(key))
         if notes.diff_id != str(self._layer.diff_id):
             damage = Damage(b"", "record", str(self._layer.diff_id), notes.diff_id)
             return self._report(Verdict.DAMAGED, [damage])
-        nodes, lost = expected_tree(store.record_path(digest), notes)
-        root = os.open(store.layer_dir(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        nodes, lost = expected_tree(store.record_path(key), notes)
+        root = os.open(store.layer_dir(key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             attributes = store.check_file_system(need_xattrs=False)
             damages = list(check_tree(root, nodes, attributes=attributes, progress=self._entries(len(nodes))))
@@ -247,7 +246,7 @@ class _Check:
                 return self._report(Verdict.DAMAGED if damages else Verdict.UNCHANGED, damages, "", notes)
             hasher = self._layer.diff_id.hasher()
             known = {damage.path for damage in damages}
-            contents = check_content(root, store.record_path(digest), nodes, self._bytes(hasher, notes.tar_bytes))
+            contents = check_content(root, store.record_path(key), nodes, self._bytes(hasher, notes.tar_bytes))
             damages += [damage for damage in contents if damage.path not in known]
         finally:
             os.close(root)
@@ -265,7 +264,7 @@ class _Check:
         self, verdict: Verdict, damages: list[Damage], remark: str = "", notes: Notes | None = None
     ) -> LayerReport:
         return LayerReport(
-            str(self._layer.digest),
+            str(self._layer.key),
             verdict,
             tuple(damages),
             remark,
@@ -298,7 +297,7 @@ class _Check:
         now = time.monotonic()
         if done == total or now - self._last >= _PROGRESS_INTERVAL:
             self._last = now
-            self._observer(events.CheckProgress("", str(self._layer.digest), done, total, unit))
+            self._observer(events.CheckProgress("", str(self._layer.key), done, total, unit))
 
     def _stop(self) -> None:
         if self._cancel.is_set():

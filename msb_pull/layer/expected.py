@@ -79,7 +79,8 @@ class _Tree:
     def add(self, entry: Entry) -> None:
         said = clean(entry.name)
         plink = said.startswith(_PLINKS + b"/") and entry.type == REG
-        if said.startswith(_AUFS) and not said.startswith(_OPAQUE) and not plink:
+        top = said.partition(b"/")[0]
+        if top.startswith(_AUFS) and top != _OPAQUE and not plink:
             return
         path = self._notes.path_of(entry)
         name = path.rpartition(b"/")[2]
@@ -92,6 +93,9 @@ class _Tree:
         elif entry.type == LNK:
             target = self._real(self._notes.moved_path(clean(entry.linkname)))
             if target != path and not self._link(path, target):
+                # A later entry of that name wins over a link that waits for its target, an earlier one does not.
+                self._parents(path)
+                self._drop(path)
                 self._links.append((path, target))
         elif entry.type == SYM:
             node = Node(stat.S_IFLNK, 0, None, clamp_time(entry.mtime_ns))
@@ -101,7 +105,7 @@ class _Tree:
             self._put(path, _file(entry))
 
     def finish(self) -> None:
-        waiting = self._links
+        waiting = [link for link in self._links if link[0] not in self.nodes and self._has_parent(link[0])]
         while waiting:
             still = [(path, target) for path, target in waiting if not self._link(path, self._real(target))]
             if len(still) == len(waiting):
@@ -141,6 +145,10 @@ class _Tree:
         for parent in reversed(missing):
             self._drop(parent)
             self.nodes[parent] = _implied()
+
+    def _has_parent(self, path: bytes) -> bool:
+        parent = self.nodes.get(path.rpartition(b"/")[0])
+        return parent is not None and parent.kind == stat.S_IFDIR
 
     def _drop(self, path: bytes) -> None:
         node = self.nodes.pop(path, None)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.errors import LocalError, local_error
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
-from msb_pull.store.rows import TIME, ImageRecord, write_image
+from msb_pull.store.keys import LayerKey
+from msb_pull.store.rows import ImageRecord, write_image
 from msb_pull.store.schema import MIGRATIONS, OWN_TABLE, REQUIRED, TABLES
 
 if TYPE_CHECKING:
@@ -26,12 +27,17 @@ _BUSY_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer as recorded; ``size`` is compressed bytes."""
+    """A layer as recorded; ``size`` is compressed bytes, ``key`` its name in the store."""
 
-    digest: Digest
+    key: LayerKey
     diff_id: Digest
     size: int
     media_type: str
+
+    @property
+    def digest(self) -> Digest:
+        """The compressed blob's digest."""
+        return self.key.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +121,10 @@ class Database:
             run("DELETE FROM layers WHERE id NOT IN (SELECT layer_id FROM manifest_layers)", ())
 
     def layer_digests(self) -> set[str]:
-        """The digests of all layers that any image reaches."""
+        """The names in the store of all layers that any image reaches."""
         found = {text for (text,) in self._connection.execute(_REACHED)}
         for (listed,) in self._connection.execute("SELECT layers_json FROM msb_pull_images"):
-            found.update(layer["digest"] for layer in json.loads(listed))
+            found.update(layer["key"] for layer in json.loads(listed))
         return found
 
     def _image(self, row: tuple[Any, ...]) -> StoredImage:
@@ -140,7 +146,7 @@ class Database:
         layers = []
         for digest, diff_id, size, media_type in self._connection.execute(_LINKED, (image_id,)):
             try:
-                layers.append(StoredLayer(Digest.parse(digest), Digest.parse(diff_id), size, media_type))
+                layers.append(StoredLayer(LayerKey.parse(digest), Digest.parse(diff_id), size, media_type))
             except InvalidDigest as error:
                 raise LocalError(f"oci.db: a layer row is damaged: {error}") from None
         return tuple(layers)
@@ -257,13 +263,13 @@ def _trouble(path: Path, error: sqlite3.Error) -> LocalError:
 
 def _own_layers(listed: str) -> tuple[StoredLayer, ...]:
     return tuple(
-        StoredLayer(Digest.parse(x["digest"]), Digest.parse(x["diff_id"]), x["size"], x["media_type"])
+        StoredLayer(LayerKey.parse(x["key"]), Digest.parse(x["diff_id"]), x["size"], x["media_type"])
         for x in json.loads(listed)
     )
 
 
 def _parse_time(text: str | None) -> datetime:
     try:
-        return datetime.strptime(text or "", TIME).replace(tzinfo=UTC)
+        return datetime.fromisoformat(text or "").replace(tzinfo=UTC)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)

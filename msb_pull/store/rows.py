@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import ImageConfig, Manifest
     from msb_pull.image.platform import Platform
+    from msb_pull.store.keys import LayerKey
 
 # The only form of time that Microsandbox parses.
 TIME = "%Y-%m-%d %H:%M:%S"
@@ -22,7 +23,7 @@ TIME = "%Y-%m-%d %H:%M:%S"
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """All that is recorded of one pulled image."""
+    """All that is recorded of one pulled image; ``keys`` name its layers in the store, in the manifest's order."""
 
     reference: str
     manifest_digest: Digest
@@ -32,6 +33,7 @@ class ImageRecord:
     config_bytes: bytes
     config: ImageConfig
     source: str
+    keys: tuple[LayerKey, ...]
 
 
 def write_image(run: Callable[..., sqlite3.Cursor], image: ImageRecord) -> None:
@@ -141,8 +143,8 @@ def _raised(run: Callable[..., sqlite3.Cursor], layer_id: int) -> int:
 
 def _insert_own(run: Callable[..., sqlite3.Cursor], image: ImageRecord) -> None:
     layers = [
-        {"digest": str(x.digest), "diff_id": str(diff_id), "size": x.size, "media_type": x.media_type}
-        for x, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        {"key": str(key), "diff_id": str(diff_id), "size": x.size, "media_type": x.media_type}
+        for key, x, diff_id in zip(image.keys, image.manifest.layers, image.config.diff_ids, strict=True)
     ]
     run(
         "INSERT OR REPLACE INTO msb_pull_images (reference, manifest_digest, platform, manifest, config, layers_json, "

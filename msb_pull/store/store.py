@@ -7,7 +7,6 @@ import enum
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from msb_pull.image.digest import Digest
+    from msb_pull.store.keys import LayerKey
+
+    Name = Digest | LayerKey
 
 VERSION = 1
 _SHORT = 12
@@ -90,29 +92,29 @@ class Store:
 
     # Names
 
-    def layer_dir(self, digest: Digest) -> Path:
+    def layer_dir(self, layer: Name) -> Path:
         """The directory of a layer, there or not."""
-        return self.layers / f"{digest}.extracted"
+        return self.layers / f"{layer}.extracted"
 
-    def record_path(self, digest: Digest) -> Path:
+    def record_path(self, layer: Name) -> Path:
         """The record of a layer: its tar stream without payloads."""
-        return self.own / "records" / f"{digest}.tar"
+        return self.own / "records" / f"{layer}.tar"
 
-    def notes_path(self, digest: Digest) -> Path:
+    def notes_path(self, layer: Name) -> Path:
         """What is known of a layer beside its record."""
-        return self.own / "records" / f"{digest}.json"
+        return self.own / "records" / f"{layer}.json"
 
-    def partial_path(self, digest: Digest) -> Path:
+    def partial_path(self, layer: Name) -> Path:
         """What has arrived of a blob so far."""
-        return self.own / "partial" / str(digest)
+        return self.own / "partial" / str(layer)
 
-    def link_path(self, digest: Digest) -> Path:
+    def link_path(self, layer: Name) -> Path:
         """A short symlink to the layer's directory, without a colon, for mount options."""
-        target = self._link_target(digest)
+        target = self._link_target(layer)
         length = _SHORT
         while True:
-            path = self.own / "l" / digest.hex[:length]
-            if length >= len(digest.hex) or _read_link(path) in (None, target):
+            path = self.own / "l" / layer.hex[:length]
+            if length >= len(layer.hex) or _read_link(path) in (None, target):
                 return path
             length += 4
 
@@ -123,19 +125,19 @@ class Store:
 
     # State
 
-    def has_layer(self, digest: Digest) -> bool:
+    def has_layer(self, layer: Name) -> bool:
         """Whether a layer is complete: published by us, and so verified twice."""
-        return self.layer_state(digest) is LayerState.COMPLETE
+        return self.layer_state(layer) is LayerState.COMPLETE
 
-    def layer_state(self, digest: Digest) -> LayerState:
+    def layer_state(self, layer: Name) -> LayerState:
         """What stands under a layer's name. A directory without our notes is somebody else's."""
         try:
-            mode = os.lstat(self.layer_dir(digest)).st_mode
+            mode = os.lstat(self.layer_dir(layer)).st_mode
         except FileNotFoundError:
             return LayerState.ABSENT
         if not stat.S_ISDIR(mode):
             return LayerState.SYMLINK
-        return LayerState.COMPLETE if self.notes_path(digest).exists() else LayerState.FOREIGN
+        return LayerState.COMPLETE if self.notes_path(layer).exists() else LayerState.FOREIGN
 
     def check_file_system(self, *, need_xattrs: bool) -> bool:
         """Whether files below the layers folder take user attributes; LocalError when they must and do not."""
@@ -161,17 +163,17 @@ class Store:
         return self.locks.hold("store", exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
 
     def lock_layer(
-        self, digest: Digest, on_wait: Callable[[str], None], cancel: threading.Event
+        self, layer: Name, on_wait: Callable[[str], None], cancel: threading.Event
     ) -> AbstractContextManager[None]:
         """What the one holds that makes a layer."""
-        return self.locks.hold(str(digest), exclusive=True, on_wait=on_wait, cancel=cancel)
+        return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel)
 
     # Writing
 
     @contextlib.contextmanager
-    def staging(self, digest: Digest) -> Iterator[Staging]:
+    def staging(self, layer: Name) -> Iterator[Staging]:
         """A fresh staging place; whatever is left in it at the end is removed. Its lock is held while it lives."""
-        name = f"{digest.short}-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"{layer.short}-{os.getpid()}-{_random_name()}"
         folder = self.own / "staging" / name
         with _locked_name(folder):
             try:
@@ -183,29 +185,29 @@ class Store:
                 if folder.exists():
                     remove_tree(folder)
 
-    def publish(self, staging: Staging, digest: Digest, *, replace: bool = False) -> Path:
+    def publish(self, staging: Staging, layer: Name, *, replace: bool = False) -> Path:
         """Gives a finished layer its name: the record first, then the directory, then the short link.
 
         From the rename on the layer counts as complete. With ``replace`` a directory that stands there is swapped out
         with no moment in which a reader finds none. Raises LocalError, OSError.
         """
-        final = self.layer_dir(digest)
+        final = self.layer_dir(layer)
         if self._sync:
             flush(self.layers)
-        if self.layer_state(digest) is LayerState.SYMLINK:
+        if self.layer_state(layer) is LayerState.SYMLINK:
             raise LocalError(f"{final}: is no directory but a symlink or a file", hint="remove it by hand")
-        os.replace(staging.record, self.record_path(digest))
-        os.replace(staging.notes, self.notes_path(digest))
+        os.replace(staging.record, self.record_path(layer))
+        os.replace(staging.notes, self.notes_path(layer))
         try:
             os.rename(staging.path, final)
         except OSError:
             if not (replace and final.is_dir()):
                 raise
             exchange(staging.path, final, aside=staging.path.with_name("aside"))
-        link = self.link_path(digest)
+        link = self.link_path(layer)
         if not link.is_symlink():
             with contextlib.suppress(FileExistsError):
-                link.symlink_to(self._link_target(digest))
+                link.symlink_to(self._link_target(layer))
         if self._sync:
             flush(self.layers)
         return final
@@ -227,13 +229,13 @@ class Store:
 
     def trash(self, path: Path) -> None:
         """Removes a directory: first out of everybody's sight, then for good."""
-        name = self.own / "staging" / f"trash-{os.getpid()}-{secrets.token_hex(4)}"
+        name = self.own / "staging" / f"trash-{os.getpid()}-{_random_name()}"
         with _locked_name(name):
             os.rename(path, name)
             remove_tree(name)
 
-    def _link_target(self, digest: Digest) -> str:
-        return f"../../{digest}.extracted"
+    def _link_target(self, layer: Name) -> str:
+        return f"../../{layer}.extracted"
 
     def _check_version(self) -> None:
         try:
@@ -257,7 +259,7 @@ class Store:
         (self.own / "version").write_text(f"{VERSION}\n", encoding="ascii")
 
     def _probe_attributes(self) -> bool:
-        name = f"probe-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"probe-{os.getpid()}-{_random_name()}"
         with _locked_name(self.own / "staging" / name):
             probe = self.own / "staging" / name
             try:
@@ -270,6 +272,11 @@ class Store:
             finally:
                 probe.unlink(missing_ok=True)
         return True
+
+
+def _random_name() -> str:
+    # What `secrets` does, without the 2 ms that importing it costs every command.
+    return os.urandom(4).hex()
 
 
 @contextlib.contextmanager
