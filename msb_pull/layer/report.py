@@ -7,7 +7,7 @@ from msb_pull.layer.names import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 
@@ -127,23 +127,42 @@ def _path(text: str) -> bytes:
     return path
 
 
-def encode(value: object) -> str:
-    """JSON of plain values in ASCII; bytes and UTF-8 of texts become Latin-1 strings.
+def encode(value: object) -> Iterator[bytes]:
+    """JSON of plain values in ASCII, in small pieces; bytes and the UTF-8 of texts become Latin-1 strings.
 
     A child does without the json module: importing it takes longer than unpacking a small layer.
     """
     if isinstance(value, dict):
-        return "{" + ",".join(f"{encode(key)}:{encode(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(encode, value)) + "]"
+        yield b"{"
+        comma = b""
+        for key, item in value.items():
+            yield comma + _scalar(key) + b":"
+            yield from encode(item)
+            comma = b","
+        yield b"}"
+    elif isinstance(value, (list, tuple)):
+        yield b"["
+        comma = b""
+        for item in value:
+            if isinstance(item, (list, tuple, dict)):
+                yield comma
+                yield from encode(item)
+            else:
+                yield comma + _scalar(item)
+            comma = b","
+        yield b"]"
+    else:
+        yield _scalar(value)
+
+
+def _scalar(value: object) -> bytes:
     if isinstance(value, str):
         value = value.encode("utf-8", "backslashreplace")
     if isinstance(value, bytes):
-        text = value.decode("latin-1")
-        if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-            return f'"{text}"'
-        return '"' + "".join(f"\\u{ord(c):04x}" for c in text) + '"'
+        if value.isascii() and b'"' not in value and b"\\" not in value and value.decode("ascii").isprintable():
+            return b'"' + value + b'"'
+        return b'"' + b"".join(b"\\u%04x" % byte for byte in value) + b'"'
     if value is None:
-        return "null"
+        return b"null"
     assert isinstance(value, int)
-    return str(int(value))
+    return b"%d" % value

@@ -31,6 +31,7 @@ _ENTRY_ERRORS = {
 }
 # A child that was killed gets this long to vanish; only a broken disk or kernel holds it longer.
 _KILL_SECONDS = 5.0
+_PIECE = 1 << 16
 
 
 def unpack(
@@ -125,11 +126,19 @@ def child_main() -> NoReturn:
     except OSError as error:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
-    data = encode(answer).encode("ascii")
-    while data:
-        data = data[os.write(1, data) :]
+    _say(answer)
     # Nothing is left to be flushed, and tearing an interpreter down costs milliseconds.
     os._exit(0)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    data = bytearray()
+    for piece in encode(answer):
+        data += piece
+        if len(data) > _PIECE:
+            del data[: os.write(1, data)]
+    while data:
+        del data[: os.write(1, data)]
 
 
 _BOOTSTRAP = (
