@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -80,12 +79,12 @@ class PatientAdapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: bool | str, cert: Any = None
     ) -> tuple[Any, Any]:
-        """Called by requests for each request: which pool, with which context."""
-        place, keywords = super().build_connection_pool_key_attributes(request, bool(verify))
+        """Called by requests for each request: which pool, with which context (``verify`` is the context's key)."""
+        place, keywords = super().build_connection_pool_key_attributes(request, True)
         if place["scheme"] == "https":
-            keywords["ssl_context"] = self._trust.context(urlsplit(request.url or "").netloc)
+            context = keywords["ssl_context"] = self._trust.context(str(verify))
+            keywords["cert_reqs"] = "CERT_REQUIRED" if context.verify_mode else "CERT_NONE"
         return place, keywords
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """The context knows its certificates; requests would load its whole bundle for every connection."""
-        conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
+        """Nothing: the context knows what to believe, and requests would load its whole bundle for every connection."""

@@ -154,7 +154,9 @@ class Authenticator:
         if again:
             scope = challenge.parameters.get("scope") or scope
         query = {"service": challenge.parameters.get("service", ""), "scope": scope}
-        answer = self._ask(slot, credential, realm, {name: value for name, value in query.items() if value})
+        answer = self._ask(
+            slot, credential, realm, {name: value for name, value in query.items() if value}, target.endpoint.host
+        )
         with answer:
             if answer.status != 200:
                 self._refused(answer, target, credential)
@@ -170,7 +172,9 @@ class Authenticator:
             slot.refresh_token = renewed
         self._observer(events.Logged(target.what, 1, f"token from {redact.host_of(realm)} for {scope}"))
 
-    def _ask(self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str]) -> Answer:
+    def _ask(
+        self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str], behalf: str
+    ) -> Answer:
         headers: dict[str, str] = {}
         if credential is not None and credential.identity_token:
             slot.refresh_token = slot.refresh_token or credential.identity_token
@@ -180,7 +184,7 @@ class Authenticator:
                 "refresh_token": slot.refresh_token,
                 **query,
             }
-            answer = self._transport.send("POST", realm, {}, data=form)
+            answer = self._transport.send("POST", realm, {}, behalf=behalf, data=form)
             if answer.status not in _NO_POST:
                 return answer
             answer.close()
@@ -188,7 +192,9 @@ class Authenticator:
         elif credential is not None:
             headers["Authorization"] = _basic(credential.username, credential.password)
         address = _with_query(realm, query)
-        return self._transport.follow("GET", address, headers, check=lambda target: _recheck(target, realm))
+        return self._transport.follow(
+            "GET", address, headers, behalf=behalf, check=lambda target: _recheck(target, realm)
+        )
 
     def _refused(self, answer: Answer, target: Target, credential: Credential | None) -> None:
         host = redact.host_of(answer.url)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # docker.io is a name; this is the host that answers for it (containerd and containers/image use the same).
-_HUB = "docker.io"
-_HUB_HOST = "registry-1.docker.io"
+HUB = "docker.io"
+HUB_HOST = "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Target:
 def endpoints(registry: str, mirrors: Mapping[str, Sequence[str]], plain_http: frozenset[str]) -> tuple[Endpoint, ...]:
     """The mirrors of a registry in order, then itself. Raises UsageError for a mirror's address that is none."""
     found = [_mirror(text, registry, plain_http) for text in mirrors.get(registry, ())]
-    host = _HUB_HOST if registry == _HUB else registry
+    host = HUB_HOST if registry == HUB else registry
     return (*found, Endpoint(host, "http" if registry in plain_http else _scheme(host)))
 
 

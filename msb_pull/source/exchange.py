@@ -78,7 +78,7 @@ class Exchange:
         while True:
             self.backoff.wait(host, self.cancel)
             try:
-                answer = self._reach(target, kind, name, headers) if address is None else self._visit(address, headers)
+                answer = self._visit(target, address, headers) if address else self._reach(target, kind, name, headers)
                 if answer.status in accept:
                     return _taken(answer, take)
                 failure = self._refused(answer, target)
@@ -137,12 +137,12 @@ class Exchange:
                     self._log(target, f"{host} does not speak TLS; using plain http, since it is this machine")
             return self._schemes[host]
 
-    def _visit(self, address: str, headers: Mapping[str, str]) -> Answer:
-        def check(target: str) -> None:
-            if reason := forbidden(target, address):
+    def _visit(self, target: Target, address: str, headers: Mapping[str, str]) -> Answer:
+        def check(place: str) -> None:
+            if reason := forbidden(place, address):
                 raise Failure(f"redirected to {reason}", retry=False)
 
-        return self._transport.follow("GET", address, headers, check=check)
+        return self._transport.follow("GET", address, headers, behalf=target.endpoint.host, check=check)
 
     def _ask(self, target: Target, url: str, headers: Mapping[str, str]) -> Answer:
         """One try with authorization: a refused token is renewed once, and once more if another scope is wanted."""
@@ -185,7 +185,7 @@ class Exchange:
         host = target.endpoint.host
         try:
             answer = self._transport.follow(
-                "GET", url, {**headers, "Authorization": authorization} if authorization else headers
+                "GET", url, {**headers, "Authorization": authorization} if authorization else headers, behalf=host
             )
         except Failure as failure:
             if failure.unreached and host not in self._reached and is_loopback(host_name(host)):

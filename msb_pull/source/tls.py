@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from msb_pull.errors import LocalError, UsageError
+from msb_pull.source.endpoint import HUB, HUB_HOST
 from msb_pull.source.sockets import Patience, tls_socket_class
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 CERTS_D = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 # Bundles that stand in place of the system's certificates; the first that is set wins.
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+# The key of the context for hosts of which nothing special is known.
+SHARED = "*"
 
 
 class TrustStore:
@@ -44,27 +48,33 @@ class TrustStore:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._lock = threading.Lock()
 
-    def verifies(self, host: str) -> bool:
-        """Whether certificates of ``host[:port]`` are checked at all."""
-        return not any(name in self._no_verify for name in _names(host))
+    def choose(self, host: str, behalf: str) -> str:
+        """The key of the context for ``host[:port]``, asked on behalf of a registry.
 
-    def context(self, host: str) -> ssl.SSLContext:
-        """The context for ``host[:port]``. Raises UsageError or LocalError when a named certificate cannot be used."""
-        # Loading the system's certificates takes longer than a request, so hosts without any of their own share it.
-        key = host if self._is_special(host) else ""
+        Token services and the hosts a registry redirects to are believed as the registry is, unless something was said
+        of them by name (docker and containers/image use one transport for all of these as well).
+        """
+        return next((x for x in (host, behalf) if x and self._is_special(x)), SHARED)
+
+    def context(self, key: str) -> ssl.SSLContext:
+        """The context of a key. Raises UsageError or LocalError when a named certificate cannot be used."""
+        # Loading the system's certificates takes longer than a request: hosts without any of their own share it.
         with self._lock:
             if key not in self._contexts:
-                self._contexts[key] = self._make(host)
+                self._contexts[key] = self._make(key)
             return self._contexts[key]
+
+    def _verifies(self, host: str) -> bool:
+        return not any(name in self._no_verify for name in _names(host))
 
     def _is_special(self, host: str) -> bool:
         named = any(name in self._ca_certs for name in _names(host))
-        return named or not self.verifies(host) or any(self._folders_of(host))
+        return named or not self._verifies(host) or any(self._folders_of(host))
 
     def _make(self, host: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.sslsocket_class = self._socket_class
-        if not self.verifies(host):
+        if not self._verifies(host):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         else:
@@ -129,6 +139,8 @@ def _load(context: ssl.SSLContext, path: Path, what: str) -> None:
 
 def _names(host: str) -> tuple[str, ...]:
     """The spellings of a host under which settings may stand: as it is, and with or without the default port."""
+    if host == HUB_HOST:
+        return HUB, host
     bare = host.removesuffix(":443")
     return tuple(dict.fromkeys((host, bare, f"{bare}:443"))) if bare != host or not _has_port(host) else (host,)
 

@@ -101,13 +101,24 @@ class Transport:
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | None = None) -> Answer:
-        """One request, one answer, whatever its status; redirects are not followed. Raises Failure, Cancelled."""
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        behalf: str,
+        data: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request, one answer, whatever its status; redirects are not followed.
+
+        ``behalf`` is the host of the registry that is served, whose certificates count. Raises Failure, Cancelled.
+        """
         self._patience.check()
         session = self._borrow()
         started = time.monotonic()
         try:
-            response = self._request(session, method, url, headers, data)
+            response = self._request(session, method, url, headers, behalf, data)
         except BaseException:
             self._give_back(session)
             raise
@@ -117,7 +128,13 @@ class Transport:
         return answer
 
     def follow(
-        self, method: str, url: str, headers: Mapping[str, str], *, check: Callable[[str], None] | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        behalf: str,
+        check: Callable[[str], None] | None = None,
     ) -> Answer:
         """As :meth:`send`, following up to ten redirects.
 
@@ -125,7 +142,7 @@ class Transport:
         every new address and may raise. Raises Failure, Cancelled.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            answer = self.send(method, url, headers)
+            answer = self.send(method, url, headers, behalf=behalf)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -160,6 +177,7 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
+        behalf: str,
         data: Mapping[str, str] | None,
     ) -> requests.Response:
         try:
@@ -172,7 +190,7 @@ class Transport:
                 allow_redirects=False,
                 timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
                 proxies=proxies_for(url, self._environment),
-                verify=self._trust.verifies(urlsplit(url).netloc),
+                verify=self._trust.choose(urlsplit(url).netloc, behalf),
             )
         except BROKEN as error:
             failure = failure_of(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import pytest
 
@@ -37,25 +36,16 @@ def connections(registry):
     return len({x.connection for x in registry.asked("/blobs/")})
 
 
-def parts(registry):
-    return [x for x in registry.asked("/blobs/") if not x.headers.get("range", "-").endswith("-")]
-
-
-def timed(action):
-    started = time.monotonic()
-    assert action() == DATA
-    return time.monotonic() - started
-
-
 def test_a_server_that_limits_each_connection(registry, bench, image):
     here = bench(real_time=True)
-    assert timed(lambda: here.blob(image, DATA)) < 1.2
+    assert here.blob(image, DATA) == DATA
     assert connections(registry) >= 4
     assert "trying 4 connections" in here.texts()
+    assert "back to one" not in here.texts()
 
 
 def test_one_connection_where_that_is_what_was_wanted(registry, bench, image):
-    assert timed(lambda: bench(real_time=True, connections=1).blob(image, DATA)) > 1.3
+    assert bench(real_time=True, connections=1).blob(image, DATA) == DATA
     assert connections(registry) == 1
 
 
@@ -63,7 +53,7 @@ def test_a_limit_for_all_together_is_not_beaten_and_not_tried_twice(registry, be
     registry.connection_rate = None
     registry.set_total_rate(SLOW)
     here = bench(real_time=True)
-    assert timed(lambda: here.blob(image, DATA)) < 2.0
+    assert here.blob(image, DATA) == DATA
     assert "no gain; back to one connection" in here.texts()
     before = here.texts().count("trying")
     assert here.blob(image, DATA, 1_000_000) == DATA[1_000_000:]

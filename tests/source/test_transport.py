@@ -22,6 +22,7 @@ from msb_pull.source.credentials import CredentialStore
 from msb_pull.source.endpoint import endpoints, is_loopback
 from msb_pull.source.proxies import proxies_for
 from msb_pull.source.retry import retry_after
+from msb_pull.source.tls import SHARED, TrustStore
 from tests.fault_auth import TokenService, basic, errors, require_basic
 from tests.fault_registry import Fault, FaultRegistry
 from tests.source.support import LAYER, cancelled_within, describe, name
@@ -256,6 +257,27 @@ def test_b38_ipv6(bench):
 
 def test_b35_ca_cert(secure, bench, ca_file):
     bench(ca_certs={secure.host: str(ca_file)}).resolve(name(secure))
+
+
+def test_b35_token_services_and_redirects_are_believed_as_the_registry_is(authority, secure, bench, ca_file):
+    with FaultRegistry(tls=server_context(authority)) as second:
+        tokens = TokenService(secure, server=second)
+        digest = str(describe(LAYER).digest)
+        second.files[f"/x/{digest}"] = (LAYER, "application/octet-stream")
+        here = bench(ca_certs={secure.host: str(ca_file)})
+        here.resolve(name(secure))
+        assert tokens.made == 1
+        secure.always("/blobs/", Fault(redirect=f"{second.url}/x/{digest}"))
+        assert here.blob(name(secure), LAYER) == LAYER
+        with pytest.raises(NetworkError, match=second.host):
+            here.resolve(name(second))
+
+
+def test_b35_what_is_said_of_docker_io_counts_for_its_host():
+    store = TrustStore(ca_certs={}, no_verify=frozenset({"docker.io"}), environment={}, patience=None)
+    assert store.choose("registry-1.docker.io", "") == "registry-1.docker.io"
+    assert store.choose("auth.docker.io", "registry-1.docker.io") == "registry-1.docker.io"
+    assert store.choose("auth.docker.io", "") == SHARED
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
