@@ -168,7 +168,11 @@ def _removed_document(plan: PrunePlan, *, dry_run: bool) -> dict[str, Any]:
         "status": "ok",
         "dry_run": dry_run,
         "images": list(plan.images),
-        "layers": [{"digest": layer.name, "size_bytes": layer.size} for layer in plan.layers],
+        # A layer that looks different on another base has a name of its own: its digest, "+", a part of that base's.
+        "layers": [
+            {"name": layer.name, "digest": layer.name.partition("+")[0], "size_bytes": layer.size}
+            for layer in plan.layers
+        ],
         "files": [{"name": file.name, "size_bytes": file.size} for file in (*plan.partials, *plan.records)],
         "leftovers": plan.leftovers,
         "freed_bytes": plan.size,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -229,11 +229,17 @@ def test_what_must_answer_at_once_loads_nothing_heavy():
 
 @pytest.mark.parametrize("words", [["--version"], ["__complete", "images", "u"]])
 def test_start_is_quick(words):
+    """By processor time, since other work on the machine may take any share of the clock."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     times = []
     for _ in range(5):
-        started = time.perf_counter()
-        run(*words)
-        times.append(time.perf_counter() - started)
+        before = spent()
+        assert run(*words).returncode == 0
+        times.append(spent() - before)
     assert min(times) < 0.15
 
 

@@ -136,7 +136,10 @@ def test_prune_as_json(run):
         "status": "ok",
         "dry_run": True,
         "images": [NAME],
-        "layers": [{"digest": LAYERS[0], "size_bytes": 16835}, {"digest": LAYERS[1], "size_bytes": 93}],
+        "layers": [
+            {"name": LAYERS[0], "digest": LAYERS[0], "size_bytes": 16835},
+            {"name": LAYERS[1], "digest": LAYERS[1], "size_bytes": 93},
+        ],
         "files": [],
         "leftovers": 0,
         "freed_bytes": 16928,
