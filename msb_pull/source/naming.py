@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BARE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _ENDINGS = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".tar", ".oci")
+_MAX_SHOWN = 120
 _GIVE_A_NAME = "give it a name with --as NAME"
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ def ambiguous(label: str, images: Sequence[Named[T]]) -> UsageError:
 
 def listed(images: Sequence[Named[T]]) -> str:
     """What the images are called, at most twenty of them."""
-    words = sorted({word for image in images for word in image.words})
+    words = sorted({word[:_MAX_SHOWN] for image in images for word in image.words})
     unnamed = sum(not image.words for image in images)
     if unnamed:
         words.append(f"{unnamed} without a name")

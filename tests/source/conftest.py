@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 
 from tests.fault_registry import FaultRegistry
+from tests.source.local import Local
 from tests.source.support import make_bench
 
 
@@ -38,3 +40,18 @@ def bench():
         item.client.close()
     # A socket that nobody closed is reported as an error when it is collected: do that in the test that is to blame.
     gc.collect()
+
+
+@pytest.fixture
+def local(tmp_path):
+    """Opens local sources with a scratch folder, in which nothing may be left; every file must be closed again."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    before = len(os.listdir("/dev/fd"))
+    opener = Local(scratch)
+    yield opener
+    for source in opener.opened:
+        source.close()
+        source.close()
+    assert os.listdir(scratch) == []
+    assert len(os.listdir("/dev/fd")) == before
