@@ -737,3 +737,13 @@ def test_b44_warnings_of_the_registry_are_shown_once(registry, bench, image):
 )  # fmt: skip
 def test_b23_redacted_addresses(address, shown):
     assert redact.url(address) == shown
+
+
+def test_b40_docker_hub_without_a_name_is_told_to_log_in(bench, other, monkeypatch):
+    """B40: reached through a proxy, since the tests stay on this machine."""
+    monkeypatch.setenv("http_proxy", other.url)
+    other.always("", Fault(status=429, headers={"Retry-After": "21600"}, body=errors("TOOMANYREQUESTS")))
+    with pytest.raises(NetworkError) as caught:
+        bench(plain_http=frozenset({"docker.io"})).resolve("ubuntu:22.04")
+    assert other.requests[0].headers["host"] == "registry-1.docker.io"
+    assert "docker login" in caught.value.hint
