@@ -115,6 +115,9 @@ def _chunks(handle: int, label: str, cancel: threading.Event) -> Iterator[bytes]
             continue
         except OSError as error:
             raise unreadable(error, label) from error
+        if cancel.is_set():
+            # Ctrl-C ends the program before the pipe as well: its end is not the end of the archive.
+            raise Cancelled("interrupted")
         if not chunk:
             return
         yield chunk
