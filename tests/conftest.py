@@ -93,5 +93,10 @@ def program() -> list[str]:
 
 
 def program_environment(**more: str) -> dict[str, str]:
-    """The clean environment of the test with the checkout on Python's path; for subprocesses."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **more}
+    """The clean environment of the test with the checkout on Python's path; for subprocesses.
+
+    Another HOME is another user's: the folders of this one are not for it.
+    """
+    of_user = ("XDG_", "MICROSANDBOX_HOME") if "HOME" in more else ()
+    kept = {name: value for name, value in os.environ.items() if not (of_user and name.startswith(of_user))}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
