@@ -230,6 +230,8 @@ class Folders:
                 self._warn(f'"{printable(folder.below(part))}" was a file and became a directory')
                 self.remove(folder, part)
                 folder = self._make(folder, part)
+                # The file replaced what lies below, so nothing there says how this directory looks.
+                del self.implied[folder.path]
         return folder
 
     def _make(self, folder: Folder, name: bytes) -> Folder:

@@ -167,8 +167,7 @@ class TreeWriter:
             folder, fresh = self._make_directory(entry, path, mode)
         if not fresh or not self._exact_modes:
             os.fchmod(folder.descriptor, mode)
-        if not fresh:
-            self._folders.implied.pop(folder.path, None)
+        self._folders.implied.pop(folder.path, None)
         if self._xattrs:
             if not fresh:
                 _clear_attributes(folder.descriptor)

@@ -259,6 +259,12 @@ def test_a24_symlinks_that_lead_nowhere_are_replaced(stack, target):
     assert settled.moved == []
 
 
+def test_a24_a_file_of_the_layer_itself_ends_the_symlink_below(stack):
+    stack.add(symlink(b"lib", b"usr/lib"))
+    settled = stack.add(reg(b"lib", b"a file"), reg(b"lib/x", b"x"))
+    assert (tree(stack.top()), settled.moved) == ({"lib": "/", "lib/x": "x"}, [])
+
+
 def test_a24_a_dangling_symlink_gets_its_directory(stack):
     stack.add(symlink(b"lib", b"new/place"))
     settled = stack.add(reg(b"lib/x", b"x"))

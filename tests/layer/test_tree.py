@@ -357,7 +357,14 @@ def test_a30_a_file_used_as_a_parent_becomes_a_directory(layer):
     report = extract(layer, reg(b"nondir", b"x"), reg(b"nondir/foo/bar", b"y"))
     assert tree(layer) == {"nondir": "/", "nondir/foo": "/", "nondir/foo/bar": "y"}
     assert report.warnings == ['"nondir" was a file and became a directory']
-    assert report.implied == [b"", b"nondir", b"nondir/foo"]
+    assert report.implied == [b"", b"nondir/foo"]
+
+
+def test_a30_a_directory_made_by_its_entry_after_others(layer):
+    """Implied first, then a symlink, then a directory of its own: the last one says how it looks."""
+    report = extract(layer, reg(b"c/a"), symlink(b"c", b"x"), directory(b"c", mode=0o700), reg(b"c/d/e"))
+    assert override(layer / "c") == "0:0:040700"
+    assert report.implied == [b"", b"c/d"]
 
 
 def test_a31_a_directory_that_is_a_symlink_for_a_while(layer):
