@@ -15,12 +15,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
 REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
 KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
+
+
+# A machine that is busy with other things must not fail a property.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
 
 
 class OutsideLoopback(OSError):
