@@ -54,6 +54,8 @@ def pull_image(
     def warn(text: str) -> None:
         observer(events.Warned(argument.text, text))
 
+    if argument.reference is not None and argument.reference.doubt is not None:
+        warn(argument.reference.doubt)
     opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn, cancel=cancel)
     with contextlib.closing(opened) as source:
         observer(events.Resolving(argument.text))

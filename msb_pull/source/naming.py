@@ -16,6 +16,7 @@ _BARE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _ENDINGS = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".tar", ".oci")
 _MAX_SHOWN = 120
 _GIVE_A_NAME = "give it a name with --as NAME"
+_CHOOSE_A_NAME = "choose one after the path, like PATH:NAME, or give it another with --as NAME"
 
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ def recorded_name(label: str, given: str | None, images: Sequence[Named[T]]) -> 
     if len(names) == 1:
         return next(iter(names.values()))
     if names:
-        raise UsageError(f"{label}: it has several names", cause=", ".join(sorted(names)[:20]), hint=_GIVE_A_NAME)
+        raise UsageError(f"{label}: it has several names", cause=", ".join(sorted(names)[:20]), hint=_CHOOSE_A_NAME)
     words = listed(images)
     cause = f"what it is called there is no name of an image: {words}" if any(x.words for x in images) else None
     raise UsageError(f"{label}: the image carries no name", cause=cause, hint=_GIVE_A_NAME)
