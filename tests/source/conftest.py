@@ -54,4 +54,5 @@ def local(tmp_path):
         source.close()
         source.close()
     assert os.listdir(scratch) == []
-    assert len(os.listdir("/dev/fd")) == before
+    # Fewer is possible: what an earlier test left behind may be collected in this one.
+    assert len(os.listdir("/dev/fd")) <= before
