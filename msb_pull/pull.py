@@ -76,7 +76,10 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
 
     An image that only Microsandbox has recorded has no digest and no proof: it counts for ``never`` alone.
     """
-    reference = argument.reference or (Reference.parse(options.name) if options.name else None)
+    reference = argument.reference
+    if reference is None and options.policy is Policy.NEVER and options.name:
+        # A folder or archive may have changed, and looking costs no request: only `never` takes the store's word.
+        reference = Reference.parse(options.name)
     if reference is None or not store.database_path.exists():
         return None
     with Database.open(store.database_path, create=False) as database:

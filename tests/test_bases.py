@@ -44,7 +44,7 @@ class World:
             argument,
             self.store,
             no_registry,
-            PullOptions(policy=Policy.ALWAYS, name=f"localhost/{name}:1", **options),
+            PullOptions(**{"policy": Policy.ALWAYS, "name": f"localhost/{name}:1", **options}),
             observer=events.ignore,
             cancel=threading.Event(),
         )
@@ -115,3 +115,11 @@ def test_a26_removing_one_image_keeps_the_other(world):
     assert world.owner(second) == "0:0:040755"
     assert world.verdicts() == {Verdict.PROVEN}
     assert not world.pull("two", BASES["two"], SHARED).changed
+
+
+def test_a_rebuilt_folder_is_pulled_again_under_its_name(world):
+    first = world.pull("one", BASES["one"], policy=Policy.MISSING)
+    (world.folder / "one").rename(world.folder / "old")
+    second = world.pull("one", BASES["two"], policy=Policy.MISSING)
+    assert second.digest != first.digest
+    assert not world.pull("one", BASES["two"], policy=Policy.MISSING).changed
