@@ -227,7 +227,8 @@ class Transfer:
             tar_bytes=fetched.tar_bytes,
             chain=layer.chain,
         ).save(fetched.staging.notes)
-        for warning in report.warnings:
+        self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
+        for warning in (*report.warnings, *settled.warnings):
             self._observer(events.Warned(self._name, f"layer {layer.digest.short}: {warning}"))
         self._store.publish(fetched.staging, layer.key, replace=True)
         if self._source.remote:
