@@ -22,7 +22,6 @@ from msb_pull.store.keys import LayerKey
 from msb_pull.store.rows import ImageRecord
 
 if TYPE_CHECKING:
-
     from pathlib import Path
 
     from msb_pull.events import Observer

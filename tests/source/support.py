@@ -87,9 +87,7 @@ class Bench:
         return [x.text for x in self.of(events.Warned)]
 
 
-def make_bench(
-    credentials: CredentialStore | None = None, *, real_time: bool = False, **options: Any
-) -> Bench:
+def make_bench(credentials: CredentialStore | None = None, *, real_time: bool = False, **options: Any) -> Bench:
     """A client that must be closed (see the fixture ``bench``)."""
     fake, cancel, seen = FakeTime(), threading.Event(), []
     client = RegistryClient(

@@ -238,7 +238,7 @@ def test_b28_not_found_is_no_trouble(home):
     [
         ("echo garbage-secret", "not JSON"),
         ("echo '[]'", "no Username"),
-        ("echo '{\"Username\": 5, \"Secret\": \"garbage-secret\"}'", "no Username"),
+        ('echo \'{"Username": 5, "Secret": "garbage-secret"}\'', "no Username"),
         ("echo garbage-secret; exit 1", "status 1"),
         ("kill -9 $$", "status -9"),
     ],

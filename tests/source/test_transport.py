@@ -481,7 +481,9 @@ def test_an_address_that_does_not_answer_is_joined_by_the_next(registry, bench, 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     with silent_server("127.0.0.2") as silent:
         started = time.monotonic()
-        bench(plain_http=frozenset({f"two.localhost:{registry.port}"})).resolve(f"two.localhost:{registry.port}/acme/app:1")
+        bench(plain_http=frozenset({f"two.localhost:{registry.port}"})).resolve(
+            f"two.localhost:{registry.port}/acme/app:1"
+        )
     assert 0.2 < time.monotonic() - started < 2
 
 
