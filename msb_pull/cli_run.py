@@ -120,7 +120,7 @@ class Run:
     def filled_store(self) -> Store | None:
         """The store, ready to be locked; None where there is none. Asking for one must not make one."""
         store = self.store(create=False)
-        return self.store() if store.database_path.exists() else None
+        return self.store() if store.has_images else None
 
     def warn(self, text: str) -> None:
         """Tells the person something, once."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.errors import NotFoundError, UsageError
 from msb_pull.layer.record import Notes
 from msb_pull.merge import ListedFile, merge
-from msb_pull.store.database import Database
 from msb_pull.store.store import LayerState
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def list_images(store: Store, selection: Selection, sort: str) -> list[ListedIma
     """The images that ``selection`` takes; by name, by size (largest first) or by time (newest first)."""
     if sort not in SORTS:
         raise UsageError(f"--sort: {sort!r} is not one of {', '.join(SORTS)}")
-    with Database.open(store.database_path, create=False) as database:
+    with store.database(create=False) as database:
         stored = database.images()
     known: dict[LayerKey, bool] = {}
     images = [_listed(image, store, known) for image in stored if selection.takes(image, store)]
@@ -152,7 +151,7 @@ def list_files(store: Store, reference: Reference) -> list[ListedFile]:
 
 def find_image(store: Store, reference: Reference) -> StoredImage:
     """The row of one image; raises NotFoundError, with the nearest name as the hint."""
-    with Database.open(store.database_path, create=False) as database:
+    with store.database(create=False) as database:
         image = database.find(str(reference))
         known = [] if image is not None else database.references()
     if image is not None:

@@ -11,7 +11,6 @@ from msb_pull import events
 from msb_pull.errors import ContentError, NotFoundError, local_error
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.layer.record import Notes
-from msb_pull.store.database import Database
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.store import LayerState
 
@@ -63,7 +62,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     Left alone: images that only another program has recorded, every layer that a remaining row reaches, and every
     directory without a record of ours.
     """
-    with Database.open(store.database_path, create=False) as database:
+    with store.database(create=False) as database:
         stored = database.images()
     doomed = {
         image.reference
@@ -88,9 +87,9 @@ def apply_prune(
     """
     with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel, wait=wait):
         if plan.images:
-            with Database.open(store.database_path, create=True) as database:
+            with store.database(create=True) as database:
                 database.remove(plan.images)
-        with Database.open(store.database_path, create=False) as database:
+        with store.database(create=False) as database:
             reached = database.layer_digests()
         layers = tuple(x for x in plan.layers if x.name not in reached)
         for layer in layers:
@@ -109,7 +108,7 @@ def remove_images(store: Store, references: Sequence[str], *, observer: Observer
     """
     with (
         store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel),
-        Database.open(store.database_path, create=store.database_path.exists()) as database,
+        store.database(create=store.has_images) as database,
     ):
         mine: dict[str, LayerKey] = {}
         for reference in references:

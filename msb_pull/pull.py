@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from msb_pull.errors import NetworkError, NotFoundError
 from msb_pull.image.reference import Reference
 from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
-from msb_pull.store.database import Database, StoredImage
 
 if TYPE_CHECKING:
     import threading
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from msb_pull.events import Observer
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.registry import RegistryClient
+    from msb_pull.store.database import StoredImage
     from msb_pull.store.store import Store
 
 __all__ = ["LayerOutcome", "Policy", "PullOptions", "PullResult", "find_local", "pull_image"]
@@ -80,9 +80,9 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if reference is None and options.policy is Policy.NEVER and options.name:
         # A folder or archive may have changed, and looking costs no request: only `never` takes the store's word.
         reference = Reference.parse(options.name)
-    if reference is None or not store.database_path.exists():
+    if reference is None or not store.has_images:
         return None
-    with Database.open(store.database_path, create=False) as database:
+    with store.database(create=False) as database:
         image = database.find(str(reference))
     if image is None:
         return None

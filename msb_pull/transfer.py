@@ -17,7 +17,6 @@ from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import Settled, derive_again, settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
-from msb_pull.store.database import Database
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.rows import ImageRecord
 
@@ -248,7 +247,7 @@ class Transfer:
     def _record(self) -> None:
         resolved = self._resolved
         keys = {layer.digest: layer.key for layer in self._layers}
-        with Database.open(self._store.database_path, create=True) as database:
+        with self._store.database(create=True) as database:
             database.record(
                 ImageRecord(
                     reference=self._name,

@@ -15,7 +15,6 @@ from msb_pull.errors import Cancelled, ContentError, NotFoundError
 from msb_pull.layer.check import Damage, check_content, check_tree
 from msb_pull.layer.expected import expected_tree
 from msb_pull.layer.record import Notes
-from msb_pull.store.database import Database, StoredImage
 from msb_pull.store.store import LayerState
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from msb_pull.events import Observer
     from msb_pull.plan import PullOptions
     from msb_pull.source.registry import RegistryClient
-    from msb_pull.store.database import StoredLayer
+    from msb_pull.store.database import StoredImage, StoredLayer
     from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
 
@@ -171,7 +170,7 @@ def _fetch_again(
 
 def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
     """The named images as recorded, all of them when none is named; raises NotFoundError."""
-    with Database.open(store.database_path, create=False) as database:
+    with store.database(create=False) as database:
         if not references:
             return database.images()
         images = []

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msb_pull.errors import LocalError, local_error
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
+from msb_pull.store.connect import DamagedDatabase, connect, trouble
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.rows import ImageRecord, write_image
-from msb_pull.store.schema import MIGRATIONS, OWN_TABLE, REQUIRED, TABLES
+from msb_pull.store.rows import ImageRecord, stored_platform, write_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-_BUSY_SECONDS = 30
+    from msb_pull.store.backup import Backup
+    from msb_pull.store.layer_rows import Run
+
+__all__ = ["Database", "ImageRecord", "StoredImage", "StoredLayer"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,10 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts."""
+    """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts.
+
+    ``shared`` says that another program has rows for the image, be it all of them or some beside ours.
+    """
 
     reference: str
     digest: Digest | None
@@ -53,35 +59,38 @@ class StoredImage:
     size_bytes: int
     pulled_at: datetime
     source: str | None
+    shared: bool = False
 
 
 class Database:
-    """One connection. A context manager; every change is one transaction."""
+    """One connection, for one thread. A context manager; every change is one transaction.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Every method raises LocalError when the file cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        *,
+        backup: Backup | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+        repair: Callable[[DamagedDatabase], sqlite3.Connection] | None = None,
+    ) -> None:
         self._connection = connection
+        self._path = path
+        self._backup = backup
+        self._warn = warn
+        self._repair = repair
 
     @classmethod
     def open(cls, path: Path, *, create: bool, warn: Callable[[str], None] = lambda text: None) -> Database:
-        """Opens ``oci.db``; with ``create`` it is made where it is missing, else it is opened for reading.
+        """Opens ``oci.db`` by itself; with ``create`` it is made where it is missing, else opened for reading.
 
-        A file that is no database is moved aside with a dated name, and ``warn`` is told. Raises LocalError for one
-        whose tables belong to another program.
+        :meth:`Store.database` does more: it keeps the files from which a lost database is made anew. Raises
+        LocalError for a damaged file, and for one whose tables belong to another program.
         """
-        try:
-            return cls(_connect(path, create=create))
-        except sqlite3.DatabaseError as error:
-            if not create or isinstance(error, sqlite3.OperationalError):
-                raise _trouble(path, error) from error
-        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        warn(f"{path} was damaged; it was moved to {aside.name} and made anew")
-        try:
-            return cls(_connect(path, create=True))
-        except sqlite3.DatabaseError as error:
-            raise _trouble(path, error) from error
+        return cls(connect(path, create=create), path, warn=warn)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -95,170 +104,150 @@ class Database:
 
     def record(self, image: ImageRecord) -> None:
         """Writes image, manifest, config, layers and links in one transaction; an older manifest of the name goes."""
-        with self._transaction() as run:
-            write_image(run, image)
+
+        def work(run: Run) -> bool:
+            ordered = write_image(run, image)
+            if self._backup is not None:
+                self._backup.save(image)
+            return ordered
+
+        if not self._change(work):
+            self._warn(
+                f"{image.reference}: Microsandbox will stack its layers in another order, since it keeps one order "
+                "for all images, and another image has the same layers the other way round"
+            )
 
     def find(self, reference: str) -> StoredImage | None:
         """The image recorded under a canonical reference."""
-        rows = self._connection.execute(f"{_SELECT} WHERE i.reference = ?", (reference,)).fetchall()
-        return self._image(rows[0]) if rows else None
+
+        def work(run: Run) -> StoredImage | None:
+            rows = run(f"{_SELECT} WHERE i.reference = ?", (reference,)).fetchall()
+            return _image(run, rows[0], {}) if rows else None
+
+        return self._ask(work)
 
     def images(self) -> list[StoredImage]:
-        """All images, those of Microsandbox included, by reference."""
-        rows = self._connection.execute(f"{_SELECT} ORDER BY i.reference").fetchall()
-        return [self._image(row) for row in rows]
+        """All images, those of Microsandbox included, by reference; an unreadable one is left out with a warning."""
+
+        def work(run: Run) -> list[StoredImage]:
+            found = []
+            known: dict[str, tuple[StoredLayer, ...]] = {}
+            for row in run(f"{_SELECT} ORDER BY i.reference").fetchall():
+                try:
+                    found.append(_image(run, row, known))
+                except LocalError as error:
+                    self._warn(error.message)
+            return found
+
+        return self._ask(work)
 
     def references(self) -> list[str]:
         """The names of all images, without the cost of their facts."""
-        return [text for (text,) in self._connection.execute("SELECT reference FROM images ORDER BY reference")]
+        return self._ask(
+            lambda run: [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
+        )
 
     def remove(self, references: Sequence[str]) -> None:
-        """Forgets images, and the rows of layers that no manifest reaches any more."""
-        with self._transaction() as run:
+        """Forgets images, and the rows of their layers that nothing else reaches."""
+
+        def work(run: Run) -> None:
+            mine = [_digests(run, reference) for reference in references]
             for reference in references:
                 run("DELETE FROM images WHERE reference = ?", (reference,))
-                run("DELETE FROM msb_pull_images WHERE reference = ?", (reference,))
-            run("DELETE FROM layers WHERE id NOT IN (SELECT layer_id FROM manifest_layers)", ())
+            _delete_layers(run, set().union(*mine))
+
+        self._change(work)
+        if self._backup is not None:
+            for reference in references:
+                with self._local_trouble():
+                    self._backup.remove(reference)
+
+    def forget_layers(self, digests: Iterable[str]) -> None:
+        """Removes the rows of layers whose directories are gone, where nothing reaches them."""
+        self._change(lambda run: _delete_layers(run, set(digests)))
 
     def layer_digests(self) -> set[str]:
         """The names in the store of all layers that any image reaches."""
-        found = {text for (text,) in self._connection.execute(_REACHED)}
-        for (listed,) in self._connection.execute("SELECT layers_json FROM msb_pull_images"):
-            found.update(layer["key"] for layer in json.loads(listed))
-        return found
+        return self._ask(_reached)
 
-    def _image(self, row: tuple[Any, ...]) -> StoredImage:
-        image_id, reference, size, created, digest, platform, manifest, config, listed, source, pulled = row
-        layers = _own_layers(listed) if listed else self._linked_layers(image_id)
+    def _ask(self, work: Callable[[Run], _T]) -> _T:
+        """Reads; where the file turns out to be damaged it is made anew, once, if that was arranged for."""
+        try:
+            try:
+                return work(self._connection.execute)
+            except sqlite3.Error as error:
+                raise trouble(self._path, error) from error
+        except DamagedDatabase as error:
+            if self._repair is None:
+                raise
+            repair, self._repair = self._repair, None
+            self._connection.close()
+            self._connection = repair(error)
+            return self._ask(work)
+
+    def _change(self, work: Callable[[Run], _T]) -> _T:
+        def transaction(run: Run) -> _T:
+            # At once, or two writers that have both read would wait for each other.
+            run("BEGIN IMMEDIATE")
+            try:
+                # What another program left of images that it has removed.
+                run("DELETE FROM msb_pull_images WHERE reference NOT IN (SELECT reference FROM images)")
+                result = work(run)
+                run("COMMIT")
+            except BaseException:
+                # An error of SQLite may have ended the transaction already.
+                with suppress(sqlite3.Error):
+                    run("ROLLBACK")
+                raise
+            return result
+
+        with self._local_trouble():
+            return self._ask(transaction)
+
+    @contextmanager
+    def _local_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise local_error(error, self._path) from error
+
+
+# A row of ours counts while the manifest that it was written with is still the image's.
+_SELECT = """SELECT i.id, i.reference, i.size_bytes, coalesce(i.modified_at, i.created_at), o.manifest_digest,
+    o.platform, o.manifest, o.config, o.layers_json, o.source, o.pulled_at,
+    EXISTS (SELECT 1 FROM manifests m WHERE m.image_id = i.id AND m.id IS NOT o.manifest_id)
+    FROM images i LEFT JOIN msb_pull_images o ON o.reference = i.reference AND o.image_id = i.id
+    AND EXISTS (SELECT 1 FROM manifests m WHERE m.id = o.manifest_id AND m.image_id = i.id)"""
+_LINKED = """SELECT DISTINCT l.digest, l.diff_id, l.size_bytes, l.media_type FROM layers l
+    JOIN manifest_layers ml ON ml.layer_id = l.id JOIN manifests m ON m.id = ml.manifest_id
+    WHERE m.image_id = ? ORDER BY l.id"""
+_REACHED = "SELECT l.digest FROM layers l WHERE l.id IN (SELECT layer_id FROM manifest_layers)"
+_OWN = "SELECT layers_json FROM msb_pull_images WHERE reference IN (SELECT reference FROM images)"
+_CONFIG_PLATFORM = """SELECT c.os, c.architecture, c.os_variant FROM configs c
+    JOIN manifests m ON m.id = c.manifest_id WHERE m.image_id = ? ORDER BY c.id LIMIT 1"""
+
+
+def _image(run: Run, row: tuple[Any, ...], known: dict[str, tuple[StoredLayer, ...]]) -> StoredImage:
+    image_id, reference, size, changed, digest, platform, manifest, config, listed, source, pulled, shared = row
+    try:
+        if listed is None:
+            layers = _linked_layers(run, image_id)
+        elif (layers := known.get(listed, ())) == ():
+            layers = known[listed] = _own_layers(listed)
         return StoredImage(
             reference=reference,
             digest=Digest.parse(digest) if digest else None,
-            platform=Platform.parse(platform) if platform else self._config_platform(image_id),
+            platform=stored_platform(platform) if platform else _config_platform(run, image_id),
             manifest_bytes=manifest,
             config_bytes=config,
             layers=layers,
             size_bytes=size,
-            pulled_at=_parse_time(pulled or created),
+            pulled_at=_parse_time(pulled or changed),
             source=source,
+            shared=bool(shared),
         )
-
-    def _linked_layers(self, image_id: int) -> tuple[StoredLayer, ...]:
-        layers = []
-        for digest, diff_id, size, media_type in self._connection.execute(_LINKED, (image_id,)):
-            try:
-                layers.append(StoredLayer(LayerKey.parse(digest), Digest.parse(diff_id), size, media_type))
-            except InvalidDigest as error:
-                raise LocalError(f"oci.db: a layer row is damaged: {error}") from None
-        return tuple(layers)
-
-    def _config_platform(self, image_id: int) -> Platform | None:
-        row = self._connection.execute(_CONFIG_PLATFORM, (image_id,)).fetchone()
-        return Platform(row[0], row[1], row[2] or None).normalized() if row and row[0] and row[1] else None
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.execute(OWN_TABLE)
-                yield self._connection.execute
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise LocalError(f"oci.db: {error}", hint="check free space, permissions and who else uses it") from error
-
-
-_SELECT = """SELECT i.id, i.reference, i.size_bytes, i.created_at, o.manifest_digest, o.platform, o.manifest, o.config,
-    o.layers_json, o.source, o.pulled_at
-    FROM images i LEFT JOIN msb_pull_images o ON o.reference = i.reference"""
-_LINKED = """SELECT l.digest, l.diff_id, l.size_bytes, l.media_type FROM layers l
-    JOIN manifest_layers ml ON ml.layer_id = l.id JOIN manifests m ON m.id = ml.manifest_id
-    WHERE m.image_id = ? ORDER BY l.id"""
-_REACHED = "SELECT l.digest FROM layers l WHERE l.id IN (SELECT layer_id FROM manifest_layers)"
-_CONFIG_PLATFORM = """SELECT c.os, c.architecture, c.os_variant FROM configs c
-    JOIN manifests m ON m.id = c.manifest_id WHERE m.image_id = ? LIMIT 1"""
-
-
-def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
-    if create:
-        return _prepare(path, sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None))
-    if not path.exists():
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        _create_tables(connection)
-        return connection
-    try:
-        connection = _read_only(f"{path.as_uri()}?mode=ro")
-    except sqlite3.OperationalError:
-        # A database in WAL mode on a read-only file system cannot make its index; nobody else can write there either.
-        connection = _read_only(f"{path.as_uri()}?mode=ro&immutable=1")
-    if not _tables(connection):
-        connection.close()
-        return _connect(path.with_name("no such database"), create=False)
-    _check_tables(path, connection)
-    return connection
-
-
-def _read_only(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
-    # Our own table may be missing in a database that only Microsandbox has used.
-    connection.execute(
-        OWN_TABLE.replace("TABLE IF", "TEMP TABLE IF") if "msb_pull_images" not in _tables(connection) else "SELECT 1"
-    )
-    return connection
-
-
-def _prepare(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
-    try:
-        connection.execute("PRAGMA foreign_keys = ON")
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            # Some network file systems have no shared memory.
-            connection.execute("PRAGMA journal_mode = DELETE")
-        if not _tables(connection):
-            connection.execute("BEGIN IMMEDIATE")
-            if not _tables(connection):
-                _create_tables(connection)
-            connection.execute("COMMIT")
-        _check_tables(path, connection)
-        connection.execute(OWN_TABLE)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _create_tables(connection: sqlite3.Connection) -> None:
-    for statement in (*TABLES, OWN_TABLE):
-        connection.execute(statement)
-    connection.executemany(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?, ?, 1, ?, 0)",
-        [(version, description, bytes.fromhex(checksum)) for version, description, checksum in MIGRATIONS],
-    )
-
-
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _check_tables(path: Path, connection: sqlite3.Connection) -> None:
-    for table, columns in REQUIRED.items():
-        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if not columns <= there:
-            connection.close()
-            raise LocalError(
-                f"{path}: this database belongs to another program or a version that is not known",
-                cause=f"table {table} lacks {', '.join(sorted(columns - there))}",
-                hint="choose another place with --home",
-            )
-
-
-def _trouble(path: Path, error: sqlite3.Error) -> LocalError:
-    if "unable to open" in str(error) and not os.access(path.parent, os.W_OK):
-        return local_error(PermissionError(13, "Permission denied", str(path)), path.parent)
-    return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")
+    except (InvalidDigest, ValueError, KeyError, TypeError) as error:
+        raise LocalError(f"oci.db: the rows of {reference!r} are damaged: {error}") from None
 
 
 def _own_layers(listed: str) -> tuple[StoredLayer, ...]:
@@ -266,6 +255,46 @@ def _own_layers(listed: str) -> tuple[StoredLayer, ...]:
         StoredLayer(LayerKey.parse(x["key"]), Digest.parse(x["diff_id"]), x["size"], x["media_type"])
         for x in json.loads(listed)
     )
+
+
+def _linked_layers(run: Run, image_id: int) -> tuple[StoredLayer, ...]:
+    return tuple(
+        StoredLayer(LayerKey(Digest.parse(digest)), Digest.parse(diff_id), size, media_type)
+        for digest, diff_id, size, media_type in run(_LINKED, (image_id,))
+    )
+
+
+def _config_platform(run: Run, image_id: int) -> Platform | None:
+    row = run(_CONFIG_PLATFORM, (image_id,)).fetchone()
+    return Platform(row[0], row[1], row[2] or None).normalized() if row and row[0] and row[1] else None
+
+
+def _reached(run: Run) -> set[str]:
+    found = {text for (text,) in run(_REACHED)}
+    for (listed,) in run(_OWN):
+        found.update(layer["key"] for layer in json.loads(listed))
+    return found
+
+
+def _digests(run: Run, reference: str) -> set[str]:
+    """The digests of all layers of an image, of whichever program's rows."""
+    found = {
+        digest
+        for (digest,) in run(
+            "SELECT l.digest FROM layers l JOIN manifest_layers ml ON ml.layer_id = l.id "
+            "JOIN manifests m ON m.id = ml.manifest_id JOIN images i ON i.id = m.image_id WHERE i.reference = ?",
+            (reference,),
+        )
+    }
+    for (listed,) in run("SELECT layers_json FROM msb_pull_images WHERE reference = ?", (reference,)):
+        found.update(layer["key"].partition("+")[0] for layer in json.loads(listed))
+    return found
+
+
+def _delete_layers(run: Run, digests: set[str]) -> None:
+    reached = {name.partition("+")[0] for name in _reached(run)}
+    for digest in digests - reached:
+        run("DELETE FROM layers WHERE digest = ?", (digest,))
 
 
 def _parse_time(text: str | None) -> datetime:

@@ -1,9 +1,12 @@
-"""Two things the standard library does not offer: swapping two directories at once, and flushing a file system."""
+"""What the standard library does not offer: swapping two directories at once, and flushing a file system."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,33 +14,73 @@ if TYPE_CHECKING:
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_RENAME_SWAP = 2
+# What file systems and kernels say that know no swap.
+_NO_SWAP = frozenset((errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP))
+_BUSY_TRIES = 3
+
+
+def rename(old: Path, new: Path) -> None:
+    """os.rename, tried three times: indexers and virus scanners hold directories for a moment. Raises OSError."""
+    for remaining in reversed(range(_BUSY_TRIES)):
+        try:
+            os.rename(old, new)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EPERM) or not remaining:
+                raise
+            time.sleep(0.1)
 
 
 def exchange(new: Path, old: Path, *, aside: Path) -> None:
-    """Swaps two directories of one file system, so that ``old``'s name always shows one of them (renameat2).
+    """Swaps two names of one file system, so that ``old`` always shows one of both; then ``new`` is what was replaced.
 
-    Where the system cannot, ``old`` is moved to ``aside`` first. Raises OSError.
+    renameat2 on Linux, renamex_np on macOS. Where the system cannot, ``old`` is moved to ``aside`` first, so that for a
+    moment there is none. Raises OSError.
     """
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
-            return
-    os.rename(old, aside)
-    os.rename(new, old)
-
-
-def flush(path: Path) -> None:
-    """Flushes the file system that holds ``path`` to its device (syncfs, or sync where there is none)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if _swap(os.fsencode(new), os.fsencode(old)):
+        return
+    rename(old, aside)
     try:
-        if sys.platform.startswith("linux"):
-            import ctypes
+        rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
 
-            ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
-        else:
-            os.sync()
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+def flush(*folders: Path) -> None:
+    """Flushes the file system of the first folder to its device (syncfs, or sync), and each folder's own entries.
+
+    Raises OSError, also for data that could not be written earlier.
+    """
+    for position, folder in enumerate(folders):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if position == 0:
+                _flush_file_system(descriptor)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(one: bytes, other: bytes) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        result = libc.renamex_np(one, other, _RENAME_SWAP)
+    elif hasattr(libc, "renameat2"):
+        result = libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE)
+    else:
+        return False
+    number = ctypes.get_errno()
+    if result != 0 and number not in _NO_SWAP:
+        raise OSError(number, os.strerror(number), os.fsdecode(other))
+    return bool(result == 0)
+
+
+def _flush_file_system(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):
+        os.sync()
+    elif libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

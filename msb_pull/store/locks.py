@@ -8,9 +8,9 @@ import fcntl
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.errors import Cancelled, LocalError
+from msb_pull.errors import Cancelled, LocalError, local_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 _SLICE = 0.1
 _TELL_AFTER = 1.0
-_UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
+
+
+class Flag(Protocol):
+    """What is asked whether to go on: a threading.Event, or anything like one."""
+
+    def is_set(self) -> bool: ...
 
 
 class Locks:
@@ -41,44 +47,46 @@ class Locks:
         *,
         exclusive: bool,
         on_wait: Callable[[str], None],
-        cancel: threading.Event,
+        cancel: Flag,
         wait: bool = True,
     ) -> Iterator[None]:
         """Holds the lock ``name``. ``on_wait`` is told after a second for whom it waits.
 
-        Raises Cancelled, and LocalError when ``wait`` is False and somebody else holds it.
+        Where the store cannot be written to and has no such lock file, there is nobody to be kept apart from. Raises
+        Cancelled within 0.2 s, and LocalError when ``wait`` is False and somebody else holds it.
         """
+        patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
-        with self._thread_lock(name, cancel) if exclusive else contextlib.nullcontext():
-            descriptor = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._thread_lock(name, patience) if exclusive else contextlib.nullcontext():
+            descriptor = self._open(name)
             try:
-                self._acquire(descriptor, name, exclusive, on_wait, cancel, wait)
-                if exclusive:
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                if descriptor is not None:
+                    while not self._try(descriptor, exclusive):
+                        patience.wait(_holder(descriptor))
+                    _sign(descriptor)
                 yield
             finally:
-                os.close(descriptor)
+                if descriptor is not None:
+                    os.close(descriptor)
 
-    def _acquire(
-        self,
-        descriptor: int,
-        name: str,
-        exclusive: bool,
-        on_wait: Callable[[str], None],
-        cancel: threading.Event,
-        wait: bool,
-    ) -> None:
-        started = time.monotonic()
-        told = False
-        while not self._try(descriptor, exclusive):
-            if not wait:
-                raise LocalError(f"the store is in use ({_holder(descriptor)})", hint="try again without --no-wait")
-            if not told and time.monotonic() - started >= _TELL_AFTER:
-                told = True
-                on_wait(_holder(descriptor))
-            if cancel.wait(_SLICE):
-                raise Cancelled("interrupted")
+    def _open(self, name: str) -> int | None:
+        path = self._folder / f"{name}.lock"
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            try:
+                return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+            except FileNotFoundError:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise local_error(error, path) from error
+        try:
+            return os.open(path, os.O_RDONLY | flags)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise local_error(error, path) from error
 
     def _try(self, descriptor: int, exclusive: bool) -> bool:
         try:
@@ -86,7 +94,7 @@ class Locks:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             if not self._unsupported:
                 self._unsupported = True
@@ -94,19 +102,57 @@ class Locks:
         return True
 
     @contextlib.contextmanager
-    def _thread_lock(self, name: str, cancel: threading.Event) -> Iterator[None]:
+    def _thread_lock(self, name: str, patience: _Patience) -> Iterator[None]:
         with self._guard:
             lock = self._threads.setdefault(name, threading.Lock())
-        while not lock.acquire(timeout=_SLICE):
-            if cancel.is_set():
-                raise Cancelled("interrupted")
+        while not lock.acquire(blocking=False):
+            patience.wait("another image of this run")
         try:
             yield
         finally:
             lock.release()
 
 
+class _Patience:
+    """How one caller waits for one lock, be it for threads or for processes."""
+
+    def __init__(self, name: str, on_wait: Callable[[str], None], cancel: Flag, wait: bool) -> None:
+        self._name = name
+        self._on_wait = on_wait
+        self._cancel = cancel
+        self._wait = wait
+        self._started = time.monotonic()
+        self._told = False
+
+    def wait(self, holder: str) -> None:
+        """Sleeps a moment; raises Cancelled, LocalError."""
+        if not self._wait:
+            raise LocalError(f"the store is in use by {holder}", hint="try again later, or without --no-wait")
+        waited = time.monotonic() - self._started
+        if not self._told and waited >= _TELL_AFTER:
+            self._told = True
+            self._on_wait(holder)
+        # Most locks are held for a blink; the long ones can wait a little longer.
+        time.sleep(min(_SLICE, 0.005 + waited / 4))
+        if self._cancel.is_set():
+            raise Cancelled("interrupted")
+
+
+def _sign(descriptor: int) -> None:
+    """Writes down who holds the lock, for those who wait. One line, and only a courtesy: it may fail."""
+    line = f"{os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode()
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, line, 0)
+        os.ftruncate(descriptor, len(line))
+
+
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, as its holder wrote it; a shared lock has no single holder."""
-    text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-    return f"msb-pull, process {text}" if text.isdigit() else "another msb-pull"
+    """Who holds a lock, as the last one who got it wrote; of several who share one, that one may be gone."""
+    try:
+        process = int(os.pread(descriptor, 64, 0).split(maxsplit=1)[0])
+        os.kill(process, 0)
+    except PermissionError:
+        return f"msb-pull (pid {process})"
+    except (OSError, ValueError, IndexError):
+        return "another msb-pull"
+    return f"msb-pull (pid {process})"

@@ -123,8 +123,8 @@ def _insert_own(run: Run, image: ImageRecord, image_id: int, manifest_id: int) -
         for key, x, diff_id in zip(image.layer_keys, image.manifest.layers, image.config.diff_ids, strict=True)
     ]
     run(
-        "INSERT OR REPLACE INTO msb_pull_images (reference, image_id, manifest_id, manifest_digest, platform, manifest, "
-        "config, layers_json, source, pulled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO msb_pull_images (reference, image_id, manifest_id, manifest_digest, platform, "
+        "manifest, config, layers_json, source, pulled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             image.reference,
             image_id,

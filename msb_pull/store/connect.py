@@ -1,0 +1,214 @@
+"""Opens ``oci.db``: for reading, for writing, or made where it is missing, and refuses what is somebody else's."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from msb_pull.errors import LocalError, local_error
+from msb_pull.store.schema import MIGRATIONS, OWN_COLUMNS, OWN_TABLE, REQUIRED, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_BUSY_SECONDS = 30
+_DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+
+
+class DamagedDatabase(LocalError):
+    """The file is no database, or one whose pages make no sense."""
+
+
+def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connection:
+    """A connection to the database at ``path``; raises LocalError, DamagedDatabase among them.
+
+    With ``create`` it can write, and a missing file is made. Without, nothing is written: a missing file reads like
+    one without images, and a file system that cannot be written to is no obstacle.
+    """
+    try:
+        if create:
+            if not path.exists():
+                make(path)
+            return _writable(path, sync=sync)
+        return _readable(path) if path.exists() else in_memory()
+    except sqlite3.Error as error:
+        raise trouble(path, error) from error
+    except OSError as error:
+        raise local_error(error, path) from error
+
+
+def in_memory() -> sqlite3.Connection:
+    """A database without images that is nowhere on disk."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    _create_tables(connection)
+    return connection
+
+
+def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connection: None) -> bool:
+    """Makes a database under a name of its own, and gives it ``path`` only when it is whole.
+
+    So no other process ever sees a file without tables. False when another process was faster; its file stays.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
+    try:
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            # It has another name than anyone knows: what an interruption leaves needs no care.
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("BEGIN")
+            _create_tables(connection)
+            fill(connection)
+            connection.execute("COMMIT")
+            _prefer_wal(connection)
+        finally:
+            connection.close()
+        draft.chmod(0o600)
+        return _give_name(draft, path)
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{draft}{suffix}")  # noqa: PTH108
+
+
+def trouble(path: Path, error: sqlite3.Error) -> LocalError:
+    """What an error of SQLite means for a person."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGE:
+        return DamagedDatabase(
+            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return local_error(OSError(28, "No space left on device", str(path)), path.parent)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or (
+        code == sqlite3.SQLITE_CANTOPEN and not os.access(path.parent, os.W_OK)
+    ):
+        return local_error(PermissionError(13, "Permission denied", str(path)), path.parent)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        hint = "wait for the other program, or end it"
+        return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
+    return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")
+
+
+def _give_name(draft: Path, path: Path) -> bool:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # No hard links here: a rename would do the same but for a race of two first pulls.
+        if path.exists():
+            return False
+        os.rename(draft, path)
+    return True
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+
+
+def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
+    if path.stat().st_size == 0:
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    connection = _open(path, "mode=rw")
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+        if not _tables(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            if not _tables(connection):
+                _create_tables(connection)
+            connection.execute("COMMIT")
+        _check_tables(path, connection)
+        _prefer_wal(connection)
+        # Looking first, since even a statement that changes nothing would wait for whoever is writing.
+        if "msb_pull_images" not in _tables(connection):
+            connection.execute(OWN_TABLE)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    if path.stat().st_size == 0:
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    try:
+        connection = _read_only(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
+        # In WAL mode SQLite makes an index beside the file. Where it cannot, nobody else can write either.
+        connection = _read_only(path, "mode=ro&immutable=1")
+    try:
+        if not _tables(connection):
+            connection.close()
+            return in_memory()
+        _check_tables(path, connection)
+        if "msb_pull_images" not in _tables(connection):
+            connection.execute(OWN_TABLE.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _read_only(path: Path, mode: str) -> sqlite3.Connection:
+    connection = _open(path, mode)
+    try:
+        _tables(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prefer_wal(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        return
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError:
+        # Some network file systems have no shared memory; and somebody may be reading right now.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = DELETE")
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for statement in (*TABLES, OWN_TABLE):
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?, ?, 1, ?, 0)",
+        [(version, description, bytes.fromhex(checksum)) for version, description, checksum in MIGRATIONS],
+    )
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _check_tables(path: Path, connection: sqlite3.Connection) -> None:
+    """Refuses, without having changed it, a database whose tables are not those of Microsandbox."""
+    tables = _tables(connection)
+    for table, columns in REQUIRED.items():
+        missing = columns - {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if missing:
+            raise LocalError(
+                f"{path}: this database belongs to another program or to a version that is not known",
+                cause=f"table {table} lacks {', '.join(sorted(missing))}",
+                hint="choose another place with --home",
+            )
+    newer: set[object] = set()
+    if "_sqlx_migrations" in tables:
+        known = {version for version, _, _ in MIGRATIONS}
+        newer = {version for (version,) in connection.execute("SELECT version FROM _sqlx_migrations")} - known
+    if "msb_pull_images" in tables:
+        newer |= {row[1] for row in connection.execute("PRAGMA table_info(msb_pull_images)")} ^ OWN_COLUMNS
+    if newer:
+        raise LocalError(
+            f"{path}: made by a newer version of Microsandbox or msb-pull",
+            cause=f"unknown there: {', '.join(sorted(map(str, newer)))}",
+            hint="update msb-pull, or choose another place with --home",
+        )

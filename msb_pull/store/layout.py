@@ -1,0 +1,114 @@
+"""The names of everything in a store, and what stands under them."""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from msb_pull.image.digest import Digest
+    from msb_pull.store.keys import LayerKey
+
+    Name = Digest | LayerKey
+
+_SHORT = 12
+
+
+class LayerState(enum.StrEnum):
+    """What the store knows of a layer's directory."""
+
+    ABSENT = "absent"
+    COMPLETE = "complete"
+    FOREIGN = "foreign"
+    SYMLINK = "symlink"
+
+
+class Layout:
+    """``<layers>/<digest>.extracted`` for each layer, and ``<layers>/.msb-pull/`` for all that is ours alone.
+
+    A digest that was parsed is all that ever makes a path.
+    """
+
+    def __init__(self, home: Path, layers: Path) -> None:
+        self.home = home
+        self.layers = layers
+        self.database_path = home / "oci.db"
+        self.own = layers / ".msb-pull"
+
+    def layer_dir(self, layer: Name) -> Path:
+        """The directory of a layer, there or not."""
+        return self.layers / f"{layer}.extracted"
+
+    def record_path(self, layer: Name) -> Path:
+        """The record of a layer: its tar stream without payloads."""
+        return self.own / "records" / f"{layer}.tar"
+
+    def notes_path(self, layer: Name) -> Path:
+        """What is known of a layer beside its record."""
+        return self.own / "records" / f"{layer}.json"
+
+    def partial_path(self, layer: Name) -> Path:
+        """What has arrived of a blob so far."""
+        return self.own / "partial" / str(layer)
+
+    def link_path(self, layer: Name) -> Path:
+        """A short symlink to the layer's directory, without a colon, for mount options."""
+        target = self.link_target(layer)
+        length = _SHORT
+        while True:
+            path = self.own / "l" / layer.hex[:length]
+            if length >= len(layer.hex) or _read_link(path) in (None, target):
+                return path
+            length += 4
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for temporary files that must not outlive a run; swept like staging."""
+        return self.own / "staging"
+
+    def link_target(self, layer: Name) -> str:
+        """What a layer's short link says."""
+        return f"../../{layer}.extracted"
+
+    def has_layer(self, layer: Name) -> bool:
+        """Whether a layer is complete: published by us, and so verified twice."""
+        return self.layer_state(layer) is LayerState.COMPLETE
+
+    def layer_state(self, layer: Name) -> LayerState:
+        """What stands under a layer's name. A directory without our notes is somebody else's."""
+        mode = _mode(self.layer_dir(layer))
+        if mode is None:
+            return LayerState.ABSENT
+        if not stat.S_ISDIR(mode):
+            return LayerState.SYMLINK
+        notes = _mode(self.notes_path(layer))
+        return LayerState.COMPLETE if notes is not None and stat.S_ISREG(notes) else LayerState.FOREIGN
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is a database, or what one can be made from."""
+        if self.database_path.exists():
+            return True
+        try:
+            with os.scandir(self.own / "images") as kept:
+                return next(kept, None) is not None
+        except OSError:
+            return False
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_link(path: Path) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

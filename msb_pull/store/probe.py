@@ -1,0 +1,81 @@
+"""What the file system below the layers can do, tried rather than guessed from its name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msb_pull.errors import LocalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_ATTRIBUTE = "user.containers.override_stat"
+# What a file system says to what it does not have; everything else is trouble of another kind.
+_CANNOT = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """What was found. ``lacks`` names what no layer can do without, ``attributes`` whether user attributes work."""
+
+    lacks: tuple[str, ...]
+    attributes: bool
+    case_sensitive: bool
+
+
+def probe(folder: Path) -> FileSystem:
+    """Tries everything in ``folder``, which exists, is empty and will be removed; raises OSError."""
+    file = folder / "probe"
+    file.touch(mode=0o600)
+    lacks = []
+    if not _works(lambda: (folder / "link").symlink_to("probe")):
+        lacks.append("symlinks")
+    if not _works(lambda: (folder / "hard").hardlink_to(file)):
+        lacks.append("hard links")
+    if not _works(lambda: (folder / ("n" * 255)).touch()):
+        lacks.append("names of 255 bytes")
+    file.chmod(0o640)
+    if file.stat().st_mode & 0o777 != 0o640:
+        lacks.append("permissions")
+    return FileSystem(
+        lacks=tuple(lacks),
+        attributes=_works(lambda: _set_attribute(file)) and _works(lambda: _set_attribute(folder)),
+        case_sensitive=not (folder / "PROBE").exists(),
+    )
+
+
+def check(found: FileSystem, layers: Path, *, need_attributes: bool) -> None:
+    """Raises one LocalError that names all that is missing."""
+    lacks = list(found.lacks)
+    if need_attributes and not found.attributes:
+        lacks.append("user attributes (so owners and modes would be lost)")
+    if not lacks:
+        return
+    hint = "choose another place with --home or --layers-dir"
+    if not found.lacks:
+        hint += ", or accept the loss with --allow-no-xattr"
+    raise LocalError(f"{layers}: this file system has no {', no '.join(lacks)}", hint=hint)
+
+
+def _set_attribute(path: Path) -> None:
+    if sys.platform == "darwin":
+        import xattr
+
+        xattr.setxattr(os.fspath(path), _ATTRIBUTE, b"0:0:0100644")
+    else:
+        os.setxattr(path, _ATTRIBUTE, b"0:0:0100644")
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except OSError as error:
+        if error.errno in _CANNOT or error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+    return True

@@ -1,0 +1,156 @@
+"""Private places below the store: each has a lock file beside it, held from before it is made until it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msb_pull.errors import Cancelled
+from msb_pull.remove import remove_tree
+from msb_pull.store.locks import UNSUPPORTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LOCK = ".lock"
+# Where nothing tells the living from the dead, only what no run can still need is a leftover.
+_OLD_SECONDS = 7 * 86400
+_LAST_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A private place on the layers' file system: the tree to be, its record and its notes."""
+
+    path: Path
+    record: Path
+    notes: Path
+
+
+class Places:
+    """All private places in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._deadline: float | None = None
+
+    @contextlib.contextmanager
+    def private(self, label: str) -> Iterator[Path]:
+        """A new name, nothing there yet; what stands there at the end is removed. Raises OSError.
+
+        After an interruption all removing together gets half a second; the rest is left to the next sweep.
+        """
+        path = self.folder / f"{label}-{os.getpid()}-{os.urandom(4).hex()}"
+        with _locked(path.with_name(path.name + _LOCK)):
+            try:
+                yield path
+            except (Cancelled, KeyboardInterrupt):
+                if self._deadline is None:
+                    self._deadline = time.monotonic() + _LAST_SECONDS
+                raise
+            finally:
+                _remove(path, self._deadline)
+
+    def leftovers(self) -> list[Path]:
+        """Places that no living process holds; nothing is changed by looking."""
+        return [self.folder / name for name in self._names() if _is_free(self.folder / (name + _LOCK))]
+
+    def sweep(self) -> list[str]:
+        """Removes what no living process holds and returns the names; what cannot be removed stays for later."""
+        found = []
+        for name in self._names():
+            with _if_free(self.folder / (name + _LOCK)) as free:
+                if free:
+                    found.append(name)
+                    with contextlib.suppress(OSError):
+                        _remove(self.folder / name, None)
+        return found
+
+    def _names(self) -> list[str]:
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted({entry.name.removesuffix(_LOCK) for entry in entries})
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _remove(path: Path, deadline: float | None) -> None:
+    """Removes a file or a tree, if there is one, or as much of it as can be done in time (monotonic)."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path, deadline=deadline)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _flock(descriptor, wait=True)
+        # A sweep may have taken the file for a leftover between its creation and its lock.
+        if _same_file(descriptor, lock):
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _if_free(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds a place; if so it is held here, and its lock file is removed at the end."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield False
+        return
+    try:
+        free = _flock(descriptor, wait=False) and _same_file(descriptor, lock)
+        yield free
+        if free and not os.path.lexists(str(lock).removesuffix(_LOCK)):
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(lock: Path) -> bool:
+    """As a mere look: nothing is made or removed."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        return _flock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return wait or time.time() - os.fstat(descriptor).st_mtime > _OLD_SECONDS
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
