@@ -190,6 +190,8 @@ class _Archive:
 
     def _pieces(self, layer: StoredLayer, notes: Notes) -> Iterator[bytes]:
         """The layer's stream; raises ContentError where it is not what the registry signed."""
+        progress = self._progress(layer, notes.tar_bytes)
+        progress(0)
         record = self._store.record_path(layer.key)
         nodes, lost = expected_tree(record, notes)
         if lost:
@@ -199,7 +201,6 @@ class _Archive:
                 hint="copy this image with skopeo instead",
             )
         hasher = layer.diff_id.hasher()
-        progress = self._progress(layer, notes.tar_bytes)
 
         def refuse(path: bytes, expected: str, found: str) -> None:
             raise ContentError(

@@ -236,6 +236,8 @@ class _Check:
         if notes.diff_id != str(self._layer.diff_id):
             damage = Damage(b"", "record", str(self._layer.diff_id), notes.diff_id)
             return self._report(Verdict.DAMAGED, [damage])
+        # Reading a large record takes a while in which nothing else is shown.
+        self._tell(0, notes.entries if self._quick else notes.tar_bytes, "entries" if self._quick else "bytes")
         nodes, lost = expected_tree(store.record_path(key), notes)
         root = os.open(store.layer_dir(key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
