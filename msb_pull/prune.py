@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull import events
-from msb_pull.errors import ContentError, NotFoundError, local_error
+from msb_pull.errors import Cancelled, NotFoundError, local_error
 from msb_pull.image.digest import InvalidDigest
-from msb_pull.layer.record import Notes
+from msb_pull.remove import disk_usage
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.store import LayerState
+from msb_pull.store.layout import LayerState
 
 if TYPE_CHECKING:
     import threading
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from msb_pull.events import Observer
     from msb_pull.select import Selection
+    from msb_pull.store.database import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 
 _PARTIAL_AGE = 7 * 86400
@@ -29,7 +30,7 @@ _SUFFIX = ".extracted"
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A layer or a file to remove; ``size`` is the bytes it gives back."""
+    """A layer or a file to remove; ``size`` is the bytes on the disk that it gives back."""
 
     name: str
     size: int
@@ -37,18 +38,25 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What would be removed: images by reference, layers by name, files of ours that belong to nothing."""
+    """What would be removed: images by reference, layers by name, files of ours that belong to nothing.
+
+    ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
+    ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays.
+    """
 
     images: tuple[str, ...]
     layers: tuple[Removal, ...]
     partials: tuple[Removal, ...]
     records: tuple[Removal, ...]
     leftovers: int
+    leftover_size: int = 0
+    versions: frozenset[tuple[str, str, str]] = frozenset()
 
     @property
     def size(self) -> int:
         """Bytes given back."""
-        return sum(item.size for items in (self.layers, self.partials, self.records) for item in items)
+        listed = sum(item.size for items in (self.layers, self.partials, self.records) for item in items)
+        return listed + self.leftover_size
 
     @property
     def empty(self) -> bool:
@@ -59,18 +67,35 @@ class PrunePlan:
 def plan_prune(store: Store, selection: Selection | None, *, now: float | None = None) -> PrunePlan:
     """Looks, and changes nothing. With ``selection`` the images it takes are to go too.
 
-    Left alone: images that only another program has recorded, every layer that a remaining row reaches, and every
-    directory without a record of ours.
+    Left alone: images that another program has recorded too, every layer that a remaining row reaches, and every
+    directory that neither a record of ours nor an image that goes knows. ``now`` is seconds since 1970.
     """
     with store.database(create=False) as database:
         stored = database.images()
-    doomed = {
-        image.reference
+        reached = database.layer_digests() - {str(layer.key) for image in stored for layer in image.layers}
+    doomed = [
+        image
         for image in stored
-        if selection is not None and image.digest is not None and selection.takes(image, store)
-    }
-    kept = {str(layer.key) for image in stored if image.reference not in doomed for layer in image.layers}
-    return _plan(store, sorted(doomed), kept, time.time() if now is None else now)
+        if selection is not None and image.digest is not None and not image.shared and selection.takes(image, store)
+    ]
+    names = {image.reference for image in doomed}
+    kept = reached | {str(layer.key) for image in stored if image.reference not in names for layer in image.layers}
+    known = {layer.key for image in doomed for layer in image.layers}
+    layers = [
+        Removal(str(key), store.disk_usage(key))
+        for key in _layers_there(store)
+        if str(key) not in kept and (key in known or _is_ours(store, key))
+    ]
+    leftovers = store.places.leftovers()
+    return PrunePlan(
+        images=tuple(sorted(names)),
+        layers=tuple(layers),
+        partials=tuple(_old_partials(store, time.time() if now is None else now)),
+        records=tuple(_stray_records(store, kept)),
+        leftovers=len(leftovers) + len(_dead_links(store)),
+        leftover_size=sum(_size(path) for path in leftovers),
+        versions=frozenset(_version(image) for image in doomed),
+    )
 
 
 def apply_prune(
@@ -80,25 +105,34 @@ def apply_prune(
     wait: bool = True,
     observer: Observer,
     cancel: threading.Event,
+    now: float | None = None,
 ) -> PrunePlan:
-    """Removes what was planned and still may go; returns what was removed.
+    """Removes what was planned and may still go; returns what was removed.
 
-    Holds the whole store meanwhile; raises LocalError when it is in use and ``wait`` is False, Cancelled.
+    Holds the whole store meanwhile, so that no pull is under way. Raises LocalError when it is in use and ``wait`` is
+    False, Cancelled between two removals.
     """
     with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel, wait=wait):
-        if plan.images:
-            with store.database(create=True) as database:
-                database.remove(plan.images)
+        images = _forget(store, plan)
         with store.database(create=False) as database:
             reached = database.layer_digests()
-        layers = tuple(x for x in plan.layers if x.name not in reached)
+        layers = [layer for layer in plan.layers if layer.name not in reached]
         for layer in layers:
+            _stop_if_cancelled(cancel)
             remove_layer(store, LayerKey.parse(layer.name))
-        for item in (*plan.partials, *(x for x in plan.records if _record_digest(x.name) not in reached)):
-            (store.own / item.name).unlink(missing_ok=True)
-        leftovers = store.sweep()
-        _drop_dead_links(store)
-    return PrunePlan(plan.images, layers, plan.partials, plan.records, leftovers)
+        if layers:
+            with store.database(create=True) as database:
+                database.forget_layers(layer.name.partition("+")[0] for layer in layers)
+        still = {*_old_partials(store, time.time() if now is None else now), *_stray_records(store, reached)}
+        partials = [item for item in plan.partials if item in still]
+        records = [item for item in plan.records if item in still]
+        try:
+            for item in (*partials, *records):
+                (store.own / item.name).unlink(missing_ok=True)
+            leftovers = store.sweep() + _drop_dead_links(store)
+        except OSError as error:
+            raise local_error(error, store.layers) from error
+    return PrunePlan(images, tuple(layers), tuple(partials), tuple(records), leftovers, plan.leftover_size)
 
 
 def remove_images(store: Store, references: Sequence[str], *, observer: Observer, cancel: threading.Event) -> PrunePlan:
@@ -106,28 +140,23 @@ def remove_images(store: Store, references: Sequence[str], *, observer: Observer
 
     Raises NotFoundError before anything is removed when one is unknown, Cancelled.
     """
-    with (
-        store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel),
-        store.database(create=store.has_images) as database,
-    ):
-        mine: dict[str, LayerKey] = {}
-        for reference in references:
-            image = database.find(reference)
-            if image is None:
-                raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
-            mine.update((str(layer.key), layer.key) for layer in image.layers)
-        database.remove(references)
-        reached = database.layer_digests()
+    with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+        with store.database(create=False) as database:
+            mine = {layer.key for reference in references for layer in _layers_of(database.find(reference), reference)}
+        with store.database(create=True) as database:
+            database.remove(references)
+            reached = database.layer_digests()
         layers = []
-        for name, key in mine.items():
-            if name not in reached and store.layer_state(key) is not LayerState.ABSENT:
-                layers.append(Removal(name, _layer_size(store, key)))
+        for key in sorted(mine):
+            if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
+                _stop_if_cancelled(cancel)
+                layers.append(Removal(str(key), store.disk_usage(key)))
                 remove_layer(store, key)
-    return PrunePlan(tuple(references), tuple(layers), (), (), 0)
+    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
 
 
 def remove_layer(store: Store, key: LayerKey) -> None:
-    """Takes a layer away: its directory at once out of sight, then its record, notes and short link."""
+    """Takes a layer away: its directory at once out of sight, then short link, notes and record; raises LocalError."""
     try:
         link = store.link_path(key)
         if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
@@ -139,32 +168,38 @@ def remove_layer(store: Store, key: LayerKey) -> None:
         raise local_error(error, store.layers) from error
 
 
-def _plan(store: Store, images: Sequence[str], kept: set[str], now: float) -> PrunePlan:
-    layers = []
-    for key in _layers_there(store):
-        if str(key) not in kept and store.layer_state(key) is LayerState.COMPLETE:
-            layers.append(Removal(str(key), _layer_size(store, key)))
-    gone = {layer.name for layer in layers}
-    partials = [
-        Removal(f"partial/{entry.name}", entry.stat(follow_symlinks=False).st_size)
-        for entry in _scan(store.own / "partial")
-        if now - entry.stat(follow_symlinks=False).st_mtime > _PARTIAL_AGE
-    ]
-    records = [
-        Removal(f"records/{entry.name}", entry.stat(follow_symlinks=False).st_size)
-        for entry in _scan(store.own / "records")
-        if (name := _record_digest(entry.name)) is not None
-        and name not in kept | gone
-        and not (store.layers / f"{name}{_SUFFIX}").exists()
-    ]
-    leftovers = len({entry.name.removesuffix(".lock") for entry in _scan(store.own / "staging")})
-    return PrunePlan(tuple(images), tuple(layers), tuple(partials), tuple(records), leftovers)
+def _forget(store: Store, plan: PrunePlan) -> tuple[str, ...]:
+    """Removes the rows of the planned images that nobody has pulled again meanwhile."""
+    if not plan.images:
+        return ()
+    with store.database(create=True) as database:
+        there = [database.find(reference) for reference in plan.images]
+        gone = tuple(
+            image.reference for image in there if image and not image.shared and _version(image) in plan.versions
+        )
+        database.remove(gone)
+    return gone
+
+
+def _version(image: StoredImage) -> tuple[str, str, str]:
+    return image.reference, str(image.digest), image.pulled_at.isoformat()
+
+
+def _layers_of(image: StoredImage | None, reference: str) -> tuple[StoredLayer, ...]:
+    if image is None:
+        raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
+    return image.layers
+
+
+def _stop_if_cancelled(cancel: threading.Event) -> None:
+    if cancel.is_set():
+        raise Cancelled("interrupted", hint="`msb-pull prune` goes on where this stopped")
 
 
 def _layers_there(store: Store) -> list[LayerKey]:
     found = []
     for entry in _scan(store.layers):
-        if entry.name.endswith(_SUFFIX):
+        if entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
             try:
                 found.append(LayerKey.parse(entry.name.removesuffix(_SUFFIX)))
             except InvalidDigest:
@@ -172,25 +207,53 @@ def _layers_there(store: Store) -> list[LayerKey]:
     return sorted(found)
 
 
-def _record_digest(name: str) -> str | None:
-    stem = name.removeprefix("records/").rpartition(".")[0]
-    try:
-        return str(LayerKey.parse(stem))
-    except InvalidDigest:
-        return None
+def _is_ours(store: Store, key: LayerKey) -> bool:
+    """Whether msb-pull made a directory, be it that an interruption took its notes."""
+    return store.notes_path(key).is_file() or store.record_path(key).is_file()
 
 
-def _layer_size(store: Store, key: LayerKey) -> int:
+def _old_partials(store: Store, now: float) -> list[Removal]:
+    """Downloads that nobody has gone on with for a week. A clock that was wrong makes them no older than that."""
+    return [
+        Removal(f"partial/{entry.name}", _size(entry.path))
+        for entry in _scan(store.own / "partial")
+        if now - entry.stat(follow_symlinks=False).st_mtime > _PARTIAL_AGE
+    ]
+
+
+def _stray_records(store: Store, kept: set[str]) -> list[Removal]:
+    """Records and notes of layers whose directories are gone, and what is left of files that were being written."""
+    found = []
+    for entry in _scan(store.own / "records"):
+        try:
+            key = LayerKey.parse(entry.name.rpartition(".")[0])
+        except InvalidDigest:
+            continue
+        if str(key) not in kept and store.layer_state(key) is LayerState.ABSENT:
+            found.append(Removal(f"records/{entry.name}", _size(entry.path)))
+    return found
+
+
+def _dead_links(store: Store) -> list[Path]:
+    return [
+        store.own / "l" / entry.name
+        for entry in _scan(store.own / "l")
+        if entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+    ]
+
+
+def _drop_dead_links(store: Store) -> int:
+    dead = _dead_links(store)
+    for link in dead:
+        link.unlink(missing_ok=True)
+    return len(dead)
+
+
+def _size(path: str | Path) -> int:
     try:
-        return Notes.load(store.notes_path(key)).content_bytes
-    except (ContentError, OSError):
+        return disk_usage(path)
+    except FileNotFoundError:
         return 0
-
-
-def _drop_dead_links(store: Store) -> None:
-    for entry in _scan(store.own / "l"):
-        if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
-            os.unlink(entry.path)  # noqa: PTH108
 
 
 def _scan(folder: Path) -> Iterable[os.DirEntry[str]]:

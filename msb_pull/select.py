@@ -35,7 +35,7 @@ class Selection:
         """Whether all kinds of filters that were given let the image pass."""
         return (
             (not self.references or any(_named(image.reference, pattern) for pattern in self.references))
-            and (not self.platforms or image.platform in self.platforms)
+            and (not self.platforms or (image.platform and image.platform.normalized()) in self.platforms)
             and (not self.before or image.pulled_at <= max(self.before))
             and (not self.incomplete or self._lacks_layers(image, store) in self.incomplete)
         )

@@ -1,0 +1,194 @@
+"""Locks between processes, between threads, and where there are none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from msb_pull.errors import Cancelled, LocalError
+from msb_pull.store.locks import Locks
+from tests.conftest import REPOSITORY, program_environment
+from tests.store.support import NEVER
+
+HOLDER = """
+import sys, threading
+from pathlib import Path
+from msb_pull.store.locks import Locks
+with Locks(Path(sys.argv[1])).hold(sys.argv[2], exclusive=sys.argv[3] == "x", on_wait=print, cancel=threading.Event()):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "locks"
+
+
+@contextlib.contextmanager
+def holder(folder, name="store", kind="x"):
+    """Another process that holds the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), name, kind],
+        cwd=REPOSITORY, env=program_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def hold(locks, name="store", *, exclusive=True, on_wait=lambda text: None, cancel=NEVER, wait=True):
+    return locks.hold(name, exclusive=exclusive, on_wait=on_wait, cancel=cancel, wait=wait)
+
+
+def test_d1_one_waits_for_the_other_and_says_for_whom(folder):
+    told: list[str] = []
+    with holder(folder) as process:
+        threading.Timer(1.4, process.kill).start()
+        started = time.monotonic()
+        with hold(Locks(folder), on_wait=told.append):
+            assert 1.2 < time.monotonic() - started < 4
+    assert told == [f"msb-pull (pid {process.pid})"]
+
+
+def test_d6_a_killed_holder_holds_nothing(folder):
+    with holder(folder) as process:
+        process.kill()
+        process.wait()
+        with hold(Locks(folder), wait=False):
+            pass
+
+
+def test_no_wait(folder):
+    with holder(folder) as process, pytest.raises(LocalError, match=rf"in use by msb-pull \(pid {process.pid}\)") as caught:
+        with hold(Locks(folder), wait=False):
+            pass
+    assert caught.value.exit_code == 7
+
+
+def test_shared_holders_do_not_wait_for_each_other_but_keep_a_lone_one_out(folder):
+    with holder(folder, kind="s"):
+        with hold(Locks(folder), exclusive=False, wait=False), hold(Locks(folder), exclusive=False, wait=False):
+            pass
+        with pytest.raises(LocalError), hold(Locks(folder), wait=False):
+            pass
+
+
+def test_other_names_do_not_wait(folder):
+    with holder(folder, name="sha256:aa"), hold(Locks(folder), "sha256:bb", wait=False):
+        pass
+
+
+def test_cancelled_while_waiting_for_a_process(folder):
+    cancel = threading.Event()
+    with holder(folder):
+        threading.Timer(0.3, cancel.set).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled), hold(Locks(folder), cancel=cancel):
+            pass
+        assert time.monotonic() - started < 0.8
+
+
+def test_d2_threads_of_one_process_queue(folder):
+    """flock alone would let a process wait for itself; at most one thread is inside at any time."""
+    locks = Locks(folder)
+    inside: list[int] = []
+    most = 0
+
+    def work():
+        nonlocal most
+        for _ in range(20):
+            with hold(locks, "layer"):
+                inside.append(1)
+                most = max(most, len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert most == 1
+
+
+def test_d2_cancelled_while_waiting_for_a_thread(folder):
+    locks, cancel, told = Locks(folder), threading.Event(), []
+    with hold(locks):
+        threading.Timer(1.3, cancel.set).start()
+
+        def wait():
+            with pytest.raises(Cancelled), hold(locks, cancel=cancel, on_wait=told.append):
+                pass
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert told == ["another image of this run"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_d7_without_flock_one_warning_and_the_work_goes_on(folder, monkeypatch, number):
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    warnings: list[str] = []
+    locks = Locks(folder, warnings.append)
+    with hold(locks, "a"), hold(locks, "b"):
+        pass
+    assert len(warnings) == 1
+    assert "one msb-pull at a time" in warnings[0]
+
+
+def test_d8_lock_files_stay(folder):
+    with hold(Locks(folder)):
+        number = (folder / "store.lock").stat().st_ino
+    with hold(Locks(folder)):
+        assert (folder / "store.lock").stat().st_ino == number
+    assert os.listdir(folder) == ["store.lock"]
+
+
+def test_d22_a_folder_that_cannot_be_written_to_needs_no_lock(folder, monkeypatch):
+    folder.mkdir()
+    (folder / "old.lock").touch()
+    real = os.open
+
+    def read_only(path, flags, *more, **named):
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with hold(Locks(folder), "old", exclusive=False), hold(Locks(folder), "new", exclusive=False):
+        pass
+
+
+def test_d25_a_symlink_is_no_lock_file(folder, tmp_path):
+    folder.mkdir()
+    (folder / "store.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(LocalError), hold(Locks(folder)):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_holder_that_is_gone_is_not_named(folder):
+    folder.mkdir()
+    (folder / "store.lock").write_text("999999999 since x\n")
+    with open(folder / "store.lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LocalError, match="another msb-pull"), hold(Locks(folder), wait=False):
+            pass
