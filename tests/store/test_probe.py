@@ -1,0 +1,113 @@
+"""What a file system must be able to do, tried on real ones where this machine can mount them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+from msb_pull.errors import LocalError
+from msb_pull.store import probe
+from msb_pull.store.store import Store
+from tests.store.support import publish
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "home")
+
+
+def test_an_ordinary_file_system_lacks_nothing(store):
+    assert store.check_file_system(need_xattrs=True)
+    assert os.listdir(store.places.folder) == []
+
+
+def test_tried_once(store, monkeypatch):
+    assert store.check_file_system(need_xattrs=True)
+    monkeypatch.setattr(probe, "probe", lambda folder: pytest.fail("tried again"))
+    assert store.check_file_system(need_xattrs=False)
+
+
+def cannot(*arguments, **named):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_d32_without_attributes(store, monkeypatch):
+    monkeypatch.setattr(os, "setxattr", cannot)
+    assert not store.check_file_system(need_xattrs=False)
+    with pytest.raises(LocalError, match="no user attributes") as caught:
+        store.check_file_system(need_xattrs=True)
+    assert "--allow-no-xattr" in caught.value.hint
+
+
+def test_d32_all_that_is_missing_is_told_at_once(store, monkeypatch):
+    monkeypatch.setattr(os, "setxattr", cannot)
+    monkeypatch.setattr(os, "symlink", cannot)
+    monkeypatch.setattr(os, "link", cannot)
+    with pytest.raises(LocalError, match="no symlinks, no hard links, no user attributes") as caught:
+        store.check_file_system(need_xattrs=True)
+    assert "--allow-no-xattr" not in caught.value.hint
+
+
+def test_trouble_of_another_kind_is_told_as_such(store, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "setxattr", full)
+    with pytest.raises(LocalError, match="no space left"):
+        store.check_file_system(need_xattrs=True)
+
+
+@contextmanager
+def mounted(tmp_path, kind: str, size: str, *options: str):
+    """A small file system of its own; needs root and loop devices."""
+    maker = shutil.which(f"mkfs.{kind}") or shutil.which(f"mkfs.{kind}", path="/sbin:/usr/sbin")
+    if os.geteuid() != 0 or (kind != "tmpfs" and maker is None):
+        pytest.skip(f"cannot make a {kind}")
+    folder, image = tmp_path / "mounted", tmp_path / "image"
+    folder.mkdir()
+    if kind == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    else:
+        subprocess.run(["truncate", "-s", size, image], check=True)
+        subprocess.run([maker, *options, str(image)], check=True, capture_output=True)
+        command = ["mount", "-o", "loop", str(image), str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip(f"cannot mount a {kind}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_d32_fat(tmp_path):
+    with mounted(tmp_path, "vfat", "8M") as folder:
+        store = Store.open(folder / "home")
+        with pytest.raises(LocalError, match="no symlinks, no hard links"):
+            store.check_file_system(need_xattrs=False)
+
+
+def test_a77_d9_a_small_disk_fills_and_the_next_run_works(tmp_path):
+    with mounted(tmp_path, "tmpfs", "1M") as folder:
+        store = Store.open(tmp_path / "home", folder / "layers")
+        with pytest.raises(OSError, match="No space"):
+            publish(store, "x", "x" * 3_000_000)
+        assert os.listdir(store.places.folder) == []
+        publish(store, "x")
+
+
+def test_d34_without_inodes_the_message_counts_them(tmp_path):
+    with mounted(tmp_path, "ext4", "4M", "-q", "-F", "-N", "32") as folder:
+        store = Store.open(folder / "home")
+        for number in range(64):
+            try:
+                (folder / str(number)).touch()
+            except OSError:
+                break
+        with pytest.raises(LocalError, match="no inodes left") as caught:
+            store.check_file_system(need_xattrs=False)
+        assert "0 inodes" in caught.value.cause
