@@ -223,7 +223,9 @@ def test_d27_d28_waits_for_a_pull_and_says_so(store):
         with pytest.raises(LocalError, match="in use") as caught:
             apply_prune(store, plan, wait=False, observer=seen.append, cancel=NEVER)
         assert caught.value.exit_code == 7
-        work = threading.Thread(target=apply_prune, args=(store, plan), kwargs={"observer": seen.append, "cancel": NEVER})
+        work = threading.Thread(
+            target=apply_prune, args=(store, plan), kwargs={"observer": seen.append, "cancel": NEVER}
+        )
         work.start()
         time.sleep(1.3)
         assert there(store) == "x"
@@ -379,7 +381,18 @@ def test_all_is_narrowed_by_filters(store, filters, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "reference", "reference=", "color=red", "until=soon", "until=-5h", "until=5", "incomplete=maybe", "platform=/"]
+    "text",
+    [
+        "",
+        "reference",
+        "reference=",
+        "color=red",
+        "until=soon",
+        "until=-5h",
+        "until=5",
+        "incomplete=maybe",
+        "platform=/",
+    ],
 )
 def test_filters_that_make_no_sense(text):
     with pytest.raises(UsageError):

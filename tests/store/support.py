@@ -107,7 +107,7 @@ def microsandbox_pull(path: Path, reference: str, layers: str) -> None:
     """The rows that Microsandbox writes for an image, never removing old ones."""
     with sql(path) as run:
         run.execute(
-            "INSERT INTO images (reference, size_bytes) VALUES (?, 1) ON CONFLICT(reference) DO UPDATE SET size_bytes=1",
+            "INSERT INTO images (reference, size_bytes) VALUES (?, 1) ON CONFLICT DO UPDATE SET size_bytes = 1",
             (reference,),
         )
         (image,) = run.execute("SELECT id FROM images WHERE reference = ?", (reference,)).fetchone()

@@ -90,13 +90,18 @@ def test_an_image_read_back_with_plain_sql(path):
     }
     history = [{"created_by": "x"}]
     image = record(
-        "docker.io/library/a:1", "xy", config={"config": inner, "history": history, "variant": "v2"}, annotations={"k": "v"}
+        "docker.io/library/a:1",
+        "xy",
+        config={"config": inner, "history": history, "variant": "v2"},
+        annotations={"k": "v"},
     )
     write(path, image)
     with sql(path) as run:
         ((reference, size, used),) = run.execute("SELECT reference, size_bytes, last_used_at FROM images")
         assert (reference, size) == ("docker.io/library/a:1", 2000 + ord("x") + ord("y") + len(image.config_bytes))
-        ((version, kind, annotations),) = run.execute("SELECT schema_version, media_type, annotations_json FROM manifests")
+        ((version, kind, annotations),) = run.execute(
+            "SELECT schema_version, media_type, annotations_json FROM manifests"
+        )
         assert (version, kind, json.loads(annotations)) == (2, image.manifest.media_type, {"k": "v"})
         row = run.execute("SELECT * FROM configs")
         found = dict(zip([x[0] for x in row.description], row.fetchone(), strict=True))
@@ -144,10 +149,26 @@ def test_a_time_that_microsandbox_cannot_parse_is_left_out(path, created, expect
 
 @pytest.mark.parametrize("odd", ["sh", 7, {"a": 1}, [1], [None], [["x"]]])
 def test_config_values_of_the_wrong_kind_are_left_out(path, odd):
-    inner = {"Env": odd, "Cmd": odd, "Entrypoint": odd, "User": 5, "WorkingDir": [], "Volumes": [], "ExposedPorts": "80"}
+    inner = {
+        "Env": odd,
+        "Cmd": odd,
+        "Entrypoint": odd,
+        "User": 5,
+        "WorkingDir": [],
+        "Volumes": [],
+        "ExposedPorts": "80",
+    }
     write(path, record("localhost/a:1", "x", config={"config": inner}))
     with sql(path) as run:
-        columns = ("env_json", "cmd_json", "entrypoint_json", "user", "working_dir", "volumes_json", "exposed_ports_json")
+        columns = (
+            "env_json",
+            "cmd_json",
+            "entrypoint_json",
+            "user",
+            "working_dir",
+            "volumes_json",
+            "exposed_ports_json",
+        )
         row = run.execute(f"SELECT {', '.join('config_' + x for x in columns)} FROM configs").fetchone()
     assert row == (None,) * 7
 
@@ -256,7 +277,9 @@ def test_a_wrong_diff_id_of_microsandbox_is_corrected(path):
         run.execute("UPDATE layers SET diff_id = ?", (str(diff_id("other")),))
     write(path, record("localhost/ours:1", "x"))
     with sql(path) as run:
-        assert run.execute("SELECT diff_id, size_bytes FROM layers").fetchall() == [(str(diff_id("x")), 1000 + ord("x"))]
+        assert run.execute("SELECT diff_id, size_bytes FROM layers").fetchall() == [
+            (str(diff_id("x")), 1000 + ord("x"))
+        ]
 
 
 # What we find
@@ -335,7 +358,11 @@ def make_older(path):
     """A database of a Microsandbox before its seventh migration, with one image."""
     with sql(path) as run:
         for statement in TABLES:
-            run.execute(statement.replace("image_id INTEGER NOT NULL, schema", "image_id INTEGER NOT NULL, index_id INTEGER, schema"))
+            run.execute(
+                statement.replace(
+                    "image_id INTEGER NOT NULL, schema", "image_id INTEGER NOT NULL, index_id INTEGER, schema"
+                )
+            )
         run.execute("CREATE TABLE indexes (id INTEGER PRIMARY KEY, image_id INTEGER)")
         run.executemany(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?,?,1,?,0)",
@@ -478,7 +505,9 @@ for number in range(5):
 def test_d13_eight_writers_at_once(path):
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [
-        subprocess.Popen([*command, str(n)], cwd=REPOSITORY, env=program_environment(), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(n)], cwd=REPOSITORY, env=program_environment(), stderr=subprocess.PIPE, text=True
+        )
         for n in range(8)
     ]
     for writer in writers:
@@ -522,7 +551,9 @@ def test_a_thousand_images_are_listed_quickly(path):
         run.execute("BEGIN")
         for number in range(1000):
             run.execute("INSERT INTO images (reference, size_bytes) VALUES (?, 1)", (f"localhost/i{number}:1",))
-            run.execute("INSERT INTO manifests (image_id, schema_version, media_type) VALUES (last_insert_rowid(), 2, '')")
+            run.execute(
+                "INSERT INTO manifests (image_id, schema_version, media_type) VALUES (last_insert_rowid(), 2, '')"
+            )
             run.execute(
                 "INSERT INTO msb_pull_images SELECT ?, (SELECT max(id) FROM images), (SELECT max(id) FROM manifests), "
                 "manifest_digest, platform, manifest, config, layers_json || ?, source, pulled_at "

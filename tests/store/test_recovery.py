@@ -40,7 +40,9 @@ class World:
             return database.images()
 
     def aside(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.home) if "corrupt" in name and not name.endswith(("-wal", "-shm")))
+        return sorted(
+            name for name in os.listdir(self.home) if "corrupt" in name and not name.endswith(("-wal", "-shm"))
+        )
 
 
 @pytest.fixture
@@ -237,6 +239,11 @@ def test_opening_a_store_does_not_load_sqlite(tmp_path):
         f"Store.open(Path({str(tmp_path)!r}))\nprint('sqlite3' in sys.modules, 'json' in sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], env=program_environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code],
+        env=program_environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert run.stdout == "False False\n", run.stderr

@@ -573,7 +573,12 @@ def test_d22_d23_d30_a47_without_privileges():
     with folder_of_nobody() as folder:
         command = as_nobody([sys.executable, "-c", UNPRIVILEGED, str(folder / "home")], [REPOSITORY])
         run = subprocess.run(
-            command, cwd="/", env=program_environment(PYTHONDONTWRITEBYTECODE="1"), capture_output=True, text=True, timeout=60
+            command,
+            cwd="/",
+            env=program_environment(PYTHONDONTWRITEBYTECODE="1"),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         subprocess.run(["chmod", "-R", "u+rwX", folder], check=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,109 @@
+"""Killed at any moment: the next pull needs no help and leaves the same store as one that was never disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import program, program_environment
+from tests.imagebuild import LayoutBuilder
+from tests.make_sample import file, folder, layer_tar
+from tests.store.support import sql
+
+FILES = 400
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory):
+    """Three layers, the largest on top: small enough for many rounds, large enough to be hit in the middle."""
+    made = LayoutBuilder(tmp_path_factory.mktemp("layout") / "oci")
+    tars = [
+        layer_tar(
+            [folder(f"d{number}"), *(file(f"d{number}/f{i}", random.Random(i).randbytes(2000)) for i in range(size))]
+        )
+        for number, size in enumerate((10, FILES // 2, FILES))
+    ]
+    made.add(made.image(tars), "1")
+    return made.write()
+
+
+def command(home, layout) -> list[str]:
+    return [
+        *program(),
+        "pull",
+        "-q",
+        f"oci:{layout}:1",
+        "--as",
+        "localhost/a:1",
+        "--platform",
+        "linux/amd64",
+        "--home",
+        str(home),
+    ]
+
+
+def trees(home) -> dict[str, object]:
+    """Everything in the layers, with contents and attributes."""
+    found: dict[str, object] = {}
+    for base, folders, files in os.walk(home / "layers"):
+        for name in [*folders, *files]:
+            path = os.path.join(base, name)
+            inside = os.path.relpath(path, home / "layers")
+            if ".msb-pull" in inside:
+                continue
+            facts = os.lstat(path)
+            value = os.getxattr(path, "user.containers.override_stat") if not os.path.islink(path) else b""
+            found[inside] = (facts.st_mode, facts.st_size, facts.st_mtime_ns, value)
+    return found
+
+
+def rounds(tmp_path, layout, count: int, seed: int) -> None:
+    whole = tmp_path / "whole"
+    took = 60.0
+    for _ in range(2):  # the first one still reads the program from the disk
+        subprocess.run(["rm", "-rf", whole], check=True)
+        started = time.monotonic()
+        subprocess.run(command(whole, layout), env=program_environment(), check=True, stdout=subprocess.DEVNULL)
+        took = min(took, time.monotonic() - started)
+    expected = trees(whole)
+    assert len(expected) > FILES
+    chance = random.Random(seed)
+    killed = 0
+    for number in range(count):
+        home = tmp_path / f"home{number % 5}"  # some rounds begin with what earlier ones left
+        process = subprocess.Popen(command(home, layout), env=program_environment(), stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0, took))
+        process.kill()
+        killed += process.wait() == -9
+        run = subprocess.run(
+            command(home, layout), env=program_environment(), capture_output=True, text=True, timeout=60
+        )
+        assert run.returncode == 0, run.stderr
+        assert trees(home) == expected, f"round {number}"
+        assert list((home / "layers" / ".msb-pull" / "staging").iterdir()) == [] or not killed
+        assert len(stacked_layers(home)) == 3
+        if number % 2:
+            subprocess.run(["rm", "-rf", home], check=True)
+        elif number % 3 == 0:
+            (home / "oci.db").unlink()
+    assert killed > count // 6
+
+
+def stacked_layers(home):
+    with sql(home / "oci.db") as run:
+        assert run.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return run.execute("SELECT layer_id FROM manifest_layers").fetchall()
+
+
+def test_d3_killed_at_any_moment(tmp_path, layout):
+    rounds(tmp_path, layout, 8, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_d3_killed_two_hundred_times(tmp_path, layout):
+    rounds(tmp_path, layout, 200, seed=2)
