@@ -18,9 +18,11 @@ from msb_pull.layer.settle import Settled, derive_again, settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
 from msb_pull.store.keys import LayerKey
+from msb_pull.store.locks import Busy
 from msb_pull.store.rows import ImageRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from msb_pull.events import Observer
@@ -41,6 +43,7 @@ class _Layer:
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     future: Future[FetchedLayer | None] | None = None
     fetched: int = 0
+    elsewhere: bool = False
 
     @property
     def digest(self) -> Digest:
@@ -137,12 +140,12 @@ class Transfer:
                 self._submit(pool, layer)
             for layer in self._layers:
                 if layer.future is not None:
-                    self._finish(layer)
+                    self._finish(pool, layer)
                 if layer.present and not self._fits(layer):
                     # The same blob on another base: what it took from the layers below is not what this image shows.
                     layer.key, layer.present = LayerKey.on(layer.digest, layer.chain), False
                     self._submit(pool, layer)
-                    self._finish(layer)
+                    self._finish(pool, layer)
 
     def _submit(self, pool: _Pool, layer: _Layer) -> None:
         if self._fetcher is None:
@@ -179,19 +182,42 @@ class Transfer:
         return [self._store.layer_dir(keys[x.digest]) for x in reversed(below)]
 
     def _fetch(self, fetcher: LayerFetcher, layer: _Layer) -> FetchedLayer | None:
-        """Runs in the pool. None when another process has made the layer meanwhile."""
+        """Runs in the pool. None when another process has made the layer meanwhile, or is making it.
+
+        A thread of the pool never waits for another process, which may in turn be waiting for a layer that stands
+        behind this one in the queue.
+        """
+        if not layer.elsewhere:
+            try:
+                layer.resources.enter_context(
+                    self._store.lock_layer(layer.digest, lambda holder: None, self._cancel, wait=False)
+                )
+            except Busy:
+                layer.elsewhere = True
+                return None
+        return None if self._is_there(layer.key) else fetcher.fetch(layer.task, layer.resources)
+
+    def _take_over(self, pool: _Pool, layer: _Layer) -> None:
+        """Waits until another process has made a layer, or else makes it here.
+
+        By now all layers below are published and no longer locked. Whoever waits holds nothing but layers above the
+        one it waits for, so processes cannot wait for each other in a circle unless images stack the same layers the
+        other way round.
+        """
 
         def waiting(holder: str) -> None:
             self._observer(events.LayerWaiting(self._name, str(layer.digest), holder))
 
-        layer.resources.enter_context(self._store.lock_layer(layer.digest, waiting, self._cancel))
-        if self._is_there(layer.key):
-            return None
-        return fetcher.fetch(layer.task, layer.resources)
+        layer.resources.enter_context(self._store.lock_layer(layer.digest, waiting, _Watch(self._raise_if_over)))
+        self._submit(pool, layer)
 
-    def _finish(self, layer: _Layer) -> None:
+    def _finish(self, pool: _Pool, layer: _Layer) -> None:
         """In the main thread, bottom first: waits for a layer, settles it on those below, publishes it."""
         fetched = self._await(layer)
+        if layer.elsewhere:
+            self._take_over(pool, layer)
+            fetched = self._await(layer)
+            layer.elsewhere = False
         if fetched is None:
             layer.present = True
         else:
@@ -205,14 +231,18 @@ class Transfer:
         """Waits for one layer, but raises as soon as any of them fails."""
         assert layer.future is not None
         while not layer.future.done():
-            if self._cancel.is_set():
-                raise Cancelled("interrupted")
             pending = [x.future for x in self._layers if x.future is not None and not x.future.done()]
             wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
-            for other in self._layers:
-                if other.future is not None and other.future.done() and other.future.exception() is not None:
-                    other.future.result()
+            self._raise_if_over()
         return layer.future.result()
+
+    def _raise_if_over(self) -> None:
+        """Raises what ends this pull: a signal, or the error of any layer."""
+        if self._cancel.is_set():
+            raise Cancelled("interrupted")
+        for layer in self._layers:
+            if layer.future is not None and layer.future.done() and layer.future.exception() is not None:
+                layer.future.result()
 
     def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
         report = fetched.report
@@ -282,6 +312,17 @@ class Transfer:
             changed=not all(x.present for x in self._layers),
             dry_run=self._options.dry_run,
         )
+
+
+class _Watch:
+    """A flag for those who wait for a lock: asking it raises what makes waiting pointless."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def is_set(self) -> bool:
+        self._look()
+        return False
 
 
 class _Pool:

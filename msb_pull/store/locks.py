@@ -21,6 +21,10 @@ _TELL_AFTER = 1.0
 UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
 
 
+class Busy(LocalError):
+    """Somebody else holds the lock, and the caller does not want to wait."""
+
+
 class Flag(Protocol):
     """What is asked whether to go on: a threading.Event, or anything like one."""
 
@@ -53,7 +57,7 @@ class Locks:
         """Holds the lock ``name``. ``on_wait`` is told after a second for whom it waits.
 
         Where the store cannot be written to and has no such lock file, there is nobody to be kept apart from. Raises
-        Cancelled within 0.2 s, and LocalError when ``wait`` is False and somebody else holds it.
+        Cancelled within 0.2 s, and Busy when ``wait`` is False and somebody else holds it.
         """
         patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
@@ -125,9 +129,9 @@ class _Patience:
         self._told = False
 
     def wait(self, holder: str) -> None:
-        """Sleeps a moment; raises Cancelled, LocalError."""
+        """Sleeps a moment; raises Cancelled, Busy."""
         if not self._wait:
-            raise LocalError(f"the store is in use by {holder}", hint="try again later, or without --no-wait")
+            raise Busy(f"the store is in use by {holder}", hint="try again later, or without --no-wait")
         waited = time.monotonic() - self._started
         if not self._told and waited >= _TELL_AFTER:
             self._told = True

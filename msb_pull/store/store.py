@@ -129,9 +129,11 @@ class Store(Layout):
         """What prune and rm hold while they remove."""
         return self.locks.hold("store", exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
 
-    def lock_layer(self, layer: Name, on_wait: Callable[[str], None], cancel: Flag) -> AbstractContextManager[None]:
-        """What the one holds that makes a layer."""
-        return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel)
+    def lock_layer(
+        self, layer: Name, on_wait: Callable[[str], None], cancel: Flag, *, wait: bool = True
+    ) -> AbstractContextManager[None]:
+        """What the one holds that makes a layer; Busy when somebody else does and ``wait`` is False."""
+        return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
 
     # Writing
 

@@ -1,0 +1,149 @@
+"""Two pulls at once that want the same layers in awkward moments: both end, whatever each of them holds (D1, D2)."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from msb_pull import events
+from msb_pull.errors import Cancelled, ContentError
+from msb_pull.fetch import LayerFetcher
+from msb_pull.image.reference import parse_argument
+from msb_pull.plan import Policy, PullOptions
+from msb_pull.pull import pull_image
+from msb_pull.store.store import Store
+from tests.imagebuild import LayoutBuilder, compress, sha256
+from tests.make_sample import file, layer_tar
+
+PATIENCE = 20
+
+
+def tar(name: str, size: int) -> bytes:
+    return layer_tar([file(name, random.Random(name).randbytes(size))])
+
+
+SMALL, MIDDLE, LARGE = tar("small", 100), tar("middle", 5_000), tar("large", 50_000)
+OWN = tar("own", 200)
+
+
+def digest(layer: bytes) -> str:
+    return sha256(compress(layer))
+
+
+class Pull:
+    """One pull in a thread, through a store object of its own, so that only flock keeps it from the others."""
+
+    def __init__(self, home, layout, tag: str, jobs: int) -> None:
+        self.cancel = threading.Event()
+        self.seen: list[events.Event] = []
+        self.error: BaseException | None = None
+        self.result = None
+        self._arguments = (parse_argument(f"oci:{layout}:{tag}"), Store.open(home), None)
+        self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1", jobs=jobs)
+        self.thread = threading.Thread(target=self._run, name=f"{tag}-{jobs}")
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.result = pull_image(*self._arguments, self._options, observer=self.seen.append, cancel=self.cancel)
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.thread.join(PATIENCE)
+        stuck = self.thread.is_alive()
+        self.cancel.set()
+        self.thread.join(PATIENCE)
+        assert not stuck, f"{self.thread.name} waits for ever"
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def layout(tmp_path):
+    made = LayoutBuilder(tmp_path / "layout")
+    made.add(made.image([SMALL, LARGE, MIDDLE]), "one")
+    made.add(made.image([OWN, LARGE, MIDDLE]), "other")
+    return made.write()
+
+
+class Script:
+    """Makes a fetch of the layer wait until an event is set, and sets one when a fetch begins."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.begun: dict[str, threading.Event] = {}
+        self.held: dict[str, threading.Event] = {}
+        real = LayerFetcher.fetch
+
+        def fetch(fetcher, task, resources):
+            name = str(task.descriptor.digest)
+            if name in self.begun:
+                self.begun[name].set()
+            if name in self.held:
+                assert self.held[name].wait(PATIENCE)
+            return real(fetcher, task, resources)
+
+        monkeypatch.setattr(LayerFetcher, "fetch", fetch)
+
+
+@pytest.mark.parametrize("second", ["one", "other"])
+@pytest.mark.parametrize("jobs", [(1, 2), (2, 2), (1, 1), (2, 1)])
+def test_d1_neither_waits_for_a_layer_that_the_other_cannot_finish(tmp_path, layout, monkeypatch, second, jobs):
+    """The first holds the large layer; the second, meanwhile, the middle one; the lowest is still to come."""
+    script = Script(monkeypatch)
+    script.begun = {digest(x): threading.Event() for x in (LARGE, MIDDLE)}
+    script.held[digest(LARGE)] = script.begun[digest(MIDDLE)]
+    home = tmp_path / "home"
+    first = Pull(home, layout, "one", jobs[0])
+    assert script.begun[digest(LARGE)].wait(PATIENCE)
+    other = Pull(home, layout, second, jobs[1])
+    if jobs[0] == jobs[1] == 1 or jobs == (2, 1):
+        script.held[digest(LARGE)].set()
+    first.end()
+    other.end()
+    store = Store.open(home)
+    with store.database(create=False) as database:
+        for image in database.images():
+            assert all(store.has_layer(layer.key) for layer in image.layers)
+    fetched = sum(layer.fetched > 0 for pull in (first, other) for layer in pull.result.layers)
+    assert fetched == len({x.digest for pull in (first, other) for x in pull.result.layers})
+
+
+def test_a_failure_ends_a_pull_that_also_waits_for_somebody(tmp_path, monkeypatch):
+    made = LayoutBuilder(tmp_path / "layout")
+    made.add(made.image([SMALL, LARGE]), "one")
+    made.add(made.image([SMALL]), "other")
+    layout = made.write()
+    made.path(digest(LARGE)).write_bytes(b"x" * made.path(digest(LARGE)).stat().st_size)
+    script = Script(monkeypatch)
+    script.begun[digest(SMALL)] = threading.Event()
+    script.held[digest(SMALL)] = threading.Event()
+    home = tmp_path / "home"
+    other = Pull(home, layout, "other", 1)
+    assert script.begun[digest(SMALL)].wait(PATIENCE)
+    broken = Pull(home, layout, "one", 2)
+    try:
+        with pytest.raises(ContentError):
+            broken.end()
+    finally:
+        script.held[digest(SMALL)].set()
+    other.end()
+
+
+def test_a_pull_takes_over_what_another_gave_up(tmp_path, layout, monkeypatch):
+    script = Script(monkeypatch)
+    script.begun[digest(LARGE)] = threading.Event()
+    script.held[digest(LARGE)] = threading.Event()
+    first = Pull(tmp_path / "home", layout, "one", 1)
+    assert script.begun[digest(LARGE)].wait(PATIENCE)
+    other = Pull(tmp_path / "home", layout, "one", 2)
+    other.thread.join(1.5)
+    assert [x.digest for x in other.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
+    first.cancel.set()
+    script.held[digest(LARGE)].set()
+    with pytest.raises(Cancelled):
+        first.end()
+    other.end()
+    assert all(layer.fetched for layer in other.result.layers)
