@@ -261,6 +261,8 @@ def test_images_that_contradict_each_other_keep_the_order_of_the_first(path):
     assert write(path, record("localhost/c:1", "wxy")) == []
     assert stacked(path, "localhost/a:1") == "xy"
     assert stacked(path, "localhost/c:1") == "wxy"
+    assert write(path, record("localhost/d:1", "zx")) == []
+    assert (stacked(path, "localhost/a:1"), stacked(path, "localhost/d:1")) == ("xy", "zx")
 
 
 def test_images_of_microsandbox_keep_their_order_too(path):
@@ -320,6 +322,16 @@ def test_an_image_that_microsandbox_removed_and_pulled_again_is_no_longer_ours(p
     microsandbox_pull(path, "localhost/a:1", "y")
     found = find(path, "localhost/a:1")
     assert (found.digest, names(x.digest for x in found.layers)) == (None, "y")
+
+
+def test_an_image_whose_manifest_another_program_replaced_is_no_longer_ours(path):
+    write(path, record("localhost/a:1", "x"), record("localhost/b:1", "x"))
+    with sql(path) as run:
+        run.execute("DELETE FROM manifests WHERE image_id = (SELECT id FROM images WHERE reference = 'localhost/a:1')")
+    microsandbox_pull(path, "localhost/a:1", "y")
+    found = find(path, "localhost/a:1")
+    assert (found.digest, names(x.digest for x in found.layers)) == (None, "y")
+    assert find(path, "localhost/b:1").digest is not None
 
 
 def test_rows_that_make_no_sense_hide_one_image_and_not_the_others(path):

@@ -167,6 +167,22 @@ def test_d15_several_processes_find_the_damage_at_once(world, damage):
     assert len(world.aside()) == (damage is not missing)
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_d15_another_process_repairs_it_while_this_one_waits(world, monkeypatch, damage):
+    damage(world.path)
+    real = world.store.locks.hold
+
+    def hold(*arguments, **named):
+        with Store.open(world.home).database(create=True) as database:
+            database.images()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(world.store.locks, "hold", hold)
+    assert len(world.images(create=True)) == 2
+    assert world.warnings == []
+    assert len(world.aside()) == (damage is not missing)
+
+
 @pytest.mark.parametrize("what", ["cut", "forged manifest", "forged config", "other layers", "newer", "text"])
 def test_files_that_do_not_match_their_digests_are_left_out(world, what):
     file, _ = sorted((world.store.own / "images").iterdir(), key=lambda x: "localhost/a:1" not in x.read_text())
