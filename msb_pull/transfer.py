@@ -155,6 +155,7 @@ class Transfer:
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
+        self._store.check_space(sum(x.task.descriptor.size for x in self._layers if not x.present))
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
         return LayerFetcher(
             self._store,

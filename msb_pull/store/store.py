@@ -117,6 +117,21 @@ class Store(Layout):
         check(self._file_system, self.layers, need_attributes=need_xattrs)
         return self._file_system.attributes
 
+    def check_space(self, needed: int) -> None:
+        """Raises LocalError when fewer than ``needed`` bytes are free for the layers: then nothing need be fetched."""
+        try:
+            facts = os.statvfs(self.layers)
+        except OSError as error:
+            raise local_error(error, self.layers) from error
+        free = facts.f_bavail * facts.f_frsize
+        # Some network file systems say nothing of their size.
+        if facts.f_blocks and free < needed:
+            raise LocalError(
+                f"{self.layers}: not enough space",
+                cause=f"the missing layers alone are {needed} bytes compressed, {free} bytes are free",
+                hint="free some space (`msb-pull prune` removes what no image needs), or use --layers-dir",
+            )
+
     # Locks
 
     def lock_shared(self, on_wait: Callable[[str], None], cancel: Flag) -> AbstractContextManager[None]:

@@ -10,10 +10,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from msb_pull import events
 from msb_pull.errors import LocalError
+from msb_pull.image.reference import parse_argument
+from msb_pull.plan import PullOptions
+from msb_pull.pull import pull_image
 from msb_pull.store import probe
 from msb_pull.store.store import Store
-from tests.store.support import publish
+from tests.imagebuild import simple_layout
+from tests.make_sample import file, layer_tar
+from tests.store.support import NEVER, publish
 
 
 @pytest.fixture
@@ -98,6 +104,37 @@ def test_a77_d9_a_small_disk_fills_and_the_next_run_works(tmp_path):
             publish(store, "x", "x" * 3_000_000)
         assert os.listdir(store.places.folder) == []
         publish(store, "x")
+
+
+def test_d9_a77_what_cannot_fit_is_not_begun(tmp_path):
+    with mounted(tmp_path, "tmpfs", "1M") as folder:
+        store = Store.open(tmp_path / "home", folder / "layers")
+        store.check_space(500_000)
+        with pytest.raises(LocalError, match="not enough space") as caught:
+            store.check_space(2_000_000)
+        assert "2000000 bytes" in caught.value.cause
+        layout = simple_layout(tmp_path / "layout", [layer_tar([file("f", os.urandom(2_000_000))])])
+        with pytest.raises(LocalError, match="not enough space"):
+            pull_image(
+                parse_argument(f"oci:{layout}:1"),
+                store,
+                lambda: pytest.fail("asked a registry"),
+                PullOptions(name="localhost/a:1"),
+                observer=events.ignore,
+                cancel=NEVER,
+            )
+
+
+def test_a_file_system_that_does_not_tell_its_size(store, monkeypatch):
+    real = os.statvfs
+
+    def silent(path):
+        facts = list(real(path))
+        facts[2] = facts[3] = facts[4] = 0
+        return os.statvfs_result(facts)
+
+    monkeypatch.setattr(os, "statvfs", silent)
+    store.check_space(1 << 60)
 
 
 def test_d34_without_inodes_the_message_counts_them(tmp_path):
