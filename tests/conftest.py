@@ -7,6 +7,7 @@ fuse-overlayfs) are asked for with :func:`need`; a missing one skips the test lo
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import os
 import shutil
@@ -22,6 +23,20 @@ RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
 REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
 KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
+
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+
+
+def pytest_configure() -> None:
+    """What tests mount is seen by this process and its children alone, and is gone with them however they end.
+
+    A run that was killed would otherwise leave a dead mount in a temporary folder that no later run can remove.
+    """
+    if sys.platform.startswith("linux") and os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNS) == 0:
+            libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
 
 
 # A machine that is busy with other things must not fail a property.
