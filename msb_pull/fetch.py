@@ -1,7 +1,8 @@
 """One layer: from its source, through every check, into a staging directory.
 
 The compressed bytes are kept, counted and hashed, inflated, hashed again against the diff_id and piped into the child
-that writes the tree, all in one pass. Nothing leaves staging here; publishing is the pull's business.
+that writes the tree, all in one pass: one thread receives and inflates, another hashes the tar stream and feeds the
+child. Nothing leaves staging here; publishing is the pull's business.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull import events
 from msb_pull.errors import ContentError, local_error
+from msb_pull.handoff import Handoff
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.unpack import LayerProcess, UnpackOptions, UnpackReport
 from msb_pull.readers import CHUNK, BlobReader, DigestMismatch
@@ -107,17 +109,21 @@ class LayerFetcher:
         process = LayerProcess(staging.path, staging.record, self._options)
         try:
             pipe = _Pipe(task, process, self._options.max_bytes)
-            trouble = _pump(blob, pipe)
-            blob.verify()
-            if trouble is None:
-                try:
-                    return FetchedLayer(staging, pipe.finish(), pipe.tar_bytes, blob.fetched)
-                except ContentError as error:
-                    trouble = error
-                finally:
-                    if pipe.warning:
-                        self._warn(f"layer {descriptor.digest.short}: {pipe.warning}")
-            raise _named(trouble, task)
+            with contextlib.ExitStack() as ending:
+                handoff = ending.enter_context(Handoff(pipe.pass_on))
+                # A thread that waits for the child gets away only when the child is gone.
+                ending.push(lambda kind, error, trace: process.kill() if error else None)
+                trouble = _pump(blob, pipe, handoff)
+                blob.verify()
+                if trouble is None:
+                    try:
+                        return FetchedLayer(staging, pipe.finish(handoff), pipe.tar_bytes, blob.fetched)
+                    except ContentError as error:
+                        trouble = error
+                    finally:
+                        if pipe.warning:
+                            self._warn(f"layer {descriptor.digest.short}: {pipe.warning}")
+                raise _named(trouble, task)
         finally:
             process.kill()
 
@@ -168,22 +174,29 @@ class _Pipe:
         self._decompressor: Decompressor | None = None
         self._head = b""
 
-    def feed(self, chunk: bytes) -> None:
-        """Takes compressed bytes; raises ContentError (a LayerError when the child found the trouble)."""
+    def inflate(self, chunk: bytes) -> Iterator[bytes]:
+        """Takes compressed bytes, gives the pieces of the tar stream; raises ContentError."""
         if self._decompressor is None:
             # The magic of every format fits into six bytes, which a slow source may deliver one by one.
             self._head += chunk
             if len(self._head) < 6:
                 return
             chunk = self._head
-        self._inflate(chunk)
+        yield from self._inflate(chunk)
 
-    def finish(self) -> UnpackReport:
+    def pass_on(self, piece: bytes) -> None:
+        """Hashes a piece of the tar stream and feeds the child; raises LayerError when the child found trouble."""
+        self._hash.update(piece)
+        self._process.write(piece)
+
+    def finish(self, handoff: Handoff) -> UnpackReport:
         """Ends the stream, compares the diff_id and takes the child's report; raises ContentError, LocalError."""
         if self._decompressor is None:
-            self._inflate(self._head)
+            for piece in self._inflate(self._head):
+                handoff.put(piece)
         assert self._decompressor is not None
         self._decompressor.finish()
+        handoff.finish()
         found = self._hash.hexdigest()
         if found != self._task.diff_id.hex:
             raise ContentError(
@@ -193,7 +206,7 @@ class _Pipe:
             )
         return self._process.finish()
 
-    def _inflate(self, chunk: bytes) -> None:
+    def _inflate(self, chunk: bytes) -> Iterator[bytes]:
         if self._decompressor is None:
             self._decompressor, self.warning = open_decompressor(chunk[:6], self._task.descriptor.media_type)
         for piece in self._decompressor.feed(chunk):
@@ -204,11 +217,10 @@ class _Pipe:
                 raise ContentError(
                     f"unpacks to more than {self._max_bytes} bytes", hint="raise --max-layer-size if that is right"
                 )
-            self._hash.update(piece)
-            self._process.write(piece)
+            yield piece
 
 
-def _pump(blob: BlobReader, pipe: _Pipe) -> ContentError | None:
+def _pump(blob: BlobReader, pipe: _Pipe, handoff: Handoff) -> ContentError | None:
     """Moves a whole blob through the pipe; returns what is wrong with its content, if anything.
 
     A blob with bad content is still read to its end, since only its digest tells whether the download or the image is
@@ -218,7 +230,8 @@ def _pump(blob: BlobReader, pipe: _Pipe) -> ContentError | None:
     for chunk in blob.chunks():
         if trouble is None:
             try:
-                pipe.feed(chunk)
+                for piece in pipe.inflate(chunk):
+                    handoff.put(piece)
             except ContentError as error:
                 trouble = error
     return trouble

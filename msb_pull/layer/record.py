@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import zlib
 
+from isal import isal_zlib
+
 from msb_pull.errors import ContentError
 from msb_pull.layer.limits import Limits
 from msb_pull.layer.names import clean
@@ -36,7 +38,7 @@ class RecordWriter:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._parts: list[bytes] = []
-        self._deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
+        self._deflate = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
 
     def write(self, data: bytes) -> None:
         """Appends bytes of the stripped stream."""

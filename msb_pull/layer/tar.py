@@ -7,7 +7,7 @@ ends in silence (a bad header in the middle, a cut header), it refuses.
 
 from __future__ import annotations
 
-import zlib
+from isal.isal_zlib import adler32, crc32
 
 from msb_pull.layer import pax as extended
 from msb_pull.layer.blocks import BLOCK, ZEROS, BlockReader
@@ -101,7 +101,7 @@ class TarReader(BlockReader):
         view = self._view[pos : pos + take]
         self._pos = pos + take
         self._left = left = left - take
-        self._crc = zlib.crc32(view, self._crc)
+        self._crc = crc32(view, self._crc)
         if not left and self._record is not None:
             self._record.write(self._crc.to_bytes(4, "big"))
         return view
@@ -191,7 +191,7 @@ class TarReader(BlockReader):
 
     def _check_sum(self, block: bytes) -> None:
         # The sum of 512 ASCII bytes stays below Adler's modulus, so that its low half is the sum itself, plus one.
-        total = (zlib.adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
+        total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
         field = block[148:156]
         total += 256 - sum(field)
         try:

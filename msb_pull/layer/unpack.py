@@ -6,6 +6,9 @@ import errno
 import os
 import sys
 
+import isal
+
+import msb_pull
 from msb_pull.errors import LocalError, MsbPullError, local_error
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.record import RecordWriter
@@ -142,7 +145,8 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 _BOOTSTRAP = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from msb_pull.layer.unpack import child_main; child_main()"
+    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
+    "from msb_pull.layer.unpack import child_main; child_main()"
 )
 
 
@@ -165,11 +169,11 @@ class LayerProcess:
         try:
             kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                package_parent = str(AnyPath(__file__).resolve().parent.parent.parent)
+                paths = [str(AnyPath(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
                 words = [str(os.getpid()), str(root), str(kept), *options.as_arguments()]
-                # Isolated, without site-packages: the child needs the standard library and this package alone.
+                # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package_parent, *words],
+                    [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, *words],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
