@@ -41,15 +41,14 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         if layer.remark:
             run.warn(f"layer {short(layer.digest)}: {layer.remark}")
     lines = [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
-    run.write(_verify_document(report), "\n".join(lines))
-    if report.damaged:
-        message = f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged"
-        hint = (
-            "their images can be pulled again with --force"
-            if repair
-            else "`msb-pull verify --repair` fetches them again"
-        )
-        error = ContentError(message, hint=hint)
+    error = _damage_error(report, repair=repair) if report.damaged else None
+    document = _verify_document(report)
+    if error:
+        document["error"] = run.session.document_of(error)
+    run.write(document, "\n".join(lines))
+    if error:
+        for failure in report.failures:
+            run.session.tell(failure)
         run.session.tell(error)
         run.fail([error])
     else:
@@ -124,7 +123,13 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     from msb_pull.verify import repair_layers
 
     settings = run.settings
-    options = PullOptions(jobs=settings.jobs, max_layer_size=settings.max_layer_size, max_entries=settings.max_entries)
+    options = PullOptions(
+        jobs=settings.jobs,
+        max_layer_size=settings.max_layer_size,
+        max_entries=settings.max_entries,
+        # What the pull was allowed to do without, its repair is too.
+        allow_no_xattr=True,
+    )
     with contextlib.closing(LazyClient(run, (), Access())) as client:
         return repair_layers(store, report, client, options, observer=run.observe, cancel=run.cancel)
 
@@ -239,6 +244,15 @@ def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any
         "seconds": round(result.seconds, 3),
         "images": [{"reference": x.reference, "digest": x.digest, "layers": x.layers} for x in result.images],
     }
+
+
+def _damage_error(report: VerifyReport, *, repair: bool) -> ContentError:
+    message = f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged"
+    if not repair:
+        return ContentError(message, hint="`msb-pull verify --repair` fetches them again")
+    if report.failures:
+        return ContentError(message, cause=f"not repaired: {report.failures[0].message}")
+    return ContentError(message, hint="their images can be pulled again with --force")
 
 
 def _damage_line(layer: LayerReport, damage: Damage) -> str:

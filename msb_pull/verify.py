@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull import events
-from msb_pull.errors import Cancelled, ContentError, NotFoundError
+from msb_pull.errors import Cancelled, ContentError, MsbPullError, NotFoundError
 from msb_pull.layer.check import Damage, check_content, check_tree
 from msb_pull.layer.expected import expected_tree
 from msb_pull.layer.record import Notes
+from msb_pull.sizes import counted
 from msb_pull.store.store import LayerState
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from hashlib import _Hash
 
     from msb_pull.events import Observer
@@ -57,12 +58,13 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was verified; ``repaired`` lists layers that were fetched again."""
+    """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be."""
 
     images: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     repaired: tuple[str, ...]
     seconds: float
+    failures: tuple[MsbPullError, ...] = ()
 
     @property
     def damaged(self) -> list[LayerReport]:
@@ -88,10 +90,24 @@ def verify_images(
 
     A layer that several images share is verified once. Raises NotFoundError for an unknown image, Cancelled.
     """
+    return _verify(store, references, None, quick, jobs, observer, cancel)
+
+
+def _verify(
+    store: Store,
+    references: Sequence[str],
+    only: Collection[str] | None,
+    quick: bool,
+    jobs: int,
+    observer: Observer,
+    cancel: threading.Event,
+) -> VerifyReport:
+    """Verifies the layers that ``only`` names (None for all) of the images."""
     started = time.monotonic()
-    images = stored_images(store, references)
-    wanted = _distinct(images)
     with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+        # Not before: what is removed while this waits for the lock is no damage.
+        images = stored_images(store, references)
+        wanted = [x for x in _distinct(images) if only is None or str(x[0].key) in only]
         checks = [_Check(store, layer, names, quick, observer, cancel) for layer, names in wanted]
         with ThreadPoolExecutor(max(1, min(jobs, len(checks) or 1)), thread_name_prefix="verify") as pool:
             reports = list(pool.map(_Check.run, checks))
@@ -109,29 +125,53 @@ def repair_layers(
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
-    A reader finds the old directory or the new one at every moment. Raises the errors of a pull; NotFoundError when no
-    image that needs a layer came from a registry.
+    A reader finds the old directory or the new one at every moment. What cannot be mended stands in the report's
+    ``failures``, its damage stays in the report. Raises NotFoundError for an image that is gone, Cancelled.
     """
     started = time.monotonic()
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
     images = stored_images(store, report.images)
-    left = set(damaged)
+    failures = _fetch_damaged(store, images, damaged, client, options, observer, cancel)
+    again = _verify(store, report.images, damaged, False, options.jobs, observer, cancel)
+    fresh = {layer.digest: layer for layer in again.layers}
+    mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
+    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in report.layers)
+    seconds = report.seconds + time.monotonic() - started
+    return VerifyReport(report.images, layers, tuple(sorted(mended)), seconds, tuple(failures))
+
+
+def _fetch_damaged(
+    store: Store,
+    images: Sequence[StoredImage],
+    damaged: Collection[str],
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    observer: Observer,
+    cancel: threading.Event,
+) -> list[MsbPullError]:
+    """Tries one image after the other until each damaged layer is fetched; returns what went wrong."""
+    failures: list[MsbPullError] = []
+    left, tried = set(damaged), set[str]()
     for image in images:
         mine = left & {str(layer.key) for layer in image.layers}
-        if mine and image.source == "registry":
+        if not mine or image.source != "registry":
+            continue
+        tried |= mine
+        try:
             _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
             left -= mine
-    if left:
-        raise NotFoundError(
-            f"{len(left)} damaged layers belong to no image that came from a registry",
-            hint="pull the image again from its folder or archive with --force",
+        except Cancelled:
+            raise
+        except MsbPullError as error:
+            failures.append(error)
+    if lost := left - tried:
+        failures.append(
+            NotFoundError(
+                f"no image that came from a registry has {counted(len(lost), 'damaged layer')}",
+                hint="pull its image again from the folder or archive with --force",
+            )
         )
-    users = [image.reference for image in images if damaged & {str(layer.key) for layer in image.layers}]
-    again = verify_images(store, users, observer=observer, cancel=cancel) if users else report
-    fresh = {layer.digest: layer for layer in again.layers}
-    mended = {digest for digest in damaged if fresh[digest].verdict is not Verdict.DAMAGED}
-    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in report.layers)
-    return VerifyReport(report.images, layers, tuple(sorted(mended)), report.seconds + time.monotonic() - started)
+    return failures
 
 
 def _fetch_again(
