@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from isal import isal_zlib
 
@@ -27,6 +27,9 @@ PIECE = 512 * 1024
 _MAX_WINDOW_LOG = 31
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_GZIP_FIXED = 10
+_GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
+_MAX_HEADER = 1 << 17
 _REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
@@ -63,17 +66,16 @@ class _Gzip:
     """All members of a gzip file; zero padding may follow, nothing else."""
 
     def __init__(self) -> None:
-        self._member = isal_zlib.decompressobj(wbits=31)
-        self._started = False
+        self._member: Any = None
+        self._header = b""
         self._padding = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         while True:
-            if self._member.eof:
+            if self._member is None or self._member.eof:
                 data = self._next_member(data)
                 if not data:
                     return
-            self._started = self._started or bool(data)
             try:
                 piece = self._member.decompress(data, PIECE)
             except (isal_zlib.error, zlib.error, EOFError) as error:  # type: ignore[misc]
@@ -86,20 +88,49 @@ class _Gzip:
                 return
 
     def finish(self) -> None:
-        if self._started and not self._member.eof:
+        if self._header or (self._member is not None and not self._member.eof):
             raise ContentError("the gzip stream is cut")
 
     def _next_member(self, data: bytes) -> bytes:
-        """Passes over zero padding; what follows it, or the member before, must be a member."""
-        rest = data.lstrip(b"\0")
-        if len(rest) < len(data):
-            self._padding = True
-        if not rest:
+        """Passes over zero padding; what follows it, or the member before, must be a member.
+
+        Its header is held back until it is whole: ISA-L forgets the flags of one that comes in pieces, and then takes
+        a name for compressed data.
+        """
+        if self._member is not None and not self._header:
+            rest = data.lstrip(b"\0")
+            self._padding = self._padding or len(rest) < len(data)
+            if rest and self._padding:
+                raise ContentError("bytes that are no gzip follow the end of the gzip stream")
+            data = rest
+        self._header += data
+        if not _has_header(self._header):
             return b""
-        if self._padding or rest[0] != _GZIP[0]:
-            raise ContentError("bytes that are no gzip follow the end of the gzip stream")
         self._member = isal_zlib.decompressobj(wbits=31)
-        return rest
+        data, self._header = self._header, b""
+        return data
+
+
+def _has_header(data: bytes) -> bool:
+    """Whether ``data`` begins with the whole header of a gzip member (RFC 1952); raises ContentError."""
+    if data[:3] != _GZIP[: len(data)]:
+        raise ContentError("bytes that are no gzip follow the end of the gzip stream")
+    if len(data) < _GZIP_FIXED:
+        return False
+    flags = data[3]
+    if flags & _GZIP_RESERVED:
+        raise ContentError("the gzip stream is damaged", cause="its header has flags that are not defined")
+    end = _GZIP_FIXED
+    if flags & _GZIP_EXTRA:
+        end += 2 + int.from_bytes(data[end : end + 2], "little")
+    for text in (_GZIP_NAME, _GZIP_COMMENT):
+        if flags & text and end <= len(data):
+            end = data.find(0, end) + 1 or len(data) + 1
+    if flags & _GZIP_CHECKED:
+        end += 2
+    if end > _MAX_HEADER:
+        raise ContentError("the gzip stream is damaged", cause=f"its header is larger than {_MAX_HEADER} bytes")
+    return end <= len(data)
 
 
 class _Zstd:

@@ -143,3 +143,39 @@ def test_damaged_blobs_give_their_bytes_or_a_content_error(data, step, changes):
             continue
         if bytes(blob) == packed:
             assert found == data
+
+
+def with_header(flags: int, *, content: bytes = b"content") -> bytes:
+    """A member whose header has the optional fields that ``flags`` ask for (RFC 1952)."""
+    head = b"\x1f\x8b\x08" + bytes([flags]) + bytes(4) + b"\0\xff"
+    head += b"\x03\0abc" if flags & 4 else b""
+    head += b"file name\0" if flags & 8 else b""
+    head += b"a comment\0" if flags & 16 else b""
+    head += struct.pack("<H", zlib.crc32(head) & 0xFFFF) if flags & 2 else b""
+    body = zlib.compress(content, wbits=-15)
+    return head + body + struct.pack("<II", zlib.crc32(content), len(content))
+
+
+@pytest.mark.parametrize("flags", range(0, 32, 2))
+def test_a70_headers_of_members_may_come_in_pieces(flags):
+    """ISA-L forgets the flags of a header that it gets in pieces, and refuses or misreads what follows."""
+    blob = with_header(flags) + with_header(flags, content=b" and more")
+    for step in (1, 2, 3, 11, 13, 1000):
+        assert inflate(blob, step) == b"content and more"
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a70_broken_headers_are_refused_however_they_come(step):
+    name = b"\x1f\x8b\x08\x08" + bytes(6)
+    for blob, why in (
+        (GZIP[:9], "cut"),
+        (with_header(30)[:25], "cut"),
+        (with_header(0) + with_header(8)[:14], "cut"),
+        (with_header(0) + b"\x1f", "cut"),
+        (with_header(0) + b"\x1f\x8b\x07" + bytes(20), "no gzip"),
+        (with_header(0x20), "damaged"),
+        (name + b"n" * 140_000 + b"\0", "damaged"),
+        (name + b"n" * 140_000, "damaged"),
+    ):
+        with pytest.raises(ContentError, match=why):
+            inflate(blob, step)
