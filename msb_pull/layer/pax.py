@@ -8,6 +8,7 @@ _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
 _MAX_ID = (1 << 32) - 1
 _MAX_DIGITS = 20
+_SPARSE_VERSIONS = frozenset(((None, None), (0, 0), (0, 1), (1, 0)))
 
 
 class BadRecord(ValueError):
@@ -24,7 +25,7 @@ class Sparse:
         self.realsize: int | None = None
         self.pairs: list[tuple[int, int]] | None = None
         self.offsets: list[int] = []
-        self.version = [0, 0]
+        self.version: list[int | None] = [None, None]
 
 
 class Pax:
@@ -150,11 +151,12 @@ def _apply_sparse(sparse: Sparse, key: bytes, value: bytes) -> None:
 
 
 def _finish_sparse(sparse: Sparse) -> None:
+    # With half of a version some readers take a file for sparse, and others do not.
+    if tuple(sparse.version) not in _SPARSE_VERSIONS:
+        raise BadRecord("its sparse format is unknown")
     if sparse.version == [1, 0]:
         if sparse.pairs is not None or sparse.realsize is None:
             raise BadRecord("its sparse map is malformed")
-    elif sparse.version[0] > 0:
-        raise BadRecord("its sparse format is unknown")
     elif sparse.pairs is None:
         sparse.pairs = []
 

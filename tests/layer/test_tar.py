@@ -214,6 +214,22 @@ def gnu_sparse(realsize: int, pairs, data: bytes) -> bytes:
     return block + data + bytes(-len(data) % 512)
 
 
+@pytest.mark.parametrize(
+    "version",
+    [
+        [(b"GNU.sparse.major", b"1")],
+        [(b"GNU.sparse.minor", b"0")],
+        [(b"GNU.sparse.major", b"0"), (b"GNU.sparse.minor", b"2"), (b"GNU.sparse.map", b"0,3")],
+        [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"1")],
+        [(b"GNU.sparse.major", b"2"), (b"GNU.sparse.minor", b"0")],
+    ],
+)
+def test_a60_half_a_sparse_version_is_refused(version):
+    """Go and Python take such a file for a plain one, GNU tar for a sparse one."""
+    body = b"1\n0\n3\n".ljust(512, b"\0") + b"abc"
+    refused(pax(*version, (b"GNU.sparse.realsize", b"3")) + reg(b"f", body), match="sparse format is unknown")
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_a59_a60_every_sparse_format_gives_the_same_map(count):
     pairs = [(number * 4096, 512) for number in range(count)]
