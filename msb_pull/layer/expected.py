@@ -78,13 +78,15 @@ class _Tree:
 
     def add(self, entry: Entry) -> None:
         said = clean(entry.name)
-        plink = said.startswith(_PLINKS + b"/") and entry.type == REG
         top = said.partition(b"/")[0]
-        if top.startswith(_AUFS) and top != _OPAQUE and not plink:
+        if top.startswith(_AUFS) and top != _OPAQUE:
+            # A file there lies where it says until the layer is complete, for hard links to lead to it.
+            if said.startswith(_PLINKS + b"/") and said.count(b"/") == 1 and entry.type == REG:
+                self._put(said, _file(entry))
             return
         path = self._notes.path_of(entry)
         name = path.rpartition(b"/")[2]
-        if name.startswith(_WHITEOUT) and not plink:
+        if name.startswith(_WHITEOUT):
             self._put(path, _marker(entry))
             if name != _OPAQUE:
                 self._whiteouts.append(path)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msb_pull.errors import ContentError
+from msb_pull.layer.check import check_tree
 from msb_pull.layer.expected import content_paths, expected_tree
 from msb_pull.layer.record import Notes, entries
 from msb_pull.layer.recreate import recreate
@@ -105,6 +106,17 @@ def test_content_that_a_later_entry_replaced_is_counted_as_lost(make):
     kept, _ = make(reg(b"f", b"first"), hardlink(b"g", b"f"), reg(b"f", b"second"))
     assert kept.lost == 0
     assert kept.again()[1] == []
+
+
+def test_a39_what_lies_with_the_hard_links_of_aufs_is_where_they_lead(make):
+    """Verify used to call the link a file too many, since it looked for the file at its place in the end only."""
+    layer, stream = make(
+        *(reg(b".wh..wh.plnk/1.2", b"content"), hardlink(b"f", b".wh..wh.plnk/1.2")),
+        *(hardlink(b"g", b".wh..wh.plnk/1.2"), reg(b".wh..wh.plnk/a/b"), reg(b".wh..wh.orph", b"")),
+    )
+    assert list(check_tree(layer.root, layer.nodes, attributes=True, progress=lambda seen: None)) == []
+    assert layer.nodes[b"f"] is layer.nodes[b"g"]
+    assert layer.again() == (stream, [])
 
 
 def test_a_damaged_record_is_told(make):
