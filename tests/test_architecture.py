@@ -32,7 +32,7 @@ GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "r
 
 # The modules that run in the child of a layer, started without site-packages but for one compiled module.
 CHILD = {
-    *("limits", "names", "report", "unpack", "jail", "record"),
+    *("limits", "names", "report", "ring", "unpack", "jail", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),
 }

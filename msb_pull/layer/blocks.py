@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     class Stream(Protocol):
         """What a reader reads from."""
 
-        def readinto(self, buffer: memoryview, /) -> int | None: ...
+        def read(self, size: int, /) -> bytes | memoryview:
+            """1 to ``size`` bytes, which stay valid until the next call; none at the end."""
 
 
 BLOCK = 512
@@ -26,12 +27,12 @@ ZEROS = bytes(BLOCK)
 
 
 class BlockReader:
-    """Reads ``stream`` through one buffer of a mebibyte; ``record`` takes what :meth:`_take` passes."""
+    """Reads ``stream`` piece by piece, where the pieces lie; ``record`` takes what :meth:`_take` passes."""
 
     def __init__(self, stream: Stream, record: Sink | None) -> None:
-        self._readinto = stream.readinto
+        self._read = stream.read
         self._record = record
-        self._view = memoryview(bytearray(BUFFER))
+        self._view = memoryview(b"")
         self._pos = 0
         self._end = 0
         self._name = b""
@@ -44,7 +45,7 @@ class BlockReader:
         parts = []
         left = whole
         while left:
-            there = min(self._need(min(left, BUFFER)), left)
+            there = min(self._need(min(left, BLOCK)), left)
             if not there:
                 self._fail("the archive ends inside an extension header")
             parts.append(self._take(there))
@@ -75,24 +76,18 @@ class BlockReader:
         return data
 
     def _need(self, size: int) -> int:
-        """Reads until ``size`` bytes (at most the buffer's size) lie in the buffer; returns how many do."""
+        """Reads until ``size`` bytes (at most a block) lie ready; returns how many do."""
         while self._end - self._pos < size and self._fill():
             pass
         return self._end - self._pos
 
     def _fill(self) -> int:
-        pos, end = self._pos, self._end
-        if pos == end:
-            self._pos = self._end = pos = end = 0
-        elif end == BUFFER:
-            rest = bytes(self._view[pos:end])
-            self._view[: len(rest)] = rest
-            self._pos, self._end = 0, len(rest)
-            end = self._end
-        count = self._readinto(self._view[end:]) or 0
-        self._end = end + count
-        self.bytes_read += count
-        return count
+        rest = bytes(self._view[self._pos : self._end])
+        piece = self._read(BUFFER)
+        self._view = memoryview(rest + piece if rest else piece)
+        self._pos, self._end = 0, len(self._view)
+        self.bytes_read += len(piece)
+        return len(piece)
 
     def _fail(self, what: str, hint: str | None = None, index: int | None = None) -> NoReturn:
         raise LayerError(max(self.entries - 1, 0) if index is None else index, self._name, what, hint=hint)

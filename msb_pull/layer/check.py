@@ -2,58 +2,88 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from msb_pull.layer.attributes import ESCAPE, OVERRIDE_STAT
 from msb_pull.layer.expected import content_paths
 from msb_pull.layer.limits import printable
-from msb_pull.layer.recreate import recreate
-from msb_pull.layer.xattrs import user_attributes
+from msb_pull.layer.recreate import stream
+from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, list_attributes
 
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from msb_pull.layer.expected import Node
+    from msb_pull.layer.record import Record
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
+_DENIED = frozenset((errno.EACCES, errno.EPERM))
+# Whoever waits, or wants to interrupt, is served in between.
+_OFTEN = 512
+# Directories that are kept open on the way to the one that is being looked at.
+_DEPTH = 64
 
 
-@dataclass(frozen=True, slots=True)
 class Damage:
     """One difference. ``path`` is relative to the layer's directory; ``kind`` is one word, the rest is for people."""
 
-    path: bytes
-    kind: str
-    expected: str
-    found: str
+    __slots__ = ("expected", "found", "kind", "path")
+
+    def __init__(self, path: bytes, kind: str, expected: str, found: str) -> None:
+        self.path = path
+        self.kind = kind
+        self.expected = expected
+        self.found = found
+
+    def __repr__(self) -> str:
+        return f"Damage({self.path!r}, {self.kind!r}, {self.expected!r}, {self.found!r})"
+
+
+def knows_attributes(root: int) -> bool:
+    """Whether the file system of an open directory has user attributes, found out without writing; raises OSError."""
+    try:
+        get_attribute(root, OVERRIDE_STAT)
+    except OSError as error:
+        return error.errno not in UNSUPPORTED
+    return True
 
 
 def check_tree(
-    root: int, nodes: Mapping[bytes, Node], *, attributes: bool, progress: Callable[[int], None]
+    root: int,
+    nodes: Mapping[bytes, Node],
+    *,
+    attributes: bool,
+    progress: Callable[[int], None],
+    denied: list[bytes] | None = None,
 ) -> Iterator[Damage]:
     """Compares names, types, modes, owners, attributes, sizes, links and times below the open directory ``root``.
 
     Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen. Raises OSError.
+    many entries have been seen, ``denied`` takes what this user may not look into. Raises OSError.
     """
-    yield from _Walk(root, nodes, attributes, progress).run()
+    yield from _Walk(root, nodes, attributes, progress, denied if denied is not None else []).run()
 
 
 def check_content(
-    root: int, record: Path, nodes: Mapping[bytes, Node], take: Callable[[bytes], None]
+    root: int,
+    record: Record,
+    nodes: Mapping[bytes, Node],
+    take: Callable[[memoryview], None],
+    leave: frozenset[bytes] = frozenset(),
 ) -> Iterator[Damage]:
-    """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was."""
+    """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was.
+
+    The record's entries have been read. Files in ``leave`` are not read: they are none, or may not be.
+    """
     found: list[Damage] = []
-    stream = recreate(
-        record, root, content_paths(nodes), lambda path, a, b: found.append(Damage(path, "content", a, b))
-    )
-    for piece in stream:
+    paths = {index: path for index, path in content_paths(nodes).items() if path not in leave}
+    for piece in stream(record, root, paths, lambda path, a, b: found.append(Damage(path, "content", a, b))):
         take(piece)
         yield from found
         found.clear()
@@ -61,56 +91,118 @@ def check_content(
 
 class _Walk:
     def __init__(
-        self, root: int, nodes: Mapping[bytes, Node], attributes: bool, progress: Callable[[int], None]
+        self,
+        root: int,
+        nodes: Mapping[bytes, Node],
+        attributes: bool,
+        progress: Callable[[int], None],
+        denied: list[bytes],
     ) -> None:
         self._root = root
         self._nodes = nodes
         self._attributes = attributes
         self._progress = progress
-        self._seen: set[bytes] = set()
+        self._denied = denied
+        self._seen = {b""}
+        self._shared = _shared(nodes)
         self._inodes: dict[int, int] = {}
         self._groups: dict[int, int] = {}
+        self._open_ones: list[tuple[bytes, int]] = []
 
     def run(self) -> Iterator[Damage]:
-        yield from self._compare(b"", os.fstat(self._root), self._root, b".")
+        yield from self._compare(b"", self._nodes[b""], os.fstat(self._root), b".", self._root)
         waiting = [b""]
-        while waiting:
-            path = waiting.pop()
-            directory = self._open(path)
-            try:
-                for name in sorted(os.fsencode(entry.name) for entry in os.scandir(directory)):
-                    below = path + b"/" + name if path else name
-                    facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    node = self._nodes.get(below)
-                    if node is None:
-                        yield Damage(below, "extra", "nothing", _kind(facts.st_mode))
-                        continue
-                    yield from self._compare(below, facts, directory, name)
-                    if stat.S_ISDIR(facts.st_mode) and node.kind == stat.S_IFDIR:
-                        waiting.append(below)
-            finally:
+        try:
+            while waiting:
+                path = waiting.pop()
+                try:
+                    directory = self._open(path)
+                except OSError as error:
+                    yield from self._trouble(path, error)
+                    continue
+                if self._attributes:
+                    yield from self._compare_attributes(path, self._nodes[path], directory)
+                below: list[bytes] = []
+                yield from self._look_into(path, directory, below)
+                waiting += reversed(below)
+        finally:
+            for _, directory in self._open_ones:
                 os.close(directory)
-            self._progress(len(self._seen))
+        self._progress(len(self._seen))
         yield from self._missing()
 
+    def _look_into(self, path: bytes, directory: int, below: list[bytes]) -> Iterator[Damage]:
+        """Compares what a directory holds; the directories in it go to ``below``."""
+        nodes, seen, prefix = self._nodes, self._seen, path + b"/" if path else b""
+        for name in sorted(map(os.fsencode, os.listdir(directory))):
+            inside = prefix + name
+            try:
+                facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                # It has gone since; that is told in the end.
+                continue
+            node = nodes.get(inside)
+            if node is None:
+                yield Damage(inside, "extra", "nothing", _kind(facts.st_mode))
+                continue
+            seen.add(inside)
+            if not len(seen) % _OFTEN:
+                self._progress(len(seen))
+            # Nearly every entry is as it should be; what differs is worked out by those who take longer.
+            if (
+                facts.st_mode != node.kind | node.mode
+                or facts.st_mtime_ns != node.mtime_ns
+                or (node.kind == stat.S_IFREG and (facts.st_size != node.size or facts.st_nlink > 1))
+                or node.kind == stat.S_IFLNK
+                or id(node) in self._shared
+            ):
+                yield from self._compare(inside, node, facts, name, directory)
+            if stat.S_IFMT(facts.st_mode) != node.kind:
+                continue
+            if node.kind == stat.S_IFDIR:
+                below.append(inside)
+            elif self._attributes and node.kind == stat.S_IFREG:
+                try:
+                    handle = os.open(name, _OPEN_FILE, dir_fd=directory)
+                except OSError as error:
+                    yield from self._trouble(inside, error)
+                    continue
+                try:
+                    yield from self._compare_attributes(inside, node, handle)
+                finally:
+                    os.close(handle)
+
     def _missing(self) -> Iterator[Damage]:
+        if len(self._seen) == len(self._nodes):
+            return
         for path, node in self._nodes.items():
             if path not in self._seen:
                 yield Damage(path, "missing", _kind(node.kind), "nothing")
 
+    def _trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
+        """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
+        if error.errno in _DENIED:
+            self._denied.append(path)
+        elif error.errno != errno.ENOENT:
+            yield Damage(path, "unreadable", "a readable entry", error.strerror or "an error")
+
     def _open(self, path: bytes) -> int:
-        current = os.dup(self._root)
-        for part in path.split(b"/") if path else ():
-            try:
-                following = os.open(part, _OPEN_DIR, dir_fd=current)
-            finally:
-                os.close(current)
-            current = following
+        """Opens a directory from the nearest one above it that is open still; it is closed when the walk leaves it."""
+        ones = self._open_ones
+        while ones and ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
+            os.close(ones.pop()[1])
+        if len(ones) > _DEPTH:
+            os.close(ones.pop()[1])
+        if not ones:
+            ones.append((b"", os.dup(self._root)))
+        above, current = ones[-1]
+        if not path:
+            return current
+        current = _descend(current, path[len(above) + 1 if above else 0 :])
+        ones.append((path, current))
         return current
 
-    def _compare(self, path: bytes, facts: os.stat_result, directory: int, name: bytes) -> Iterator[Damage]:
-        node = self._nodes[path]
-        self._seen.add(path)
+    def _compare(self, path: bytes, node: Node, facts: os.stat_result, name: bytes, directory: int) -> Iterator[Damage]:
         if stat.S_IFMT(facts.st_mode) != node.kind:
             yield Damage(path, "type", _kind(node.kind), _kind(facts.st_mode))
             return
@@ -127,8 +219,6 @@ class _Walk:
             if facts.st_size != node.size:
                 yield Damage(path, "size", str(node.size), str(facts.st_size))
             yield from self._compare_links(path, node, facts)
-        if self._attributes:
-            yield from _compare_attributes(path, node, directory, name)
 
     def _compare_links(self, path: bytes, node: Node, facts: os.stat_result) -> Iterator[Damage]:
         """Hard links of one inode must stay one, and strangers must not become one."""
@@ -137,28 +227,58 @@ class _Walk:
         if inode != facts.st_ino or owner != id(node):
             yield Damage(path, "link", "the links of the image", "other links")
 
-
-def _compare_attributes(path: bytes, node: Node, directory: int, name: bytes) -> Iterator[Damage]:
-    handle = os.open(name, _OPEN_DIR if node.kind == stat.S_IFDIR else _OPEN_FILE, dir_fd=directory)
-    try:
-        there = dict(user_attributes(handle))
-    finally:
-        os.close(handle)
-    override = there.pop(OVERRIDE_STAT, b"")
-    if override != node.override:
-        yield Damage(path, "owner", printable(node.override or b"nothing"), printable(override) or "nothing")
-    for extra in sorted(there.keys() - node.attributes.keys()):
-        yield Damage(path, "attribute", "nothing", printable(extra))
-    for kept, value in sorted(node.attributes.items()):
-        # An attribute that did not fit was left out with a warning when the layer was unpacked.
-        if kept in there and there[kept] != value:
-            yield Damage(path, "attribute", printable(kept), "another value")
-        elif kept not in there and kept.startswith((b"user.", ESCAPE)) and len(value) < _FITS:
-            yield Damage(path, "attribute", printable(kept), "nothing")
+    def _compare_attributes(self, path: bytes, node: Node, handle: int) -> Iterator[Damage]:
+        try:
+            names = list_attributes(handle)
+            override = get_attribute(handle, OVERRIDE_STAT) if OVERRIDE_STAT in names else b""
+            if len(names) == 1 and override == node.override and not node.attributes:
+                return
+            there = {name: get_attribute(handle, name) for name in names if name.startswith(b"user.")}
+        except OSError as error:
+            yield from self._trouble(path, error)
+            return
+        there.pop(OVERRIDE_STAT, None)
+        if override != node.override:
+            yield Damage(path, "owner", printable(node.override or b"nothing"), printable(override) or "nothing")
+        for extra in sorted(there.keys() - node.attributes.keys()):
+            yield Damage(path, "attribute", "nothing", printable(extra))
+        for kept, value in sorted(node.attributes.items()):
+            # An attribute that did not fit was left out with a warning when the layer was unpacked.
+            if kept in there and there[kept] != value:
+                yield Damage(path, "attribute", printable(kept), "another value")
+            elif kept not in there and kept.startswith((b"user.", ESCAPE)) and len(value) < _FITS:
+                yield Damage(path, "attribute", printable(kept), "nothing")
 
 
 # What every file system takes beside our own attribute; more may have been refused.
 _FITS = 1024
+
+
+def _shared(nodes: Mapping[bytes, Node]) -> frozenset[int]:
+    """The ids of nodes that have several paths."""
+    once: set[int] = set()
+    again: set[int] = set()
+    for node in map(id, nodes.values()):
+        if node in once:
+            again.add(node)
+        once.add(node)
+    return frozenset(again)
+
+
+def _descend(directory: int, path: bytes) -> int:
+    """Opens a directory below an open one, through no symlink on the way."""
+    first, _, rest = path.partition(b"/")
+    current = os.open(first, _OPEN_DIR, dir_fd=directory)
+    while rest:
+        first, _, rest = rest.partition(b"/")
+        try:
+            following = os.open(first, _OPEN_DIR, dir_fd=current)
+        finally:
+            os.close(current)
+        current = following
+    return current
+
+
 
 
 def _same_time(found: int, expected: int) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from binascii import a2b_base64
 
 from msb_pull.layer.attributes import clamp_time, disk_mode, disk_name, override_stat
 from msb_pull.layer.names import clean
 from msb_pull.layer.record import entries
 from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from typing import Any
 
     from msb_pull.layer.entry import Entry
     from msb_pull.layer.record import Notes
@@ -54,9 +56,14 @@ def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
     The rules are those of the tree writer: the last entry of a name wins, directories keep what they hold, a whiteout
     yields to what came in the same layer.
     """
+    return tree_of(entries(record), notes)
+
+
+def tree_of(found: Iterable[Entry], notes: Notes) -> tuple[dict[bytes, Node], int]:
+    """The same as :func:`expected_tree`, for the entries of a record that is read for other reasons too."""
     tree = _Tree(notes)
     contents = 0
-    for entry in entries(record):
+    for entry in found:
         contents += entry.stored > 0
         tree.add(entry)
     tree.finish()
@@ -253,4 +260,4 @@ def _dress(node: Node, fact: dict[str, Any]) -> None:
 
 
 def _decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
-    return {os.fsencode(name): base64.b64decode(value) for name, value in attributes}
+    return {os.fsencode(name): a2b_base64(value) for name, value in attributes}

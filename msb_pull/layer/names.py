@@ -12,7 +12,11 @@ def clean(name: bytes) -> bytes:
     Leading slashes fall away and inner ``..`` are resolved as text, as containerd and moby do. Raises ValueError with
     a short reason for a name that is empty, holds NUL, climbs out of the layer, or has components no file system takes.
     """
-    if not name:
+    # Nearly every name is clean already, and looking at each of its components takes ten times as long.
+    if len(name) <= _MAX_COMPONENT and name[:1] not in b"/." and b"//" not in name and b"/." not in name:
+        if b"\0" not in name:
+            return name[:-1] if name.endswith(b"/") else name
+    elif not name:
         raise ValueError("the name is empty")
     if b"\0" in name:
         raise ValueError("the name holds a NUL byte")

@@ -8,7 +8,6 @@ the stream does not: where entries were placed that did not go where they said, 
 from __future__ import annotations
 
 import os
-import zlib
 
 from isal import isal_zlib
 
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
     from msb_pull.layer.entry import Entry
     from msb_pull.layer.settle import Settled
     from msb_pull.layer.unpack import UnpackReport
+
+    # Where a payload's checksum begins in the record, and of its entry: index, checksum, size in the stream, segments
+    # of a sparse file. A tuple, since a large layer has tens of thousands.
+    Payload = tuple[int, int, int, int, tuple[tuple[int, int], ...] | None]
 
 _BATCH = 1024
 _VERSION = 1
@@ -60,47 +63,72 @@ class RecordWriter:
 class RecordStream:
     """Reads the stripped stream of a record; raises ContentError when it is damaged."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
-        self._file = path.open("rb")
-        self._inflate = zlib.decompressobj(31)
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close
+        self._inflate = isal_zlib.decompressobj(31)
 
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fills ``buffer`` as far as one read goes; 0 at the end."""
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the end."""
         try:
             while not self._inflate.eof:
                 data = self._inflate.unconsumed_tail or self._file.read(1 << 16)
                 if not data:
                     break
-                found = self._inflate.decompress(data, len(buffer))
+                found = self._inflate.decompress(data, size)
                 if found:
-                    buffer[: len(found)] = found
-                    return len(found)
-        except zlib.error as error:
+                    return found
+        except isal_zlib.error as error:
             raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
         if not self._inflate.eof:
             raise ContentError(f"{self._path}: the record is cut")
-        return 0
+        return b""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fills ``buffer`` as far as one read goes; 0 at the end."""
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
+class Record:
+    """One record, to be read once: :meth:`entries`, and then ``payloads`` says where each payload belongs."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        self.payloads: list[Payload] = []
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
+        # tar needs this module for its type only, and the child that writes a layer never reads a record.
+        from msb_pull.layer.tar import TarReader
+
+        stream = RecordStream(self.path)
+        payloads = self.payloads
+        try:
+            reader = TarReader(stream, limits=_UNLIMITED, stripped=True)
+            while (entry := reader.next()) is not None:
+                if entry.crc is not None:
+                    place = reader.passed - _CHECKSUM
+                    payloads.append((place, entry.index, entry.crc, entry.stored, entry.sparse))
+                yield entry
+            # Damage may stand behind the last entry as well.
+            reader.drain()
+        finally:
+            stream.close()
+
+
+# The size of a checksum in the place of a payload.
+_CHECKSUM = 4
+
+
 def entries(path: Path) -> Iterator[Entry]:
     """The entries of a record in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
-    # tar needs this module for its type only, and the child that writes a layer never reads a record.
-    from msb_pull.layer.tar import TarReader
-
-    stream = RecordStream(path)
-    try:
-        reader = TarReader(stream, limits=_UNLIMITED, stripped=True)
-        while (entry := reader.next()) is not None:
-            yield entry
-        # Damage may stand behind the last entry as well.
-        reader.drain()
-    finally:
-        stream.close()
+    return Record(path).entries()
 
 
 class Notes:
@@ -174,12 +202,13 @@ class Notes:
         path.write_text(json.dumps(document) + "\n", encoding="ascii")
 
     @classmethod
-    def load(cls, path: Path) -> Notes:
+    def load(cls, path: Path | str) -> Notes:
         """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
         import json
 
         try:
-            document = json.loads(path.read_bytes())
+            with open(path, "rb") as file:
+                document = json.loads(file.read())
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}")
             return cls(

@@ -3,68 +3,134 @@
 from __future__ import annotations
 
 import os
-import stat
-import zlib
-from typing import TYPE_CHECKING
 
-from msb_pull.layer.limits import Limits
-from msb_pull.layer.record import RecordStream
-from msb_pull.layer.tar import TarReader
+from isal.isal_zlib import crc32
 
+from msb_pull.layer.record import Record, RecordStream
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from msb_pull.layer.entry import Entry
+    from msb_pull.layer.record import Payload
 
-_PIECE = 1 << 20
-_UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
+    OnDamage = Callable[[bytes, str, str], None]
+
+# Small enough to be hashed out of the processor's cache, large enough for few calls.
+_BUFFER = 1 << 18
+_CHECKSUM = 4
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def recreate(
-    record: Path, layer: int, paths: Mapping[int, bytes], on_damage: Callable[[bytes, str, str], None]
-) -> Iterator[bytes]:
+def recreate(record: Path, layer: int, paths: Mapping[int, bytes], on_damage: OnDamage) -> Iterator[bytes]:
     """Yields the tar stream of a layer. ``layer`` is its open directory, ``paths`` says where each payload lies.
 
     ``on_damage`` is told path, expectation and finding of each payload that is not what it was; the stream then goes
     on with what there is, padded to its size. Raises ContentError when the record itself is damaged.
     """
-    raw = _Raw()
-    stream = RecordStream(record)
+    read = Record(record)
+    for _ in read.entries():
+        pass
+    for piece in stream(read, layer, paths, on_damage):
+        yield bytes(piece)
+
+
+def stream(record: Record, layer: int, paths: Mapping[int, bytes], on_damage: OnDamage) -> Iterator[memoryview]:
+    """The same for a record whose entries have been read; a piece is valid until the next one is asked for."""
+    headers = _Headers(record)
     files = _Files(layer)
+    out = _Out()
     try:
-        reader = TarReader(stream, limits=_UNLIMITED, record=raw, stripped=True)
-        while (entry := reader.next()) is not None:
-            if entry.crc is None:
-                yield raw.take()
-                continue
-            # The last four bytes are the checksum that stands for the payload.
-            yield raw.take()[:-4]
-            path = paths.get(entry.index)
+        for payload in record.payloads:
+            for piece in headers.until(payload[0]):
+                yield from out.add(piece)
+            headers.skip(_CHECKSUM)
+            path = paths.get(payload[1])
             if path is None:
-                yield from _zeros(entry.stored)
+                yield from out.zeros(payload[3])
             else:
-                yield from files.payload(entry, path, on_damage)
-        reader.drain()
-        yield raw.take()
+                yield from files.payload(payload, path, out, on_damage)
+        for piece in headers.until(None):
+            yield from out.add(piece)
+        yield out.take()
     finally:
         files.close()
-        stream.close()
+        headers.close()
 
 
-class _Raw:
-    """Takes the place of a record writer and keeps what passed since the last look."""
+class _Out:
+    """One buffer that everything is put into, and that is handed out whenever it is full."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self.view = memoryview(bytearray(_BUFFER))
+        self.used = 0
 
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
+    def take(self) -> memoryview:
+        """What is in the buffer, which begins anew."""
+        piece = self.view[: self.used]
+        self.used = 0
+        return piece
 
-    def take(self) -> bytes:
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return data
+    def add(self, data: bytes) -> Iterator[memoryview]:
+        used = self.used
+        end = used + len(data)
+        if end > _BUFFER:
+            yield self.take()
+            if len(data) > _BUFFER:
+                yield memoryview(data)
+                return
+            used, end = 0, len(data)
+        self.view[used:end] = data
+        self.used = end
+
+    def zeros(self, length: int) -> Iterator[memoryview]:
+        while length:
+            count = min(length, _BUFFER)
+            yield from self.add(bytes(count))
+            length -= count
+
+
+class _Headers:
+    """The record's own stream, cut where payloads belong."""
+
+    def __init__(self, record: Record) -> None:
+        self._stream = RecordStream(record.path)
+        self._data = b""
+        self._start = 0
+        self._at = 0
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def until(self, place: int | None) -> Iterator[bytes]:
+        """All bytes before ``place`` (None: to the end) that have not been given yet."""
+        at = self._at
+        while place is None or place - self._start > len(self._data):
+            if at < len(self._data):
+                yield self._data[at:]
+            at = 0
+            if not self._more():
+                return
+        end = place - self._start
+        self._at = end
+        yield self._data[at:end]
+
+    def skip(self, count: int) -> None:
+        self._at += count
+        while self._at > len(self._data):
+            over = self._at - len(self._data)
+            if not self._more():
+                return
+            self._at = over
+
+    def _more(self) -> bool:
+        self._start += len(self._data)
+        self._data = self._stream.read(1 << 20)
+        self._at = 0
+        return bool(self._data)
 
 
 class _Files:
@@ -78,60 +144,56 @@ class _Files:
     def close(self) -> None:
         os.close(self._directory)
 
-    def payload(self, entry: Entry, path: bytes, on_damage: Callable[[bytes, str, str], None]) -> Iterator[bytes]:
+    def payload(self, payload: Payload, path: bytes, out: _Out, on_damage: OnDamage) -> Iterator[memoryview]:
+        """Puts one file into ``out``."""
+        _, _, expected, stored, sparse = payload
         try:
             handle = self._open(path)
         except OSError as error:
-            on_damage(path, f"{entry.stored} bytes", error.strerror or "unreadable")
-            yield from _zeros(entry.stored)
+            on_damage(path, f"{stored} bytes", error.strerror or "unreadable")
+            yield from out.zeros(stored)
             return
-        crc = 0
+        crc, left = 0, stored
         try:
-            for offset, length in entry.sparse if entry.sparse is not None else ((0, entry.stored),):
-                for piece in _range(handle, offset, length):
-                    crc = zlib.crc32(piece, crc)
-                    yield piece
+            for offset, length in sparse if sparse is not None else ((0, stored),):
+                end = offset + length
+                while offset < end:
+                    used = out.used
+                    if used == _BUFFER:
+                        yield out.take()
+                        used = 0
+                    view = out.view[used : used + end - offset]
+                    count = os.preadv(handle, (view,), offset) if offset else os.readv(handle, (view,))
+                    if not count:
+                        # It was truncated; what is missing counts as zeros.
+                        view[:] = bytes(len(view))
+                        count = len(view)
+                    out.used = used + count
+                    crc = crc32(view[:count], crc)
+                    offset += count
+                    left -= count
+        except OSError as error:
+            on_damage(path, f"{stored} bytes", error.strerror or "unreadable")
+            yield from out.zeros(left)
+            return
         finally:
             os.close(handle)
-        if crc != entry.crc:
-            on_damage(path, f"crc32 {entry.crc:08x}", f"crc32 {crc:08x}")
+        if crc != expected:
+            on_damage(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
 
     def _open(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
         if parent != self._path:
             self._enter(parent)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        handle = os.open(name, flags, dir_fd=self._directory)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise OSError(0, "no regular file")
-        return handle
+        return os.open(name, _OPEN_FILE, dir_fd=self._directory)
 
     def _enter(self, path: bytes) -> None:
         current = os.dup(self._root)
         for part in path.split(b"/") if path else ():
             try:
-                following = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+                following = os.open(part, _OPEN_DIR, dir_fd=current)
             finally:
                 os.close(current)
             current = following
         os.close(self._directory)
         self._directory, self._path = current, path
-
-
-def _range(handle: int, offset: int, length: int) -> Iterator[bytes]:
-    end = offset + length
-    while offset < end:
-        piece = os.pread(handle, min(_PIECE, end - offset), offset)
-        if not piece:
-            yield from _zeros(end - offset)
-            return
-        offset += len(piece)
-        yield piece
-
-
-def _zeros(length: int) -> Iterator[bytes]:
-    while length:
-        count = min(length, _PIECE)
-        yield bytes(count)
-        length -= count

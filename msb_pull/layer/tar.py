@@ -63,6 +63,11 @@ class TarReader(BlockReader):
         """The logical sizes of all files so far."""
         return self._content
 
+    @property
+    def passed(self) -> int:
+        """How many bytes of the stream lie behind the reader."""
+        return self.bytes_read - (self._end - self._pos)
+
     def next(self) -> Entry | None:
         """The next entry, or None at the end of the archive; raises LayerError.
 

@@ -13,11 +13,13 @@ from msb_pull.errors import LocalError, MsbPullError, local_error
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
+from msb_pull.layer.ring import RingReader, RingWriter
 from msb_pull.layer.tar import TarReader
 from msb_pull.layer.tree import TreeWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
     from typing import Any, NoReturn
 
@@ -89,17 +91,8 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     return report
 
 
-# The child: 0 is the tar stream, 1 the report; arguments are the parent's id, descriptors of root and record, options.
-
-
-class _Input:
-    """Raw reads from a pipe into the reader's own buffer."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        return os.readv(self._descriptor, [buffer])
+# The child: 0 is the socket of the ring, 1 takes the report; arguments are the parent's id, descriptors of the ring's
+# memory, root and record, options.
 
 
 def child_main() -> NoReturn:
@@ -108,8 +101,9 @@ def child_main() -> NoReturn:
 
     from msb_pull.layer import jail
 
-    parent, root, record = map(int, sys.argv[1:4])
-    options = UnpackOptions.from_arguments(sys.argv[4:])
+    parent, memory, root, record = map(int, sys.argv[1:5])
+    options = UnpackOptions.from_arguments(sys.argv[5:])
+    stream = RingReader(memory, 0)
     os.umask(0)
     # Nothing per entry makes cycles, and looking for some would cost on every few hundred files.
     gc.disable()
@@ -118,7 +112,7 @@ def child_main() -> NoReturn:
     try:
         jail.die_with(parent)
         state = jail.enter(root, max_file_size=options.max_bytes) if options.jail else "off"
-        report = unpack(_Input(0), root, record, options, exact_modes=True)
+        report = unpack(stream, root, record, options, exact_modes=True)
         report.jailed = state
         answer: dict[str, Any] = {"report": report.as_plain()}
     except LayerError as error:
@@ -150,6 +144,33 @@ _BOOTSTRAP = (
 )
 
 
+def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> subprocess.Popen[bytes]:
+    import subprocess
+    from contextlib import ExitStack
+    from pathlib import Path as AnyPath
+
+    with ExitStack() as opened:
+        root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened.callback(os.close, root)
+        kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, kept)
+        paths = [str(AnyPath(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+        words = [*map(str, (os.getpid(), ring.memory, root, kept)), *options.as_arguments()]
+        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, *words],
+            stdin=ring.socket,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=(ring.memory, root, kept),
+            env={},
+            cwd="/",
+            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
+            start_new_session=True,
+        )
+
+
 class LayerProcess:
     """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own.
 
@@ -158,39 +179,19 @@ class LayerProcess:
     """
 
     def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
-        import subprocess
         import threading
-        from pathlib import Path as AnyPath
 
         self._staging = staging
         self._lock = threading.RLock()
         self._answer: dict[str, Any] | MsbPullError | None = None
-        root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._ring = RingWriter()
         try:
-            kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                paths = [str(AnyPath(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
-                words = [str(os.getpid()), str(root), str(kept), *options.as_arguments()]
-                # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, *words],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    bufsize=0,
-                    pass_fds=(root, kept),
-                    env={},
-                    cwd="/",
-                    # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-                    start_new_session=True,
-                )
-            finally:
-                os.close(kept)
+            self._process = _start(self._ring, staging, record, options)
+        except BaseException:
+            self._ring.close()
+            raise
         finally:
-            os.close(root)
-        assert self._process.stdin is not None
-        self._input = self._process.stdin.fileno()
-        _widen(self._input)
+            self._ring.started()
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
@@ -198,10 +199,8 @@ class LayerProcess:
             if self._answer is not None:
                 self.finish()
             try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._input, view) :]
-            except BrokenPipeError:
+                self._ring.write(data)
+            except ConnectionError:
                 self.finish()
                 raise LocalError("the unpacking process ended before the layer did") from None
 
@@ -235,18 +234,18 @@ class LayerProcess:
         # A write that waited for the child has failed by now, and lets go.
         with self._lock:
             self._answer = self._answer or LocalError("the unpacking process was ended")
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+            self._ring.close()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
 
     def _collect(self) -> dict[str, Any] | MsbPullError:
+        import contextlib
         import json
 
-        process = self._process
-        if process.stdin is not None:
-            process.stdin.close()
-            process.stdin = None
-        out, err = process.communicate()
+        with contextlib.suppress(ConnectionError):
+            self._ring.end()
+        out, err = self._process.communicate()
         try:
             answer = json.loads(out)
         except ValueError:
@@ -272,13 +271,3 @@ class LayerProcess:
                 f"the unpacking process was killed by signal {-status}", cause=lines[-1] if lines else None
             )
         return LocalError("the unpacking process crashed", cause=lines[-1] if lines else f"exit status {status}")
-
-
-def _widen(pipe: int) -> None:
-    """A larger pipe means fewer switches between parent and child; where it is refused the default does."""
-    try:
-        import fcntl
-
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-    except (ImportError, AttributeError, OSError):
-        return

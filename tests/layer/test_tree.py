@@ -665,7 +665,7 @@ def test_a78_few_descriptors_are_enough(layer):
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 64, before[1]))
     try:
         extract(
             layer,
