@@ -21,6 +21,7 @@ _MAX_DEPTH = 64
 _MAX_SIZE = (1 << 63) - 1
 # Inline content larger than this is not what the field is for, and is fetched like any blob.
 _MAX_DATA = 1 << 20
+_MAX_SHOWN = 200
 
 
 def load_json(data: bytes, what: str, part: str) -> dict[str, Any]:
@@ -157,6 +158,13 @@ def text(document: Mapping[str, Any], key: str) -> str:
     """A text, empty where it is missing or something else."""
     value = document.get(key)
     return value if isinstance(value, str) else ""
+
+
+def shown(value: str) -> str:
+    """A value as errors quote it: registries may send megabytes."""
+    if not value:
+        return "unknown"
+    return value if len(value) <= _MAX_SHOWN else value[:_MAX_SHOWN] + "…"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

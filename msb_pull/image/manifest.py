@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import ContentError
-from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, text
+from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, shown, text
 from msb_pull.image.platform import Platform
 
 if TYPE_CHECKING:
@@ -188,19 +188,19 @@ def check_image(manifest: Manifest, what: str) -> None:
     kind = manifest.config.media_type
     if kind not in (OCI_CONFIG, DOCKER_CONFIG) or manifest.artifact_type:
         raise ContentError(
-            f"{what}: this is an artifact of type {manifest.artifact_type or kind or 'unknown'}, not a container image",
+            f"{what}: this is an artifact of type {shown(manifest.artifact_type or kind)}, not a container image",
             hint="get it with the program it is made for, or with `oras pull`",
         )
     sizes: dict[Digest, int] = {}
     for layer in manifest.layers:
         if layer.media_type.endswith("+encrypted"):
             raise ContentError(
-                f"{what}: layer {layer.digest.short} is encrypted ({layer.media_type})",
+                f"{what}: layer {layer.digest.short} is encrypted ({shown(layer.media_type)})",
                 hint="decrypt the image with `skopeo copy --decryption-key` first",
             )
         if layer.media_type not in _LAYER_TYPES:
             raise ContentError(
-                f"{what}: layer {layer.digest.short} is of type {layer.media_type or 'unknown'}, not a tar archive"
+                f"{what}: layer {layer.digest.short} is of type {shown(layer.media_type)}, not a tar archive"
             )
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise ContentError(f"{what}: layer {layer.digest.short} is listed with two sizes")

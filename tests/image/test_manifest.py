@@ -339,6 +339,15 @@ def test_b65_artifacts(document, kind):
     assert caught.value.message == f"{WHAT}: this is an artifact of type {kind}, not a container image"
 
 
+@pytest.mark.parametrize("where", ["config", "layers"])
+def test_errors_do_not_quote_megabytes(where):
+    kind = {"mediaType": "x" * 3_000_000 + "+encrypted"}
+    changed = {"config": CONFIG | kind} if where == "config" else {"layers": [MANIFEST["layers"][0] | kind]}
+    with pytest.raises(ContentError) as caught:
+        check_image(parse(MANIFEST | changed), WHAT)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize(
     "kind",
     [
