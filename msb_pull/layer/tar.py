@@ -158,7 +158,10 @@ class TarReader(BlockReader):
         if kind in (REG, _OLD_REG, _CONTIGUOUS, _SPARSE):
             is_directory = kind == _OLD_REG and entry.name.endswith(b"/")
             entry.type = DIR if is_directory else REG
-            if not is_directory:
+            if is_directory:
+                if self._map_leads or entry.sparse is not None:
+                    self._fail("a directory with a sparse map", index=entry.index)
+            else:
                 entry.stored = size
                 if entry.sparse is None and not self._map_leads:
                     entry.size = size

@@ -230,6 +230,14 @@ def test_a60_half_a_sparse_version_is_refused(version):
     refused(pax(*version, (b"GNU.sparse.realsize", b"3")) + reg(b"f", body), match="sparse format is unknown")
 
 
+def test_a60_the_sparse_map_of_an_old_directory_is_not_that_of_the_next_file():
+    """Found by fuzzing: type NUL with a slash at the end is a directory, and the file after it was read as sparse."""
+    one = (b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"600")
+    following = reg(b"f", b"1\n0\n3\n".ljust(512, b"\0") + b"abc")
+    refused(pax(*one) + hdr(b"d/", typ=b"\0") + following, match="directory with a sparse map")
+    refused(pax(*one, (b"GNU.sparse.name", b"d/")) + hdr(b"d", typ=b"\0") + following, match="sparse map")
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_a59_a60_every_sparse_format_gives_the_same_map(count):
     pairs = [(number * 4096, 512) for number in range(count)]
