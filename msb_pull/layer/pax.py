@@ -158,7 +158,7 @@ def _finish_sparse(sparse: Sparse) -> None:
         if sparse.pairs is not None or sparse.realsize is None:
             raise BadRecord("its sparse map is malformed")
     elif sparse.pairs is None:
-        sparse.pairs = []
+        raise BadRecord("its sparse map is missing")
 
 
 def _no_nul(value: bytes) -> bytes:

@@ -260,7 +260,9 @@ class TarReader(BlockReader):
             entry.xattrs = pax.xattrs
         if pax.size is not None:
             size = pax.size
-        if pax.sparse is not None and entry.type in (REG, _OLD_REG, _CONTIGUOUS):
+        if pax.sparse is not None:
+            if entry.type not in (REG, _OLD_REG, _CONTIGUOUS):
+                self._fail("a sparse map for what is no plain file", index=entry.index)
             self._sparse_pax(entry, pax.sparse, size)
         return size
 

@@ -238,6 +238,18 @@ def test_a60_the_sparse_map_of_an_old_directory_is_not_that_of_the_next_file():
     refused(pax(*one, (b"GNU.sparse.name", b"d/")) + hdr(b"d", typ=b"\0") + following, match="sparse map")
 
 
+@pytest.mark.parametrize("typ", [b"1", b"2", b"5", b"6", b"S"])
+def test_a60_a_sparse_map_for_what_is_no_file_is_refused(typ):
+    """Found by fuzzing: some readers look for its data, others pass over it."""
+    header = pax((b"GNU.sparse.map", b"0,3"), (b"GNU.sparse.size", b"3"))
+    refused(header + hdr(b"d", typ=typ, link=b"x"), match="no plain file")
+
+
+def test_a60_a_sparse_size_without_a_map_is_refused():
+    """Found by fuzzing: nothing, zeros, or what follows, as readers go."""
+    refused(pax((b"GNU.sparse.realsize", b"600")) + hdr(b"f"), match="sparse map is missing")
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_a59_a60_every_sparse_format_gives_the_same_map(count):
     pairs = [(number * 4096, 512) for number in range(count)]
