@@ -141,15 +141,16 @@ class _Zstd:
         self._inside = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        left: bytes | memoryview = data
         try:
-            while data or not (self._frame.needs_input or self._frame.eof):
-                if self._frame.eof:
-                    self._frame = self._new_frame()
-                self._inside = True
-                piece = self._frame.decompress(data, PIECE)
+            while left or not (self._frame.needs_input or self._frame.eof):
+                if not self._inside:
+                    left = self._begin_frame(left)
+                    continue
+                piece = self._frame.decompress(left, PIECE)
                 if piece:
                     yield piece
-                data = self._frame.unused_data if self._frame.eof else b""
+                left = self._frame.unused_data if self._frame.eof else b""
                 if self._frame.eof:
                     self._inside = False
         except zstd.ZstdError as error:
@@ -158,6 +159,15 @@ class _Zstd:
     def finish(self) -> None:
         if self._inside:
             raise ContentError("the zstd stream is cut")
+
+    def _begin_frame(self, data: bytes | memoryview) -> memoryview:
+        """Gives the first byte of a frame on its own: of one that comes whole, and small, libzstd checks more than of
+        one in pieces, so that it would depend on the network whether a damaged one is refused."""
+        if self._frame.eof:
+            self._frame = self._new_frame()
+        self._inside = True
+        self._frame.decompress(data[:1])
+        return memoryview(data)[1:]
 
     @staticmethod
     def _new_frame() -> zstd.ZstdDecompressor:

@@ -179,3 +179,10 @@ def test_a70_broken_headers_are_refused_however_they_come(step):
     ):
         with pytest.raises(ContentError, match=why):
             inflate(blob, step)
+
+
+def test_a71_a_frame_that_lies_about_its_size_is_the_same_however_it_comes():
+    """Found by fuzzing: libzstd refused it when it came whole, and took it in pieces."""
+    lying = b"\x28\xb5\x2f\xfd\x20\x2d\x01\x00\x00"
+    found = [inflate(lying + zstd.compress(b"content"), step) for step in (1, 4, 1000)]
+    assert found == [b"content"] * 3
