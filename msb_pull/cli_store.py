@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from msb_pull.errors import ContentError, NotFoundError, UsageError, local_error
+from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError, local_error
 from msb_pull.image.reference import Reference
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
@@ -41,7 +41,12 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         if layer.remark:
             run.warn(f"layer {short(layer.digest)}: {layer.remark}")
     lines = [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
-    error = _damage_error(report, repair=repair) if report.damaged else None
+    error: MsbPullError | None = None
+    if report.damaged:
+        error = _damage_error(report, repair=repair)
+    elif report.unreadable:
+        count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
+        error = LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
     document = _verify_document(report)
     if error:
         document["error"] = run.session.document_of(error)
@@ -120,7 +125,7 @@ def _named(run: Run, images: Sequence[str]) -> list[str]:
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     from msb_pull.cli_pull import Access, LazyClient
     from msb_pull.plan import PullOptions
-    from msb_pull.verify import repair_layers
+    from msb_pull.repair import repair_layers
 
     settings = run.settings
     options = PullOptions(

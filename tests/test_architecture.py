@@ -27,11 +27,15 @@ ROOMS = {
     "ground": 1,
 }
 DISPLAY = {"display", "bars", "board", "lines", "streams", "tables"}
-WORK = {"pull", "plan", "fetch", "handoff", "transfer", "verify", "prune", "save", "listing", "merge", "select"}
+WORK = {
+    *("pull", "plan", "fetch", "handoff", "transfer"),
+    *("verify", "proof", "repair", "prune", "save", "listing", "merge", "select"),
+}
 GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "remove", "sizes"}
 
-# The modules that run in the child of a layer, started without site-packages but for one compiled module.
+# The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {
+    *("prover", "prove", "check", "expected", "recreate"),
     *("limits", "names", "report", "ring", "unpack", "jail", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),

@@ -279,8 +279,6 @@ def _descend(directory: int, path: bytes) -> int:
     return current
 
 
-
-
 def _same_time(found: int, expected: int) -> bool:
     # A file system keeps what it can: ext4 ends in 2446, others know no nanoseconds.
     return found == expected or expected > _FAR or (found == expected // 1_000_000_000 * 1_000_000_000 != expected)

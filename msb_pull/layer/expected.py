@@ -91,7 +91,7 @@ class _Tree:
             if said.startswith(_PLINKS + b"/") and said.count(b"/") == 1 and entry.type == REG:
                 self._put(said, _file(entry))
             return
-        path = self._notes.path_of(entry)
+        path = self._notes.path_of(entry, said)
         name = path.rpartition(b"/")[2]
         if name.startswith(_WHITEOUT):
             self._put(path, _marker(entry))

@@ -78,7 +78,7 @@ class RecordStream:
                 found = self._inflate.decompress(data, size)
                 if found:
                     return found
-        except isal_zlib.error as error:
+        except isal_zlib.error as error:  # type: ignore[misc]
             raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
         if not self._inflate.eof:
             raise ContentError(f"{self._path}: the record is cut")
@@ -172,9 +172,10 @@ class Notes:
             warnings=report.warnings[:100],
         )
 
-    def path_of(self, entry: Entry) -> bytes:
-        """Where an entry lies on disk, relative to the layer's directory."""
-        return self.moved_path(self.placed.get(entry.index) or clean(entry.name))
+    def path_of(self, entry: Entry, said: bytes | None = None) -> bytes:
+        """Where an entry lies on disk, relative to the layer's directory; ``said`` is its clean name, if known."""
+        path = self.placed.get(entry.index) or (clean(entry.name) if said is None else said)
+        return self.moved_path(path) if self.moved else path
 
     def moved_path(self, path: bytes) -> bytes:
         """Where settling moved a path to."""

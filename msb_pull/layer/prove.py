@@ -1,0 +1,141 @@
+"""The verification of one layer, from its record and its directory alone."""
+
+from __future__ import annotations
+
+import os
+
+from msb_pull.errors import ContentError
+from msb_pull.layer.check import Damage, check_content, check_tree, knows_attributes
+from msb_pull.layer.expected import tree_of
+from msb_pull.layer.record import Notes, Record
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    # Of how many entries (True) or bytes (False) how many are done.
+    Progress = Callable[[int, int, bool], None]
+
+
+class LayerTask:
+    """What to verify: paths of a layer's directory, record and notes, the signed diff_id, and whether to read files."""
+
+    __slots__ = ("diff_id", "directory", "notes", "quick", "record")
+
+    def __init__(self, directory: str, record: str, notes: str, diff_id: str, quick: bool) -> None:
+        self.directory = directory
+        self.record = record
+        self.notes = notes
+        self.diff_id = diff_id
+        self.quick = quick
+
+
+class Findings:
+    """What was found. ``lost`` counts the entries whose content a later entry of the layer replaced, ``denied`` those
+    that this user may not look into; ``diff_id`` is that of the stream made again, "" when none was made."""
+
+    __slots__ = ("bytes", "damages", "denied", "diff_id", "entries", "lost")
+
+    def __init__(self) -> None:
+        self.damages: list[Damage] = []
+        self.denied: list[bytes] = []
+        self.lost = 0
+        self.diff_id = ""
+        self.bytes = 0
+        self.entries = 0
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "damages": [[os.fsdecode(x.path), x.kind, x.expected, x.found] for x in self.damages],
+            "denied": [os.fsdecode(path) for path in self.denied],
+            "lost": self.lost,
+            "diff_id": self.diff_id,
+            "bytes": self.bytes,
+            "entries": self.entries,
+        }
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Findings:
+        """The inverse of :meth:`as_plain`; raises ValueError, KeyError or TypeError for what it does not make."""
+        found = cls()
+        found.damages = [Damage(os.fsencode(path), *map(str, words)) for path, *words in values["damages"]]
+        found.denied = [os.fsencode(path) for path in values["denied"]]
+        found.lost, found.bytes, found.entries = (int(values[name]) for name in ("lost", "bytes", "entries"))
+        found.diff_id = str(values["diff_id"])
+        return found
+
+
+def prove(task: LayerTask, progress: Progress) -> Findings:
+    """Compares, and unless ``task.quick`` makes the layer's stream again.
+
+    Never raises for what is wrong with the layer. Raises PermissionError when the layer or its record is closed to this
+    user, and whatever ``progress`` raises.
+    """
+    found = Findings()
+    try:
+        _compare(task, found, progress)
+    except ContentError as error:
+        found.damages.append(Damage(b"", "record", "a sound record", str(error)))
+    except PermissionError:
+        raise
+    except OSError as error:
+        name = os.fsencode(error.filename) if isinstance(error.filename, str) else error.filename or b""
+        what = f"{os.fsdecode(name)}: {error.strerror}" if name else str(error.strerror)
+        found.damages.append(Damage(b"", "unreadable", "a readable layer", what))
+    found.damages.sort(key=lambda damage: damage.path)
+    return found
+
+
+def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
+    notes = Notes.load(task.notes)
+    found.bytes, found.entries = notes.content_bytes, notes.entries
+    if notes.diff_id != task.diff_id:
+        found.damages.append(Damage(b"", "record", task.diff_id, notes.diff_id))
+        return
+    total = notes.entries if task.quick else notes.tar_bytes
+    # Reading a large record takes a while in which nothing else is shown.
+    progress(0, total, task.quick)
+    record = Record(task.record)
+    nodes, found.lost = tree_of(record.entries(), notes)
+    root = os.open(task.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+
+        def seen(count: int) -> None:
+            # Progress of a full verification is in bytes, which this has not begun to read.
+            progress(min(count, total) if task.quick else 0, total, task.quick)
+
+        attributes = knows_attributes(root)
+        found.damages += check_tree(root, nodes, attributes=attributes, progress=seen, denied=found.denied)
+        if task.quick:
+            progress(total, total, True)
+        else:
+            _make_again(root, record, nodes, notes, found, progress)
+    finally:
+        os.close(root)
+
+
+def _make_again(
+    root: int, record: Record, nodes: dict[bytes, Any], notes: Notes, found: Findings, progress: Progress
+) -> None:
+    import hashlib
+
+    algorithm = notes.diff_id.partition(":")[0]
+    hasher = hashlib.new(algorithm)
+    done = 0
+
+    def take(piece: memoryview) -> None:
+        nonlocal done
+        hasher.update(piece)
+        done += len(piece)
+        progress(done, notes.tar_bytes, False)
+
+    known = {damage.path for damage in found.damages}
+    closed = frozenset(found.denied) | {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
+    contents = check_content(root, record, nodes, take, closed)
+    found.damages += [damage for damage in contents if damage.path not in known]
+    found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
+    if not found.damages and not found.lost and not found.denied and found.diff_id != notes.diff_id:
+        found.damages.append(Damage(b"", "stream", notes.diff_id, found.diff_id))

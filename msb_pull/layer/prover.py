@@ -1,0 +1,155 @@
+"""A process that verifies layers, one after the other: comparing entries keeps Python's lock, so threads gain nothing.
+
+Parent and child speak JSON, one document a line: tasks go in, progress and findings come out. The child ends with its
+standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+
+import isal
+
+import msb_pull
+from msb_pull.errors import LocalError
+from msb_pull.layer.prove import Findings, LayerTask, prove
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from msb_pull.layer.prove import Progress
+
+_INTERVAL = 0.1
+# How long the parent goes without asking whether it shall stop.
+_PATIENCE = 0.1
+_ENDING = 2.0
+
+
+def child_main() -> NoReturn:
+    """The whole life of the child; its argument is the parent's process id."""
+    import gc
+
+    from msb_pull.layer import jail
+
+    # Nothing per entry makes cycles, and looking for some would cost on every few hundred entries.
+    gc.disable()
+    jail.die_with(int(sys.argv[1]))
+    with os.fdopen(0, "rb") as tasks:
+        for line in tasks:
+            _say(_answer(LayerTask(*json.loads(line))))
+    os._exit(0)
+
+
+def _answer(task: LayerTask) -> dict[str, Any]:
+    last = 0.0
+
+    def progress(done: int, total: int, entries: bool) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _INTERVAL or done == total:
+            last = now
+            _say({"progress": [done, total, entries]})
+
+    try:
+        return {"found": prove(task, progress).as_plain()}
+    except PermissionError as error:
+        return {"denied": [error.errno, error.strerror, os.fsdecode(error.filename or task.directory)]}
+
+
+def _say(answer: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(answer).encode("ascii") + b"\n")
+    while data:
+        data = data[os.write(1, data) :]
+
+
+_BOOTSTRAP = (
+    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
+    "from msb_pull.layer.prover import child_main; child_main()"
+)
+
+
+class Prover:
+    """The parent's end of one such process; for one thread, which must last as long as the process is to live."""
+
+    def __init__(self) -> None:
+        import subprocess
+        from pathlib import Path
+
+        paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={},
+            cwd="/",
+            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
+            start_new_session=True,
+        )
+        self._said = b""
+
+    def prove(self, task: LayerTask, progress: Progress) -> Findings:
+        """As :func:`msb_pull.layer.prove.prove`; ``progress`` is called every tenth of a second at least.
+
+        Raises LocalError when the process dies; after any error it is of no more use.
+        """
+        assert self._process.stdin is not None
+        words = [task.directory, task.record, task.notes, task.diff_id, task.quick]
+        state = (0, 0, task.quick)
+        try:
+            self._process.stdin.write(json.dumps(words).encode("ascii") + b"\n")
+            while True:
+                line = self._line()
+                answer = {} if line is None else json.loads(line)
+                if "found" in answer:
+                    return Findings.from_plain(answer["found"])
+                if "denied" in answer:
+                    number, what, name = answer["denied"]
+                    raise PermissionError(number, what, name)
+                if "progress" in answer:
+                    done, total, entries = answer["progress"]
+                    state = (int(done), int(total), bool(entries))
+                progress(*state)
+        except (BrokenPipeError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise self._crashed(error) from None
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        process = self._process
+        process.kill()
+        process.wait(_ENDING)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def _line(self) -> bytes | None:
+        """The next line that the child has said; None when it has said nothing for a while."""
+        assert self._process.stdout is not None
+        out = self._process.stdout.fileno()
+        if b"\n" not in self._said:
+            if not select.select([out], [], [], _PATIENCE)[0]:
+                return None
+            data = os.read(out, 1 << 20)
+            if not data:
+                raise EOFError
+            self._said += data
+        line, end, rest = self._said.partition(b"\n")
+        if not end:
+            return None
+        self._said = rest
+        return line
+
+    def _crashed(self, error: Exception) -> LocalError:
+        assert self._process.stderr is not None
+        self._process.kill()
+        status = self._process.wait(_ENDING)
+        lines = self._process.stderr.read().decode("utf-8", "backslashreplace").strip().splitlines()
+        return LocalError("the verifying process crashed", cause=lines[-1] if lines else f"{error!r}, status {status}")
