@@ -83,8 +83,8 @@ class Transfer:
         self._announce()
         missing = [layer for layer in self._layers if not layer.present]
         with self._store.lock_shared(self._store_waits, self._cancel):
-            if missing:
-                self._store.sweep()
+            # Even with nothing missing: a layer may have to be made again for this base, as it had before a crash.
+            self._store.sweep()
             self._place_all(missing)
             self._record()
         result = self._result(started)
