@@ -58,11 +58,13 @@ class Wishes:
     def of_facts(cls, facts: Sequence[Fact]) -> Wishes:
         """What a settled layer asked, from the facts that were derived for it."""
         directories = [fact for fact in facts if fact["kind"] == "directory"]
+        # What stands now where something moved away had come there by a move.
+        implied = [fact for fact in facts if fact["kind"] in ("directory", "moved")]
         return cls(
             [os.fsencode(fact["asked"]) for fact in facts if "asked" in fact],
             [(os.fsencode(fact["asked_path"]), os.fsencode(fact["from"])) for fact in facts if fact["kind"] == "link"],
             hidden=[os.fsencode(fact["asked"]) for fact in directories if fact.get("hidden")],
-            unclaimed=[os.fsencode(fact["path"]) for fact in directories],
+            unclaimed=[os.fsencode(fact["path"]) for fact in implied],
         )
 
 
@@ -118,7 +120,7 @@ class _Derivation:
         self.moved.append((path, target))
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
         self.facts.append({"kind": "moved", **names})
-        for parent in _ancestry(target):
+        for parent in ancestry(target):
             if parent not in self._known and not self._claimed(parent) and parent not in self._wishes.implied:
                 self._add(parent, self._view.look(parent), made=True)
 
@@ -205,7 +207,7 @@ def _link(view: MergedView, asked: bytes, path: bytes, target: bytes) -> Fact:
     return fact
 
 
-def _ancestry(path: bytes) -> list[bytes]:
+def ancestry(path: bytes) -> list[bytes]:
     """The path and all above it but the root, the highest first."""
     parts = path.split(b"/") if path else []
     return [b"/".join(parts[: count + 1]) for count in range(len(parts))]

@@ -80,7 +80,7 @@ class _Tree:
     def __init__(self, notes: Notes) -> None:
         self.nodes: dict[bytes, Node] = {b"": _implied()}
         self._notes = notes
-        self._links: list[tuple[bytes, bytes]] = []
+        self._links: dict[bytes, bytes] = {}
         self._whiteouts: list[bytes] = []
 
     def add(self, entry: Entry) -> None:
@@ -91,7 +91,10 @@ class _Tree:
             if said.startswith(_PLINKS + b"/") and said.count(b"/") == 1 and entry.type == REG:
                 self._put(said, _file(entry))
             return
-        path = self._notes.path_of(entry, said)
+        # Where it was unpacked: what moved later did so as a whole, whatever came before or after it.
+        path = self._notes.placed.get(entry.index) or said
+        if path.startswith(_AUFS) and path != _OPAQUE:
+            return
         name = path.rpartition(b"/")[2]
         if name.startswith(_WHITEOUT):
             self._put(path, _marker(entry))
@@ -100,12 +103,13 @@ class _Tree:
         elif entry.type == DIR:
             self._directory(path, entry)
         elif entry.type == LNK:
-            target = self._real(self._notes.moved_path(clean(entry.linkname)))
+            target = self._real(clean(entry.linkname))
             if target != path and not self._link(path, target):
                 # A later entry of that name wins over a link that waits for its target, an earlier one does not.
                 self._parents(path)
                 self._drop(path)
-                self._links.append((path, target))
+                self._links.pop(path, None)
+                self._links[path] = target
         elif entry.type == SYM:
             node = Node(stat.S_IFLNK, 0, None, clamp_time(entry.mtime_ns))
             node.link = entry.linkname
@@ -114,20 +118,23 @@ class _Tree:
             self._put(path, _file(entry))
 
     def finish(self) -> None:
-        waiting = [link for link in self._links if link[0] not in self.nodes and self._has_parent(link[0])]
+        waiting = [link for link in self._links.items() if link[0] not in self.nodes and self._has_parent(link[0])]
         while waiting:
             still = [(path, target) for path, target in waiting if not self._link(path, self._real(target))]
             if len(still) == len(waiting):
                 break
             waiting = still
-        self._derived()
         for path in self._whiteouts:
             self._settle_whiteout(path)
         self._drop(_PLINKS)
+        for old, new in self._notes.moved:
+            self._move(old, new)
+        self._derived()
 
     def _put(self, path: bytes, node: Node) -> None:
         self._parents(path)
-        self._drop(path)
+        if path in self.nodes:
+            self._drop(path)
         self.nodes[path] = node
 
     def _directory(self, path: bytes, entry: Entry) -> None:
@@ -187,15 +194,39 @@ class _Tree:
             real.append(part)
         return b"/".join(real)
 
+    def _move(self, old: bytes, new: bytes) -> None:
+        """Moves the contents of a directory into another; what stands there already stays, as settling has it."""
+        inside = old + b"/" if old else b""
+        moving = sorted(path for path in self.nodes if path.startswith(inside) and path != old)
+        nodes = [(path[len(inside) :], self.nodes.pop(path)) for path in moving]
+        del self.nodes[old]
+        self._parents(new + b"/")
+        for below, node in nodes:
+            path = new + b"/" + below if new else below
+            if not path.startswith(_AUFS) or path == _OPAQUE:
+                self.nodes.setdefault(path, node)
+        self._settle_whiteouts()
+
     def _derived(self) -> None:
+        links = False
         for fact in self._notes.derived:
             path = os.fsencode(fact["path"])
             if fact["kind"] == "link":
-                self._put(path, _copied(fact))
+                links = True
+                if path not in self.nodes:
+                    self._put(path, _copied(fact))
             elif fact["kind"] == "directory":
                 node = self.nodes.get(path)
                 if node is not None and node.implied:
                     _dress(node, fact)
+
+        if links:
+            self._settle_whiteouts()
+
+    def _settle_whiteouts(self) -> None:
+        for path in [x for x in self.nodes if x.rpartition(b"/")[2].startswith(_WHITEOUT)]:
+            if not path.endswith(_OPAQUE):
+                self._settle_whiteout(path)
 
     def _settle_whiteout(self, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")

@@ -47,7 +47,7 @@ class Links:
         self.missing: list[tuple[int, bytes, bytes]] = []
         self.copied = 0
         self._folders = folders
-        self._waiting: list[_Link] = []
+        self._waiting: dict[bytes, _Link] = {}
 
     def add(self, index: int, shown: bytes, folder: Folder, name: bytes, target: bytes) -> None:
         """Makes a link at ``name`` in ``folder`` to the clean path ``target``; raises LayerError, OSError.
@@ -62,11 +62,12 @@ class Links:
         if not self._make(link):
             # A later entry of that name shall win over this one, an earlier one shall not.
             self._clear(link)
-            self._waiting.append(link)
+            self._waiting.pop(link.path, None)
+            self._waiting[link.path] = link
 
     def finish(self) -> None:
         """Makes the links whose targets came later, in whatever order; notes those without any."""
-        pending = [link for link in self._waiting if not self._taken(link)]
+        pending = [link for link in self._waiting.values() if not self._taken(link)]
         made = True
         while pending and made:
             made = False

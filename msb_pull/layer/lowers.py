@@ -188,6 +188,9 @@ class MergedView:
             if directory is None:
                 continue
             facts = _facts(directory, part)
+            if facts is not None and layer == -1 and path in self._implied and not stat.S_ISDIR(facts.st_mode):
+                # It has moved there, to the place of a directory that moved away.
+                continue
             if facts is not None and not stat.S_ISDIR(facts.st_mode):
                 # Below a directory a file is hidden; below one that is only implied, a symlink shows where it leads.
                 if first is None and (fallback is None or stat.S_ISLNK(facts.st_mode)):

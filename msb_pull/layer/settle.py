@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
 from msb_pull.layer.copying import CREATE, copy_bytes
-from msb_pull.layer.derive import Fact, Wishes, derive
-from msb_pull.layer.folders import OPEN_DIRECTORY, Folders
+from msb_pull.layer.derive import Fact, Wishes, ancestry, derive
+from msb_pull.layer.folders import OPEN_DIRECTORY, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
-from msb_pull.layer.whiteouts import resolve_pairs
+from msb_pull.layer.whiteouts import is_leftover, resolve_pairs
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 
 if TYPE_CHECKING:
@@ -102,11 +102,15 @@ class _Applier:
             for fact in facts:
                 if fact["kind"] == "moved":
                     self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"]))
+            beside: dict[bytes, None] = {}
             for fact in facts:
+                path = os.fsencode(fact["path"])
                 if fact["kind"] == "directory":
-                    self._dress(os.fsencode(fact["path"]), fact)
+                    self._dress(path, fact)
                 elif fact["kind"] == "link":
-                    self._copy(os.fsencode(fact["path"]), fact)
+                    self._copy(path, fact)
+                    beside[path.rpartition(b"/")[0]] = None
+            resolve_pairs(self._folders, beside)
             self._folders.close()
         finally:
             self._folders.abandon()
@@ -133,7 +137,7 @@ class _Applier:
         folders.make(new)
         touched = self._merge(_ASIDE, new)
         folders.remove(folders.top, _ASIDE)
-        resolve_pairs(folders, touched)
+        resolve_pairs(folders, [b"", *ancestry(new), *touched])
 
     def _merge(self, source: bytes, target: bytes) -> list[bytes]:
         """Moves the entries of one directory into another, folder into folder; what stands there already stays.
@@ -150,6 +154,8 @@ class _Applier:
                 with os.scandir(old) as found:
                     names = sorted(os.fsencode(entry.name) for entry in found)
                 for name in names:
+                    if not target and not below and is_leftover(name):
+                        continue
                     if self._move_entry(old, new, name):
                         pending.append(below + b"/" + name)
             finally:
@@ -183,6 +189,8 @@ class _Applier:
         folder = self._folders.find(parent)
         if shown is None or folder is None:
             raise ContentError(f'hard link "{printable(path)}": its place is gone')
+        if self._is_taken(folder, name):
+            return
         if "symlink" in fact:
             os.symlink(os.fsencode(fact["symlink"]), name, dir_fd=folder.descriptor)
         else:
@@ -193,6 +201,17 @@ class _Applier:
                 os.close(source)
         when = (fact["mtime_ns"], fact["mtime_ns"])
         os.utime(name, ns=when, dir_fd=folder.descriptor, follow_symlinks=False)
+
+    def _is_taken(self, folder: Folder, name: bytes) -> bool:
+        """Whether what moved, or another link that moved, stands where a link is to be; it stays."""
+        try:
+            there = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if stat.S_ISDIR(there.st_mode):
+            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
+        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+        return True
 
     def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:
         copy = os.open(name, CREATE, 0o600, dir_fd=directory)

@@ -114,8 +114,10 @@ class TreeWriter:
             self._refuse(entry, "the root of the layer can only be a directory")
         elif kind == REG:
             folder = self._parent(entry, path)
-            if folder.path == parent:
-                self._folders.spell(entry.name.rpartition(b"/")[0], folder)
+            spelling, _, last = entry.name.rpartition(b"/")
+            # In "a/.." it is not the parent that stands before the slash.
+            if folder.path == parent and last == name:
+                self._folders.spell(spelling, folder)
             self._file(folder, name, entry, _S_IFREG, chunk)
         elif kind == SYM:
             self._symlink(self._parent(entry, path), name, entry)
@@ -244,6 +246,9 @@ class TreeWriter:
             return
         check_whiteout(name)
         folder = self._parent(entry, path)
+        if not folder.path and is_leftover(name):
+            # A symlink led to the top, where only AUFS has such names.
+            return
         entry.xattrs = None
         if entry.size and entry.type == REG:
             self._warn_once("the content of a whiteout is left out")
