@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-# Six mebibytes of waiting pieces ride over a stretch of small files, or a slow stretch of the network.
-DEPTH = 12
+# Waiting pieces ride over what one side does slowly; each is half a mebibyte, and the child has a store of its own.
+DEPTH = 4
 
 
 class Handoff:
