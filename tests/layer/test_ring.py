@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msb_pull.layer.ring import SLOT, SLOTS, RingReader, RingWriter
@@ -42,6 +42,7 @@ def passed(pieces: list[bytes]) -> bytes:
     return found[0]
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3 * SLOT // 2), st.integers(0, 255)), max_size=8))
 def test_bytes_arrive_as_they_were_written(sizes):
     pieces = [bytes([value]) * size for size, value in sizes]
