@@ -1,8 +1,8 @@
 """Random layers of few names and many tricks: whatever they hold, nothing outside changes and nothing crashes, verify
 finds what was just written to be right, and settling once more derives the same.
 
-``MSB_PULL_RANDOM_SEEDS`` says how many seeds are tried (20 unless told), each with about 20 layers that are accepted and
-30 that are refused; ``400-450`` tries those.
+``MSB_PULL_RANDOM_SEEDS`` says how many seeds are tried (20 unless told), each with about 20 layers that are accepted
+and 30 that are refused; ``400-450`` tries those.
 """
 
 from __future__ import annotations
