@@ -9,8 +9,8 @@ import stat
 from msb_pull.layer.attributes import ESCAPE, OVERRIDE_STAT
 from msb_pull.layer.expected import content_paths
 from msb_pull.layer.limits import printable
-from msb_pull.layer.recreate import stream
-from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, list_attributes
+from msb_pull.layer.recreate import Listener, stream
+from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, list_attributes, user_attributes
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -54,62 +54,36 @@ def knows_attributes(root: int) -> bool:
     return True
 
 
-def check_tree(
-    root: int,
-    nodes: Mapping[bytes, Node],
-    *,
-    attributes: bool,
-    progress: Callable[[int], None],
-    denied: list[bytes] | None = None,
-) -> Iterator[Damage]:
-    """Compares names, types, modes, owners, attributes, sizes, links and times below the open directory ``root``.
+class Check(Listener):
+    """The comparison of one layer, whose top directory is open as ``root``.
 
     Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen, ``denied`` takes what this user may not look into. Raises OSError.
+    many entries have been seen, ``denied`` takes what this user may not look into.
     """
-    yield from _Walk(root, nodes, attributes, progress, denied if denied is not None else []).run()
 
-
-def check_content(
-    root: int,
-    record: Record,
-    nodes: Mapping[bytes, Node],
-    take: Callable[[memoryview], None],
-    leave: frozenset[bytes] = frozenset(),
-) -> Iterator[Damage]:
-    """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was.
-
-    The record's entries have been read. Files in ``leave`` are not read: they are none, or may not be.
-    """
-    found: list[Damage] = []
-    paths = {index: path for index, path in content_paths(nodes).items() if path not in leave}
-    for piece in stream(record, root, paths, lambda path, a, b: found.append(Damage(path, "content", a, b))):
-        take(piece)
-        yield from found
-        found.clear()
-
-
-class _Walk:
     def __init__(
-        self,
-        root: int,
-        nodes: Mapping[bytes, Node],
-        attributes: bool,
-        progress: Callable[[int], None],
-        denied: list[bytes],
+        self, root: int, nodes: Mapping[bytes, Node], *, attributes: bool, progress: Callable[[int], None]
     ) -> None:
+        super().__init__(self._content_differs)
+        self.denied: list[bytes] = []
         self._root = root
         self._nodes = nodes
         self._attributes = attributes
         self._progress = progress
-        self._denied = denied
         self._seen = {b""}
         self._shared = _shared(nodes)
         self._inodes: dict[int, int] = {}
         self._groups: dict[int, int] = {}
         self._open_ones: list[tuple[bytes, int]] = []
+        self._content: list[Damage] = []
+        self._later = False
 
-    def run(self) -> Iterator[Damage]:
+    def tree(self, *, content_follows: bool) -> Iterator[Damage]:
+        """Compares names, types, modes, owners, attributes, sizes, links and times; raises OSError.
+
+        If :meth:`content` follows, attributes of the files that it opens are left to it.
+        """
+        self._later = content_follows
         yield from self._compare(b"", self._nodes[b""], os.fstat(self._root), b".", self._root)
         waiting = [b""]
         try:
@@ -130,6 +104,33 @@ class _Walk:
                 os.close(directory)
         self._progress(len(self._seen))
         yield from self._missing()
+
+    def content(
+        self, record: Record, leave: Callable[[bytes], bool], take: Callable[[memoryview], None]
+    ) -> Iterator[Damage]:
+        """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was.
+
+        The record's entries have been read. Files that ``leave`` is true for are not read.
+        """
+        paths = {index: path for index, path in content_paths(self._nodes).items() if not leave(path)}
+        found = self._content
+        for piece in stream(record, self._root, paths, self):
+            take(piece)
+            yield from found
+            found.clear()
+
+    def opened(self, path: bytes, handle: int) -> None:
+        """Compares what :meth:`tree` has left."""
+        node = self._nodes[path]
+        if self._attributes and id(node) not in self._shared and not _as_expected(node, handle):
+            self._content.extend(self._compare_attributes(path, node, handle))
+
+    def closed(self, path: bytes, stored: int, error: OSError) -> None:
+        """A file that cannot be opened or read."""
+        self._content.extend(self._trouble(path, error))
+
+    def _content_differs(self, path: bytes, expected: str, found: str) -> None:
+        self._content.append(Damage(path, "content", expected, found))
 
     def _look_into(self, path: bytes, directory: int, below: list[bytes]) -> Iterator[Damage]:
         """Compares what a directory holds; the directories in it go to ``below``."""
@@ -162,13 +163,16 @@ class _Walk:
             if node.kind == stat.S_IFDIR:
                 below.append(inside)
             elif self._attributes and node.kind == stat.S_IFREG:
+                if self._later and node.index >= 0 and id(node) not in self._shared:
+                    continue
                 try:
                     handle = os.open(name, _OPEN_FILE, dir_fd=directory)
                 except OSError as error:
                     yield from self._trouble(inside, error)
                     continue
                 try:
-                    yield from self._compare_attributes(inside, node, handle)
+                    if not _as_expected(node, handle):
+                        yield from self._compare_attributes(inside, node, handle)
                 finally:
                     os.close(handle)
 
@@ -182,7 +186,7 @@ class _Walk:
     def _trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
         """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
         if error.errno in _DENIED:
-            self._denied.append(path)
+            self.denied.append(path)
         elif error.errno != errno.ENOENT:
             yield Damage(path, "unreadable", "a readable entry", error.strerror or "an error")
 
@@ -229,15 +233,11 @@ class _Walk:
 
     def _compare_attributes(self, path: bytes, node: Node, handle: int) -> Iterator[Damage]:
         try:
-            names = list_attributes(handle)
-            override = get_attribute(handle, OVERRIDE_STAT) if OVERRIDE_STAT in names else b""
-            if len(names) == 1 and override == node.override and not node.attributes:
-                return
-            there = {name: get_attribute(handle, name) for name in names if name.startswith(b"user.")}
+            there = dict(user_attributes(handle))
         except OSError as error:
             yield from self._trouble(path, error)
             return
-        there.pop(OVERRIDE_STAT, None)
+        override = there.pop(OVERRIDE_STAT, b"")
         if override != node.override:
             yield Damage(path, "owner", printable(node.override or b"nothing"), printable(override) or "nothing")
         for extra in sorted(there.keys() - node.attributes.keys()):
@@ -252,6 +252,18 @@ class _Walk:
 
 # What every file system takes beside our own attribute; more may have been refused.
 _FITS = 1024
+
+
+def _as_expected(node: Node, handle: int) -> bool:
+    """Whether an open entry has nothing but our own attribute, and that as it should be; False also when in doubt."""
+    try:
+        return (
+            not node.attributes
+            and get_attribute(handle, OVERRIDE_STAT) == node.override
+            and list_attributes(handle) == [OVERRIDE_STAT]
+        )
+    except OSError:
+        return False
 
 
 def _shared(nodes: Mapping[bytes, Node]) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from msb_pull.errors import ContentError
-from msb_pull.layer.check import Damage, check_content, check_tree, knows_attributes
+from msb_pull.layer.check import Check, Damage, knows_attributes
 from msb_pull.layer.expected import tree_of
 from msb_pull.layer.record import Notes, Record
 
@@ -107,19 +107,21 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
             # Progress of a full verification is in bytes, which this has not begun to read.
             progress(min(count, total) if task.quick else 0, total, task.quick)
 
-        attributes = knows_attributes(root)
-        found.damages += check_tree(root, nodes, attributes=attributes, progress=seen, denied=found.denied)
+        check = Check(root, nodes, attributes=knows_attributes(root), progress=seen)
+        found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
             progress(total, total, True)
         else:
-            _make_again(root, record, nodes, notes, found, progress)
+            _make_again(check, record, notes, found, progress)
+        # A mode that was changed may be what closes a file to its owner.
+        damaged = {damage.path for damage in found.damages}
+        found.denied = [path for path in dict.fromkeys(check.denied) if path not in damaged]
     finally:
         os.close(root)
 
 
-def _make_again(
-    root: int, record: Record, nodes: dict[bytes, Any], notes: Notes, found: Findings, progress: Progress
-) -> None:
+def _make_again(check: Check, record: Record, notes: Notes, found: Findings, progress: Progress) -> None:
+    """Reads all files, hashes the stream they make with the record, and says what is wrong with which file."""
     import hashlib
 
     algorithm = notes.diff_id.partition(":")[0]
@@ -133,9 +135,13 @@ def _make_again(
         progress(done, notes.tar_bytes, False)
 
     known = {damage.path for damage in found.damages}
-    closed = frozenset(found.denied) | {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
-    contents = check_content(root, record, nodes, take, closed)
-    found.damages += [damage for damage in contents if damage.path not in known]
+    gone = {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
+    closed = tuple(path + b"/" for path in check.denied)
+    for damage in check.content(record, lambda path: path in gone or path.startswith(closed), take):
+        # Another size, say, means another content.
+        if damage.kind != "content" or damage.path not in known:
+            found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
-    if not found.damages and not found.lost and not found.denied and found.diff_id != notes.diff_id:
+    whole = not found.damages and not found.lost and not check.denied
+    if whole and found.diff_id != notes.diff_id:
         found.damages.append(Damage(b"", "stream", notes.diff_id, found.diff_id))

@@ -11,7 +11,7 @@ from msb_pull.layer.record import Record, RecordStream
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from msb_pull.layer.record import Payload
@@ -34,25 +34,40 @@ def recreate(record: Path, layer: int, paths: Mapping[int, bytes], on_damage: On
     read = Record(record)
     for _ in read.entries():
         pass
-    for piece in stream(read, layer, paths, on_damage):
+    for piece in stream(read, layer, paths, Listener(on_damage)):
         yield bytes(piece)
 
 
-def stream(record: Record, layer: int, paths: Mapping[int, bytes], on_damage: OnDamage) -> Iterator[memoryview]:
+class Listener:
+    """Is told what happens to files while they are read."""
+
+    def __init__(self, on_damage: OnDamage) -> None:
+        self.damaged = on_damage
+
+    def opened(self, path: bytes, handle: int) -> None:
+        """A file is about to be read."""
+
+    def closed(self, path: bytes, stored: int, error: OSError) -> None:
+        """A file of which so many bytes were wanted cannot be read."""
+        self.damaged(path, f"{stored} bytes", error.strerror or "unreadable")
+
+
+def stream(record: Record, layer: int, paths: Mapping[int, bytes], listener: Listener) -> Iterator[memoryview]:
     """The same for a record whose entries have been read; a piece is valid until the next one is asked for."""
     headers = _Headers(record)
-    files = _Files(layer)
+    files = _Files(layer, listener)
     out = _Out()
     try:
         for payload in record.payloads:
             for piece in headers.until(payload[0]):
-                yield from out.add(piece)
+                if not out.put(piece):
+                    yield from out.add(piece)
             headers.skip(_CHECKSUM)
             path = paths.get(payload[1])
             if path is None:
                 yield from out.zeros(payload[3])
-            else:
-                yield from files.payload(payload, path, out, on_damage)
+            elif not files.small(payload, path, out):
+                yield from files.payload(payload, path, out)
         for piece in headers.until(None):
             yield from out.add(piece)
         yield out.take()
@@ -74,17 +89,21 @@ class _Out:
         self.used = 0
         return piece
 
-    def add(self, data: bytes) -> Iterator[memoryview]:
+    def put(self, data: bytes) -> bool:
+        """Adds what fits; False when it does not."""
         used = self.used
         end = used + len(data)
         if end > _BUFFER:
-            yield self.take()
-            if len(data) > _BUFFER:
-                yield memoryview(data)
-                return
-            used, end = 0, len(data)
+            return False
         self.view[used:end] = data
         self.used = end
+        return True
+
+    def add(self, data: bytes) -> Iterator[memoryview]:
+        if not self.put(data):
+            yield self.take()
+            if not self.put(data):
+                yield memoryview(data)
 
     def zeros(self, length: int) -> Iterator[memoryview]:
         while length:
@@ -105,8 +124,14 @@ class _Headers:
     def close(self) -> None:
         self._stream.close()
 
-    def until(self, place: int | None) -> Iterator[bytes]:
+    def until(self, place: int | None) -> Iterable[bytes]:
         """All bytes before ``place`` (None: to the end) that have not been given yet."""
+        if place is not None and (end := place - self._start) <= len(self._data):
+            at, self._at = self._at, end
+            return (self._data[at:end],)
+        return self._pieces(place)
+
+    def _pieces(self, place: int | None) -> Iterator[bytes]:
         at = self._at
         while place is None or place - self._start > len(self._data):
             if at < len(self._data):
@@ -136,25 +161,59 @@ class _Headers:
 class _Files:
     """Reads files below an open directory without following symlinks; the last directory is kept open."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, listener: Listener) -> None:
         self._root = root
+        self._listener = listener
         self._path = b""
         self._directory = os.dup(root)
 
     def close(self) -> None:
         os.close(self._directory)
 
-    def payload(self, payload: Payload, path: bytes, out: _Out, on_damage: OnDamage) -> Iterator[memoryview]:
+    def small(self, payload: Payload, path: bytes, out: _Out) -> bool:
+        """Puts a file into the room that ``out`` has left; False, and nothing done, when it has too little.
+
+        The same as :meth:`payload`, which most files are too small to be worth.
+        """
+        _, _, expected, stored, sparse = payload
+        used = out.used
+        if sparse is not None or stored > _BUFFER - used:
+            return False
+        view = out.view[used : used + stored]
+        out.used = used + stored
+        count = 0
+        try:
+            handle = self._open(path)
+            try:
+                self._listener.opened(path, handle)
+                count = os.readv(handle, (view,))
+                while count < stored and (more := os.readv(handle, (view[count:],))):
+                    count += more
+            finally:
+                os.close(handle)
+        except OSError as error:
+            view[count:] = bytes(stored - count)
+            self._listener.closed(path, stored, error)
+            return True
+        if count < stored:
+            view[count:] = bytes(stored - count)
+        crc = crc32(view)
+        if crc != expected:
+            self._listener.damaged(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+        return True
+
+    def payload(self, payload: Payload, path: bytes, out: _Out) -> Iterator[memoryview]:
         """Puts one file into ``out``."""
         _, _, expected, stored, sparse = payload
         try:
             handle = self._open(path)
         except OSError as error:
-            on_damage(path, f"{stored} bytes", error.strerror or "unreadable")
+            self._listener.closed(path, stored, error)
             yield from out.zeros(stored)
             return
         crc, left = 0, stored
         try:
+            self._listener.opened(path, handle)
             for offset, length in sparse if sparse is not None else ((0, stored),):
                 end = offset + length
                 while offset < end:
@@ -173,13 +232,13 @@ class _Files:
                     offset += count
                     left -= count
         except OSError as error:
-            on_damage(path, f"{stored} bytes", error.strerror or "unreadable")
+            self._listener.closed(path, stored, error)
             yield from out.zeros(left)
             return
         finally:
             os.close(handle)
         if crc != expected:
-            on_damage(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+            self._listener.damaged(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
 
     def _open(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
