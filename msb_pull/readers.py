@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 CHUNK = 512 * 1024
 
+_GZIP = b"\x1f\x8b\x08"
+_GZIP_FIXED = 10
+_GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
+_MAX_GZIP_HEADER = 1 << 17
+
 
 class Readable(Protocol):
     """Anything that gives 1 to ``size`` bytes, and ``b""`` at its end."""
@@ -109,3 +114,29 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def gzip_header_is_whole(data: bytes) -> bool:
+    """Whether ``data`` begins with the whole header of a gzip member (RFC 1952); raises ValueError with a reason.
+
+    ISA-L wants it whole: it forgets the flags of a header that comes in pieces, and then takes a name in it for
+    compressed data (intel/isa-l, issue 224).
+    """
+    if data[:3] != _GZIP[: len(data)]:
+        raise ValueError("there is no gzip header")
+    if len(data) < _GZIP_FIXED:
+        return False
+    flags = data[3]
+    if flags & _GZIP_RESERVED:
+        raise ValueError("the gzip header has flags that are not defined")
+    end = _GZIP_FIXED
+    if flags & _GZIP_EXTRA:
+        end += 2 + int.from_bytes(data[end : end + 2], "little")
+    for text in (_GZIP_NAME, _GZIP_COMMENT):
+        if flags & text and end <= len(data):
+            end = data.find(0, end) + 1 or len(data) + 1
+    if flags & _GZIP_CHECKED:
+        end += 2
+    if end > _MAX_GZIP_HEADER:
+        raise ValueError(f"the gzip header is larger than {_MAX_GZIP_HEADER} bytes")
+    return end <= len(data)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isal import isal_zlib
 
 from msb_pull.errors import ContentError
+from msb_pull.readers import gzip_header_is_whole
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -27,9 +28,6 @@ PIECE = 512 * 1024
 _MAX_WINDOW_LOG = 31
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_GZIP_FIXED = 10
-_GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
-_MAX_HEADER = 1 << 17
 _REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
@@ -104,33 +102,16 @@ class _Gzip:
                 raise ContentError("bytes that are no gzip follow the end of the gzip stream")
             data = rest
         self._header += data
-        if not _has_header(self._header):
-            return b""
+        try:
+            if not gzip_header_is_whole(self._header):
+                return b""
+        except ValueError as error:
+            if self._member is not None and not _GZIP.startswith(self._header[:3]):
+                raise ContentError("bytes that are no gzip follow the end of the gzip stream") from None
+            raise ContentError("the gzip stream is damaged", cause=str(error)) from None
         self._member = isal_zlib.decompressobj(wbits=31)
         data, self._header = self._header, b""
         return data
-
-
-def _has_header(data: bytes) -> bool:
-    """Whether ``data`` begins with the whole header of a gzip member (RFC 1952); raises ContentError."""
-    if data[:3] != _GZIP[: len(data)]:
-        raise ContentError("bytes that are no gzip follow the end of the gzip stream")
-    if len(data) < _GZIP_FIXED:
-        return False
-    flags = data[3]
-    if flags & _GZIP_RESERVED:
-        raise ContentError("the gzip stream is damaged", cause="its header has flags that are not defined")
-    end = _GZIP_FIXED
-    if flags & _GZIP_EXTRA:
-        end += 2 + int.from_bytes(data[end : end + 2], "little")
-    for text in (_GZIP_NAME, _GZIP_COMMENT):
-        if flags & text and end <= len(data):
-            end = data.find(0, end) + 1 or len(data) + 1
-    if flags & _GZIP_CHECKED:
-        end += 2
-    if end > _MAX_HEADER:
-        raise ContentError("the gzip stream is damaged", cause=f"its header is larger than {_MAX_HEADER} bytes")
-    return end <= len(data)
 
 
 class _Zstd:

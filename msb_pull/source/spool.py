@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip_lib
 
 from msb_pull.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError, local_error
+from msb_pull.readers import gzip_header_is_whole
 from msb_pull.source.files import unreadable
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ class _Inflater:
         self._make = _decompressor(name, label)
         self._stream = self._make()
         self._fresh = False
+        # The header of a gzip member is held back until it is whole.
+        self._held: bytes | None = b"" if name == "gzip" else None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yields what ``data`` inflates to, in pieces of at most 1 MiB; raises ContentError."""
@@ -142,7 +145,13 @@ class _Inflater:
                 if not data:
                     return
                 self._stream, self._fresh = self._make(), False
+                self._held = b"" if self._name == "gzip" else None
             try:
+                if self._held is not None:
+                    self._held += data
+                    if not gzip_header_is_whole(self._held):
+                        return
+                    data, self._held = self._held, None
                 piece = self._stream.decompress(data, _CHUNK)
             except _damage() as error:
                 raise ContentError(f"{self._label}: its {self._name} stream is damaged", cause=str(error)) from None
