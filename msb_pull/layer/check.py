@@ -118,6 +118,23 @@ class Check(Listener):
             take(piece)
             yield from found
             found.clear()
+        for path, node in self._nodes.items():
+            if node.sha256 and not leave(path):
+                yield from self._copy(path, node)
+
+    def _copy(self, path: bytes, node: Node) -> Iterator[Damage]:
+        """A file that settling copied from a lower layer."""
+        import hashlib
+
+        try:
+            handle = _descend(self._root, path, _OPEN_FILE)
+            with os.fdopen(handle, "rb", buffering=0) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            yield from self._trouble(path, error)
+            return
+        if digest != node.sha256:
+            yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {digest}")
 
     def opened(self, path: bytes, handle: int) -> None:
         """Compares what :meth:`tree` has left."""
@@ -277,18 +294,20 @@ def _shared(nodes: Mapping[bytes, Node]) -> frozenset[int]:
     return frozenset(again)
 
 
-def _descend(directory: int, path: bytes) -> int:
-    """Opens a directory below an open one, through no symlink on the way."""
-    first, _, rest = path.partition(b"/")
-    current = os.open(first, _OPEN_DIR, dir_fd=directory)
-    while rest:
-        first, _, rest = rest.partition(b"/")
-        try:
-            following = os.open(first, _OPEN_DIR, dir_fd=current)
-        finally:
+def _descend(directory: int, path: bytes, flags: int = _OPEN_DIR) -> int:
+    """Opens what lies below an open directory, through no symlink on the way."""
+    *parents, name = path.split(b"/")
+    current = directory
+    try:
+        for parent in parents:
+            following = os.open(parent, _OPEN_DIR, dir_fd=current)
+            if current != directory:
+                os.close(current)
+            current = following
+        return os.open(name, flags, dir_fd=current)
+    finally:
+        if current != directory:
             os.close(current)
-        current = following
-    return current
 
 
 def _same_time(found: int, expected: int) -> bool:

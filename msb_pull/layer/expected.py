@@ -32,10 +32,11 @@ _IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
 class Node:
     """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
 
-    ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it.
+    ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it. ``sha256``
+    (hex) is known of copies from a lower layer, whose content is in no payload.
     """
 
-    __slots__ = ("attributes", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "size")
+    __slots__ = ("attributes", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "sha256", "size")
 
     def __init__(self, kind: int, mode: int, override: bytes | None, mtime_ns: int | None) -> None:
         self.kind = kind
@@ -44,6 +45,7 @@ class Node:
         self.mtime_ns = mtime_ns
         self.size = 0
         self.index = -1
+        self.sha256 = ""
         self.link = b""
         self.attributes: dict[bytes, bytes] = {}
         self.implied = False
@@ -280,6 +282,7 @@ def _copied(fact: dict[str, Any]) -> Node:
     mode = int(override.split(b":")[2], 8)
     node = Node(stat.S_IFREG, disk_mode(stat.S_IFREG, mode), override, fact["mtime_ns"])
     node.size = int(fact["size"])
+    node.sha256 = str(fact["sha256"])
     node.attributes = _decoded(fact["xattrs"].items())
     return node
 
