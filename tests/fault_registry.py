@@ -19,6 +19,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,7 +60,7 @@ class Fault:
     chunked: bool = False  # no length, Transfer-Encoding: chunked
     extra: bytes = b""  # appended to the body, and honestly counted in Content-Length
     endless: bool = False  # never stop sending, chunked
-    flip: int | None = None  # invert the byte at this position of the body as sent
+    flip: int | None = None  # invert the byte at this position of the body as sent, or its last one
     gzip: bool = False  # Content-Encoding: gzip
     redirect: str | None = None  # Location; "{path}" is replaced by the path and query of the request
     redirect_status: int = 307
@@ -121,6 +122,7 @@ class FaultRegistry:
 
     def __init__(self, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, keep_alive: bool = True) -> None:
         self.requests: list[Recorded] = []
+        self.sent: Counter[str] = Counter()  # path -> body bytes that went out, whatever became of them
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[bytes, str | None]] = {}
         self.files: dict[str, tuple[bytes, str]] = {}  # any other path -> body and Content-Type
@@ -250,7 +252,19 @@ class FaultRegistry:
                     return rule.faults.pop(0)
         return None
 
+    def forget(self) -> None:
+        """What was scripted and what was recorded; what is served stays."""
+        with self.lock:
+            self._rules.clear()
+            self.requests.clear()
+            self.sent.clear()
+
     # What was asked
+
+    def bytes_sent(self, match: str = "/blobs/") -> int:
+        """How many body bytes went out for the paths that contain ``match``."""
+        with self.lock:
+            return sum(count for path, count in self.sent.items() if match in path)
 
     def asked(self, match: str = "", method: str | None = None) -> list[Recorded]:
         """The requests so far whose path contains ``match``."""
@@ -321,10 +335,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
+        self.asked_path = unquote(parts.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Recorded(
-            self.command, unquote(parts.path), parse_qs(parts.query, keep_blank_values=True), headers, body,
+            self.command, self.asked_path, parse_qs(parts.query, keep_blank_values=True), headers, body,
             self.number, time.monotonic(), headers.get("host", ""),
         )  # fmt: skip
         registry = self.registry
@@ -399,7 +414,10 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: list[tuple[str, str]], data: bytes, fault: Fault, *, limited: bool = False
     ) -> None:
         if fault.flip is not None:
-            data = data[: fault.flip] + bytes([data[fault.flip] ^ 0xFF]) + data[fault.flip + 1 :]
+            spoiled = bytearray(data)
+            if spoiled:
+                spoiled[min(fault.flip, len(spoiled) - 1)] ^= 0xFF
+            data = bytes(spoiled)
         if fault.gzip:
             data = gzip.compress(bytes(data), 1)
             headers.append(("Content-Encoding", "gzip"))
@@ -439,6 +457,8 @@ class _Handler(BaseHTTPRequestHandler):
                 bucket.take(len(piece))
             self._write(piece, chunked)
             sent += len(piece)
+            with self.registry.lock:
+                self.registry.sent[self.asked_path] += len(piece)
         while fault.endless and not self.registry.stopping.is_set():
             self._write(memoryview(bytes(1 << 16)), chunked)
         if fault.cut_after is not None:
