@@ -289,7 +289,8 @@ class Figures:
         failed = {code: count for code, count in sorted(self.codes.items()) if code}
         return (
             f"{pulls} pulls ({dict(self.ways)}), {self.codes[0]} right, failures by exit code {failed}; "
-            f"bytes served: median {median(self.ratios):.3f} of the image ({median(self.right or [0]):.3f} where it ended right), most {max(self.ratios):.2f}; "
+            f"bytes served: median {median(self.ratios):.3f} of the image "
+            f"({median(self.right or [0]):.3f} where it ended right), most {max(self.ratios):.2f}; "
             f"longest {self.longest:.1f} s; "
             f"faults drawn: {dict(self.kinds.most_common())}"
         )
