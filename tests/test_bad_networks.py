@@ -117,14 +117,16 @@ class Trouble:
 
     def script(self, address: Address, chance: random.Random) -> None:
         for kind in address.kinds:
-            self._add(address, kind, chance, times=1)
+            self.add(address, kind, chance)
 
     def for_ever(self, address: Address, kind: str, chance: random.Random) -> None:
-        self._add(address, kind, chance, times=1000)
+        self.add(address, kind, chance, times=1000, start=0)
 
-    def _add(self, address: Address, kind: str, chance: random.Random, times: int) -> None:
-        once = times == 1
-        fault = self._fault(kind, address.size, chance, start=None if once else 0)
+    def add(
+        self, address: Address, kind: str, chance: random.Random, *, times: int = 1, start: int | None = None
+    ) -> None:
+        """The next requests meet a fault of this kind, at byte ``start`` of the body or anywhere."""
+        fault = self._fault(kind, address.size, chance, start=start)
         if fault.redirect is not None:
             gone = Fault(status=403, body=b"<Error>expired</Error>")
             self.cdn.script(address.match, gone if kind == "expired redirect" else Fault(), times=times)
@@ -145,7 +147,12 @@ class Trouble:
             "401": lambda: Fault(status=401, headers={"WWW-Authenticate": realm}, body=errors("UNAUTHORIZED")),
             "429": lambda: Fault(status=429, headers=wait, body=errors("TOOMANYREQUESTS", "slow down")),
             "5xx": lambda: Fault(status=chance.choice((408, 500, 502, 503, 504, 522)), headers=wait, body=b"<html>"),
-            "wrong start": lambda: Fault(status=206, content_range=f"bytes {place + 1}-{size}/{size + 1}"),
+            "wrong start": lambda: chance.choice(
+                (
+                    Fault(status=206, content_range=f"bytes {place + 1}-{size}/{size + 1}"),
+                    Fault(status=206, content_range=f"bytes 0-{size - 1}/{size}", ignore_range=True),
+                )
+            ),
             "416": lambda: Fault(status=416, content_range=f"bytes */{size}"),
             "expired redirect": lambda: Fault(redirect=link),
             "slow": lambda: Fault(rate=size / 0.3),
@@ -360,6 +367,51 @@ def test_pulls_with_random_faults(trouble, tmp_path, record_property):
     assert not failures, "\n\n".join(failures)
     assert median(figures.ratios) <= 2
     assert ONLY or median(figures.right) <= 2
+
+
+@pytest.mark.parametrize("kind", ["short", "stall", "late", "5xx", "429", "416", "wrong start", "expired redirect"])
+def test_as_many_faults_as_retries_are_survived_and_one_more_is_not(trouble, tmp_path, kind):
+    """Without any progress in between, so that every one of them counts."""
+    for count, code in ((RETRIES, 0), (RETRIES + 1, 5)):
+        trouble.forget()
+        layer = trouble.addresses()[1]
+        trouble.add(layer, kind, random.Random(kind), times=count, start=0)
+        assert pulled_here(new_home(tmp_path / str(count)), trouble.name) == code
+        assert trouble.registry.count(layer.match) == RETRIES + 1
+
+
+AFTER_A_BREAK = {
+    **dict.fromkeys(("redirect", "expired redirect", "whole", "gzip", "chunked", "416", "401", "byte", "drop"), 0),
+    **dict.fromkeys(("long", "length", "wait too long", "501"), None),
+    "another start": 0, "another total": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AFTER_A_BREAK)
+def test_a_pull_that_broke_is_resumed_whatever_the_answer(trouble, tmp_path, kind):
+    """The second request of a layer asks for its second half; what is answered is right, useless or a lie."""
+    whole, home = new_home(tmp_path / "whole"), new_home(tmp_path / "home")
+    assert pulled_here(whole, trouble.name) == 0
+    trouble.forget()
+    layer = max(trouble.addresses(), key=lambda x: x.size)
+    size, half = layer.size, layer.size // 2
+    trouble.add(layer, "short", random.Random(kind), start=half)
+    if kind == "another start":
+        trouble.registry.script(
+            layer.match, Fault(status=206, content_range=f"bytes 0-{size - 1}/{size}", ignore_range=True)
+        )
+    elif kind == "another total":
+        trouble.registry.script(layer.match, Fault(content_range=f"bytes {half}-{size - 1}/{size + 1}"))
+    else:
+        trouble.add(layer, kind, random.Random(kind), start=half if kind == "byte" else 0)
+    code = pulled_here(home, trouble.name)
+    assert code == (FOR_EVER.get(kind, 6) if AFTER_A_BREAK[kind] is None else 0)
+    asked = [x.headers.get("range") for x in trouble.registry.asked(layer.match)]
+    assert asked[:2] == [None, f"bytes={half}-"]
+    if code == 0:
+        State(home).compare(State(whole))
+    else:
+        nothing_wrong_inside(home, State(whole))
 
 
 LARGE = 100_000_000

@@ -79,6 +79,7 @@ class Case:
     helper: str | None = None
     config: str = ""
     sent: set[str] = field(default_factory=set)
+    kept_from_other: set[str] = field(default_factory=set)  # what the second server must not see
     typed: bool = False  # the user has put the secret on the command line: that of the program shows it
 
 
@@ -451,7 +452,7 @@ def signed_address(world):
 def signed_address_and_password(world):
     world.basic()
     world.redirect()
-    return Case(0, docker=world.auths(), sent={"signature", "password"})
+    return Case(0, docker=world.auths(), sent={"signature", "password"}, kept_from_other={"password"})
 
 
 @case
@@ -632,6 +633,7 @@ def test_no_secret_anywhere(name, json_form, world):
     said = (ended.out + b"\n" + ended.error).decode("utf-8", "replace")
     assert ended.code == wanted.code, said
     assert servers_saw(world.registry, world.other) >= wanted.sent
+    assert servers_saw(world.other).isdisjoint(wanted.kept_from_other)
     assert secrets_in(ended.out) == set(), said
     assert secrets_in(ended.error) == set(), said
     assert secrets_in(ended.files) == set()

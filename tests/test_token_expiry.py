@@ -29,8 +29,8 @@ def test_eight_threads_and_an_expiring_token_make_one_refresh_for_each_expiry(tm
         gates = [threading.Barrier(LAYERS, action=tokens.revoke, timeout=30) for _ in range(EXPIRIES)]
         for digest in image.layer_digests:
             for gate in gates:
-                # Held until all eight are here and the token has ended; then refused, asked again, and cut.
-                registry.script(digest, Fault(before=gate.wait), Fault(cut_after=15_000))
+                # Held until all eight are here and the token has ended; then refused, asked again, and ended early.
+                registry.script(digest, Fault(before=gate.wait), Fault(end_after=15_000))
         name = f"{registry.host}/acme/app:1"
         run = subprocess.run(
             [*program(), "pull", "-q", "-j", str(LAYERS), *LINUX, "--home", str(tmp_path / "store"), name],
