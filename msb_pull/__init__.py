@@ -1,3 +1,93 @@
-"""Pull container images into ready-to-mount, verifiable layer directories."""
+"""Pull container images into ready-to-mount, verifiable layer directories.
+
+Everything in ``__all__`` may be relied on; all else may change between versions. Names are loaded when they are first
+used, so that ``import msb_pull`` costs nothing.
+
+>>> import tempfile, msb_pull
+>>> store = msb_pull.Store.open(tempfile.mkdtemp())
+>>> result = msb_pull.pull_image("oci:tests/sample:1", store, msb_pull.PullOptions(name="sample:1"))
+>>> result.reference, len(result.layers)
+('docker.io/library/sample:1', 2)
+>>> [image.reference for image in store.images()]
+['docker.io/library/sample:1']
+"""
+
+# Spelled out, since importing typing takes longer than all else that a start needs.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from msb_pull import errors as errors
+    from msb_pull import events as events
+    from msb_pull.api import Store, pull_image
+    from msb_pull.errors import (
+        AccessError,
+        Cancelled,
+        ContentError,
+        ExitCode,
+        LocalError,
+        MsbPullError,
+        NetworkError,
+        NotFoundError,
+        UsageError,
+    )
+    from msb_pull.image.platform import Platform
+    from msb_pull.listing import ListedImage
+    from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+    from msb_pull.source.credentials import Credential, CredentialStore
+    from msb_pull.source.registry import RegistryOptions
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AccessError",
+    "Cancelled",
+    "ContentError",
+    "Credential",
+    "CredentialStore",
+    "ExitCode",
+    "LayerOutcome",
+    "ListedImage",
+    "LocalError",
+    "MsbPullError",
+    "NetworkError",
+    "NotFoundError",
+    "Platform",
+    "Policy",
+    "PullOptions",
+    "PullResult",
+    "RegistryOptions",
+    "Store",
+    "UsageError",
+    "__version__",
+    "errors",
+    "events",
+    "pull_image",
+]
+
+# Module -> the public names that it holds.
+_HOLDERS = {
+    "api": "Store pull_image",
+    "errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
+    "UsageError",
+    "image.platform": "Platform",
+    "listing": "ListedImage",
+    "plan": "LayerOutcome Policy PullOptions PullResult",
+    "source.credentials": "Credential CredentialStore",
+    "source.registry": "RegistryOptions",
+}
+
+if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name in ("errors", "events"):
+            return import_module(f"msb_pull.{name}")
+        for module, names in _HOLDERS.items():
+            if name in names.split():
+                value = getattr(import_module(f"msb_pull.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'msb_pull' has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import Cancelled, MsbPullError, UsageError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from msb_pull.events import Event, Observer
     from msb_pull.plan import PullResult
     from msb_pull.source.credentials import CredentialStore
-    from msb_pull.source.registry import RegistryClient
+    from msb_pull.source.registry import RegistryClient, RegistryOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +92,15 @@ class LazyClient:
         if self._client is not None:
             self._client.close()
 
-    def _options(self) -> Any:
-        from msb_pull.source.registry import RegistryOptions
+    def _options(self) -> RegistryOptions:
+        from msb_pull.api import registry_options
 
-        settings, access, hosts = self._run.settings, self._access, self._hosts
-        listed = settings.registries
-        certs = {host: str(x.ca_cert) for host, x in listed.items() if x.ca_cert}
-        if access.ca_cert:
-            certs |= dict.fromkeys(hosts, access.ca_cert)
-        return RegistryOptions(
-            plain_http=frozenset(h for h, x in listed.items() if x.plain_http)
-            | (hosts if access.plain_http else set()),
-            tls_no_verify=frozenset(h for h, x in listed.items() if x.tls_no_verify)
-            | (hosts if access.tls_no_verify else set()),
-            ca_certs=certs,
-            mirrors={host: x.mirrors for host, x in listed.items() if x.mirrors},
-            retries=settings.retries,
-            timeout=settings.timeout,
-            limit_rate=settings.limit_rate,
+        access, listed = self._access, registry_options(self._run.settings)
+        return replace(
+            listed,
+            plain_http=listed.plain_http | (self._hosts if access.plain_http else set()),
+            tls_no_verify=listed.tls_no_verify | (self._hosts if access.tls_no_verify else set()),
+            ca_certs={**listed.ca_certs, **(dict.fromkeys(self._hosts, access.ca_cert) if access.ca_cert else {})},
         )
 
     def _credentials(self) -> CredentialStore:

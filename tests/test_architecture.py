@@ -1,7 +1,7 @@
 """The structure of the program, read from its source: who may import whom, and how long a room may grow.
 
-Rooms from top to bottom: face, work, the three middle rooms (source, layer, store), image, ground. Imports point
-downwards; the middle rooms do not know each other.
+Rooms from top to bottom: face and surface (what ``import msb_pull`` offers), work, the three middle rooms (source,
+layer, store), image, ground. Imports point downwards; face and surface do not know each other, nor do the middle rooms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "msb_pull"
 
 ROOMS = {
     "face": 5,
+    "surface": 5,
     "work": 4,
     "source": 3,
     "layer": 3,
@@ -28,10 +29,10 @@ ROOMS = {
 }
 DISPLAY = {"display", "bars", "board", "lines", "streams", "tables"}
 WORK = {
-    *("pull", "plan", "fetch", "handoff", "transfer"),
+    *("api", "pull", "plan", "fetch", "handoff", "transfer"),
     *("verify", "proof", "repair", "prune", "save", "listing", "merge", "select"),
 }
-GROUND = {"__init__", "errors", "events", "config", "config_file", "readers", "remove", "sizes"}
+GROUND = {"errors", "events", "config", "config_file", "readers", "remove", "sizes"}
 
 # The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {
@@ -73,7 +74,7 @@ def tree(name: str) -> ast.Module:
 def room(name: str) -> str:
     parts = name.split(".")
     if len(parts) == 1:
-        return "ground"
+        return "surface"
     top = parts[1]
     if is_cli(top) or top in DISPLAY:
         return "face"

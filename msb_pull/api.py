@@ -1,0 +1,188 @@
+"""What programs that embed msb-pull use; ``import msb_pull`` offers it. The command line has its own, wider way in.
+
+Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull.MsbPullError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msb_pull import config, pull
+from msb_pull.events import ignore
+from msb_pull.image.reference import Reference, parse_argument
+from msb_pull.plan import PullOptions
+from msb_pull.store import store as inner
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from msb_pull.config import Settings
+    from msb_pull.events import Observer
+    from msb_pull.listing import InspectedImage, ListedImage
+    from msb_pull.plan import PullResult
+    from msb_pull.source.credentials import CredentialStore
+    from msb_pull.source.registry import RegistryClient, RegistryOptions
+
+__all__ = ["Store", "pull_image", "registry_options"]
+
+
+class Store:
+    """A folder of extracted layers and what is recorded of their images. :meth:`open` makes one.
+
+    It holds no file open between calls and may be used from several threads; other processes may use the same folder.
+    """
+
+    def __init__(self, place: inner.Store, settings: Settings) -> None:
+        self._place = place
+        self._settings = settings
+
+    @classmethod
+    def open(
+        cls,
+        home: str | os.PathLike[str] | None = None,
+        layers_dir: str | os.PathLike[str] | None = None,
+        *,
+        create: bool = True,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Store:
+        """Opens the store at ``home``, by default the one that the command line uses.
+
+        The default comes from ``MICROSANDBOX_HOME``, the configuration file, or is ``~/.microsandbox``; ``layers_dir``
+        likewise, where ``home`` is not given. With ``create`` missing folders are made. ``warn`` is told what a person
+        should know of the place. Raises LocalError, UsageError.
+
+        >>> import tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> store.images()
+        []
+        """
+        settings = config.load({})
+        if home is None:
+            home, layers_dir = settings.home, layers_dir or settings.layers_dir
+        layers = Path(layers_dir) if layers_dir is not None else None
+        place = inner.Store.open(Path(home), layers, create=create, sync=settings.sync, warn=warn)
+        return cls(place, settings)
+
+    @property
+    def home(self) -> Path:
+        """The folder, without symlinks."""
+        return self._place.home
+
+    def images(self) -> list[ListedImage]:
+        """Every image by name, those that Microsandbox pulled included. Raises LocalError."""
+        from msb_pull.listing import list_images
+        from msb_pull.select import parse_filters
+
+        return list_images(self._place, parse_filters([]), "name")
+
+    def layers(self, image: str) -> list[Path]:
+        """The layer directories of an image, lowest first; each is a diff, whiteouts included.
+
+        Raises NotFoundError for an image that is not here or not complete, UsageError, LocalError.
+
+        >>> import tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> result = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+        >>> [path.name[:19] for path in store.layers("sample:1")]
+        ['sha256:0582285ac199', 'sha256:dd13e73b33f0']
+        >>> [str(path) for path in store.layers("sample:1")] == [layer.path for layer in result.layers]
+        True
+        """
+        return [Path(path) for path in self._inspect(image).directories()]
+
+    def lowerdir(self, image: str) -> str:
+        """The layers of an image as overlayfs and fuse-overlayfs want them in ``-o lowerdir=``, top first.
+
+        Raises what :meth:`layers` does.
+
+        >>> import tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+        >>> len(store.lowerdir("sample:1").split(":"))
+        2
+        """
+        return self._inspect(image).lowerdir()
+
+    def _inspect(self, image: str) -> InspectedImage:
+        from msb_pull.listing import inspect_image
+
+        return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
+
+
+def pull_image(
+    image: str,
+    store: Store,
+    options: PullOptions | None = None,
+    *,
+    observer: Observer = ignore,
+    cancel: threading.Event | None = None,
+    registries: RegistryOptions | None = None,
+    credentials: CredentialStore | None = None,
+) -> PullResult:
+    """Brings an image into the store; asks no registry where it is complete already and the policy allows that.
+
+    ``image`` is what the command line takes: ``ubuntu:22.04``, ``ghcr.io/a/b@sha256:…``, ``oci:DIR:TAG``,
+    ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of :mod:`msb_pull.events`,
+    from several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second.
+    ``registries`` says how registries are reached (mirrors, certificates, rate), by default as the configuration file
+    does; ``credentials`` are by default those of the environment and of ``docker login`` and ``podman login``.
+
+    Raises UsageError, NotFoundError, AccessError, NetworkError, ContentError, LocalError or Cancelled; the store then
+    holds what it held before, and at most more of a partial download.
+
+    >>> import tempfile
+    >>> store = Store.open(tempfile.mkdtemp())
+    >>> seen = []
+    >>> result = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"), observer=seen.append)
+    >>> result.pinned
+    'docker.io/library/sample:1@sha256:4543e47e7e5a48c78f04a48206f408d0f2335d9bdabb1ea0b6a10afa4cf529d9'
+    >>> result.changed, type(seen[-1]).__name__
+    (True, 'ImageDone')
+    >>> pull_image("sample:1", store).changed
+    False
+    >>> from msb_pull import NotFoundError, Policy
+    >>> try:
+    ...     pull_image("other:1", store, PullOptions(policy=Policy.NEVER))
+    ... except NotFoundError as error:
+    ...     print(error.message, int(error.exit_code))
+    other:1: not in the store 3
+    """
+    cancel = cancel or threading.Event()
+    with contextlib.ExitStack() as stack:
+        clients: list[RegistryClient] = []
+
+        def client() -> RegistryClient:
+            """Made when the first registry must be asked: a pull that finds everything loads no requests."""
+            if not clients:
+                from msb_pull.source.credentials import CredentialStore
+                from msb_pull.source.registry import RegistryClient
+
+                how = registries or registry_options(store._settings)
+                who = credentials or CredentialStore(authfile=store._settings.authfile)
+                clients.append(RegistryClient(how, who, observer=observer, cancel=cancel))
+                stack.callback(clients[0].close)
+            return clients[0]
+
+        argument = parse_argument(image, store._settings.default_registry)
+        wishes = options or PullOptions()
+        return pull.pull_image(argument, store._place, client, wishes, observer=observer, cancel=cancel)
+
+
+def registry_options(settings: Settings) -> RegistryOptions:
+    """How registries are reached, as the settings say."""
+    from msb_pull.source.registry import RegistryOptions
+
+    listed = settings.registries
+    return RegistryOptions(
+        plain_http=frozenset(host for host, x in listed.items() if x.plain_http),
+        tls_no_verify=frozenset(host for host, x in listed.items() if x.tls_no_verify),
+        ca_certs={host: str(x.ca_cert) for host, x in listed.items() if x.ca_cert},
+        mirrors={host: x.mirrors for host, x in listed.items() if x.mirrors},
+        retries=settings.retries,
+        timeout=settings.timeout,
+        limit_rate=settings.limit_rate,
+    )
