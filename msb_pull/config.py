@@ -242,7 +242,9 @@ def _mirrors(value: Any) -> tuple[str, ...]:
         raise ValueError("must be a list of addresses")
     for address in value:
         if not address.startswith(("https://", "http://")) or len(address.split("://", 1)[1]) == 0:
-            raise ValueError(f"{address.rpartition('@')[2].partition('?')[0]!r} does not start with https:// or http://")
+            raise ValueError(
+                f"{address.rpartition('@')[2].partition('?')[0]!r} does not start with https:// or http://"
+            )
     return tuple(value)
 
 
