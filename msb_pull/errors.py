@@ -108,9 +108,11 @@ class Cancelled(MsbPullError):
 
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
-    where = os.fsdecode(error.filename) if error.filename else os.fspath(path)
+    # Of two names (symlink, link, rename) the second is the one that was to be made.
+    named = error.filename2 or error.filename
+    where = os.fsdecode(named) if named else os.fspath(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what, free = _what_is_full(path)
+        what, free = _what_is_full(where if where.startswith("/") else os.fspath(path))
         if error.errno == errno.EDQUOT:
             what = "your quota is used up"
         return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
@@ -124,8 +126,11 @@ _SPACE_HINT = (
 )
 
 
-def _what_is_full(path: str | os.PathLike[str]) -> tuple[str, str | None]:
+def _what_is_full(path: str) -> tuple[str, str | None]:
     """The same error number says that blocks or that inodes have run out; what helps differs."""
+    # What could not be made is not there to be asked, but what it was to lie in is.
+    while path and not os.path.lexists(path) and path != os.path.split(path)[0]:
+        path = os.path.split(path)[0]
     try:
         facts = os.statvfs(path)
     except OSError:

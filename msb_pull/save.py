@@ -81,8 +81,11 @@ def save_images(
     images = stored_images(store, references)
     with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
         archive = _Archive(store, out, observer, cancel)
-        saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
-        archive.close()
+        try:
+            saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
+            archive.close()
+        finally:
+            archive.let_go()
     return SaveResult(tuple(saved), archive.written, time.monotonic() - started)
 
 
@@ -150,6 +153,10 @@ class _Archive:
     def close(self) -> None:
         """Writes the end of the archive."""
         self._tar.close()
+
+    def let_go(self) -> None:
+        """Writes nothing more: tarfile would still try when it is collected, long after ``out`` has been closed."""
+        self._out.over = True
 
     def file(self, name: str, data: bytes) -> None:
         """Adds a small file."""
@@ -244,8 +251,11 @@ class _Counting:
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self.count = 0
+        self.over = False
 
     def write(self, data: bytes) -> int:
+        if self.over:
+            return len(data)
         self._out.write(data)
         self.count += len(data)
         return len(data)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _BUSY_SECONDS = 30
 _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+# How SQLite fails where it finds no room for a file beside the database, and the room it needs for one.
+_CANNOT_GROW = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
+_LEAST_BYTES = 65_536
 
 
 class DamagedDatabase(LocalError):
@@ -80,7 +83,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         return DamagedDatabase(
             f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
         )
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code in _CANNOT_GROW and _is_full(path)):
         return local_error(OSError(28, "No space left on device", str(path)), path.parent)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or (
         code == sqlite3.SQLITE_CANTOPEN and not os.access(path.parent, os.W_OK)
@@ -90,6 +93,15 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         hint = "wait for the other program, or end it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
     return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        facts = os.statvfs(path.parent)
+    except OSError:
+        return False
+    few = facts.f_blocks and facts.f_bavail * facts.f_frsize < _LEAST_BYTES
+    return bool(few or (facts.f_files and not facts.f_favail))
 
 
 def _give_name(draft: Path, path: Path) -> bool:
@@ -112,7 +124,7 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
 def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
     if path.stat().st_size == 0:
         raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
-    connection = _open(path, "mode=rw")
+    connection, roomy = _open_writable(path)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
@@ -122,7 +134,8 @@ def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
                 _create_tables(connection)
             connection.execute("COMMIT")
         _check_tables(path, connection)
-        _prefer_wal(connection)
+        if roomy:
+            _prefer_wal(connection)
         # Looking first, since even a statement that changes nothing would wait for whoever is writing.
         if "msb_pull_images" not in _tables(connection):
             connection.execute(OWN_TABLE)
@@ -132,13 +145,44 @@ def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
     return connection
 
 
+def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """A connection, and whether it may keep a log beside the file.
+
+    On a full disk it writes in place and keeps what it replaces in memory: the only way left to remove an image's
+    rows, and so to give space back. A power cut in that moment may damage the database, which is then made anew.
+    """
+    connection = _open(path, "mode=rw")
+    try:
+        _tables(connection)
+        if not _is_full(path):
+            return connection, True
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF not in _CANNOT_GROW or not _is_full(path):
+            connection.close()
+            raise
+    connection.close()
+    connection = _open(path, "mode=rw")
+    try:
+        connection.execute("PRAGMA busy_timeout = 1000")
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}")
+    except sqlite3.OperationalError:
+        # Somebody else has it open, and with it the log: then there is no other way than that.
+        connection.close()
+        return _open(path, "mode=rw"), True
+    return connection, False
+
+
 def _readable(path: Path) -> sqlite3.Connection:
     if path.stat().st_size == 0:
         raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
     try:
         connection = _read_only(path, "mode=ro")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        code = error.sqlite_errorcode & 0xFF
+        full = code == sqlite3.SQLITE_IOERR and _is_full(path) and _is_alone(path)
+        if not full and code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise
         # In WAL mode SQLite makes an index beside the file. Where it cannot, nobody else can write either.
         connection = _read_only(path, "mode=ro&immutable=1")
@@ -153,6 +197,14 @@ def _readable(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _is_alone(path: Path) -> bool:
+    """Whether all that was ever written stands in the database itself, and not partly in a log beside it."""
+    try:
+        return os.stat(f"{path}-wal").st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def _read_only(path: Path, mode: str) -> sqlite3.Connection:
