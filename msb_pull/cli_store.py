@@ -47,7 +47,7 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
     elif report.unreadable:
         count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
         error = LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
-    document = _verify_document(report)
+    document = {"status": "failed" if error else "ok", **_verify_document(report)}
     if error:
         document["error"] = run.session.document_of(error)
     run.write(document, "\n".join(lines))
@@ -279,7 +279,6 @@ def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
 
 def _verify_document(report: VerifyReport) -> dict[str, Any]:
     return {
-        "status": "failed" if report.damaged else "ok",
         "images": list(report.images),
         "seconds": round(report.seconds, 3),
         "layers": [

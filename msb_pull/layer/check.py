@@ -196,8 +196,9 @@ class Check(Listener):
     def _missing(self) -> Iterator[Damage]:
         if len(self._seen) == len(self._nodes):
             return
+        closed = tuple(path + b"/" for path in self.denied)
         for path, node in self._nodes.items():
-            if path not in self._seen:
+            if path not in self._seen and not path.startswith(closed):
                 yield Damage(path, "missing", _kind(node.kind), "nothing")
 
     def _trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
