@@ -116,7 +116,9 @@ def apply_prune(
         images = _forget(store, plan)
         with store.database(create=False) as database:
             reached = database.layer_digests()
-        layers = [layer for layer in plan.layers if layer.name not in reached]
+        planned = [layer for layer in plan.layers if layer.name not in reached]
+        # Another prune or rm may have been faster; what it took was not freed here.
+        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
         for layer in layers:
             _stop_if_cancelled(cancel)
             remove_layer(store, LayerKey.parse(layer.name))

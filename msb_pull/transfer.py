@@ -40,10 +40,13 @@ class _Layer:
     chain: str
     key: LayerKey
     present: bool
+    lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     future: Future[FetchedLayer | None] | None = None
     fetched: int = 0
     elsewhere: bool = False
+    let_go: bool = False
+    published: bool = False
 
     @property
     def digest(self) -> Digest:
@@ -71,18 +74,18 @@ class Transfer:
         self._failed = threading.Event()
         self._fetcher: LayerFetcher | None = None
         self._name = str(resolved.reference)
-        self._layers = self._distinct_layers()
+        self._layers: list[_Layer] = []
 
     def plan_only(self, started: float) -> PullResult:
         """Says what would be fetched; writes nothing."""
-        self._announce()
+        self._plan()
         return self._result(started)
 
     def run(self, started: float) -> PullResult:
         """Fetches, settles, publishes and records."""
-        self._announce()
-        missing = [layer for layer in self._layers if not layer.present]
         with self._store.lock_shared(self._store_waits, self._cancel):
+            # Not before: what is there may be removed by whoever is waited for.
+            missing = self._plan()
             # Even with nothing missing: a layer may have to be made again for this base, as it had before a crash.
             self._store.sweep()
             self._place_all(missing)
@@ -120,9 +123,12 @@ class Transfer:
         options = self._options
         return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
 
-    def _announce(self) -> None:
+    def _plan(self) -> list[_Layer]:
+        """Looks at what is there and announces the work; returns the missing layers."""
+        self._layers = self._distinct_layers()
         planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
         self._observer(events.PullPlanned(self._name, str(self._resolved.platform), planned))
+        return [layer for layer in self._layers if not layer.present]
 
     def _store_waits(self, holder: str) -> None:
         self._observer(events.StoreWaiting(self._name, holder))
@@ -134,6 +140,7 @@ class Transfer:
         """Fetches what is missing and goes through all layers, bottom first, so that each finds those below."""
         with contextlib.ExitStack() as resources:
             for layer in self._layers:
+                resources.enter_context(layer.lock)
                 resources.enter_context(layer.resources)
             pool = resources.enter_context(_Pool(self._options.jobs, self._failed))
             for layer in sorted(missing, key=lambda x: -x.task.descriptor.size):
@@ -144,6 +151,7 @@ class Transfer:
                 if layer.present and not self._fits(layer):
                     # The same blob on another base: what it took from the layers below is not what this image shows.
                     layer.key, layer.present = LayerKey.on(layer.digest, layer.chain), False
+                    layer.published = layer.let_go = False
                     self._submit(pool, layer)
                     self._finish(pool, layer)
 
@@ -186,44 +194,67 @@ class Transfer:
         """Runs in the pool. None when another process has made the layer meanwhile, or is making it.
 
         A thread of the pool never waits for another process, which may in turn be waiting for a layer that stands
-        behind this one in the queue.
+        behind this one in the queue. A layer that takes nothing from those below is published at once.
         """
         if not layer.elsewhere:
             try:
-                layer.resources.enter_context(
+                layer.lock.enter_context(
                     self._store.lock_layer(layer.digest, lambda holder: None, self._cancel, wait=False)
                 )
             except Busy:
                 layer.elsewhere = True
                 return None
-        return None if self._is_there(layer.key) else fetcher.fetch(layer.task, layer.resources)
+        if self._is_there(layer.key):
+            layer.lock.close()
+            return None
+        fetched = fetcher.fetch(layer.task, layer.resources)
+        if not fetched.report.needs_lowers:
+            self._publish(layer, fetched)
+        return fetched
 
-    def _take_over(self, pool: _Pool, layer: _Layer) -> None:
-        """Waits until another process has made a layer, or else makes it here.
+    def _wait_for_lock(self, layer: _Layer) -> None:
+        """Waits until no other process makes a layer.
 
-        By now all layers below are published and no longer locked. Whoever waits holds nothing but layers above the
-        one it waits for, so processes cannot wait for each other in a circle unless images stack the same layers the
-        other way round.
+        By now all layers below are published and no longer locked. Where images stack the same layers the other way
+        round, two processes could wait for each other in a circle; so whoever has waited a while keeps what it has
+        unpacked, but lets others make it too.
         """
+        waits_long = False
 
         def waiting(holder: str) -> None:
+            nonlocal waits_long
+            waits_long = True
             self._observer(events.LayerWaiting(self._name, str(layer.digest), holder))
 
-        layer.resources.enter_context(self._store.lock_layer(layer.digest, waiting, _Watch(self._raise_if_over)))
-        self._submit(pool, layer)
+        def look() -> None:
+            self._raise_if_over()
+            for other in self._layers if waits_long else ():
+                done = other.future is not None and other.future.done()
+                if done and not (other.elsewhere or other.published):
+                    other.let_go = True
+                    other.lock.close()
+
+        layer.lock.enter_context(self._store.lock_layer(layer.digest, waiting, _Watch(look)))
 
     def _finish(self, pool: _Pool, layer: _Layer) -> None:
-        """In the main thread, bottom first: waits for a layer, settles it on those below, publishes it."""
+        """In the main thread, bottom first: waits for a layer, and settles it on those below unless that is done."""
         fetched = self._await(layer)
         if layer.elsewhere:
-            self._take_over(pool, layer)
+            self._wait_for_lock(layer)
+            self._submit(pool, layer)
             fetched = self._await(layer)
             layer.elsewhere = False
+        elif layer.let_go and fetched is not None:
+            self._wait_for_lock(layer)
+            if self._is_there(layer.key) and self._fits(layer):
+                fetched = None
         if fetched is None:
             layer.present = True
         else:
             layer.fetched = fetched.fetched
-            self._publish(layer, fetched)
+            if not layer.published:
+                self._publish(layer, fetched)
+        layer.lock.close()
         layer.resources.close()
         size = layer.task.descriptor.size
         self._observer(events.LayerDone(self._name, str(layer.digest), size, layer.fetched, present=layer.present))
@@ -247,7 +278,7 @@ class Transfer:
 
     def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
         report = fetched.report
-        settled = settle(fetched.staging.path, report, self._lowers(layer))
+        settled = settle(fetched.staging.path, report, self._lowers(layer) if report.needs_lowers else ())
         layer.key = self._key_for(layer, settled)
         Notes.of(
             report,
@@ -262,6 +293,8 @@ class Transfer:
         self._store.publish(fetched.staging, layer.key, replace=True)
         if self._source.remote:
             self._store.partial_path(layer.digest).unlink(missing_ok=True)
+        layer.published = True
+        layer.lock.close()
 
     def _key_for(self, layer: _Layer, settled: Settled) -> LayerKey:
         """The plain name, unless a layer holds it that another base made different."""

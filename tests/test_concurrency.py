@@ -120,9 +120,11 @@ class Beside:
         found = json.loads(out)["images"]
         if [x["reference"] for x in found] != [self.names[x] for x in wanted]:
             self.fail(f"asked for {wanted}, told of {found}")
-        made = {os.path.basename(y["path"]) for x in found for y in x["layers"] if y["fetched_bytes"]}
+        # By image: between two of them a layer may be removed, and then be made again.
+        made = [{os.path.basename(y["path"]) for y in x["layers"] if y["fetched_bytes"]} for x in found]
         with self.guard:
-            self.unpacked.update(made)
+            for names in made:
+                self.unpacked.update(names)
 
     def taken(self, out: str) -> None:
         if out:

@@ -192,6 +192,14 @@ def test_a_layer_that_is_wanted_meanwhile_stays(store):
     assert (layers(done), there(store)) == ("y", "x")
 
 
+def test_what_another_one_removed_meanwhile_was_not_freed_here(store):
+    pull(store, "localhost/a:1", "xy")
+    plan = plan_prune(store, parse_filters([]))
+    assert layers(plan) == "xy"
+    remove(store, "localhost/a:1")
+    assert apply_prune(store, plan, observer=events.ignore, cancel=NEVER).layers == ()
+
+
 def test_an_image_that_is_pulled_again_meanwhile_stays(store):
     with store.database(create=True) as database:
         publish(store, "x")

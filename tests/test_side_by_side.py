@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 
@@ -14,8 +15,9 @@ from msb_pull.image.reference import parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
 from msb_pull.store.store import Store
+from msb_pull.verify import Verdict, verify_images
 from tests.imagebuild import LayoutBuilder, compress, sha256
-from tests.make_sample import file, layer_tar
+from tests.make_sample import file, folder, layer_tar
 
 PATIENCE = 20
 
@@ -109,6 +111,36 @@ def test_d1_neither_waits_for_a_layer_that_the_other_cannot_finish(tmp_path, lay
             assert all(store.has_layer(layer.key) for layer in image.layers)
     fetched = sum(layer.fetched > 0 for pull in (first, other) for layer in pull.result.layers)
     assert fetched == len({x.digest for pull in (first, other) for x in pull.result.layers})
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["from_below", "whole"])
+def test_d1_the_same_layers_the_other_way_round(tmp_path, monkeypatch, whole):
+    """Each holds the layer that the other one waits for: the end of both, were nothing let go.
+
+    Layers that are whole in themselves get their names at once, so that none is fetched twice.
+    """
+    top = [folder("./")] if whole else []
+    low, high = (layer_tar([*top, file(x, random.Random(x).randbytes(size))]) for x, size in (("l", 100), ("h", 9000)))
+    made = LayoutBuilder(tmp_path / "layout")
+    made.add(made.image([low, high]), "there")
+    made.add(made.image([high, low]), "back")
+    layout = made.write()
+    script = Script(monkeypatch)
+    script.begun = {digest(x): threading.Event() for x in (low, high)}
+    script.held[digest(high)] = script.begun[digest(low)]
+    home = tmp_path / "home"
+    first = Pull(home, layout, "there", 1)
+    assert script.begun[digest(high)].wait(PATIENCE)
+    other = Pull(home, layout, "back", 1)
+    first.end()
+    other.end()
+    store = Store.open(home)
+    report = verify_images(store, [], observer=lambda event: None, cancel=threading.Event())
+    assert [x.verdict for x in report.layers] == [Verdict.PROVEN] * len(report.layers)
+    assert len(report.images) == 2
+    assert os.listdir(store.own / "staging") == []
+    fetched = sum(layer.fetched > 0 for pull in (first, other) for layer in pull.result.layers)
+    assert fetched == 2 or not whole
 
 
 def test_a_failure_ends_a_pull_that_also_waits_for_somebody(tmp_path, monkeypatch):

@@ -76,6 +76,11 @@ class UnpackReport:
         self.turned: list[tuple[bytes, bytes]] = []
         self.warnings: list[str] = []
 
+    @property
+    def needs_lowers(self) -> bool:
+        """Whether some facts of the layer stand only in the layers below."""
+        return bool(self.implied or self.missing_links)
+
     def as_plain(self) -> dict[str, Any]:
         """Plain values for :func:`encode`."""
         return {
