@@ -81,23 +81,24 @@ def remove_store() -> None:
     WORK.mkdir(parents=True)
 
 
-def run_once(state: str, image: str, name: str, number: int) -> Run:
-    run = measure(f"{state} {image}", name, number, command_of(PEERS[name], image), log=RIG / "logs" / "bench.log")
+def run_once(state: str, image: str, name: str, number: int, patience: float) -> Run:
+    log = RIG / "logs" / "bench.log"
+    run = measure(f"{state} {image}", name, number, command_of(PEERS[name], image), log=log, quiet=patience)
     mark = "" if run.status == 0 else f" FAILED ({run.status})"
     mark += " (noisy)" if run.noisy else ""
     print(f"{run.what:14} {name:18} {run.seconds:7.2f} s, {run.cpu:6.2f} s CPU{mark}", file=sys.stderr, flush=True)
     return run
 
 
-def rounds(images: list[str], peers: list[str], count: int) -> list[Run]:
+def rounds(images: list[str], peers: list[str], count: int, patience: float) -> list[Run]:
     runs = []
     for number in range(1, count + 1):
         for image in images:
             for name in peers:
                 remove_store()
-                runs.append(run_once("cold", image, name, number))
+                runs.append(run_once("cold", image, name, number, patience))
                 if PEERS[name].warm:
-                    runs.append(run_once("warm", image, name, number))
+                    runs.append(run_once("warm", image, name, number, patience))
     remove_store()
     return runs
 
@@ -132,6 +133,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", nargs="+", choices=IMAGES, default=list(IMAGES))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="msb-pull always takes part")
+    parser.add_argument("--patience", type=float, default=20, help="seconds to wait before a run for a quiet machine")
     parser.add_argument("--out", type=Path, default=RIG / "bench")
     options = parser.parse_args()
     wanted = [name for name in PEERS if name == US or name in options.peers]
@@ -139,7 +141,7 @@ def main() -> int:
     for name in wanted:
         if name not in peers:
             print(f"not installed, left out: {name}", file=sys.stderr)
-    runs = rounds(options.images, peers, options.rounds)
+    runs = rounds(options.images, peers, options.rounds, options.patience)
     write(options.out, "bench", render(runs), runs, rounds=options.rounds)
     return 0 if all(run.status == 0 for run in runs if run.peer == US) else 1
 
