@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import Cancelled, MsbPullError, UsageError
+from msb_pull.errors import Cancelled, ContentError, MsbPullError, UsageError
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.plan import Policy, PullOptions
@@ -123,6 +123,9 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
     except MsbPullError as error:
         run.display.settle()
+        if isinstance(error, ContentError) and argument.text not in error.message:
+            # A layer's digest alone does not say which of several images it belongs to.
+            error.message = f"{argument.text}: {error.message}"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
