@@ -173,7 +173,7 @@ _msb-pull
             "-c",
             f"source {COMPLETIONS}/msb-pull.fish; complete -C '{line}'; complete -C '{line}-'",
         ]
-    env = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "TERM": "dumb", "LANG": "C.UTF-8"}
+    env = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "TERM": "dumb", "LANG": "C.UTF-8"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
     words = re.sub(r"\([^)]*\)|\[[^]]*\]", " ", done.stdout) if shell == "zsh" else done.stdout
     return set(re.findall(r"^[\s*]*(--?[A-Za-z][a-z-]*)", words, re.M))
