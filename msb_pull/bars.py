@@ -70,7 +70,8 @@ class BarsRenderer:
             self._board.take(event, now)
             above += self._board.finished() + self._remarks(event)
         width, height = self._size()
-        rows = self._board.rows(width, height, now)
+        # Two columns stay free: the terminal echoes a Ctrl-C behind the last row, which must not begin another line.
+        rows = self._board.rows(width - 1, height, now)
         if above or rows or self._drawn:
             self._replace(above, rows, width)
 

@@ -79,6 +79,15 @@ class PlainCommand(typer.core.TyperCommand):
         """The parameters, none of which turns its text into anything."""
         return [as_typed(param) for param in super().get_params(ctx)]
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Leaves in every error the command whose help page tells more."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The usage line as it was written."""
         return [self.options_metavar or ""]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import Cancelled, MsbPullError, UsageError
+from msb_pull.errors import Cancelled, ContentError, MsbPullError, UsageError
 from msb_pull.image.platform import Platform
-from msb_pull.image.reference import ImageArgument, parse_argument
+from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
 from msb_pull.sizes import counted, format_size
@@ -122,6 +123,9 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
     except MsbPullError as error:
         run.display.settle()
+        if isinstance(error, ContentError) and argument.text not in error.message:
+            # A layer's digest alone does not say which of several images it belongs to.
+            error.message = f"{argument.text}: {error.message}"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
@@ -161,6 +165,11 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
             "--as: names exactly one image from a folder or an archive",
             hint="msb-pull pull oci:DIR --as registry.example.com/name:tag",
         )
+    if name is not None:
+        Reference.parse(name)
+    if access.ca_cert is not None and not Path(access.ca_cert).expanduser().exists():
+        # Said here, since a registry that is reached by plain HTTP never comes to read it.
+        raise UsageError(f"--ca-cert: {access.ca_cert}: there is no such file")
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
         raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
 
@@ -193,7 +202,15 @@ def _document(
     ]
     if not errors:
         return {"status": "ok", "images": images}
-    return {"status": "failed", "images": images, "error": session.document_of(errors[0])}
+    return {"status": "failed", "images": images, "error": session.document_of(_common(errors, len(outcomes)))}
+
+
+def _common(errors: Sequence[MsbPullError], count: int) -> MsbPullError:
+    """What all errors of a run come to: the code in the document is the one that the process ends with."""
+    interrupted = [error for error in errors if isinstance(error, Cancelled)]
+    if interrupted or len({error.exit_code for error in errors}) == 1:
+        return (interrupted or errors)[0]
+    return MsbPullError(f"{len(errors)} of {counted(count, 'image')} failed, for different reasons")
 
 
 def _fields(result: PullResult) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
     plan = plan_prune(store, selection)
     if plan.empty or dry_run:
         run.write(_removed_document(plan, dry_run=dry_run), _removed_lines(plan))
-        run.display.note(f"Would remove {_contents(plan)}." if not plan.empty else "Nothing to remove.")
+        would = f"Would remove {_contents(plan)} ({format_size(plan.size)})."
+        run.display.note("Nothing to remove." if plan.empty else would)
         return
     if not yes and not _agreed(run, plan):
         run.write(_removed_document(type(plan)((), (), (), (), 0), dry_run=False), "")
@@ -119,7 +120,7 @@ def _store(run: Run, images: Sequence[str]) -> Store:
 
 def _named(run: Run, images: Sequence[str]) -> list[str]:
     """The canonical names of what was typed."""
-    return [str(Reference.parse(text, run.settings.default_registry)) for text in images]
+    return list(dict.fromkeys(str(Reference.parse(text, run.settings.default_registry)) for text in images))
 
 
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
@@ -214,6 +215,8 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
             with path.open("wb") as out:
                 yield out
             return
+        if not path.parent.is_dir():
+            raise LocalError(f"{path.parent}: there is no such folder", hint=_ELSEWHERE)
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with draft.open("xb") as out:
@@ -222,7 +225,19 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise local_error(error, path.parent) from error
+        raise _unwritten(error, path) from error
+
+
+_ELSEWHERE = "choose another place with -o"
+
+
+def _unwritten(error: OSError, path: Path) -> LocalError:
+    """What went wrong with the archive, or with the store that it was to be made from."""
+    named = Path(os.fsdecode(error.filename)) if error.filename else path
+    if named.parent != path.parent:
+        return local_error(error, path.parent)
+    told = local_error(OSError(error.errno, error.strerror, str(path)), path.parent)
+    return LocalError(told.message, cause=told.cause, hint=_ELSEWHERE)
 
 
 @contextlib.contextmanager

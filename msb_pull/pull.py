@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msb_pull.errors import NetworkError, NotFoundError
 from msb_pull.image.reference import Reference
 from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+from msb_pull.sizes import counted
 
 if TYPE_CHECKING:
     import threading
@@ -42,9 +43,8 @@ def pull_image(
     if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
-        raise NotFoundError(
-            f"{argument.text}: not in the store", hint="pull it without --policy never while the registry is reachable"
-        )
+        hint = "pull it without --policy never while the registry is reachable"
+        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull import events
     from msb_pull.image.manifest import check_image
@@ -93,6 +93,20 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
 
 
+def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+    """Why an image that the store knows is not taken; None when it does not know it."""
+    if argument.reference is None or not store.has_images:
+        return None
+    with store.database(create=False) as database:
+        image = database.find(str(argument.reference))
+    if image is None:
+        return None
+    missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]
+    if missing:
+        return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"
+    return f"it is there for {image.platform}" if image.platform is not None else None
+
+
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
     reference = Reference.parse(image.reference)
     layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.key))) for x in image.layers)
@@ -102,7 +116,8 @@ def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
         digest=str(image.digest) if image.digest else None,
         platform=str(image.platform or ""),
         layers=layers,
-        size=image.size_bytes,
+        # Microsandbox's rows count the configuration too; a pull counts what its layers weigh.
+        size=sum({x.digest: x.size for x in image.layers}.values()),
         fetched=0,
         seconds=time.monotonic() - started,
         changed=False,

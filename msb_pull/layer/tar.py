@@ -126,7 +126,8 @@ class TarReader(BlockReader):
                 continue
             trailing += len(rest)
             if trailing > self._limits.max_bytes:
-                self._fail("what follows the end of the archive is larger than the limit for a layer")
+                message = f"more than {self._limits.max_bytes} bytes follow the end of the archive"
+                self._fail(message, "raise --max-layer-size if that is right")
             if not self.trailing_garbage and rest.count(0) != len(rest):
                 self.trailing_garbage = True
             if self._record is not None:

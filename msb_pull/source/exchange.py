@@ -117,7 +117,8 @@ class Exchange:
                 cause = f"{cause}; {host} asks to come back at {when_text(self.clock.now(), failure.retry_after)}"
             return NetworkError(f"{target.what}: {host} turns requests away", cause=cause, hint=hint)
         what = f"{host} is in trouble" if failure.answered else f"no answer from {host}"
-        return NetworkError(f"{target.what}: {what}", cause=failure.reason, hint=failure.hint)
+        hint = failure.hint or ("try again later" if failure.answered else "check the address and the network")
+        return NetworkError(f"{target.what}: {what}", cause=failure.reason, hint=hint)
 
     def _reach(self, target: Target, kind: str, name: str, headers: Mapping[str, str]) -> Answer:
         scheme = target.endpoint.scheme or self._scheme(target)

@@ -87,13 +87,13 @@ tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux")
 
 
 class Screen:
-    """A tmux window that runs the made-up pull."""
+    """A tmux window that runs the made-up pull, or another program; "END" and its exit code follow."""
 
-    def __init__(self, columns, lines, *arguments, **env):
+    def __init__(self, columns, lines, *arguments, argv=FAKE, **env):
         self.tmux = ["tmux", "-L", f"msb-pull-{time.monotonic_ns()}", "-f", "/dev/null"]
         variables = {"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C.UTF-8", **env}
-        words = ["env", *(f"{key}={value}" for key, value in variables.items()), *FAKE, *map(str, arguments)]
-        command = f"{shlex.join(words)}; echo END; sleep 20"
+        words = ["env", *(f"{key}={value}" for key, value in variables.items()), *argv, *map(str, arguments)]
+        command = f"{shlex.join(words)}; echo END $?; sleep 20"
         size = ["-x", str(columns), "-y", str(lines)]
         self._call("new-session", "-d", *size, command, env=program_environment(LC_ALL="C.UTF-8"))
         self._call("set", "-g", "status", "off")
@@ -119,12 +119,15 @@ class Screen:
             time.sleep(0.05)
         return rows
 
+    def press(self, key):
+        self._call("send-keys", key)
+
     def resize(self, columns, lines):
         self._call("resize-window", "-x", str(columns), "-y", str(lines))
 
 
 def ended(rows):
-    return "END" in rows
+    return any(re.fullmatch(r"END \d+", row) for row in rows)
 
 
 @tmux
