@@ -355,3 +355,18 @@ def test_an_untouched_store_is_proven(world):
     reports = world.verify()
     assert {report.verdict for report in reports} == {Verdict.PROVEN}, reports
     assert {report.verdict for report in world.verify(quick=True)} == {Verdict.UNCHANGED}
+
+
+def test_a_changed_time_hides_no_changed_content(world):
+    path = os.path.join(world.roots[0], b"usr/attribute")
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(b"W")
+    try:
+        os.utime(path, ns=(0, 0))
+        kinds = [damage.kind for report in world.verify() for damage in report.damages]
+        assert kinds == ["time", "content"]
+    finally:
+        with open(path, "r+b") as file:
+            file.write(b"w")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

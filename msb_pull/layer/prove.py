@@ -134,12 +134,12 @@ def _make_again(check: Check, record: Record, notes: Notes, found: Findings, pro
         done += len(piece)
         progress(done, notes.tar_bytes, False)
 
-    known = {damage.path for damage in found.damages}
+    resized = {damage.path for damage in found.damages if damage.kind == "size"}
     gone = {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
     closed = tuple(path + b"/" for path in check.denied)
     for damage in check.content(record, lambda path: path in gone or path.startswith(closed), take):
-        # Another size, say, means another content.
-        if damage.kind != "content" or damage.path not in known:
+        # Another size means another content; another time, mode or owner says nothing of it.
+        if damage.kind != "content" or damage.path not in resized:
             found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
     whole = not found.damages and not found.lost and not check.denied
