@@ -118,7 +118,8 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
     """One image, its line and its summary; or what went wrong with it."""
     try:
         run.stop_if_cancelled()
-        store = run.store(create=not options.dry_run)
+        writes = not options.dry_run and options.policy is not Policy.NEVER
+        store = run.store(create=writes)
         observe = _without_plans(run.observe) if options.dry_run else run.observe
         result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
     except MsbPullError as error:

@@ -77,8 +77,8 @@ def test_the_life_of_an_image(place):
         f"{IMAGE}: not in the store", None, "pull it without --policy never while the registry is reachable"
     )
     assert place.run("pull", "--dry-run", IMAGE) == Said(0, PINNED, would)
-    assert not place.home.exists()
     assert place.run("pull", "--policy", "never", IMAGE) == Said(3, "", absent)
+    assert not place.home.exists()
     assert place.run(IMAGE) == Said(0, PINNED, PULLED)
     asked = place.registry.count()
     for words in (["pull"], ["--policy", "missing"], ["pull", "--policy", "never"], ["pull", "-n"]):
