@@ -55,7 +55,7 @@ def test_configuration_example_is_read(tmp_path):
 
 def test_links_lead_to_files():
     targets = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in x]
-    paths = re.findall(r"(?:tests|completions|msb_pull)/[\w./-]*\w", README)
+    paths = re.findall(r"(?:tests|completions|docs|examples|msb_pull)/[\w./-]*\w", README)
     missing = [x for x in [*targets, *paths] if not (REPOSITORY / x).exists()]
     assert not missing
 
@@ -90,3 +90,9 @@ def test_shell_examples_parse():
     for example in code("sh"):
         run = subprocess.run(["bash", "-n"], input=example, text=True, capture_output=True)
         assert run.returncode == 0, run.stderr
+
+
+def test_the_essence_of_the_ci_script_stands_in_it():
+    (essence,) = code("sh", README.partition("\n### In CI\n")[2].partition("\n### ")[0])
+    script = {line.strip() for line in (REPOSITORY / "examples" / "ci.sh").read_text(encoding="utf-8").splitlines()}
+    assert not [line for line in essence.splitlines() if line not in script]
