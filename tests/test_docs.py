@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import re
 import runpy
+import subprocess
 
-from tests.conftest import REPOSITORY
+import pytest
+
+from tests.conftest import REPOSITORY, need
 
 DOCS = REPOSITORY / "docs"
 
@@ -23,3 +26,24 @@ def test_the_picture_is_what_the_display_draws():
     kept = (DOCS / "pull.svg").read_text(encoding="utf-8")
     assert len(lines_of(kept)) > 20
     assert lines_of(made) == lines_of(kept)
+
+
+def test_the_manual_page_is_that_of_this_help():
+    """After a wanted change: ``python docs/make_man.py``."""
+    made = runpy.run_path(str(DOCS / "make_man.py"))["page"]()
+    assert made == (DOCS / "msb-pull.1").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        ["groff", "-man", "-Tutf8", "-ww", "-z"],
+        # The page has no date, since nothing in it depends on one.
+        ["mandoc", "-T", "lint", "-W", "error"],
+    ],
+    ids=lambda reader: reader[0],
+)
+def test_readers_of_manual_pages_have_no_complaint(reader):
+    need(reader[0])
+    done = subprocess.run([*reader, str(DOCS / "msb-pull.1")], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
