@@ -122,6 +122,8 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
     except MsbPullError as error:
         run.display.settle()
+        if isinstance(error, Cancelled) and argument.reference is not None:
+            error.hint = "what has arrived is kept; the same command goes on from there"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
