@@ -70,8 +70,7 @@ class BarsRenderer:
             self._board.take(event, now)
             above += self._board.finished() + self._remarks(event)
         width, height = self._size()
-        # Two columns stay free: the terminal echoes a Ctrl-C behind the last row, which must not begin another line.
-        rows = self._board.rows(width - 1, height, now)
+        rows = self._board.rows(width, height, now)
         if above or rows or self._drawn:
             self._replace(above, rows, width)
 

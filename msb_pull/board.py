@@ -20,6 +20,8 @@ Row = list[tuple[str, str]]
 
 _LABEL = 12
 _BAR_MIN, _BAR_MAX = 6, 40
+# Free at the right edge: the `^C` that a terminal shows must not wrap, or the row above it could not be erased.
+_MARGIN = 2
 # Columns that follow the sizes: two blanks and the rate, and then two more and the time left.
 _RATE = 2 + 11
 _RATE_AND_TIME = _RATE + 2 + 7
@@ -112,6 +114,8 @@ class Board:
         if all(layer.present for layer in event.layers):
             return
         self._planned = True
+        # What an interrupted pull left is removed first, which takes its time on a busy disk.
+        self._status = "Preparing"
         self._finished.append([(headline(event), "")])
         for layer in event.layers:
             if layer.present:
@@ -137,6 +141,7 @@ class Board:
 
     def _done(self, event: events.LayerDone) -> None:
         layer = self._layer(event.digest)
+        self._status = ""
         layer.finished, layer.done, layer.total = True, event.size, event.size
         self._finished.append(
             self._checked(event.digest, "already here" if event.present else f"{format_size(event.size):>8}")
@@ -207,7 +212,7 @@ class _Layout:
         """The layout with the longest end that leaves room for a bar."""
         sizes = max([13, *(len(_sizes(layer)) for layer in layers)])
         for end in (_RATE_AND_TIME, _RATE, 0):
-            room = width - 1 - (2 + _LABEL + 2) - (2 + sizes) - end
+            room = width - _MARGIN - (2 + _LABEL + 2) - (2 + sizes) - end
             if room >= _BAR_MIN:
                 return cls(width, sizes, end, min(room, _BAR_MAX))
         return cls(width, sizes, 0, 0)
@@ -220,7 +225,7 @@ def _sizes(layer: _Layer) -> str:
 
 
 def _plain_row(text: str, width: int) -> Row:
-    return [(text[: max(width - 1, 1)], "")]
+    return [(text[: max(width - _MARGIN, 1)], "")]
 
 
 def _is_active(layer: _Layer) -> bool:

@@ -127,6 +127,8 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         if isinstance(error, ContentError) and argument.text not in error.message:
             # A layer's digest alone does not say which of several images it belongs to.
             error.message = f"{argument.text}: {error.message}"
+        elif isinstance(error, Cancelled) and argument.reference is not None:
+            error.hint = "what has arrived is kept; the same command goes on from there"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"

@@ -32,10 +32,11 @@ for needed in ("build", "hatchling"):
 
 SAMPLE = REPOSITORY / "tests" / "sample"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-COMPLETIONS = {
-    "share/bash-completion/completions/msb-pull": "msb-pull.bash",
-    "share/zsh/site-functions/_msb-pull": "_msb-pull",
-    "share/fish/vendor_completions.d/msb-pull.fish": "msb-pull.fish",
+SHARED = {
+    "share/bash-completion/completions/msb-pull": "completions/msb-pull.bash",
+    "share/zsh/site-functions/_msb-pull": "completions/_msb-pull",
+    "share/fish/vendor_completions.d/msb-pull.fish": "completions/msb-pull.fish",
+    "share/man/man1/msb-pull.1": "docs/msb-pull.1",
 }
 KEPT_OUT = {
     ".git",
@@ -99,7 +100,8 @@ def test_the_same_every_time(source, built, tmp_path):
     """Another folder, other times, other permissions, straight from the checkout: byte by byte the same."""
     other = tmp_path / "elsewhere"
     shutil.copytree(source, other, copy_function=shutil.copyfile)
-    (other / "tests" / "setup.sh").chmod(0o700)
+    for script in ("tests/setup.sh", "examples/ci.sh"):
+        (other / script).chmod(0o700)
     for path in other.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
     assert checksums(build(other, tmp_path / "out", "--sdist", "--wheel", umask=0o077)) == checksums(built)
@@ -120,13 +122,13 @@ def test_metadata(metadata):
     assert metadata["Keywords"]
 
 
-def test_wheel_holds_the_package_its_types_and_completions(wheel):
+def test_wheel_holds_the_package_its_types_completions_and_manual(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         shared = {name.partition(".data/data/")[2]: name for name in names if ".data/data/" in name}
-        for place, file in COMPLETIONS.items():
-            assert archive.read(shared[place]) == (REPOSITORY / "completions" / file).read_bytes()
-    assert set(shared) == {*COMPLETIONS}
+        for place, file in SHARED.items():
+            assert archive.read(shared[place]) == (REPOSITORY / file).read_bytes()
+    assert set(shared) == {*SHARED}
     package = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "msb_pull").rglob("*.py")}
     assert {name for name in names if not re.match(r"msb_pull-[^/]+/|msb_pull-[^/]+\.data/", name)} == {
         *package,
@@ -147,7 +149,7 @@ def test_sdist_holds_what_the_tests_need(built):
         "tests/setup.sh",
         "tests/sample/index.json",
     } <= names
-    assert {f"completions/{name}" for name in COMPLETIONS.values()} <= names
+    assert {*SHARED.values(), "examples/ci.sh"} <= names
     assert not [name for name in names if re.search(r"\.pyc$|\.git/|\.cache|\.venv|\.egg-info", name)]
     assert {(member.uid, member.gid, member.uname) for member in members} == {(0, 0, "")}
 
@@ -233,8 +235,8 @@ def test_every_module_can_be_imported_without_what_only_tests_need(installed):
     assert Path(done.stdout.strip()).is_relative_to(installed.parent)
 
 
-def test_completions_are_where_shells_look(installed):
-    for place in COMPLETIONS:
+def test_completions_and_manual_are_where_shells_and_man_look(installed):
+    for place in SHARED:
         assert (installed.parent / place).is_file()
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from msb_pull import config
 from msb_pull.errors import ExitCode
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY, need, program, program_environment
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
     return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def subsection(title: str) -> str:
+    return README.partition(f"\n### {title}\n")[2].partition("\n### ")[0]
 
 
 def code(language: str, text: str = README) -> list[str]:
@@ -55,7 +61,7 @@ def test_configuration_example_is_read(tmp_path):
 
 def test_links_lead_to_files():
     targets = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in x]
-    paths = re.findall(r"(?:tests|completions|msb_pull)/[\w./-]*\w", README)
+    paths = re.findall(r"(?:tests|completions|docs|examples|msb_pull)/[\w./-]*\w", README)
     missing = [x for x in [*targets, *paths] if not (REPOSITORY / x).exists()]
     assert not missing
 
@@ -90,3 +96,58 @@ def test_shell_examples_parse():
     for example in code("sh"):
         run = subprocess.run(["bash", "-n"], input=example, text=True, capture_output=True)
         assert run.returncode == 0, run.stderr
+
+
+def test_the_essence_of_the_ci_script_stands_in_it():
+    (essence,) = code("sh", subsection("In CI"))
+    script = {line.strip() for line in (REPOSITORY / "examples" / "ci.sh").read_text(encoding="utf-8").splitlines()}
+    assert not [line for line in essence.splitlines() if line not in script]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs lines of README as they stand, in an empty folder, with the sample under the names that README uses."""
+    need("bash")
+    (tmp_path / "msb-pull").write_text(f'#!/bin/sh\nexec {shlex.join(program())} "$@"\n')
+    (tmp_path / "msb-pull").chmod(0o755)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    environment = program_environment(MSB_PULL_PLATFORM="linux/amd64")
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+
+    def run(lines: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euc", lines], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for name in ("ubuntu:22.04", "alpine"):
+        run(f"msb-pull pull -q oci:{REPOSITORY}/tests/sample:1 --as {name}")
+    return run
+
+
+def test_saved_here_and_pulled_there(shell):
+    save, pull, *_ = code("sh", subsection("Offline"))[0].splitlines()
+    before = shell("msb-pull inspect --files ubuntu:22.04")
+    shell(f"{save}\nexport MICROSANDBOX_HOME=$PWD/other\n{pull}")
+    assert shell("MICROSANDBOX_HOME=$PWD/other msb-pull inspect --files ubuntu:22.04") == before
+
+
+def test_everyday_commands(shell):
+    lines = [
+        *code("sh", section("Everyday use"))[0].splitlines(),
+        *code("sh", subsection("Verify and prune"))[0].splitlines(),
+    ]
+    # What reaches for a registry, and what asks a person.
+    local = [line for line in lines if not re.match(r"msb-pull (ubuntu|pull|verify --repair|prune --all)", line)]
+    assert len(local) == 6
+    shell("\n".join(sorted(local, key=lambda line: "rm" in line.split())))
+
+
+def test_layers_are_mounted(shell):
+    need("fuse-overlayfs", "fusermount3")
+    if not Path("/dev/fuse").exists():
+        pytest.skip("/dev/fuse is missing")
+    mounted = shell(code("sh", subsection("Mounting the layers"))[0])
+    assert "etc" in mounted.split()

@@ -304,6 +304,8 @@ def test_the_child_has_a_session_an_empty_environment_and_no_other_files(start, 
         assert Path(f"/proc/{pid}/environ").read_bytes() == b""
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
         found = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+    # libffi 3.5, below ctypes, keeps its own file open.
+    found = {number: target for number, target in found.items() if "/libffi.so" not in target}
     # Root, record and the shared memory (Python keeps a descriptor of what it maps) beside the standard three.
     assert len(found) == 6, found
     assert sum(target.startswith("pipe:") for target in found.values()) == 2
