@@ -323,8 +323,9 @@ def test_signals(place, number, code):
     process.send_signal(number)
     out, error = process.communicate(timeout=30)
     assert process.returncode == code
-    interrupted = {"code": code, "kind": "cancelled", "message": "interrupted", "cause": None, "hint": None}
-    assert place.alike("".join(seen) + error) == RESOLVING + PULLING + "error: interrupted\n"
+    hint = "what has arrived is kept; the same command goes on from there"
+    interrupted = {"code": code, "kind": "cancelled", "message": "interrupted", "cause": None, "hint": hint}
+    assert place.alike("".join(seen) + error) == RESOLVING + PULLING + failure("interrupted", None, hint)
     assert json.loads(place.alike(out)) == {
         "status": "failed",
         "images": [{"status": "failed", "image": IMAGE, "error": interrupted}],

@@ -62,7 +62,8 @@ def test_ctrl_c(place):
         assert [row.split()[0] for row in place.alike("\n".join(rows)).splitlines()][-2:] == ["top", "total"]
         assert all(len(row) <= 78 for row in rows[1:])
         window.press("C-c")
-        assert last(place, window) == [PULLING.strip(), "error: interrupted", "END 130"]
+        hint = "  hint: what has arrived is kept; the same command goes on from there"
+        assert last(place, window) == [PULLING.strip(), "error: interrupted", hint, "END 130"]
 
 
 @tmux
