@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from msb_pull import events
-from msb_pull.errors import MsbPullError, NetworkError
+from msb_pull.errors import MsbPullError, NetworkError, NotFoundError
+from msb_pull.image.digest import Digest
 from msb_pull.source import redact
 from msb_pull.source.answers import Refusal, limit_hint, read_refusal
 from msb_pull.source.endpoint import forbidden, host_name, is_loopback
@@ -73,6 +74,7 @@ class Exchange:
         """
         host = target.endpoint.host
         allowed = self.retries if retries is None else retries
+        blob = Digest.parse(name).short if kind == "blobs" else None
         attempt = 0
         dropped = False
         while True:
@@ -84,6 +86,8 @@ class Exchange:
                 failure = self._refused(answer, target)
             except Failure as error:
                 failure = error
+            except NotFoundError as error:
+                raise (_incomplete(error, target, blob) if blob else error) from None
             # A connection that was kept open may have been closed from the other side meanwhile: ask again at once.
             if failure.dropped and not dropped:
                 dropped = True
@@ -91,7 +95,7 @@ class Exchange:
             attempt += 1
             if not failure.retry or attempt > allowed:
                 raise self.give_up(target, failure)
-            self.pause(target, failure, attempt, f"{kind.removesuffix('s')} of {target.what}")
+            self.pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
 
     def pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
         """Waits before the next try, together with every other thread that asks this host.
@@ -224,3 +228,10 @@ def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
 
 def _from_elsewhere(refusal: Refusal, answer: Answer) -> str:
     return str(refusal).replace("registry answered", f"{redact.host_of(answer.url)} answered", 1)
+
+
+def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:
+    """The name was right, since there is a manifest; what it names is missing."""
+    message = f"{target.what}: blob {blob} is not at {target.endpoint.host}"
+    hint = "the image is not complete there; whoever pushed it has to push it again"
+    return NotFoundError(message, cause=error.cause, hint=hint)

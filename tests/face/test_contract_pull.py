@@ -311,6 +311,17 @@ def test_an_image_that_is_incomplete_or_of_another_platform(place):
     assert place.run(IMAGE) == Said(0, PINNED, completed)
 
 
+def test_a_blob_that_the_registry_lacks(place):
+    """The name was right: its config or a layer is missing."""
+    for digest in (place.added.layer_digests[0], place.added.config_digest):
+        place.registry.always("/blobs/" + digest, Fault(status=404))
+        done = place.run("pull", IMAGE)
+        short = place.alike(digest.partition(":")[2][:12])
+        assert done.code == 3
+        assert f"error: {IMAGE}: blob {short} is not at HOST\n" in done.error
+        assert "whoever pushed it has to push it again" in done.error
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(place, number, code):
     """In the middle of a layer; also as a document, and with further images left untried."""
