@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import suppress
@@ -88,7 +89,8 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or (
         code == sqlite3.SQLITE_CANTOPEN and not os.access(path.parent, os.W_OK)
     ):
-        return local_error(PermissionError(13, "Permission denied", str(path)), path.parent)
+        number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
+        return local_error(OSError(number, os.strerror(number), str(path)), path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "wait for the other program, or end it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
