@@ -60,7 +60,7 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
     try:
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
-            # It has another name than anyone knows: what an interruption leaves needs no care.
+            # Nobody knows its name: what an interruption leaves is swept, never read.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
             _create_tables(connection)
@@ -71,10 +71,29 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
             connection.close()
         draft.chmod(0o600)
         return _give_name(draft, path)
+    except (OSError, sqlite3.Error):
+        # Whoever was faster has swept this draft away.
+        if path.exists():
+            return False
+        raise
     finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{draft}{suffix}")  # noqa: PTH108
+        _remove_drafts(path, draft.name)
+        sweep_drafts(path)
+
+
+def sweep_drafts(path: Path) -> int:
+    """Removes what killed processes left of databases in the making, once there is one; returns how many files.
+
+    A process that is still making one loses nothing: it would be too late in any case.
+    """
+    return _remove_drafts(path, f"{path.name}.*.new") if path.exists() else 0
+
+
+def _remove_drafts(path: Path, pattern: str) -> int:
+    found = [x for suffix in ("", "-journal", "-wal", "-shm") for x in path.parent.glob(pattern + suffix)]
+    for draft in found:
+        draft.unlink(missing_ok=True)
+    return len(found)
 
 
 def trouble(path: Path, error: sqlite3.Error) -> LocalError:

@@ -197,8 +197,10 @@ class Store(Layout):
         return link
 
     def sweep(self) -> int:
-        """Removes staging that no living process holds; returns how much it found."""
-        return len(self.places.sweep())
+        """Removes staging that no living process holds and databases that were never finished; returns how much."""
+        from msb_pull.store.connect import sweep_drafts
+
+        return len(self.places.sweep()) + sweep_drafts(self.database_path)
 
     def trash(self, path: Path) -> None:
         """Removes a directory: first out of everybody's sight, then for good. Raises OSError."""
