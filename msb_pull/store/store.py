@@ -233,8 +233,15 @@ class Store(Layout):
         from msb_pull.store.exchange import exchange
 
         # Notes of one directory must never stand beside another, so for this while the layer counts as missing.
-        self.notes_path(layer).unlink(missing_ok=True)
-        exchange(staging.path, final, aside=staging.path.with_name("aside"))
+        notes, former = self.notes_path(layer), staging.path.with_name("former notes")
+        if noted := notes.exists():
+            os.replace(notes, former)
+        try:
+            exchange(staging.path, final, aside=staging.path.with_name("aside"))
+        except OSError:
+            if noted:
+                os.replace(former, notes)
+            raise
         os.replace(staging.record, self.record_path(layer))
         os.replace(staging.notes, self.notes_path(layer))
 
