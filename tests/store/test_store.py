@@ -328,14 +328,21 @@ class Killed(BaseException):
     """Ends a test's work where a crash would."""
 
 
+BEFORE = ("nothing", "foreign", "complete")
 STEPS = [
     ("os.replace", 0), ("os.replace", 1), ("rename", 0), ("make_link", 0),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "nth"), STEPS)
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("there", ["nothing", "foreign", "complete"])
+@pytest.mark.parametrize(
+    ("there", "call", "nth"),
+    # Notes that are there already are put aside first.
+    [
+        *((there, *step) for there in BEFORE for step in STEPS),
+        ("complete", "os.replace", 2),
+    ],
+)
 def test_d3_ended_at_any_step_the_layer_is_missing_or_finished(store, monkeypatch, call, nth, after, there):
     """Never does a directory count as complete beside notes that are not its own; the next pull needs no help."""
     if there == "foreign":
