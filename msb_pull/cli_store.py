@@ -11,7 +11,7 @@ from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundErro
 from msb_pull.image.reference import Reference
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import OutputClosed, give_up, is_terminal, visible, visible_bytes
+from msb_pull.streams import OutputClosed, give_up, is_terminal, output_error, visible, visible_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -210,13 +210,15 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
         return
     path = Path(output).expanduser()
     try:
+        if not path.parent.is_dir():
+            raise LocalError(f"{visible(str(path.parent))}: no such folder", hint=_ELSEWHERE)
         if path.exists() and not path.is_file():
             # A pipe or a device has no half-written state to hide.
             with path.open("wb") as out:
                 yield out
             return
-        if not path.parent.is_dir():
-            raise LocalError(f"{path.parent}: there is no such folder", hint=_ELSEWHERE)
+        # Where a link leads is meant, as with any program that simply opens the file; /dev/stdout is one, too.
+        path = path.resolve()
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with draft.open("xb") as out:
@@ -253,6 +255,11 @@ def _standard_output(run: Run) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         give_up(run.display.streams.stdout)
         raise OutputClosed from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        give_up(run.display.streams.stdout)
+        raise output_error(error) from error
 
 
 def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any]:

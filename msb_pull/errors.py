@@ -118,7 +118,10 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
         return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
-    return LocalError(f"{where}: {error.strerror or error}")
+    hint = None
+    if error.errno == errno.EXDEV:
+        hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
+    return LocalError(f"{where}: {error.strerror or error}", hint=hint)
 
 
 _SPACE_HINT = (

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import NotFoundError, UsageError
+from msb_pull.errors import LocalError, NotFoundError, UsageError
 from msb_pull.layer.record import Notes
 from msb_pull.merge import ListedFile, merge
 from msb_pull.store.store import LayerState
@@ -86,7 +86,7 @@ class InspectedImage:
     def lowerdir(self) -> str:
         """The layers for ``-o lowerdir=``, top first, each once, by the short links, whose paths need no escaping.
 
-        Raises NotFoundError when a layer is missing or has no link.
+        Raises NotFoundError when a layer is missing or has no link, LocalError when no mount option can hold them.
         """
         self.directories()
         for layer in self.layers:
@@ -96,7 +96,15 @@ class InspectedImage:
                     cause="another program unpacked it, under a name that mount options cannot hold",
                     hint=f"`msb-pull pull --force {self.reference}` makes it anew",
                 )
-        return ":".join(dict.fromkeys(str(layer.link) for layer in reversed(self.layers)))
+        links = list(dict.fromkeys(str(layer.link) for layer in reversed(self.layers)))
+        # Each reader of the option has other rules for escaping; this program cannot know which one it will be.
+        if any(character in link for link in links for character in ":,\\"):
+            raise LocalError(
+                f"{self.layers[0].link.parent}: this path cannot stand in a mount option",
+                cause="it holds a colon, a comma or a backslash",
+                hint="keep the store in another folder, or bind-mount it at one",
+            )
+        return ":".join(links)
 
 
 def list_images(store: Store, selection: Selection, sort: str) -> list[ListedImage]:

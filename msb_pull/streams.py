@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from dataclasses import dataclass
 from typing import BinaryIO, TextIO, cast
+
+from msb_pull.errors import LocalError
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -26,6 +29,9 @@ class Streams:
     @classmethod
     def of_process(cls) -> Streams:
         """Those of this process; one that was closed before the start is replaced by the null device."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A path that is no text is for a program, which needs its very bytes.
+            sys.stdout.reconfigure(errors="surrogateescape")
         if sys.stdin is None or sys.stdout is None or sys.stderr is None:
             null = cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
             return cls(sys.stdin or null, sys.stdout or null, sys.stderr or null)
@@ -38,13 +44,21 @@ class Streams:
 
 
 def write_out(stream: TextIO, text: str) -> None:
-    """Writes and flushes a result; raises OutputClosed, after which nothing more is written at exit either."""
+    """Writes and flushes a result; after OutputClosed or LocalError nothing more is written at exit either."""
     try:
         stream.write(_encodable(stream, text))
         stream.flush()
     except BrokenPipeError:
         give_up(stream)
         raise OutputClosed from None
+    except OSError as error:
+        give_up(stream)
+        raise output_error(error) from error
+
+
+def output_error(error: OSError) -> LocalError:
+    """What it means that standard output takes nothing more."""
+    return LocalError(f"standard output: {(error.strerror or str(error)).lower()}")
 
 
 def write_aside(stream: TextIO, text: str) -> None:
@@ -69,7 +83,7 @@ def give_up(stream: TextIO) -> None:
 def _encodable(stream: TextIO, text: str) -> str:
     encoding = stream.encoding or "ascii"
     try:
-        text.encode(encoding)
+        text.encode(encoding, stream.errors or "strict")
     except UnicodeEncodeError:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
-from tests.fault_registry import Fault, FaultRegistry
+from tests.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
 from tests.make_sample import BASE, TOP, file, layer_tar
 from tests.treecompare import describe, differences
 
@@ -171,6 +171,58 @@ def test_wrong_byte_anywhere_changes_nothing(registry, home):
     assert home.state() == before
     run = home.pull(f"{registry.host}/acme/bad:1")
     assert run.returncode == 0, run.stderr
+
+
+def test_any_one_wrong_byte_is_refused(registry, home):
+    """Also where it makes no difference to the tree: times and names of gzip, spaces of JSON."""
+    other, _ = sample(registry, repository="acme/other")
+    assert home.pull(other).returncode == 0
+    before = home.state()
+    layer = gz(layer_tar([file("x", random.Random(1).randbytes(50_000))]))
+    added = registry.add_image("acme/bad", "1", [layer])
+    places = {
+        added.layer_digests[0]: (0, 3, 4, 8, 9, 10, 20_000, len(layer) - 8, len(layer) - 4, len(layer) - 1),
+        added.config_digest: (0, len(added.config_bytes) // 2, len(added.config_bytes) - 1),
+        added.manifest_digest: (0, 60, len(added.manifest_bytes) - 1),
+    }
+    with FaultRegistry() as bad:
+        bad.blobs, bad.manifests = registry.blobs, registry.manifests
+        for digest, positions in places.items():
+            for position in positions:
+                bad.forget()
+                bad.always(digest, Fault(flip=position))
+                run = home.pull(f"{bad.host}/acme/bad@{added.manifest_digest}")
+                assert (run.returncode, run.stdout) == (6, ""), (digest, position, run.stderr)
+                assert home.state() == before, (digest, position)
+                assert home.partials() == [], (digest, position)
+
+
+def test_bad_input_is_told_in_three_lines(registry, home):
+    """One error with what it is about, its cause and what to do; nothing published, nothing lost."""
+    name, _ = sample(registry)
+    chart = {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": "sha256:" + "1" * 64, "size": 2}
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": chart, "layers": []}
+    registry.add_manifest("acme/app", "chart", manifest)
+    dead = f"127.0.0.1:{free_port()}"
+    assert home.pull(name).returncode == 0
+    before = home.state()
+    for argument, code, words in (
+        (f"{registry.host}/acme/nothing:1", 3, ("not found", "hint: ")),
+        (f"{registry.host}/acme/app:none", 3, ("not found", "hint: ")),
+        (f"{dead}/acme/app:1", 5, (dead, "connection refused")),
+        ("registry.invalid/acme/app:1", 5, ("registry.invalid", "cannot be resolved")),
+        (f"{registry.host}/UPPER/case:1", 2, ('"UPPER"', "lower-case")),
+        (f"{registry.host}/a b:1", 2, ("a b",)),
+        (f"{registry.host}/a@sha256:12", 2, ("sha256:12",)),
+        (f"{registry.host}/acme/app:chart", 6, ("helm",)),
+    ):
+        run = home.pull("-q", argument)
+        assert (run.returncode, run.stdout) == (code, ""), (argument, run.stderr)
+        lines = run.stderr.splitlines()
+        assert lines[0].startswith("error: ") and len(lines) <= 3, run.stderr
+        assert {line[:8] for line in lines[1:]} <= {"  cause:", "  hint: "}, run.stderr
+        assert all(word in run.stderr for word in words), run.stderr
+        assert home.state() == before, argument
 
 
 def test_exit_codes(registry, home):

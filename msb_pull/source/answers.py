@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import AccessError, MsbPullError, NetworkError, NotFoundError
-from msb_pull.source import redact
 from msb_pull.source.failures import Failure
 from msb_pull.source.retry import RETRY_STATUS
 
@@ -88,10 +87,10 @@ def read_refusal(answer: Answer) -> Refusal:
             continue
         code, message = item.get("code"), item.get("message")
         if isinstance(code, str) and code:
-            codes.append(redact.printable(code, limit=40))
+            codes.append(answer.quote(code, limit=40))
         if isinstance(message, str) and message:
             messages.append(message)
-    return Refusal(answer.status, tuple(codes), redact.printable("; ".join(messages)))
+    return Refusal(answer.status, tuple(codes), answer.quote("; ".join(messages)))
 
 
 def _phrase(status: int) -> str:

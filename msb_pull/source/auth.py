@@ -162,7 +162,7 @@ class Authenticator:
                 self._refused(answer, target, credential)
             document = _document(answer, target)
         token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
-        header = _bearer(token, target, f"the token service {redact.host_of(realm)} answered without one")
+        header = _bearer(token, target, f"the token service {answer.host} answered without one")
         life = document.get("expires_in")
         seconds = float(life) if isinstance(life, int | float) and not isinstance(life, bool) else _SHORTEST_LIFE
         slot.expires = self._clock.monotonic() + max(min(seconds, 1e9), _SHORTEST_LIFE) * _RENEW_AT
@@ -170,7 +170,7 @@ class Authenticator:
         renewed = document.get("refresh_token")
         if slot.refresh_token and isinstance(renewed, str) and renewed:
             slot.refresh_token = renewed
-        self._observer(events.Logged(target.what, 1, f"token from {redact.host_of(realm)} for {scope}"))
+        self._observer(events.Logged(target.what, 1, f"token from {answer.host} for {answer.quote(scope)}"))
 
     def _ask(
         self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str], behalf: str
@@ -197,7 +197,7 @@ class Authenticator:
         )
 
     def _refused(self, answer: Answer, target: Target, credential: Credential | None) -> None:
-        host = redact.host_of(answer.url)
+        host = answer.host
         refusal = read_refusal(answer)
         cause = str(refusal).replace("registry answered", f"token service {host} answered", 1)
         if refusal.retry:
@@ -231,9 +231,7 @@ def _document(answer: Answer, target: Target) -> Mapping[str, object]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise AccessError(
-            f"{target.what}: no token", cause=f"the token service {redact.host_of(answer.url)} did not answer with JSON"
-        )
+        raise AccessError(f"{target.what}: no token", cause=f"the token service {answer.host} did not answer with JSON")
     return document
 
 

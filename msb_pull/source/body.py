@@ -68,7 +68,7 @@ class Body:
         elif length is not None and length.strip() != str(expected):
             raise ContentError(
                 "the registry sends another length than the manifest says",
-                cause=f"expected {expected} bytes, Content-Length is {length.strip()[:20]}",
+                cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length.strip(), limit=20)}",
                 hint="the registry or something between changed the content; try again or use another mirror",
             )
 
@@ -112,7 +112,7 @@ class Body:
             plain: bytes = raw.read1(size, decode_content=False)
             return plain
         except BROKEN as error:
-            raise failure_of(error) from None
+            raise failure_of(error, self.answer.hide) from None
 
     @property
     def divisible(self) -> bool:

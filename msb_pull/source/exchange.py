@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from msb_pull import events
 from msb_pull.errors import MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.source import redact
 from msb_pull.source.answers import Refusal, limit_hint, read_refusal
 from msb_pull.source.endpoint import forbidden, host_name, is_loopback
 from msb_pull.source.failures import Failure
@@ -177,7 +176,7 @@ class Exchange:
             header = self._auth.anonymous(target, answer)
         except MsbPullError as error:
             answer.close()
-            raise Failure(f"{redact.host_of(answer.url)} gives no token: {error.cause or error.message}") from error
+            raise Failure(f"{answer.host} gives no token: {error.cause or error.message}") from error
         except BaseException:
             answer.close()
             raise
@@ -227,7 +226,7 @@ def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
 
 
 def _from_elsewhere(refusal: Refusal, answer: Answer) -> str:
-    return str(refusal).replace("registry answered", f"{redact.host_of(answer.url)} answered", 1)
+    return str(refusal).replace("registry answered", f"{answer.host} answered", 1)
 
 
 def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:

@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING
 
 import requests
@@ -16,7 +17,7 @@ from msb_pull.errors import MsbPullError
 from msb_pull.source.redact import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 # What the layers below raise when a connection or an answer breaks.
@@ -57,17 +58,20 @@ class Failure(Exception):
         self.hint = hint
 
 
-def failure_of(error: Exception) -> Failure | MsbPullError:
-    """The Failure behind one of :data:`BROKEN`, or our own error where that is what they wrap."""
+def failure_of(error: Exception, hide: Callable[[str], str]) -> Failure | MsbPullError:
+    """The Failure behind one of :data:`BROKEN`, or our own error where that is what they wrap.
+
+    Some of them quote what a server has sent; ``hide`` takes the secrets out.
+    """
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, MsbPullError | Failure):
             return cause
-    for look in (_proxy, _certificate, _name, _waiting, _reading):
+    for look in (partial(_proxy, hide=hide), _certificate, _name, _waiting, _reading):
         for cause in chain:
             if (found := look(cause)) is not None:
                 return found
-    return Failure(_short(chain[-1]))
+    return Failure(_short(chain[-1], hide))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -85,7 +89,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             queue.append(item.__context__)
 
 
-def _proxy(cause: BaseException) -> Failure | None:
+def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
     if isinstance(cause, requests.exceptions.InvalidProxyURL | urllib3.exceptions.ProxySchemeUnknown):
         return Failure(
             "the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY"
@@ -99,7 +103,7 @@ def _proxy(cause: BaseException) -> Failure | None:
         inner = [
             x for x in _causes(cause) if isinstance(x, OSError) and not isinstance(x, urllib3.exceptions.HTTPError)
         ]
-        return Failure(f"the proxy failed: {_short(inner[-1]) if inner else _short(cause)}", unreached=True)
+        return Failure(f"the proxy failed: {_short(inner[-1] if inner else cause, hide)}", unreached=True)
     return None
 
 
@@ -150,6 +154,6 @@ def _system(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno else "the connection was closed without an answer"
 
 
-def _short(error: BaseException) -> str:
+def _short(error: BaseException, hide: Callable[[str], str]) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(text or type(error).__name__)
+    return printable(hide(text) or type(error).__name__)

@@ -33,15 +33,30 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Answer:
-    """A response and the session it came by. Close it, or nobody else can use the connection again."""
+    """A response and the session it came by. Close it, or nobody else can use the connection again.
 
-    def __init__(self, response: requests.Response, url: str, release: Callable[[], None]) -> None:
+    ``hide`` takes what was sent as a secret out of a text.
+    """
+
+    def __init__(
+        self, response: requests.Response, url: str, release: Callable[[], None], hide: Callable[[str], str]
+    ) -> None:
         self.response = response
         self.url = url
         self.status = response.status_code
         self.headers = response.headers
+        self.hide = hide
         self._release = release
         self._closed = False
+
+    @property
+    def host(self) -> str:
+        """Who has answered, for messages."""
+        return redact.host_of(self.hide(self.url))
+
+    def quote(self, text: str, *, limit: int = redact.MESSAGE_LIMIT) -> str:
+        """A text of this answer as it may be shown."""
+        return redact.printable(self.hide(text), limit=limit)
 
     def header_values(self, name: str) -> list[str]:
         """The values of a header that may come several times."""
@@ -61,7 +76,7 @@ class Answer:
                 size += len(piece)
         except BROKEN as error:
             # requests' own errors quote addresses, signatures included; a traceback must not show them.
-            raise failure_of(error) from None
+            raise failure_of(error, self.hide) from None
         return b"".join(pieces)
 
     def close(self) -> None:
@@ -100,6 +115,7 @@ class Transport:
         self._all: list[requests.Session] = []
         self._lock = threading.Lock()
         self._told: set[str] = set()
+        self._secrets = redact.Secrets()
 
     def send(
         self,
@@ -122,8 +138,8 @@ class Transport:
         except BaseException:
             self._give_back(session)
             raise
-        answer = Answer(response, url, lambda: self._give_back(session))
-        self._log(f"{method} {redact.url(url)}: {answer.status} in {(time.monotonic() - started) * 1000:.0f} ms")
+        answer = Answer(response, url, lambda: self._give_back(session), self._secrets.hide)
+        self._log(f"{method} {self._shown(url)}: {answer.status} in {(time.monotonic() - started) * 1000:.0f} ms")
         self._show_warnings(answer)
         return answer
 
@@ -147,7 +163,7 @@ class Transport:
             if answer.status not in _REDIRECTS or not location:
                 return answer
             answer.close()
-            target = _redirected(url, location)
+            target = self._redirected(url, location)
             if check is not None:
                 check(target)
             if origin(target) != origin(url):
@@ -180,6 +196,10 @@ class Transport:
         behalf: str,
         data: Mapping[str, str] | None,
     ) -> requests.Response:
+        proxies = proxies_for(url, self._environment)
+        self._secrets.note(url, headers, data)
+        for proxy in proxies.values():
+            self._secrets.note_proxy(proxy)
         try:
             return session.request(
                 method,
@@ -189,14 +209,28 @@ class Transport:
                 stream=True,
                 allow_redirects=False,
                 timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
-                proxies=proxies_for(url, self._environment),
+                proxies=proxies,
                 verify=self._trust.choose(urlsplit(url).netloc, behalf),
             )
         except BROKEN as error:
-            failure = failure_of(error)
-            self._log(f"{method} {redact.url(url)}: {failure}")
+            failure = failure_of(error, self._secrets.hide)
+            self._log(f"{method} {self._shown(url)}: {failure}")
             # requests' own errors quote addresses, signatures included; a traceback must not show them.
             raise failure from None
+
+    def _redirected(self, url: str, location: str) -> str:
+        """Where a redirect leads; raises Failure for what is no web address, or one that gives up encryption."""
+        try:
+            target = urljoin(url, location)
+            parts = urlsplit(target)
+            usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            target, usable = location, False
+        if not usable:
+            raise Failure(f"redirected to {self._shown(target)}, which is no web address", retry=False)
+        if urlsplit(url).scheme == "https" and parts.scheme == "http":
+            raise Failure(f"redirected from https to {self._shown(target)}, which is not encrypted", retry=False)
+        return target
 
     def _borrow(self) -> requests.Session:
         with contextlib.suppress(IndexError):
@@ -217,6 +251,9 @@ class Transport:
     def _give_back(self, session: requests.Session) -> None:
         self._idle.append(session)
 
+    def _shown(self, url: str) -> str:
+        return redact.url(self._secrets.hide(url))
+
     def _log(self, text: str) -> None:
         self._observer(events.Logged("", 2, text))
 
@@ -227,27 +264,12 @@ class Transport:
             text = rest.partition(" ")[2].strip()
             if code != "299" or len(text) < 2 or text[0] != '"':
                 continue
-            text = redact.printable(_unquoted(text))
+            text = answer.quote(_unquoted(text))
             with self._lock:
                 known = text in self._told
                 self._told.add(text)
             if text and not known:
-                self._observer(events.Warned("", f"{redact.host_of(answer.url)} says: {text}"))
-
-
-def _redirected(url: str, location: str) -> str:
-    """Where a redirect leads; raises Failure for what is no web address, or one that gives up encryption."""
-    try:
-        target = urljoin(url, location)
-        parts = urlsplit(target)
-        usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        target, usable = location, False
-    if not usable:
-        raise Failure(f"redirected to {redact.url(target)}, which is no web address", retry=False)
-    if urlsplit(url).scheme == "https" and parts.scheme == "http":
-        raise Failure(f"redirected from https to {redact.url(target)}, which is not encrypted", retry=False)
-    return target
+                self._observer(events.Warned("", f"{answer.host} says: {text}"))
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:

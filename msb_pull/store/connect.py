@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import suppress
@@ -59,7 +60,7 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
     try:
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
-            # It has another name than anyone knows: what an interruption leaves needs no care.
+            # Nobody knows its name: what an interruption leaves is swept, never read.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
             _create_tables(connection)
@@ -70,10 +71,29 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
             connection.close()
         draft.chmod(0o600)
         return _give_name(draft, path)
+    except (OSError, sqlite3.Error):
+        # Whoever was faster has swept this draft away.
+        if path.exists():
+            return False
+        raise
     finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{draft}{suffix}")  # noqa: PTH108
+        _remove_drafts(path, draft.name)
+        sweep_drafts(path)
+
+
+def sweep_drafts(path: Path) -> int:
+    """Removes what killed processes left of databases in the making, once there is one; returns how many files.
+
+    A process that is still making one loses nothing: it would be too late in any case.
+    """
+    return _remove_drafts(path, f"{path.name}.*.new") if path.exists() else 0
+
+
+def _remove_drafts(path: Path, pattern: str) -> int:
+    found = [x for suffix in ("", "-journal", "-wal", "-shm") for x in path.parent.glob(pattern + suffix)]
+    for draft in found:
+        draft.unlink(missing_ok=True)
+    return len(found)
 
 
 def trouble(path: Path, error: sqlite3.Error) -> LocalError:
@@ -88,7 +108,8 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or (
         code == sqlite3.SQLITE_CANTOPEN and not os.access(path.parent, os.W_OK)
     ):
-        return local_error(PermissionError(13, "Permission denied", str(path)), path.parent)
+        number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
+        return local_error(OSError(number, os.strerror(number), str(path)), path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "wait for the other program, or end it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from msb_pull.sizes import counted
 from msb_pull.store.connect import DamagedDatabase, connect, in_memory, make
 from msb_pull.store.database import Database
 from msb_pull.store.rows import write_image
@@ -125,7 +126,7 @@ class Recovery:
 
     def _tell(self, what: str, images: int, damaged: int) -> None:
         more = f", {damaged} more cannot be read" if damaged else ""
-        self._warn(f"{what}; made anew with the {images} images that msb-pull keeps files of{more}")
+        self._warn(f"{what}; made anew with {counted(images, 'image')} that msb-pull keeps files of{more}")
 
 
 def _fill(connection: sqlite3.Connection, backup: Backup) -> tuple[int, int]:

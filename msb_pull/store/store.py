@@ -197,8 +197,10 @@ class Store(Layout):
         return link
 
     def sweep(self) -> int:
-        """Removes staging that no living process holds; returns how much it found."""
-        return len(self.places.sweep())
+        """Removes staging that no living process holds and databases that were never finished; returns how much."""
+        from msb_pull.store.connect import sweep_drafts
+
+        return len(self.places.sweep()) + sweep_drafts(self.database_path)
 
     def trash(self, path: Path) -> None:
         """Removes a directory: first out of everybody's sight, then for good. Raises OSError."""
@@ -231,8 +233,15 @@ class Store(Layout):
         from msb_pull.store.exchange import exchange
 
         # Notes of one directory must never stand beside another, so for this while the layer counts as missing.
-        self.notes_path(layer).unlink(missing_ok=True)
-        exchange(staging.path, final, aside=staging.path.with_name("aside"))
+        notes, former = self.notes_path(layer), staging.path.with_name("former notes")
+        if noted := notes.exists():
+            os.replace(notes, former)
+        try:
+            exchange(staging.path, final, aside=staging.path.with_name("aside"))
+        except OSError:
+            if noted:
+                os.replace(former, notes)
+            raise
         os.replace(staging.record, self.record_path(layer))
         os.replace(staging.notes, self.notes_path(layer))
 

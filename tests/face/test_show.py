@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import subprocess
 import time
@@ -142,6 +143,44 @@ def test_layers_bottom_first_and_lowerdir_top_first(run, folder):
     assert json.loads(run("inspect", "--lowerdir", "sample:1", "--format", "json").stdout)["lowerdir"] == ":".join(
         links
     )
+
+
+@pytest.mark.parametrize("name", ["a b", "n\nl", "\u00fc\u65e5", "\x1b[31m", "-x", "%41", '"', "\udcff", "x" * 255])
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C", "POSIX"])
+def test_homes_of_any_name(tmp_path, name, locale):
+    """Every command finds the store, and what it prints of a path are the path's own bytes."""
+    home, environment = tmp_path / name, program_environment(LC_ALL=locale)
+
+    def call(*words):
+        line = [*program(), *words, "--home", str(home)]
+        done = subprocess.run(line, env=environment, capture_output=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("pull", "-q", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
+    layers = [os.fsencode(home / "layers" / f"{digest}.extracted") for digest in LAYERS]
+    assert call("inspect", "--layers", "sample:1") == b"".join(layer + b"\n" for layer in layers)
+    links = call("inspect", "--lowerdir", "sample:1").removesuffix(b"\n").split(b":")
+    assert [os.path.realpath(link) for link in links] == layers[::-1]
+    assert json.loads(call("inspect", "--lowerdir", "sample:1", "--format", "json"))["lowerdir"] == os.fsdecode(
+        b":".join(links)
+    )
+    assert b"\x1b" not in call("inspect", "sample:1")
+    call("verify")
+
+
+@pytest.mark.parametrize("name", ["co:lon", "com,ma", "back\\slash"])
+def test_homes_that_no_mount_option_can_name(tmp_path, name):
+    home = ["--home", str(tmp_path / name)]
+
+    def call(*words):
+        return subprocess.run([*program(), *words, *home], env=program_environment(), capture_output=True, text=True)
+
+    assert call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64").returncode == 0
+    done = call("inspect", "--lowerdir", "sample:1")
+    assert (done.returncode, done.stdout) == (7, "")
+    assert "cannot stand in a mount option" in done.stderr
+    assert call("inspect", "--layers", "sample:1").returncode == 0
 
 
 def test_files(run):

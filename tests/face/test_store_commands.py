@@ -83,7 +83,7 @@ def test_verify_as_json(run, layer):
         (["save", "sample:1", "-o", "x", "--format", "zip"], 2, "error: --format: 'zip' is not one of oci, docker"),
         (["save", "sample:1", "-o", "x", "--format", "oci", "--format", "docker"], 2, "error: --format: an archive is"),
         (["save", "sample:1", "-o", "-", "--format", "json"], 2, "error: save: standard output cannot carry"),
-        (["save", "sample:1", "-o", "/nowhere/x"], 7, "error: /nowhere: there is no such folder\n"),
+        (["save", "sample:1", "-o", "/proc/none/x"], 7, "error: /proc/none: no such folder\n"),
     ],
 )
 def test_errors(run, words, code, said):
@@ -213,6 +213,41 @@ def test_save(run, tmp_path, kind):
     assert (piped.returncode, piped.stderr) == (0, b"")
     with tarfile.open(fileobj=io.BytesIO(piped.stdout)) as archive:
         assert len(archive.getnames()) >= 4
+
+
+def test_save_where_a_link_leads(run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.tar").symlink_to("real/x.tar")
+    for _ in range(2):
+        assert run("save", "sample:1", "-o", str(tmp_path / "link.tar")).returncode == 0
+        assert (tmp_path / "link.tar").is_symlink()
+        assert tarfile.is_tarfile(tmp_path / "real" / "x.tar")
+        assert [x.name for x in (tmp_path / "real").iterdir()] == ["x.tar"]
+
+
+def test_save_into_what_is_no_file(run, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        assert run("save", "sample:1", "-o", str(tmp_path / "fifo")).returncode == 0
+        assert tarfile.is_tarfile(io.BytesIO(reader.stdout.read()))
+    assert (tmp_path / "fifo").is_fifo()
+    line = [*program(), "save", "sample:1", "-o", "/dev/stdout", "--home", str(tmp_path / "home")]
+    with open(tmp_path / "x.tar", "wb") as out:
+        subprocess.run(line, check=True, env=program_environment(), stdout=out, timeout=30)
+    assert os.path.islink("/dev/stdout") and tarfile.is_tarfile(tmp_path / "x.tar")
+    done = run("save", "sample:1", "-o", str(tmp_path / "none" / "x.tar"))
+    assert (done.returncode, done.stderr) == (7, f"error: {tmp_path}/none: no such folder\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("ls",), ("inspect", "sample:1"), ("save", "sample:1", "-o", "-")])
+def test_a_standard_output_that_is_full(words, run, tmp_path):
+    line = [*program(), *words, "--home", str(tmp_path / "home")]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            line, env=program_environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+        )
+    assert (done.returncode, done.stderr) == (7, "error: standard output: no space left on device\n")
 
 
 def test_save_as_json(run, tmp_path):

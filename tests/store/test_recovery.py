@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import pytest
 
 from msb_pull.errors import LocalError
-from msb_pull.store.connect import DamagedDatabase
+from msb_pull.store.connect import DamagedDatabase, make
 from msb_pull.store.database import Database
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.store import Store
@@ -101,6 +101,38 @@ def test_d15_made_anew_from_the_files_beside_the_layers(world, damage, first):
     assert len(world.aside()) == (damage is not missing)
     with sql(world.path) as run:
         assert run.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("moment", ["before its name", "after its name"])
+def test_d3_what_a_killed_maker_left_goes(tmp_path, moment):
+    home = tmp_path / "home"
+    store = Store.open(home)
+    if moment == "after its name":
+        with store.database(create=True):
+            pass
+        os.link(store.database_path, home / "oci.db.17-0123abcd.new")
+    else:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            (home / f"oci.db.17-0123abcd.new{suffix}").write_bytes(b"half")
+        assert store.sweep() == 0, "perhaps still in the making"
+        with store.database(create=True):
+            pass
+    store.sweep()
+    assert [x.name for x in home.iterdir() if ".new" in x.name] == []
+    assert store.database_path.stat().st_nlink == 1
+
+
+def test_d13_a_maker_whose_draft_was_swept_takes_the_other(tmp_path):
+    path = tmp_path / "oci.db"
+
+    def overtaken(connection):
+        if not path.exists():
+            assert make(path)
+
+    assert make(path, overtaken) is False
+    with sql(path) as run:
+        assert run.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert [x.name for x in tmp_path.iterdir() if ".new" in x.name] == []
 
 
 def files(world):

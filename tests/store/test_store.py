@@ -278,6 +278,21 @@ def test_replace_swaps_and_removes_the_old(store, monkeypatch, fallback):
     assert staged(store) == []
 
 
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EACCES, errno.ENOSPC])
+def test_a_swap_that_is_refused_leaves_the_old_one_proven(store, monkeypatch, number):
+    """An overlay file system, for one, moves no folder that lies in a layer below."""
+
+    def refuse(new, old, *, aside):
+        raise OSError(number, os.strerror(number), str(old))
+
+    publish(store, "x", "old")
+    monkeypatch.setattr(exchange, "exchange", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        publish(store, "x", "new", replace=True)
+    assert (content(store), store.has_layer(KEY), staged(store)) == ("old", True, [])
+    assert store.record_path(KEY).read_bytes() == b"record of old"
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_d18_what_somebody_else_left_is_swapped_out(store, replace):
     store.layer_dir(KEY).mkdir()
@@ -313,14 +328,21 @@ class Killed(BaseException):
     """Ends a test's work where a crash would."""
 
 
+BEFORE = ("nothing", "foreign", "complete")
 STEPS = [
     ("os.replace", 0), ("os.replace", 1), ("rename", 0), ("make_link", 0),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "nth"), STEPS)
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("there", ["nothing", "foreign", "complete"])
+@pytest.mark.parametrize(
+    ("there", "call", "nth"),
+    # Notes that are there already are put aside first.
+    [
+        *((there, *step) for there in BEFORE for step in STEPS),
+        ("complete", "os.replace", 2),
+    ],
+)
 def test_d3_ended_at_any_step_the_layer_is_missing_or_finished(store, monkeypatch, call, nth, after, there):
     """Never does a directory count as complete beside notes that are not its own; the next pull needs no help."""
     if there == "foreign":

@@ -1,0 +1,87 @@
+"""Stores on memory, on overlay file systems and where nothing can be written: they work, or end with 7 and a hint.
+
+Each program that looks runs inside a mount namespace of its own. Root on Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.test_end_to_end import LINUX
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounting needs root on Linux"
+)
+
+NAME = "localhost/sample:1"
+PULL = ("pull", "-q", *LINUX, f"oci:{REPOSITORY / 'tests' / 'sample'}:1", "--as", NAME)
+
+
+class Place:
+    """A folder on which every run mounts something before it begins."""
+
+    def __init__(self, folder: Path, mount: str = "true") -> None:
+        self.folder, self.mount = folder, mount
+
+    def run(self, *commands: tuple[str, ...]) -> list[tuple[int, str]]:
+        """Exit code and what was said of each command, all with the same mount."""
+        need("unshare")
+        found, script = [], [f"{self.mount} || exit 99"]
+        for number, words in enumerate(commands):
+            line = shlex.join([*program(), *words, "--home", str(self.folder / "home")])
+            script.append(f"{line} > {self.folder.parent}/said{number} 2>&1; echo $?")
+        run = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(script)],
+            env=program_environment(), cwd="/", capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert run.returncode != 99, run.stderr
+        for number, code in enumerate(run.stdout.split()):
+            found.append((int(code), (self.folder.parent / f"said{number}").read_text()))
+        return found
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "place").mkdir()
+    return Place(tmp_path / "place")
+
+
+def test_memory(place):
+    place.mount = f"mount -t tmpfs none {place.folder}"
+    work = (PULL, ("verify", "-q"), ("pull", "-f", *PULL[1:]), ("rm", NAME), ("prune", "-y"))
+    assert [code for code, _ in place.run(*work)] == [0] * 5
+
+
+def test_read_only(place):
+    assert place.run(PULL)[0][0] == 0
+    place.mount = f"mount --bind {place.folder} {place.folder} && mount -o remount,ro,bind {place.folder}"
+    reading = (("ls",), ("inspect", NAME), ("verify",), ("pull", "-q", NAME), ("save", NAME, "-o", "/dev/null"))
+    assert [code for code, _ in place.run(*reading)] == [0] * 5
+    for code, said in place.run(("rm", NAME), ("pull", "-f", *PULL[1:]), (*PULL[:-1], "localhost/b:1")):
+        assert code == 7 and "Read-only file system" in said and len(said.splitlines()) <= 3, said
+    assert place.run(("verify",))[0][0] == 0
+
+
+def test_overlay(place, tmp_path):
+    """A store that came with a container image: its folders cannot be moved, which the hint explains."""
+    assert place.run(PULL)[0][0] == 0
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    where = place.folder
+    place.mount = f"mount -t overlay none -o lowerdir={where},upperdir={tmp_path}/upper,workdir={tmp_path}/work {where}"
+    try:
+        looked, forced, verified, other, both = place.run(
+            ("verify",), ("pull", "-f", *PULL[1:]), ("verify",), (*PULL[:-1], "localhost/b:1"), ("verify",)
+        )
+    except AssertionError as error:
+        pytest.skip(f"no overlay on this file system: {error}")
+    assert looked[0] == verified[0] == other[0] == both[0] == 0, (looked, verified, other, both)
+    # Kernels with redirect_dir on can move them.
+    assert forced[0] == 0 or (forced[0] == 7 and "overlay file systems move no folder" in forced[1]), forced
