@@ -189,7 +189,7 @@ LOOKED_UP = [
     (["prune", "--all", "--dry-run"], Said(0, f"image {IMAGE}\nlayer BASE SIZE\nlayer TOP SIZE\n",
                                            "Would remove 1 image and 2 layers (SIZE).\n")),
     (["prune", "-a", "-n", "-q"], Said(0, f"image {IMAGE}\nlayer BASE SIZE\nlayer TOP SIZE\n", "")),
-    (["save", IMAGE, "-o", "none/x.tar"], Said(7, "", "error: none: there is no such folder\n"
+    (["save", IMAGE, "-o", "none/x.tar"], Said(7, "", "error: none: no such folder\n"
                                                "  hint: choose another place with -o\n")),
     (["save", IMAGE, "-o", "."], Said(7, "", "error: .: Is a directory\n  hint: choose another place with -o\n")),
     (["save", "none:1", "-o", "x"], Said(3, "", f"error: {NONE}: not in the store\n"
@@ -217,7 +217,7 @@ def test_documents_of_failures(full):
         (["ls", "--sort", "x"], failed(2, "usage", "--sort: 'x' is not one of name, size, pulled")),
         (["prune", "-a"], failed(2, "usage", "prune: there is nobody to ask", None,
                                  "--yes removes without a question, --dry-run shows what would go")),
-        (["save", IMAGE, "-o", "none/x"], failed(7, "local", "none: there is no such folder", None,
+        (["save", IMAGE, "-o", "none/x"], failed(7, "local", "none: no such folder", None,
                                                  "choose another place with -o")),
     ]  # fmt: skip
     for words, expected in cases:
