@@ -236,7 +236,10 @@ def test_save_into_what_is_no_file(run, tmp_path):
         subprocess.run(line, check=True, env=program_environment(), stdout=out, timeout=30)
     assert os.path.islink("/dev/stdout") and tarfile.is_tarfile(tmp_path / "x.tar")
     done = run("save", "sample:1", "-o", str(tmp_path / "none" / "x.tar"))
-    assert (done.returncode, done.stderr) == (7, f"error: {tmp_path}/none: no such folder\n")
+    assert (done.returncode, done.stderr) == (
+        7,
+        f"error: {tmp_path}/none: no such folder\n  hint: choose another place with -o\n",
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

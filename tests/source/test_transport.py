@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import requests
 import trustme
 
 from msb_pull import __version__, events
@@ -408,6 +409,11 @@ def test_b37_a_dead_proxy_is_named(bench, monkeypatch):
 
 
 def test_b37_socks_without_pysocks_says_so(bench, monkeypatch):
+    def missing(*arguments, **named):
+        raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+    # What requests itself puts there where PySocks is not installed.
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", missing)
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     here = bench()
     with pytest.raises(NetworkError) as caught:
