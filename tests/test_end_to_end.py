@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.fault_registry import Fault, FaultRegistry
+from tests.layer.archive import END, reg
 from tests.make_sample import BASE, TOP, file, layer_tar
 from tests.treecompare import describe, differences
 
@@ -355,6 +356,22 @@ def test_d33_a_store_that_was_copied_without_attributes(registry, home, tmp_path
         assert "--repair" in found.stderr
     assert moved.run("verify", "--repair").returncode == 0
     assert differences(good, describe(moved.layers / f"{added.layer_digests[0]}.extracted")) == []
+
+
+def test_a56_a_name_that_is_no_utf_8_in_every_output(registry, home):
+    layer = gzip.compress(reg(b"caf\xe9", b"content") + END)
+    name = f"{registry.host}/acme/bytes:1"
+    added = registry.add_image("acme/bytes", "1", [layer])
+    assert home.pull("--format", "json", name).returncode == 0
+    tree = os.fsencode(home.layers / f"{added.layer_digests[0]}.extracted")
+    assert os.listdir(tree) == [b"caf\xe9"]
+    with open(os.path.join(tree, b"caf\xe9"), "wb") as file:
+        file.write(b"CONTENT")
+    found = home.run("verify", "--format", "json")
+    assert (found.returncode, "Traceback" in found.stderr) == (6, False)
+    (damage,) = json.loads(found.stdout)["layers"][0]["damages"]
+    assert os.fsencode(damage["path"]) == b"/caf\xe9"
+    assert "/caf\\xe9\t" in home.run("verify").stdout
 
 
 def test_saved_image_is_the_one_that_was_pulled(registry, home, tmp_path):
