@@ -50,11 +50,13 @@ class UnpackReport:
     ``placed``: by entry index, paths of what does not lie where its name says (a symlink led there). ``implied``:
     directories without an entry, parents first, ``b""`` the top. ``missing_links``: (entry index, path, target) of hard
     links to lower layers. ``turned``: whiteouts that stand elsewhere now, or nowhere (``b""``), because what they name
-    came in the same layer. ``jailed``: what held the child, for a debug line.
+    came in the same layer. ``copied``: entry indexes of hard links that became copies. ``unkept``: those of entries
+    with attributes that the file system did not take. ``jailed``: what held the child, for a debug line.
     """
 
     __slots__ = (
         "content_bytes",
+        "copied",
         "entries",
         "implied",
         "jailed",
@@ -62,6 +64,7 @@ class UnpackReport:
         "placed",
         "tar_bytes",
         "turned",
+        "unkept",
         "warnings",
     )
 
@@ -74,6 +77,8 @@ class UnpackReport:
         self.implied: list[bytes] = []
         self.missing_links: list[tuple[int, bytes, bytes]] = []
         self.turned: list[tuple[bytes, bytes]] = []
+        self.copied: list[int] = []
+        self.unkept: list[int] = []
         self.warnings: list[str] = []
 
     @property
@@ -92,6 +97,8 @@ class UnpackReport:
             "implied": self.implied,
             "missing_links": self.missing_links,
             "turned": self.turned,
+            "copied": self.copied,
+            "unkept": self.unkept,
             "warnings": self.warnings,
         }
 
@@ -111,6 +118,8 @@ class UnpackReport:
         report.implied = [_path(path) for path in values["implied"]]
         report.missing_links = [(int(index), _path(a), _path(b)) for index, a, b in values["missing_links"]]
         report.turned = [(_path(a), _path(b)) for a, b in values["turned"]]
+        report.copied = [int(index) for index in values["copied"]]
+        report.unkept = [int(index) for index in values["unkept"]]
         report.warnings = [as_text(text) for text in values["warnings"]]
         return report
 

@@ -84,8 +84,10 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     report.warnings = tree.warnings
     if tree.more_warnings:
         report.warnings.append(f"{tree.more_warnings} more warnings")
-    if tree.links.copied:
-        report.warnings.append(f"{tree.links.copied} hard links became copies, since the file system refused them")
+    report.unkept = tree.unkept
+    report.copied = tree.links.copied
+    if report.copied:
+        report.warnings.append(f"{len(report.copied)} hard links became copies, since the file system refused them")
     if reader.trailing_garbage:
         report.warnings.append("bytes that are no zeros follow the end of the archive")
     return report

@@ -14,8 +14,22 @@ import pytest
 from msb_pull.layer import attributes, tree, xattrs
 from msb_pull.layer.attributes import disk_name, override_stat, parse_override_stat
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.settle import Settled
 from tests.conftest import REPOSITORY
-from tests.layer.archive import OVERRIDE, directory, extract, hardlink, hdr, override, pax, reg, symlink, xattr
+from tests.layer.archive import (
+    END,
+    OVERRIDE,
+    assert_proven,
+    directory,
+    extract,
+    hardlink,
+    hdr,
+    override,
+    pax,
+    reg,
+    symlink,
+    xattr,
+)
 from tests.unprivileged import as_nobody, folder_of_nobody
 
 KINDS = {
@@ -192,7 +206,8 @@ def test_e15_a_file_system_without_attributes(tmp_path, monkeypatch):
     for module in (tree, xattrs):
         monkeypatch.setattr(module, "set_attribute", none)
         monkeypatch.setattr(module, "list_attributes", none)
-    report = extract(tmp_path / "l", xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d"), xattrs=False)
+    entries = [xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d")]
+    report = extract(tmp_path / "l", *entries, xattrs=False, proven=False)
     assert report.warnings == []
     with pytest.raises(OSError, match="no") as caught:
         extract(tmp_path / "m", reg(b"f"))
@@ -214,6 +229,19 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
     assert 'entry 0 "f": attribute "user.big"' in report.warnings[0]
     assert "disk full" not in report.warnings[0]
     assert "No space" not in report.warnings[0]
+
+
+def test_e16_what_was_left_out_is_no_damage_and_what_was_kept_must_stay(tmp_path):
+    """Verify took every large attribute for one that did not fit, and small ones that did not fit for damage."""
+    layer, record = tmp_path / "l", tmp_path / "record"
+    small = b"".join(xattr(b"user.k%02d" % i, b"x" * 900) for i in range(80))
+    entries = [xattr(b"user.large", b"x" * 2000), reg(b"f"), small, reg(b"g"), xattr(b"user.large", b"y"), reg(b"h")]
+    report = extract(layer, *entries, record=record)
+    if report.unkept != [1]:
+        pytest.skip("this file system has room for other sizes")
+    os.removexattr(layer / "f", "user.large")
+    with pytest.raises(AssertionError, match=r"\[Damage.b'f', 'attribute', 'user.large', 'nothing'.\]"):
+        assert_proven(layer, record, b"".join(entries) + END, report, Settled([]))
 
 
 def test_e16_our_own_attribute_that_does_not_fit_is_an_error(tmp_path, monkeypatch):

@@ -9,7 +9,11 @@ import stat
 import pytest
 
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.settle import Settled
 from tests.layer.archive import (
+    END,
+    WHEN,
+    assert_proven,
     directory,
     extract,
     hardlink,
@@ -278,6 +282,36 @@ def test_a21_a_refused_link_becomes_a_copy(layer, monkeypatch, number):
     assert os.getxattr(layer / "b", "user.k") == b"v"
     assert os.readlink(layer / "t") == "there"
     assert [text for text in report.warnings if "2 hard links became copies" in text]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK])
+def test_a21_verify_takes_a_copy_for_a_link_and_still_reads_it(tmp_path, monkeypatch, number):
+    """It was told as damage of a layer that had just been unpacked, or its content was never looked at."""
+    tried = []
+
+    def third(*arguments, **named):
+        tried.append(arguments)
+        if len(tried) == 3:
+            raise OSError(number, "no")
+        return real(*arguments, **named)
+
+    real = os.link
+    monkeypatch.setattr(os, "link", third)
+    entries = [
+        *(hardlink(b"z", b"a"), reg(b"a", b"content"), hardlink(b"b", b"a"), hardlink(b"c", b"a")),
+        *(hardlink(b"d", b"c"), hardlink(b"e", b"d"), symlink(b"s", b"x"), hardlink(b"t", b"s")),
+    ]
+    for number_of_case, last in enumerate([[], [reg(b"a", b"another"), reg(b"z"), reg(b"b")]]):
+        tried.clear()
+        layer, record = tmp_path / f"layer{number_of_case}", tmp_path / f"record{number_of_case}"
+        report = extract(layer, *entries, *last, record=record)
+        assert report.copied == [4]
+        with open(layer / "d", "r+b") as file:
+            file.write(b"C")
+            file.flush()
+            os.utime(file.fileno(), ns=(WHEN * 10**9, WHEN * 10**9))
+        with pytest.raises(AssertionError, match=r"Damage.b'[de]', 'content'"):
+            assert_proven(layer, record, b"".join((*entries, *last)) + END, report, Settled([]))
 
 
 def test_a22_chains_of_links_in_any_order(layer):
@@ -598,7 +632,7 @@ def test_a49_times_beyond_every_file_system(layer, seconds):
 
 
 def test_a50_access_time_is_the_modification_time(layer):
-    extract(layer, reg(b"f", mtime=12345), directory(b"d", mtime=54321))
+    extract(layer, reg(b"f", mtime=12345), directory(b"d", mtime=54321), proven=False)
     assert ((layer / "f").stat().st_atime, (layer / "d").stat().st_atime) == (12345, 54321)
 
 
