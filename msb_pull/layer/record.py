@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Payload = tuple[int, int, int, int, tuple[tuple[int, int], ...] | None]
 
 _BATCH = 1024
+_LARGE = 1 << 13
 _VERSION = 1
 _UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
 
@@ -47,7 +48,8 @@ class RecordWriter:
         """Appends bytes of the stripped stream."""
         parts = self._parts
         parts.append(data)
-        if len(parts) >= _BATCH:
+        # What follows the end of an archive comes in pieces as large as they were read.
+        if len(parts) >= _BATCH or len(data) >= _LARGE:
             self._flush()
 
     def close(self) -> None:
