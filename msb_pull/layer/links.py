@@ -117,7 +117,10 @@ class Links:
             os.close(held)
 
     def _place(self, source: int, name: bytes, facts: os.stat_result, link: _Link) -> bool:
-        folder = self._folders.reach(link.folder)
+        try:
+            folder = self._folders.reach(link.folder)
+        except BadPath as error:
+            raise link.refuse(str(error)) from None
         try:
             self._link(source, name, folder.descriptor, link)
         except FileExistsError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msb_pull.layer.limits import Limits
+from msb_pull.layer.limits import NOTE, Limits
 from msb_pull.layer.names import clean
 
 TYPE_CHECKING = False
@@ -85,6 +85,16 @@ class UnpackReport:
     def needs_lowers(self) -> bool:
         """Whether some facts of the layer stand only in the layers below."""
         return bool(self.implied or self.missing_links)
+
+    @property
+    def noted(self) -> int:
+        """About how many bytes the paths in it take."""
+        paths = [*self.placed.values(), *self.implied]
+        for _, path, target in self.missing_links:
+            paths += path, target
+        for pair in self.turned:
+            paths += pair
+        return sum(map(len, paths)) + NOTE * len(paths)
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for :func:`encode`."""

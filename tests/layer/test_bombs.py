@@ -58,6 +58,13 @@ def repeated(entries: bytes, times: int) -> list[bytes]:
 
 
 ATTRIBUTES = pax(*((b"SCHILY.xattr.user.%d" % index, b"v" * 40) for index in range(12_000)))
+
+
+def deep(number: int) -> bytes:
+    """A file below nine hundred directories."""
+    return pax((b"path", b"%d/" % number + b"dir/" * 900 + b"f")) + reg(b"f")
+
+
 SPARSE = (b"GNU.sparse.map", b"0,512"), (b"GNU.sparse.size", b"%d" % (8 << 60))
 BOMBS = {
     "10 GiB in one file": ([packed(announced(10 * GIB)), *zeros(10 * GIB)], "--max-layer-size"),
@@ -70,6 +77,7 @@ BOMBS = {
     "a long name of 4 GiB": ([packed(announced(4 * GIB, typ=b"L")), *zeros(4 * GIB)], "extension header of 4294967296"),
     "a sparse file of 8 EiB": ([packed(pax(*SPARSE), reg(b"s", b"x" * 512), END)], "--max-layer-size"),
     "10 million entries": (repeated(directory(b"d") * 50_000, 200), "--max-entries"),
+    "directories without entries": ([packed(*map(deep, range(100)), END)], "directories than a layer may have"),
     "attributes in a thousand headers": (repeated(ATTRIBUTES, 1000), "extension headers of more than"),
 }
 
@@ -100,7 +108,7 @@ def test_a75_bombs_are_refused_with_little_memory(tmp_path, bomb):
     """What follows the end of an archive used to be held until a thousand pieces of it had come."""
     parts, why = BOMBS[bomb]
     layout = image(tmp_path / "layout", parts)
-    said, parent, child = pull(tmp_path, layout, max_layer_size=256 * MIB, max_entries=20_000)
+    said, parent, child = pull(tmp_path, layout, max_layer_size=256 * MIB, max_entries=50_000)
     assert why in said
     assert parent < PARENT
     assert child < CHILD

@@ -728,6 +728,23 @@ def test_a78_an_error_of_the_disk_names_the_entry(layer, monkeypatch, number):
     assert (caught.value.errno, caught.value.filename) == (number, b"d/f")
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [hardlink(b"l%d" % i, b"none/" * 50) for i in range(20)],
+        [symlink(b"s", b"d" * 200), *(reg(b"s/f%d" % i) for i in range(20))],
+        [reg(b"d%d" % i + b"/d" * 10 + b"/f") for i in range(20)],
+        [reg(b"%d/.wh.f" % i) + reg(b"%d/f/g" % i) for i in range(20)],
+    ],
+    ids=["links", "placed", "implied", "whiteouts"],
+)
+def test_a75_what_is_told_of_a_layer_is_bounded(layer, monkeypatch, entries):
+    """The parent holds it as well, and has no limit of its own."""
+    for module in ("unpack", "folders"):
+        monkeypatch.setattr(f"msb_pull.layer.{module}.MAX_NOTED", 2000)
+    refused(layer, *entries, why="than a layer may have")
+
+
 def test_descriptors_are_closed_whatever_happens(layer):
     before = len(os.listdir("/proc/self/fd"))
     extract(layer, *(reg(b"d%d/f" % i) for i in range(200)))
