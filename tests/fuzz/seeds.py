@@ -37,6 +37,8 @@ def _archives() -> list[bytes]:
         gnu + b"data" + bytes(508),
         pax(*one, (b"GNU.sparse.realsize", b"600")) + reg(b"x", b"1\n512\n3\n".ljust(512, b"\0") + b"abc"),
         pax((b"GNU.sparse.map", b"1,2"), (b"GNU.sparse.size", b"9")) + reg(b"m", b"ab"),
+        pax((b"GNU.sparse.map", b"0,2,1,2"), (b"GNU.sparse.size", b"9")) + reg(b"overlapping", b"abcd"),
+        pax((b"GNU.sparse.map", b"4,2,0,2"), (b"GNU.sparse.size", b"9")) + reg(b"unsorted", b"abcd"),
         hdr(b"g", typ=b"g", size=0) + reg(b"after", b"global"),
         hdr(b".wh.a") + directory(b"a") + reg(b"a/.wh..wh..opq"),
         reg(b"s/t", b"1") + symlink(b"s", b"/b") + reg(b"s/u", b"2") + hardlink(b"z", b"y") + reg(b"y", b"3"),
@@ -60,6 +62,8 @@ def _gzips() -> list[bytes]:
         b"\x3f\xc3abc",
     ]
     plans += [bytes([kind, 5]) + b"abcde" for kind in range(0, 256, 7)]
+    # More than fits into three pieces.
+    plans += [bytes([kind, 0xFF]) + bytes(range(63)) for kind in (0, 1, 0xC3)]
     raw = gzip.compress(b"hello" * 9, mtime=0)
     return [*(b"\x01" + x for x in plans), *(b"\x00" + x for x in (raw, raw * 2, raw[:-3], raw + bytes(9), raw + b"x"))]
 
@@ -67,8 +71,13 @@ def _gzips() -> list[bytes]:
 def _zstds() -> list[bytes]:
     plans = [b"\x01\x03abc\xe1\x02xx\x02\x02de", b"\xe0\x00", b"\x01\x03abc\xf8\x02zz"]
     plans += [bytes([kind, 5]) + b"abcde" for kind in range(0, 256, 5)]
+    plans += [bytes([kind, 0xFF]) + bytes(range(63)) for kind in (0, 0x33)]
     raw = zstd.compress(b"hello" * 9)
-    return [*(b"\x01" + x for x in plans), *(b"\x00" + x for x in (raw, raw * 2, raw[:-3], raw + b"x", raw + bytes(4)))]
+    lying = b"\x28\xb5\x2f\xfd\x20\x2d\x01\x00\x00" + raw
+    return [
+        *(b"\x01" + x for x in plans),
+        *(b"\x00" + x for x in (raw, raw * 2, raw[:-3], raw + b"x", raw + bytes(4), lying)),
+    ]
 
 
 def _plains() -> list[bytes]:
