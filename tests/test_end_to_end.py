@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
+from tests.layer.archive import END, reg
 from tests.make_sample import BASE, TOP, file, layer_tar
 from tests.treecompare import describe, differences
 
@@ -118,7 +119,7 @@ def docker_registry(tmp_path):
     server.wait(10)
 
 
-def test_real_registry_then_no_registry(docker_registry, home):
+def test_d20_real_registry_then_no_registry(docker_registry, home):
     host, server = docker_registry
     layout = REPOSITORY / "tests" / "sample"
     destination = f"docker://{host}/team/sample:1"
@@ -134,7 +135,7 @@ def test_real_registry_then_no_registry(docker_registry, home):
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
 
 
-def test_second_pull_asks_nothing(registry, home):
+def test_d20_a_second_pull_asks_nothing(registry, home):
     name, added = sample(registry)
     first = home.pull(name)
     assert (first.returncode, first.stdout) == (0, f"{name}@{added.manifest_digest}\n"), first.stderr
@@ -312,7 +313,7 @@ def started_and_arrived(home: Home, name: str, least: int) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_then_resumed(registry, home, sent, code):
+def test_d11_interrupted_then_resumed(registry, home, sent, code):
     """Within a second, with the partial file kept; the next run asks for the rest only."""
     name, added = big_image(registry)
     registry.set_total_rate(400_000)
@@ -334,6 +335,19 @@ def test_interrupted_then_resumed(registry, home, sent, code):
     blobs = [x for x in registry.asked("/blobs/")[asked:] if added.layer_digests[0] in x.path]
     assert [x.headers.get("range") for x in blobs] == [f"bytes={kept}-"]
     assert home.partials() == []
+
+
+def test_d10_no_blob_stays_behind(registry, home, tmp_path):
+    """Neither in the store nor where temporary files are, which a system shows to nobody."""
+    name, _ = big_image(registry)
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    environment = program_environment(TMPDIR=str(elsewhere))
+    pull = [*program(), "pull", "-q", *LINUX, name, *home.command]
+    subprocess.run(pull, env=environment, cwd=tmp_path, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    assert os.listdir(elsewhere) == []
+    files = [x for x in home.store.rglob("*") if x.is_file() and ".extracted" not in str(x) and "/l/" not in str(x)]
+    assert sum(x.stat().st_size for x in files) < 500_000, sorted(files)
 
 
 def test_killed_then_pulled_again(registry, home):
@@ -375,6 +389,41 @@ def test_damage_is_found_and_repaired(registry, home):
     assert repaired.returncode == 0, repaired.stderr
     assert home.run("verify").returncode == 0
     assert differences(good, describe(home.layers / f"{added.layer_digests[0]}.extracted")) == []
+
+
+def test_d33_a_store_that_was_copied_without_attributes(registry, home, tmp_path):
+    """Every file names what it lost, even where no byte of content differs; repair puts it right."""
+    name, added = sample(registry)
+    assert home.pull(name).returncode == 0
+    good = describe(home.layers / f"{added.layer_digests[0]}.extracted")
+    moved = Home(tmp_path)
+    moved.store = tmp_path / "moved"
+    moved.command[1] = str(moved.store)
+    subprocess.run(["cp", "-r", "--preserve=mode,links,timestamps", home.store, moved.store], check=True)
+    for options in ([], ["--quick"]):
+        found = moved.run("verify", *options)
+        assert found.returncode == 6 and "Traceback" not in found.stderr
+        lost = [line.split("\t")[1:3] for line in found.stdout.splitlines()]
+        assert ["/", "owner"] in lost and ["/etc/passwd", "owner"] in lost
+        assert "--repair" in found.stderr
+    assert moved.run("verify", "--repair").returncode == 0
+    assert differences(good, describe(moved.layers / f"{added.layer_digests[0]}.extracted")) == []
+
+
+def test_a56_a_name_that_is_no_utf_8_in_every_output(registry, home):
+    layer = gzip.compress(reg(b"caf\xe9", b"content") + END)
+    name = f"{registry.host}/acme/bytes:1"
+    added = registry.add_image("acme/bytes", "1", [layer])
+    assert home.pull("--format", "json", name).returncode == 0
+    tree = os.fsencode(home.layers / f"{added.layer_digests[0]}.extracted")
+    assert os.listdir(tree) == [b"caf\xe9"]
+    with open(os.path.join(tree, b"caf\xe9"), "wb") as file:
+        file.write(b"CONTENT")
+    found = home.run("verify", "--format", "json")
+    assert (found.returncode, "Traceback" in found.stderr) == (6, False)
+    (damage,) = json.loads(found.stdout)["layers"][0]["damages"]
+    assert os.fsencode(damage["path"]) == b"/caf\xe9"
+    assert "/caf\\xe9\t" in home.run("verify").stdout
 
 
 def test_saved_image_is_the_one_that_was_pulled(registry, home, tmp_path):

@@ -97,7 +97,7 @@ def test_planning_changes_nothing(store):
     assert {x for x in everything(store) ^ before if not x.endswith(("-wal", "-shm"))} == set()
 
 
-def test_leftovers_of_interruptions(store):
+def test_d11_leftovers_of_interruptions(store):
     pull(store, "localhost/a:1", "x")
     for name in ("old", "new", "future"):
         (store.own / "partial" / name).write_bytes(b"x" * 5000)

@@ -56,7 +56,7 @@ def test_what_an_earlier_run_kept_is_not_fetched_again(tmp_path_factory: pytest.
     assert path.read_bytes() == BLOB
 
 
-def test_a_kept_file_longer_than_the_blob_is_dropped(tmp_path: Path) -> None:
+def test_d12_a_kept_file_longer_than_the_blob_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "part"
     path.write_bytes(BLOB + b"x")
     keep = open_keep(path)

@@ -6,10 +6,10 @@ import errno
 import os
 import stat
 
-from msb_pull.layer.attributes import ESCAPE, OVERRIDE_STAT
+from msb_pull.layer.attributes import OVERRIDE_STAT
 from msb_pull.layer.expected import content_paths
 from msb_pull.layer.limits import printable
-from msb_pull.layer.recreate import Listener, stream
+from msb_pull.layer.recreate import Listener, crc_of, stream
 from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, list_attributes, user_attributes
 
 # Importing typing takes longer than verifying a small layer.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from msb_pull.layer.expected import Node
-    from msb_pull.layer.record import Record
+    from msb_pull.layer.record import Payload, Record
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -118,9 +118,16 @@ class Check(Listener):
             take(piece)
             yield from found
             found.clear()
+        copies = []
         for path, node in self._nodes.items():
             if node.sha256 and not leave(path):
                 yield from self._copy(path, node)
+            elif node.copy >= 0 and not leave(path):
+                copies.append((path, node.copy))
+        if copies:
+            payloads = {payload[1]: payload for payload in record.payloads}
+            for path, index in copies:
+                yield from self._second(path, payloads[index])
 
     def _copy(self, path: bytes, node: Node) -> Iterator[Damage]:
         """A file that settling copied from a lower layer."""
@@ -135,6 +142,21 @@ class Check(Listener):
             return
         if digest != node.sha256:
             yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {digest}")
+
+    def _second(self, path: bytes, payload: Payload) -> Iterator[Damage]:
+        """A hard link that is a copy; the payload has been compared with the original."""
+        _, _, expected, stored, sparse = payload
+        try:
+            handle = _descend(self._root, path, _OPEN_FILE)
+            try:
+                crc = crc_of(handle, sparse if sparse is not None else ((0, stored),))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            yield from self._trouble(path, error)
+            return
+        if crc != expected:
+            yield Damage(path, "content", f"crc32 {expected:08x}", f"crc32 {crc:08x}")
 
     def opened(self, path: bytes, handle: int) -> None:
         """Compares what :meth:`tree` has left."""
@@ -261,15 +283,10 @@ class Check(Listener):
         for extra in sorted(there.keys() - node.attributes.keys()):
             yield Damage(path, "attribute", "nothing", printable(extra))
         for kept, value in sorted(node.attributes.items()):
-            # An attribute that did not fit was left out with a warning when the layer was unpacked.
             if kept in there and there[kept] != value:
                 yield Damage(path, "attribute", printable(kept), "another value")
-            elif kept not in there and kept.startswith((b"user.", ESCAPE)) and len(value) < _FITS:
+            elif kept not in there and not node.partial:
                 yield Damage(path, "attribute", printable(kept), "nothing")
-
-
-# What every file system takes beside our own attribute; more may have been refused.
-_FITS = 1024
 
 
 def _as_expected(node: Node, handle: int) -> bool:

@@ -33,10 +33,14 @@ class Node:
     """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
 
     ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it. ``sha256``
-    (hex) is known of copies from a lower layer, whose content is in no payload.
+    (hex) is known of copies from a lower layer, whose content is in no payload; ``copy`` is the entry whose payload
+    stands here as well as elsewhere. Of the attributes of a ``partial`` one the file system did not take all.
     """
 
-    __slots__ = ("attributes", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "sha256", "size")
+    __slots__ = (
+        *("attributes", "copy", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "partial"),
+        *("sha256", "size"),
+    )
 
     def __init__(self, kind: int, mode: int, override: bytes | None, mtime_ns: int | None) -> None:
         self.kind = kind
@@ -44,7 +48,8 @@ class Node:
         self.override = override
         self.mtime_ns = mtime_ns
         self.size = 0
-        self.index = -1
+        self.index = self.copy = -1
+        self.partial = False
         self.sha256 = ""
         self.link = b""
         self.attributes: dict[bytes, bytes] = {}
@@ -82,7 +87,9 @@ class _Tree:
     def __init__(self, notes: Notes) -> None:
         self.nodes: dict[bytes, Node] = {b"": _implied()}
         self._notes = notes
-        self._links: dict[bytes, bytes] = {}
+        self._copied = frozenset(notes.copied)
+        self._unkept = frozenset(notes.unkept)
+        self._links: dict[bytes, tuple[bytes, int]] = {}
         self._whiteouts: list[bytes] = []
 
     def add(self, entry: Entry) -> None:
@@ -91,7 +98,7 @@ class _Tree:
         if top.startswith(_AUFS) and top != _OPAQUE:
             # A file there lies where it says until the layer is complete, for hard links to lead to it.
             if said.startswith(_PLINKS + b"/") and said.count(b"/") == 1 and entry.type == REG:
-                self._put(said, _file(entry))
+                self._put(said, self._taken(_file(entry), entry))
             return
         # Where it was unpacked: what moved later did so as a whole, whatever came before or after it.
         path = self._notes.placed.get(entry.index) or said
@@ -106,23 +113,23 @@ class _Tree:
             self._directory(path, entry)
         elif entry.type == LNK:
             target = self._real(clean(entry.linkname))
-            if target != path and not self._link(path, target):
+            if target != path and not self._link(path, target, entry.index):
                 # A later entry of that name wins over a link that waits for its target, an earlier one does not.
                 self._parents(path)
                 self._drop(path)
                 self._links.pop(path, None)
-                self._links[path] = target
+                self._links[path] = target, entry.index
         elif entry.type == SYM:
             node = Node(stat.S_IFLNK, 0, None, clamp_time(entry.mtime_ns))
             node.link = entry.linkname
             self._put(path, node)
         else:
-            self._put(path, _file(entry))
+            self._put(path, self._taken(_file(entry), entry))
 
     def finish(self) -> None:
         waiting = [link for link in self._links.items() if link[0] not in self.nodes and self._has_parent(link[0])]
         while waiting:
-            still = [(path, target) for path, target in waiting if not self._link(path, self._real(target))]
+            still = [link for link in waiting if not self._link(link[0], self._real(link[1][0]), link[1][1])]
             if len(still) == len(waiting):
                 break
             waiting = still
@@ -132,6 +139,11 @@ class _Tree:
         for old, new in self._notes.moved:
             self._move(old, new)
         self._derived()
+        self._copies()
+
+    def _taken(self, node: Node, entry: Entry) -> Node:
+        node.partial = entry.index in self._unkept
+        return node
 
     def _put(self, path: bytes, node: Node) -> None:
         self._parents(path)
@@ -142,17 +154,28 @@ class _Tree:
     def _directory(self, path: bytes, entry: Entry) -> None:
         there = self.nodes.get(path)
         if there is None or there.kind != stat.S_IFDIR:
-            self._put(path, _node(entry, stat.S_IFDIR))
+            self._put(path, self._taken(_node(entry, stat.S_IFDIR), entry))
             return
-        self.nodes[path] = _node(entry, stat.S_IFDIR)
+        self.nodes[path] = self._taken(_node(entry, stat.S_IFDIR), entry)
 
-    def _link(self, path: bytes, target: bytes) -> bool:
+    def _link(self, path: bytes, target: bytes, index: int) -> bool:
         node = self.nodes.get(target)
-        if node is None or node.kind == stat.S_IFDIR:
+        # What stands below the link's own name goes when the link comes.
+        if node is None or node.kind == stat.S_IFDIR or target.startswith(path + b"/"):
             return False
         if self.nodes.get(path) is not node:
-            self._put(path, node)
+            self._put(path, _copy(node) if index in self._copied else node)
         return True
+
+    def _copies(self) -> None:
+        """Where the original of a copy is gone, the copy holds the payload."""
+        if not self._copied:
+            return
+        held = {node.index for node in self.nodes.values()}
+        for node in self.nodes.values():
+            if node.copy >= 0 and node.copy not in held:
+                held.add(node.copy)
+                node.index, node.copy = node.copy, -1
 
     def _parents(self, path: bytes) -> None:
         parent = path.rpartition(b"/")[0]
@@ -271,6 +294,14 @@ def _marker(entry: Entry) -> Node:
     node = _node(entry, stat.S_IFREG)
     node.attributes = {}
     return node
+
+
+def _copy(node: Node) -> Node:
+    """Another inode with the same facts."""
+    made = Node(node.kind, node.mode, node.override, node.mtime_ns)
+    made.size, made.link, made.attributes, made.partial = node.size, node.link, node.attributes, node.partial
+    made.copy = node.index if node.index >= 0 else node.copy
+    return made
 
 
 def _copied(fact: dict[str, Any]) -> Node:

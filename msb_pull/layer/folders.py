@@ -13,7 +13,7 @@ import stat
 import sys
 
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
-from msb_pull.layer.limits import printable
+from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.xattrs import set_attribute
 from msb_pull.remove import remove_tree
 
@@ -64,6 +64,7 @@ class Folders:
         self.top = Folder(b"", root, top_mtime_ns)
         self.known: dict[bytes, Folder] = {b"": self.top}
         self.implied: dict[bytes, None] = {b"": None}
+        self._implied_room = MAX_NOTED
         self.replaced = 0
         self._warn = warn
         self._xattrs = xattrs
@@ -235,6 +236,10 @@ class Folders:
         return folder
 
     def _make(self, folder: Folder, name: bytes) -> Folder:
+        # One entry may imply a thousand directories, and each of them is told with its whole path.
+        self._implied_room -= len(folder.path) + len(name) + NOTE
+        if self._implied_room < 0:
+            raise BadPath("more directories than a layer may have that no entry describes")
         os.mkdir(name, IMPLIED_MODE, dir_fd=folder.descriptor)
         made = self.adopt(folder, name, 0)
         if not self._exact_modes:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from msb_pull.errors import ContentError
 
+# How much may be told of one layer, which the parent holds as well: bytes of paths, and NOTE for each.
+MAX_NOTED = 32 << 20
+NOTE = 64
+
 
 class Limits:
     """Bounds against decompression bombs; sizes in bytes."""

@@ -40,12 +40,12 @@ class _Link:
 class Links:
     """``missing`` holds, after :meth:`finish`, what has no target in this layer: (entry index, path, target).
 
-    ``copied`` counts the links that the file system refused.
+    ``copied`` holds the entry indexes of those that the file system refused, and that are copies.
     """
 
     def __init__(self, folders: Folders) -> None:
         self.missing: list[tuple[int, bytes, bytes]] = []
-        self.copied = 0
+        self.copied: list[int] = []
         self._folders = folders
         self._waiting: dict[bytes, _Link] = {}
 
@@ -117,30 +117,33 @@ class Links:
             os.close(held)
 
     def _place(self, source: int, name: bytes, facts: os.stat_result, link: _Link) -> bool:
-        folder = self._folders.reach(link.folder)
         try:
-            self._link(source, name, folder.descriptor, link.name)
+            folder = self._folders.reach(link.folder)
+        except BadPath as error:
+            raise link.refuse(str(error)) from None
+        try:
+            self._link(source, name, folder.descriptor, link)
         except FileExistsError:
             there = os.stat(link.name, dir_fd=folder.descriptor, follow_symlinks=False)
             if (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino):
                 return True
             self._remove(folder, link)
             try:
-                self._link(source, name, folder.descriptor, link.name)
+                self._link(source, name, folder.descriptor, link)
             except FileNotFoundError:
                 # The target stood below what had to give way.
                 return False
         return True
 
-    def _link(self, source: int, target: bytes, directory: int, name: bytes) -> None:
+    def _link(self, source: int, target: bytes, directory: int, link: _Link) -> None:
         try:
             # With directory descriptors Python would follow a symlink at the end.
-            os.link(target, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+            os.link(target, link.name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-            copy_entry(source, target, directory, name)
-            self.copied += 1
+            copy_entry(source, target, directory, link.name)
+            self.copied.append(link.index)
 
     def _taken(self, link: _Link) -> bool:
         folder = self._folders.find(link.folder)

@@ -56,6 +56,8 @@ class MergedView:
     ) -> None:
         self._roots: dict[int, int] = {}
         self._open: dict[tuple[int, bytes], int] = {}
+        # Of directories of the own layer: whether they or one above them are opaque.
+        self._hiding: dict[bytes, bool] = {}
         self._shown: dict[bytes, Shown | None] = {}
         self._implied = implied
         try:
@@ -147,12 +149,24 @@ class MergedView:
 
     def own_hides(self, path: bytes) -> bool:
         """Whether an opaque directory of the own layer lies on the way to ``path``."""
-        while path:
-            path = path.rpartition(b"/")[0]
-            directory = self._directory(-1, path)
-            if directory is not None and _facts(directory, _OPAQUE) is not None:
-                return True
-        return False
+        if not path:
+            return False
+        pending = []
+        parent = path.rpartition(b"/")[0]
+        while parent and parent not in self._hiding:
+            pending.append(parent)
+            parent = parent.rpartition(b"/")[0]
+        if parent not in self._hiding:
+            pending.append(parent)
+        # From the top down, each once: looking from every path upwards took the square of its depth.
+        hides = self._hiding.get(parent, False)
+        while pending:
+            parent = pending.pop()
+            if not hides:
+                directory = self._directory(-1, parent)
+                hides = directory is not None and _facts(directory, _OPAQUE) is not None
+            self._hiding[parent] = hides
+        return hides
 
     def own_has(self, path: bytes) -> bool:
         """Whether the own layer has a directory at ``path``."""

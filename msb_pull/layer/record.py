@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Payload = tuple[int, int, int, int, tuple[tuple[int, int], ...] | None]
 
 _BATCH = 1024
+_LARGE = 1 << 13
 _VERSION = 1
 _UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
 
@@ -47,7 +48,8 @@ class RecordWriter:
         """Appends bytes of the stripped stream."""
         parts = self._parts
         parts.append(data)
-        if len(parts) >= _BATCH:
+        # What follows the end of an archive comes in pieces as large as they were read.
+        if len(parts) >= _BATCH or len(data) >= _LARGE:
             self._flush()
 
     def close(self) -> None:
@@ -145,6 +147,8 @@ class Notes:
         placed: dict[int, bytes] | None = None,
         moved: list[tuple[bytes, bytes]] | None = None,
         derived: list[dict[str, Any]] | None = None,
+        copied: list[int] | None = None,
+        unkept: list[int] | None = None,
         warnings: list[str] | None = None,
     ) -> None:
         self.diff_id = diff_id
@@ -155,6 +159,8 @@ class Notes:
         self.placed = placed or {}
         self.moved = moved or []
         self.derived = derived or []
+        self.copied = copied or []
+        self.unkept = unkept or []
         self.warnings = warnings or []
 
     @classmethod
@@ -169,6 +175,8 @@ class Notes:
             placed=report.placed,
             moved=settled.moved,
             derived=settled.derived,
+            copied=report.copied,
+            unkept=report.unkept,
             warnings=report.warnings[:100],
         )
 
@@ -198,6 +206,8 @@ class Notes:
             "placed": {str(index): os.fsdecode(place) for index, place in self.placed.items()},
             "moved": [[os.fsdecode(old), os.fsdecode(new)] for old, new in self.moved],
             "derived": self.derived,
+            "copied": self.copied,
+            "unkept": self.unkept,
             "warnings": self.warnings,
         }
         path.write_text(json.dumps(document) + "\n", encoding="ascii")
@@ -221,6 +231,8 @@ class Notes:
                 placed={int(index): os.fsencode(place) for index, place in document["placed"].items()},
                 moved=[(os.fsencode(old), os.fsencode(new)) for old, new in document["moved"]],
                 derived=_typed(document["derived"], list),
+                copied=[_typed(index, int) for index in document.get("copied", [])],
+                unkept=[_typed(index, int) for index in document.get("unkept", [])],
                 warnings=_typed(document["warnings"], list),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -38,6 +38,17 @@ def recreate(record: Path, layer: int, paths: Mapping[int, bytes], on_damage: On
         yield bytes(piece)
 
 
+def crc_of(handle: int, segments: Iterable[tuple[int, int]]) -> int:
+    """The CRC-32 of what an open file holds in its segments (offset, length), as far as it goes; raises OSError."""
+    crc = 0
+    for offset, length in segments:
+        end = offset + length
+        while offset < end and (piece := os.pread(handle, min(_BUFFER, end - offset), offset)):
+            crc = crc32(piece, crc)
+            offset += len(piece)
+    return crc
+
+
 class Listener:
     """Is told what happens to files while they are read."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msb_pull.layer.limits import Limits
+from msb_pull.layer.limits import NOTE, Limits
 from msb_pull.layer.names import clean
 
 TYPE_CHECKING = False
@@ -50,11 +50,13 @@ class UnpackReport:
     ``placed``: by entry index, paths of what does not lie where its name says (a symlink led there). ``implied``:
     directories without an entry, parents first, ``b""`` the top. ``missing_links``: (entry index, path, target) of hard
     links to lower layers. ``turned``: whiteouts that stand elsewhere now, or nowhere (``b""``), because what they name
-    came in the same layer. ``jailed``: what held the child, for a debug line.
+    came in the same layer. ``copied``: entry indexes of hard links that became copies. ``unkept``: those of entries
+    with attributes that the file system did not take. ``jailed``: what held the child, for a debug line.
     """
 
     __slots__ = (
         "content_bytes",
+        "copied",
         "entries",
         "implied",
         "jailed",
@@ -62,6 +64,7 @@ class UnpackReport:
         "placed",
         "tar_bytes",
         "turned",
+        "unkept",
         "warnings",
     )
 
@@ -74,12 +77,24 @@ class UnpackReport:
         self.implied: list[bytes] = []
         self.missing_links: list[tuple[int, bytes, bytes]] = []
         self.turned: list[tuple[bytes, bytes]] = []
+        self.copied: list[int] = []
+        self.unkept: list[int] = []
         self.warnings: list[str] = []
 
     @property
     def needs_lowers(self) -> bool:
         """Whether some facts of the layer stand only in the layers below."""
         return bool(self.implied or self.missing_links)
+
+    @property
+    def noted(self) -> int:
+        """About how many bytes the paths in it take."""
+        paths = [*self.placed.values(), *self.implied]
+        for _, path, target in self.missing_links:
+            paths += path, target
+        for pair in self.turned:
+            paths += pair
+        return sum(map(len, paths)) + NOTE * len(paths)
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for :func:`encode`."""
@@ -92,6 +107,8 @@ class UnpackReport:
             "implied": self.implied,
             "missing_links": self.missing_links,
             "turned": self.turned,
+            "copied": self.copied,
+            "unkept": self.unkept,
             "warnings": self.warnings,
         }
 
@@ -111,6 +128,8 @@ class UnpackReport:
         report.implied = [_path(path) for path in values["implied"]]
         report.missing_links = [(int(index), _path(a), _path(b)) for index, a, b in values["missing_links"]]
         report.turned = [(_path(a), _path(b)) for a, b in values["turned"]]
+        report.copied = [int(index) for index in values["copied"]]
+        report.unkept = [int(index) for index in values["unkept"]]
         report.warnings = [as_text(text) for text in values["warnings"]]
         return report
 

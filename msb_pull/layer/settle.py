@@ -16,7 +16,7 @@ from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
 from msb_pull.layer.copying import CREATE, copy_bytes
 from msb_pull.layer.derive import Fact, Wishes, ancestry, derive
-from msb_pull.layer.folders import OPEN_DIRECTORY, Folder, Folders
+from msb_pull.layer.folders import OPEN_DIRECTORY, BadPath, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
 from msb_pull.layer.whiteouts import is_leftover, resolve_pairs
@@ -66,6 +66,8 @@ def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path]) -> Settl
     try:
         with MergedView(lowers) as view:
             _Applier(root, view, warnings).apply(facts)
+    except BadPath as error:
+        raise ContentError(f"the layer cannot be put on those below it: {error}") from None
     finally:
         os.close(root)
     return Settled(facts, warnings)

@@ -54,6 +54,7 @@ class TarReader(BlockReader):
         self._padding = 0
         self._crc = 0
         self._map_leads = False
+        self._extension_left = 0
         self._owners: dict[bytes, tuple[int, int, int]] = {}
         self._content = 0
         self.trailing_garbage = False
@@ -75,6 +76,8 @@ class TarReader(BlockReader):
         """
         self._skip_payload()
         before: _Extensions | None = None
+        # Together, since they could pile up one by one: attributes of one header stay when the next one comes.
+        self._extension_left = self._limits.max_extension
         while True:
             block = self._block()
             if block is None or block == ZEROS:
@@ -225,6 +228,9 @@ class TarReader(BlockReader):
             return before
         if not 0 <= size <= self._limits.max_extension:
             self._fail(f"an extension header of {size} bytes (the limit is {self._limits.max_extension})")
+        self._extension_left -= size
+        if self._extension_left < 0:
+            self._fail(f"extension headers of more than {self._limits.max_extension} bytes before one entry")
         data = self._raw(size)
         if kind == _PAX_GLOBAL:
             return before
@@ -296,19 +302,22 @@ class TarReader(BlockReader):
 
     def _sparse_map_in_payload(self, entry: Entry) -> None:
         """Format 1.0: the payload begins with the map as decimal lines, padded to whole blocks."""
-        data = b""
-        lines: list[bytes] = []
-        wanted = 1
-        while len(lines) < wanted:
+        data = bytearray()
+        found, wanted = 0, 1
+        while found < wanted:
             block = self._block() if entry.stored >= BLOCK else None
             if block is None or len(data) > self._limits.max_extension:
                 self._fail("its sparse map is cut or too long", index=entry.index)
             entry.stored -= BLOCK
             data += block
-            lines = data.split(b"\n")[:-1]
-            if lines:
-                wanted = 1 + 2 * extended.decimal(lines[0], "the sparse map")
-        values = [extended.decimal(line, "the sparse map") for line in lines[1:wanted]]
+            if not found and b"\n" in block:
+                count = extended.decimal(bytes(data[: data.index(b"\n")]), "the sparse map")
+                if count > extended.MAX_SEGMENTS:
+                    self._fail("its sparse map is too long", index=entry.index)
+                wanted = 1 + 2 * count
+            found += block.count(b"\n")
+        lines = bytes(data).split(b"\n", wanted)[1:wanted]
+        values = [extended.decimal(line, "the sparse map") for line in lines]
         pairs = list(zip(values[::2], values[1::2], strict=True))
         entry.sparse = extended.checked_map(pairs, entry.size, entry.stored)
 

@@ -61,6 +61,7 @@ class TreeWriter:
         self.placed: dict[int, bytes] = {}
         self.turned: list[tuple[bytes, bytes]] = []
         self.implied: list[bytes] = []
+        self.unkept: list[int] = []
         self.warnings: list[str] = []
         self.more_warnings = 0
         self._xattrs = xattrs
@@ -301,6 +302,8 @@ class TreeWriter:
                 why = "too large" if error.errno in _TOO_LARGE else os.strerror(error.errno or 0)
                 where = f'entry {entry.index} "{printable(entry.name)}"'
                 self._warn(f'{where}: attribute "{printable(name)}" cannot be kept ({why})')
+                if self.unkept[-1:] != [entry.index]:
+                    self.unkept.append(entry.index)
 
     # Words
 

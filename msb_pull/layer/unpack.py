@@ -10,7 +10,7 @@ import isal
 
 import msb_pull
 from msb_pull.errors import LocalError, MsbPullError, local_error
-from msb_pull.layer.limits import LayerError
+from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
 from msb_pull.layer.ring import RingReader, RingWriter
@@ -84,8 +84,13 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     report.warnings = tree.warnings
     if tree.more_warnings:
         report.warnings.append(f"{tree.more_warnings} more warnings")
-    if tree.links.copied:
-        report.warnings.append(f"{tree.links.copied} hard links became copies, since the file system refused them")
+    report.unkept = tree.unkept
+    report.copied = tree.links.copied
+    if report.copied:
+        report.warnings.append(f"{len(report.copied)} hard links became copies, since the file system refused them")
+    if report.noted > MAX_NOTED:
+        what = "more of its entries lie elsewhere than they say, or depend on other layers, than a layer may have"
+        raise LayerError(reader.entries - 1, b"", what)
     if reader.trailing_garbage:
         report.warnings.append("bytes that are no zeros follow the end of the archive")
     return report

@@ -251,8 +251,7 @@ def test_completion_is_silent_about_trouble(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["pull", "--help"], ["--help"]])
-def test_a_reader_that_goes_away_is_no_error(words):
-    """D37"""
+def test_d37_a_reader_that_goes_away_is_no_error(words):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

@@ -170,8 +170,7 @@ def test_names_cannot_take_the_terminal_over():
     assert visible("naïve 日本") == "naïve 日本"
 
 
-def test_a_locale_without_unicode_gets_ascii():
-    """D38"""
+def test_d38_a_locale_without_unicode_gets_ascii():
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     write_out(out, "naïve ✓\n")
     assert out.buffer.getvalue() == b"na\\xefve \\u2713\n"

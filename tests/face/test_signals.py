@@ -64,8 +64,7 @@ def interrupted(process, number, again_after=None):
 
 @pytest.mark.parametrize("behaviour", ["obedient", "stuck_in_c", "stuck_thread", "deaf"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_within_a_second(behaviour, number, code):
-    """B46"""
+def test_b46_within_a_second(behaviour, number, code):
     process = start(behaviour)
     out, error, took = interrupted(process, number)
     assert (process.returncode, out) == (code, "")

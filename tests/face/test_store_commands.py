@@ -276,8 +276,7 @@ def test_an_archive_is_not_for_a_terminal(run, tmp_path):
         assert "an archive is nothing to read" in plain(terminal.text)
 
 
-def test_a_reader_of_an_archive_that_goes_away(run, tmp_path):
-    """D37"""
+def test_d37_a_reader_of_an_archive_that_goes_away(run, tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

@@ -52,8 +52,7 @@ def test_the_result_goes_to_a_file_while_bars_move(tmp_path):
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"CI": "true"}])
-def test_no_escapes_where_nobody_can_read_them(env):
-    """D37"""
+def test_d37_no_escapes_where_nobody_can_read_them(env):
     with fake(3, 2, 0.3, **env) as terminal:
         assert terminal.wait() == 0
     text = terminal.text.replace("\r\n", "\n")
@@ -75,8 +74,7 @@ def test_no_color():
     assert "total" in terminal.text
 
 
-def test_ascii_where_the_locale_says_so():
-    """D38"""
+def test_d38_ascii_where_the_locale_says_so():
     with fake(3, 2, 0.5, LC_ALL="C") as terminal:
         assert terminal.wait() == 0
     assert terminal.text.isascii()

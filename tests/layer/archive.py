@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
+import tempfile
 from pathlib import Path
 
+from msb_pull.layer.prove import LayerTask, prove
+from msb_pull.layer.record import Notes
+from msb_pull.layer.settle import Settled
 from msb_pull.layer.unpack import UnpackOptions, UnpackReport, unpack
 
 OVERRIDE = "user.containers.override_stat"
@@ -70,16 +75,37 @@ def xattr(name, value) -> bytes:
     return pax((b"SCHILY.xattr." + name, value))
 
 
-def extract(folder: Path, *entries: bytes, **options) -> UnpackReport:
-    """Unpacks in this process, as a jailed child would."""
+def extract(folder: Path, *entries: bytes, record: Path | None = None, proven: bool = True, **options) -> UnpackReport:
+    """Unpacks in this process, as a jailed child would, and proves it unless ``folder`` held something before.
+
+    The record is kept where a path for it is given.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
+    fresh = not os.listdir(folder)
+    stream = b"".join(entries) + END
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    record = os.open(os.devnull, os.O_WRONLY)
     try:
-        return unpack(io.BytesIO(b"".join(entries) + END), root, record, UnpackOptions(**options))
+        with tempfile.TemporaryDirectory() as elsewhere:
+            kept = record or Path(elsewhere, "record")
+            with kept.open("wb") as file:
+                report = unpack(io.BytesIO(stream), root, file.fileno(), UnpackOptions(**options))
+            if fresh and proven:
+                assert_proven(folder, kept, stream, report, Settled([]))
+            return report
     finally:
         os.close(root)
-        os.close(record)
+
+
+def assert_proven(folder: Path, record: Path, stream: bytes, report: UnpackReport, settled: Settled) -> None:
+    """What lies there is what the stream said, and gives the stream back, unless its content was replaced in itself."""
+    diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        notes = Path(elsewhere, "notes")
+        Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
+        found = prove(LayerTask(str(folder), str(record), str(notes), diff_id, False), lambda *_: None)
+    assert not found.damages, found.damages
+    assert found.denied == []
+    assert found.lost or found.diff_id == diff_id
 
 
 def override(path: Path) -> str:

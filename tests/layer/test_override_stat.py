@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import stat
@@ -13,8 +14,22 @@ import pytest
 from msb_pull.layer import attributes, tree, xattrs
 from msb_pull.layer.attributes import disk_name, override_stat, parse_override_stat
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.settle import Settled
 from tests.conftest import REPOSITORY
-from tests.layer.archive import OVERRIDE, directory, extract, hardlink, hdr, override, pax, reg, symlink, xattr
+from tests.layer.archive import (
+    END,
+    OVERRIDE,
+    assert_proven,
+    directory,
+    extract,
+    hardlink,
+    hdr,
+    override,
+    pax,
+    reg,
+    symlink,
+    xattr,
+)
 from tests.unprivileged import as_nobody, folder_of_nobody
 
 KINDS = {
@@ -191,7 +206,8 @@ def test_e15_a_file_system_without_attributes(tmp_path, monkeypatch):
     for module in (tree, xattrs):
         monkeypatch.setattr(module, "set_attribute", none)
         monkeypatch.setattr(module, "list_attributes", none)
-    report = extract(tmp_path / "l", xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d"), xattrs=False)
+    entries = [xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d")]
+    report = extract(tmp_path / "l", *entries, xattrs=False, proven=False)
     assert report.warnings == []
     with pytest.raises(OSError, match="no") as caught:
         extract(tmp_path / "m", reg(b"f"))
@@ -213,6 +229,35 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
     assert 'entry 0 "f": attribute "user.big"' in report.warnings[0]
     assert "disk full" not in report.warnings[0]
     assert "No space" not in report.warnings[0]
+
+
+def test_e16_what_was_left_out_is_no_damage_and_what_was_kept_must_stay(tmp_path):
+    """Verify took every large attribute for one that did not fit, and small ones that did not fit for damage."""
+    layer, record = tmp_path / "l", tmp_path / "record"
+    small = b"".join(xattr(b"user.k%02d" % i, b"x" * 900) for i in range(80))
+    entries = [xattr(b"user.large", b"x" * 2000), reg(b"f"), small, reg(b"g"), xattr(b"user.large", b"y"), reg(b"h")]
+    report = extract(layer, *entries, record=record)
+    if report.unkept != [1]:
+        pytest.skip("this file system has room for other sizes")
+    os.removexattr(layer / "f", "user.large")
+    with pytest.raises(AssertionError, match=r"\[Damage.b'f', 'attribute', 'user.large', 'nothing'.\]"):
+        assert_proven(layer, record, b"".join(entries) + END, report, Settled([]))
+
+
+def test_e16_our_own_attribute_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
+    """An image's attributes come after it, so that they never take its place."""
+    told = []
+
+    def full(descriptor, name, value):
+        told.append(name)
+        if value.endswith(b":0100644"):
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+    monkeypatch.setattr(tree, "set_attribute", full)
+    with pytest.raises(OSError, match=os.strerror(errno.E2BIG)) as caught:
+        extract(tmp_path / "l", xattr(b"user.k", b"v"), reg(b"f"))
+    assert caught.value.filename == b"f"
+    assert set(told) == {OVERRIDE.encode()}
 
 
 def test_e16_really(tmp_path):
@@ -259,8 +304,26 @@ def test_e18_implied_directories(tmp_path):
     assert override(tmp_path / "l/a/b") == override(tmp_path / "l/a") == "0:0:040755"
 
 
-def test_e19_linux_needs_no_package():
-    assert "xattr" not in sys.modules or not sys.platform.startswith("linux")
+def test_e19_of_two_packages_with_one_name_neither_is_taken_for_the_other(tmp_path):
+    """Linux needs none of them, and macOS asks one for a function that both have with the same arguments."""
+    (tmp_path / "xattr.py").write_text("raise ImportError('the wrong xattr')")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import tests.layer.archive as a; from pathlib import Path; "
+    code += "a.extract(Path(sys.argv[2]), a.xattr(b'user.k', b'v'), a.reg(b'f')); from msb_pull.store import probe; "
+    code += "assert probe.probe(Path(sys.argv[1])).attributes"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "l")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=30,
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    assert os.getxattr(tmp_path / "l" / "f", "user.k") == b"v"
+    used = set()
+    for file in (REPOSITORY / "msb_pull").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xattr":
+                used.add(node.attr)
+    assert used == {"setxattr"}
 
 
 @pytest.mark.parametrize("value", [b"\xff\0\n=x", b"", b"a=b\nc", b"\0"])

@@ -6,12 +6,27 @@ import hashlib
 import inspect
 import os
 import sys
+import time
 
 import pytest
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.settle import derive_again, settle
-from tests.layer.archive import OVERRIDE, directory, everything, extract, hardlink, override, reg, symlink, tree, xattr
+from tests.layer.archive import (
+    END,
+    OVERRIDE,
+    assert_proven,
+    directory,
+    everything,
+    extract,
+    hardlink,
+    override,
+    pax,
+    reg,
+    symlink,
+    tree,
+    xattr,
+)
 
 
 class Stack:
@@ -22,9 +37,10 @@ class Stack:
         self.layers = []
 
     def add(self, *entries):
-        folder = self.folder / f"layer{len(self.layers)}"
-        report = extract(folder, *entries)
+        folder, record = self.folder / f"layer{len(self.layers)}", self.folder / f"record{len(self.layers)}"
+        report = extract(folder, *entries, record=record)
         settled = settle(folder, report, self.layers)
+        assert_proven(folder, record, b"".join(entries) + END, report, settled)
         self.layers.insert(0, folder)
         return settled
 
@@ -348,6 +364,12 @@ def test_a19_the_nearest_file_counts_and_parents_are_resolved(stack):
     assert tree(stack.top()) == {"usr": "/", "usr/lib": "/", "usr/lib/b": "2"}
 
 
+def test_a19_a20_a_link_that_takes_the_place_of_its_own_target_takes_the_one_below(stack):
+    stack.add(reg(b"d/f", b"below"))
+    stack.add(reg(b"d/f", b"x"), hardlink(b"d", b"d/f"))
+    assert tree(stack.top()) == {"d": "below"}
+
+
 def test_a19_an_empty_stack_has_no_targets(stack):
     with pytest.raises(ContentError, match="in no layer"):
         stack.add(hardlink(b"b", b"a"))
@@ -418,12 +440,19 @@ def test_facts_are_plain_json(stack):
 
 def test_settling_without_attributes(tmp_path):
     lower, upper = tmp_path / "lower", tmp_path / "upper"
-    extract(lower, directory(b"a", mtime=5), reg(b"a/f", b"x"), symlink(b"s", b"a"), xattrs=False)
-    report = extract(upper, reg(b"s/g", b"y"), hardlink(b"h", b"a/f"), xattrs=False)
+    extract(lower, directory(b"a", mtime=5), reg(b"a/f", b"x"), symlink(b"s", b"a"), xattrs=False, proven=False)
+    report = extract(upper, reg(b"s/g", b"y"), hardlink(b"h", b"a/f"), xattrs=False, proven=False)
     settle(upper, report, [lower])
     assert tree(upper) == {"a": "/", "a/g": "y", "h": "x"}
     assert os.listxattr(upper / "a") == os.listxattr(upper / "h") == []
     assert (upper / "a").stat().st_mtime == 5
+
+
+def test_a75_deep_implied_directories_take_no_square(stack):
+    """Of each, all above it were asked for an opaque marker again: two entries took twenty seconds."""
+    start = time.process_time()
+    stack.add(*(pax((b"path", b"%d/" % number + b"d/" * 900 + b"f")) + reg(b"f") for number in range(2)))
+    assert time.process_time() - start < 5
 
 
 def test_many_implied_directories_below_many_layers(stack):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -390,6 +391,25 @@ def test_a75_floods_of_records_are_refused():
     flood = b"".join(b"11 a%03d=bc\n" % (number % 1000) for number in range(40_000))
     block = hdr(b"x", typ=b"x", size=len(flood)) + flood + bytes(-len(flood) % 512)
     refused(block, hdr(b"f"), match="more than 16384 records")
+
+
+@pytest.mark.parametrize("typ", [b"x", b"g", b"L", b"K"])
+def test_a75_extension_headers_before_one_entry_count_together(typ):
+    """Each kept its own limit, and attributes of all of them were held until the entry came."""
+    record = b"1020 SCHILY.xattr.user.%d="
+    body = b"".join((record % number).ljust(1019, b"v") + b"\n" for number in range(500))
+    one = hdr(b"x", typ=typ, size=len(body)) + body + bytes(-len(body) % 512)
+    refused(one * 3, hdr(b"f"), match="extension headers of more than 1048576 bytes before one entry")
+    assert names(one * 2, hdr(b"f"), one * 2, hdr(b"f"))
+
+
+def test_a75_long_sparse_maps_take_no_square():
+    """Each block of a map used to be read anew with all before it: seconds for a map of a mebibyte."""
+    long, longer = (sparse_1_0(600, [(1, 0)] * count, b"") for count in (65_000, 250_000))
+    start = time.process_time()
+    assert one(long)[0].sparse == ()
+    refused(longer, match="sparse map is too long")
+    assert time.process_time() - start < 0.3
 
 
 def test_errors_carry_number_and_name():

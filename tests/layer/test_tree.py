@@ -9,7 +9,11 @@ import stat
 import pytest
 
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.settle import Settled
 from tests.layer.archive import (
+    END,
+    WHEN,
+    assert_proven,
     directory,
     extract,
     hardlink,
@@ -163,6 +167,10 @@ def test_a11_long_paths_work_and_long_components_do_not(layer):
         current = following
     assert sorted(os.listdir(current)) == ["f", "g"]
     os.close(current)
+    longer = (b"c" * 200 + b"/") * 60
+    report = extract(layer, directory(longer, mode=0o700), reg(longer + b"f"), hardlink(longer + b"h", longer + b"f"))
+    assert len(longer) > 4096 * 2
+    assert (report.entries, len(report.implied), report.missing_links) == (3, 60, [])
     refused(layer, reg(b"e/" + b"n" * 256), why="longer than 255")
 
 
@@ -274,6 +282,36 @@ def test_a21_a_refused_link_becomes_a_copy(layer, monkeypatch, number):
     assert os.getxattr(layer / "b", "user.k") == b"v"
     assert os.readlink(layer / "t") == "there"
     assert [text for text in report.warnings if "2 hard links became copies" in text]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK])
+def test_a21_verify_takes_a_copy_for_a_link_and_still_reads_it(tmp_path, monkeypatch, number):
+    """It was told as damage of a layer that had just been unpacked, or its content was never looked at."""
+    tried = []
+
+    def third(*arguments, **named):
+        tried.append(arguments)
+        if len(tried) == 3:
+            raise OSError(number, "no")
+        return real(*arguments, **named)
+
+    real = os.link
+    monkeypatch.setattr(os, "link", third)
+    entries = [
+        *(hardlink(b"z", b"a"), reg(b"a", b"content"), hardlink(b"b", b"a"), hardlink(b"c", b"a")),
+        *(hardlink(b"d", b"c"), hardlink(b"e", b"d"), symlink(b"s", b"x"), hardlink(b"t", b"s")),
+    ]
+    for number_of_case, last in enumerate([[], [reg(b"a", b"another"), reg(b"z"), reg(b"b")]]):
+        tried.clear()
+        layer, record = tmp_path / f"layer{number_of_case}", tmp_path / f"record{number_of_case}"
+        report = extract(layer, *entries, *last, record=record)
+        assert report.copied == [4]
+        with open(layer / "d", "r+b") as file:
+            file.write(b"C")
+            file.flush()
+            os.utime(file.fileno(), ns=(WHEN * 10**9, WHEN * 10**9))
+        with pytest.raises(AssertionError, match=r"Damage.b'[de]', 'content'"):
+            assert_proven(layer, record, b"".join((*entries, *last)) + END, report, Settled([]))
 
 
 def test_a22_chains_of_links_in_any_order(layer):
@@ -563,7 +601,8 @@ def test_a45_a46_every_mode_whatever_the_umask(layer, mask):
     for mode in MODES:
         assert (layer / f"f{mode:o}").stat().st_mode & 0o7777 == (mode & 0o777) | 0o600
         assert (layer / f"d{mode:o}").stat().st_mode & 0o7777 == (mode & 0o777) | 0o700
-        assert override(layer / f"f{mode:o}") == f"0:0:0100{mode:04o}".replace("01000", "0100", 1) or mode > 0o777
+        assert override(layer / f"f{mode:o}") == f"0:0:0{stat.S_IFREG | mode:o}"
+        assert override(layer / f"d{mode:o}") == f"0:0:0{stat.S_IFDIR | mode:o}"
     assert (layer / "implied").stat().st_mode & 0o7777 == 0o755
 
 
@@ -593,7 +632,7 @@ def test_a49_times_beyond_every_file_system(layer, seconds):
 
 
 def test_a50_access_time_is_the_modification_time(layer):
-    extract(layer, reg(b"f", mtime=12345), directory(b"d", mtime=54321))
+    extract(layer, reg(b"f", mtime=12345), directory(b"d", mtime=54321), proven=False)
     assert ((layer / "f").stat().st_atime, (layer / "d").stat().st_atime) == (12345, 54321)
 
 
@@ -678,11 +717,46 @@ def test_a78_few_descriptors_are_enough(layer):
     assert (layer / "d19/g").exists()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a78_an_error_of_the_disk_names_the_entry(layer, monkeypatch, number):
+    def broken(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("msb_pull.layer.tree.write", broken)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        extract(layer, directory(b"d"), reg(b"d/f", b"x"))
+    assert (caught.value.errno, caught.value.filename) == (number, b"d/f")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [hardlink(b"l%d" % i, b"none/" * 50) for i in range(20)],
+        [symlink(b"s", b"d" * 200), *(reg(b"s/f%d" % i) for i in range(20))],
+        [reg(b"d%d" % i + b"/d" * 10 + b"/f") for i in range(20)],
+        [reg(b"%d/.wh.f" % i) + reg(b"%d/f/g" % i) for i in range(20)],
+    ],
+    ids=["links", "placed", "implied", "whiteouts"],
+)
+def test_a75_what_is_told_of_a_layer_is_bounded(layer, monkeypatch, entries):
+    """The parent holds it as well, and has no limit of its own."""
+    for module in ("unpack", "folders"):
+        monkeypatch.setattr(f"msb_pull.layer.{module}.MAX_NOTED", 2000)
+    refused(layer, *entries, why="than a layer may have")
+
+
 def test_descriptors_are_closed_whatever_happens(layer):
     before = len(os.listdir("/proc/self/fd"))
     extract(layer, *(reg(b"d%d/f" % i) for i in range(200)))
     refused(layer, *(reg(b"e%d/f" % i) for i in range(20)), reg(b"../x"), why="escapes")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a69_garbage_after_the_end_is_a_warning(layer):
+    assert extract(layer, reg(b"a"), bytes(1024), b"garbage").warnings == [
+        "bytes that are no zeros follow the end of the archive"
+    ]
+    assert extract(layer, reg(b"a"), bytes(8192)).warnings == []
 
 
 def test_many_warnings_are_counted(layer):

@@ -17,9 +17,22 @@ import pytest
 from msb_pull.errors import ContentError, LocalError
 from msb_pull.layer import jail, report, unpack
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.settle import Settled
 from msb_pull.layer.unpack import LayerProcess, UnpackOptions, UnpackReport
 from tests.conftest import REPOSITORY
-from tests.layer.archive import END, directory, extract, hardlink, hdr, override, reg, symlink, tree, xattr
+from tests.layer.archive import (
+    END,
+    assert_proven,
+    directory,
+    extract,
+    hardlink,
+    hdr,
+    override,
+    reg,
+    symlink,
+    tree,
+    xattr,
+)
 
 LAYER = [
     directory(b"./", uid=3, mode=0o755),
@@ -43,7 +56,10 @@ LAYER = [
 def feed(process: LayerProcess, data: bytes, piece: int = 100_001) -> UnpackReport:
     for start in range(0, len(data), piece):
         process.write(data[start : start + piece])
-    return process.finish()
+    report = process.finish()
+    staging = process._staging
+    assert_proven(staging, staging.with_name(staging.name.replace("staging", "record")), data, report, Settled([]))
+    return report
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,9 @@ from msb_pull.pull import pull_image
 from msb_pull.store import probe
 from msb_pull.store.store import Store
 from tests.imagebuild import simple_layout
-from tests.make_sample import file, layer_tar
+from tests.make_sample import BASE, TOP, file, layer_tar
 from tests.store.support import NEVER, publish
+from tests.treecompare import describe
 
 
 @pytest.fixture
@@ -95,6 +97,25 @@ def test_d32_fat(tmp_path):
         store = Store.open(folder / "home")
         with pytest.raises(LocalError, match="no symlinks, no hard links"):
             store.check_file_system(need_xattrs=False)
+
+
+def test_a79_where_nothing_may_be_executed_an_image_is_the_same(tmp_path, store):
+    layout = simple_layout(tmp_path / "layout", [layer_tar(BASE), layer_tar(TOP)])
+
+    def pulled(here: Store) -> list[dict]:
+        result = pull_image(
+            parse_argument(f"oci:{layout}:1"),
+            here,
+            lambda: pytest.fail("asked a registry"),
+            PullOptions(name="localhost/a:1"),
+            observer=events.ignore,
+            cancel=NEVER,
+        )
+        return [describe(Path(layer.path)) for layer in result.layers]
+
+    with mounted(tmp_path, "tmpfs", "8M") as folder:
+        subprocess.run(["mount", "-o", "remount,noexec,nodev,nosuid", folder], check=True)
+        assert pulled(Store.open(folder / "home")) == pulled(store)
 
 
 def test_a77_d9_a_small_disk_fills_and_the_next_run_works(tmp_path):
