@@ -131,12 +131,17 @@ _SPACE_HINT = (
 
 def _what_is_full(path: str) -> tuple[str, str | None]:
     """The same error number says that blocks or that inodes have run out; what helps differs."""
-    # What could not be made is not there to be asked, but what it was to lie in is.
-    while path and not os.path.lexists(path) and path != os.path.split(path)[0]:
-        path = os.path.split(path)[0]
-    try:
-        facts = os.statvfs(path)
-    except OSError:
-        return "no space left", None
+    # What could not be made is not there to be asked, nor what is cleared away meanwhile; what it lay in is.
+    while (facts := _facts_of(path)) is None:
+        path, below = os.path.split(path)[0], path
+        if path in ("", below):
+            return "no space left", None
     free = f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"
     return "no inodes left for more files" if facts.f_files and not facts.f_favail else "no space left", free
+
+
+def _facts_of(path: str) -> os.statvfs_result | None:
+    try:
+        return os.statvfs(path)
+    except OSError:
+        return None

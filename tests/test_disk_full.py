@@ -459,3 +459,5 @@ def test_of_two_names_the_one_that_was_to_be_made_is_told(tmp_path):
     error = local_error(OSError(errno.ENOSPC, "No space left on device", "../target", None, str(link)), "/elsewhere")
     assert error.message == f"{link}: no space left"
     assert FREE.search(error.cause or "")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert FREE.search(local_error(OSError(errno.ENOSPC, "", str(tmp_path / "dangling")), "/elsewhere").cause or "")

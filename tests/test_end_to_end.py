@@ -421,8 +421,8 @@ def test_a56_a_name_that_is_no_utf_8_in_every_output(registry, home):
         file.write(b"CONTENT")
     found = home.run("verify", "--format", "json")
     assert (found.returncode, "Traceback" in found.stderr) == (6, False)
-    (damage,) = json.loads(found.stdout)["layers"][0]["damages"]
-    assert os.fsencode(damage["path"]) == b"/caf\xe9"
+    damages = json.loads(found.stdout)["layers"][0]["damages"]
+    assert {os.fsencode(damage["path"]) for damage in damages} == {b"/caf\xe9"}
     assert "/caf\\xe9\t" in home.run("verify").stdout
 
 

@@ -27,7 +27,7 @@ _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # Whoever waits, or wants to interrupt, is served in between.
 _OFTEN = 512
 # Directories that are kept open on the way to the one that is being looked at.
-_DEPTH = 64
+_DEPTH = 32
 
 
 class Damage:

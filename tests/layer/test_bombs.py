@@ -69,7 +69,7 @@ SPARSE = (b"GNU.sparse.map", b"0,512"), (b"GNU.sparse.size", b"%d" % (8 << 60))
 BOMBS = {
     "10 GiB in one file": ([packed(announced(10 * GIB)), *zeros(10 * GIB)], "--max-layer-size"),
     "10 GiB in many files": ([packed(announced(64 * MIB)), ZEROS] * 160, "--max-layer-size"),
-    "10 GiB after the end": ([packed(reg(b"f"), END), *zeros(10 * GIB)], "follows the end of the archive"),
+    "10 GiB after the end": ([packed(reg(b"f"), END), *zeros(10 * GIB)], "follow the end of the archive"),
     "a PAX header of 4 GiB": (
         [packed(announced(4 * GIB, typ=b"x")), *zeros(4 * GIB)],
         "extension header of 4294967296",
