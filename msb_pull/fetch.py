@@ -1,8 +1,8 @@
 """One layer: from its source, through every check, into a staging directory.
 
 The compressed bytes are kept, counted and hashed, inflated, hashed again against the diff_id and piped into the child
-that writes the tree, all in one pass: one thread receives and inflates, another hashes the tar stream and feeds the
-child. Nothing leaves staging here; publishing is the pull's business.
+that writes the tree, all in one pass: one thread receives, one inflates, one hashes the tar stream and feeds the child.
+Nothing leaves staging here; publishing is the pull's business.
 """
 
 from __future__ import annotations
@@ -110,14 +110,16 @@ class LayerFetcher:
         try:
             pipe = _Pipe(task, process, self._options.max_bytes)
             with contextlib.ExitStack() as ending:
-                handoff = ending.enter_context(Handoff(pipe.pass_on))
+                feeding = ending.enter_context(Handoff(pipe.pass_on))
+                inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
                 # A thread that waits for the child gets away only when the child is gone.
                 ending.push(lambda kind, error, trace: process.kill() if error else None)
-                trouble = _pump(blob, pipe, handoff)
+                trouble = _pump(blob, inflating)
                 blob.verify()
                 if trouble is None:
                     try:
-                        return FetchedLayer(staging, pipe.finish(handoff), pipe.tar_bytes, blob.fetched)
+                        inflating.finish()
+                        return FetchedLayer(staging, pipe.finish(feeding), pipe.tar_bytes, blob.fetched)
                     except ContentError as error:
                         trouble = error
                     finally:
@@ -174,29 +176,30 @@ class _Pipe:
         self._decompressor: Decompressor | None = None
         self._head = b""
 
-    def inflate(self, chunk: bytes) -> Iterator[bytes]:
-        """Takes compressed bytes, gives the pieces of the tar stream; raises ContentError."""
+    def inflate(self, chunk: bytes, feeding: Handoff) -> None:
+        """Takes compressed bytes and hands the pieces of the tar stream over; raises ContentError."""
         if self._decompressor is None:
             # The magic of every format fits into six bytes, which a slow source may deliver one by one.
             self._head += chunk
             if len(self._head) < 6:
                 return
             chunk = self._head
-        yield from self._inflate(chunk)
+        for piece in self._inflate(chunk):
+            feeding.put(piece)
 
     def pass_on(self, piece: bytes) -> None:
         """Hashes a piece of the tar stream and feeds the child; raises LayerError when the child found trouble."""
         self._hash.update(piece)
         self._process.write(piece)
 
-    def finish(self, handoff: Handoff) -> UnpackReport:
+    def finish(self, feeding: Handoff) -> UnpackReport:
         """Ends the stream, compares the diff_id and takes the child's report; raises ContentError, LocalError."""
         if self._decompressor is None:
             for piece in self._inflate(self._head):
-                handoff.put(piece)
+                feeding.put(piece)
         assert self._decompressor is not None
         self._decompressor.finish()
-        handoff.finish()
+        feeding.finish()
         found = self._hash.hexdigest()
         if found != self._task.diff_id.hex:
             raise ContentError(
@@ -220,8 +223,8 @@ class _Pipe:
             yield piece
 
 
-def _pump(blob: BlobReader, pipe: _Pipe, handoff: Handoff) -> ContentError | None:
-    """Moves a whole blob through the pipe; returns what is wrong with its content, if anything.
+def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
+    """Moves a whole blob on to be inflated; returns what is known by then to be wrong with its content, if anything.
 
     A blob with bad content is still read to its end, since only its digest tells whether the download or the image is
     to blame.
@@ -230,8 +233,7 @@ def _pump(blob: BlobReader, pipe: _Pipe, handoff: Handoff) -> ContentError | Non
     for chunk in blob.chunks():
         if trouble is None:
             try:
-                for piece in pipe.inflate(chunk):
-                    handoff.put(piece)
+                inflating.put(chunk)
             except ContentError as error:
                 trouble = error
     return trouble
