@@ -46,7 +46,7 @@ def fill_with_images(home: str, count: int) -> None:
 
     pull = ["pull", "-q", f"oci:{REPOSITORY}/tests/sample:1", "--as", "sample:0", "--platform", "linux/amd64"]
     subprocess.run(run(*pull, home=home), check=True, env=environment(), stdout=subprocess.DEVNULL)
-    with Database.open(WORK / home / "oci.db", create=False) as database:
+    with Database.open(WORK / home / "oci.db", create=True) as database:
         image = database.find("docker.io/library/sample:0")
         manifest = parse_document(image.manifest_bytes, None, "sample")
         config = parse_config(image.config_bytes, manifest, "sample")
