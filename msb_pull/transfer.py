@@ -88,6 +88,7 @@ class Transfer:
             missing = self._plan()
             # Even with nothing missing: a layer may have to be made again for this base, as it had before a crash.
             self._store.sweep()
+            self._drop_partials()
             self._place_all(missing)
             self._record()
         result = self._result(started)
@@ -129,6 +130,12 @@ class Transfer:
         planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
         self._observer(events.PullPlanned(self._name, str(self._resolved.platform), planned))
         return [layer for layer in self._layers if not layer.present]
+
+    def _drop_partials(self) -> None:
+        """A layer that got its name in the last moment before an interruption may have left its download."""
+        for layer in self._layers:
+            if layer.present:
+                self._store.partial_path(layer.digest).unlink(missing_ok=True)
 
     def _store_waits(self, holder: str) -> None:
         self._observer(events.StoreWaiting(self._name, holder))

@@ -410,6 +410,20 @@ def test_d33_a_store_that_was_copied_without_attributes(registry, home, tmp_path
     assert differences(good, describe(moved.layers / f"{added.layer_digests[0]}.extracted")) == []
 
 
+def test_the_download_of_a_layer_that_got_its_name_goes(registry, home):
+    """The last step before it is removed may fail, on a full disk, say: the layer is there, and so is its download."""
+    first, added = sample(registry)
+    assert home.pull(first).returncode == 0
+    digest = added.layer_digests[0]
+    (home.layers / ".msb-pull" / "partial" / digest).write_bytes(registry.blobs[digest])
+    registry.add_image("acme/other", "1", [gz(layer_tar(BASE))])
+    other = f"{registry.host}/acme/other:1"
+    assert home.pull("--dry-run", other).returncode == 0
+    assert [x.name for x in home.partials()] == [digest]
+    assert home.pull(other).returncode == 0
+    assert home.partials() == []
+
+
 def test_a56_a_name_that_is_no_utf_8_in_every_output(registry, home):
     layer = gzip.compress(reg(b"caf\xe9", b"content") + END)
     name = f"{registry.host}/acme/bytes:1"
