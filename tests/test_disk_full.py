@@ -207,18 +207,19 @@ def test_a77_what_cannot_fit_says_how_much_is_needed(tmp_path, registry):
 
 def test_d9_full_while_downloading(tmp_path, registry):
     """What has arrived stays, and only the rest is asked for."""
-    content = random.Random(1).randbytes(9_000_000)
+    content = random.Random(1).randbytes(20_000_000)
     name, image = added(registry, [shrunk([file("big", content)])])
     (digest,) = image.layer_digests
-    with disk(tmp_path) as where:
+    with disk(tmp_path, "64M") as where:
         home = Small(tmp_path, where)
-        with filled(where, 11_000_000):
+        with filled(where, 21_000_000):
             told(home.pull(name), where)
             assert list(home.layers.glob("*.extracted")) == []
             assert os.listdir(home.layers / ".msb-pull" / "staging") == []
             (partial,) = home.partials()
             kept = partial.stat().st_size
-            assert 3_000_000 < kept < 9_000_000
+            # Receiving is some ten megabytes ahead of unpacking at the most.
+            assert 3_000_000 < kept < 20_000_000
         registry.requests.clear()
         run = home.pull(name)
         assert run.returncode == 0, run.stderr
