@@ -36,8 +36,6 @@ _PROGRESS_INTERVAL = 0.1
 _SMALL_BLOBS = 16_000_000
 _SMALL_RECORDS = 64_000
 
-_LOST = "entries overwritten within the layer: sizes and checksums agree, the stream cannot be made again"
-
 
 class Verdict(enum.StrEnum):
     """What can be said of a layer."""
@@ -52,8 +50,8 @@ class Verdict(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """One layer: ``proven`` means that its stream was made again and has the signed diff_id, ``unchanged`` that all
-    that was compared agrees (quick, or a stream that cannot be made again: ``remark`` says so), ``unprovable`` that it
-    has no record, ``unreadable`` that this user may not look at all of it and the rest agrees."""
+    that was compared agrees (quick), ``unprovable`` that only another program knows it, ``unreadable`` that this user
+    may not look at all of it and the rest agrees."""
 
     digest: str
     verdict: Verdict
@@ -110,13 +108,14 @@ class _Work:
 
 
 class LayerCheck:
-    """The verification of one layer."""
+    """The verification of one layer; of one that is not ``ours`` nothing may be known."""
 
     def __init__(
         self,
         store: Store,
         layer: StoredLayer,
         images: tuple[str, ...],
+        ours: bool,
         quick: bool,
         observer: Observer,
         cancel: threading.Event,
@@ -124,6 +123,7 @@ class LayerCheck:
         self._store = store
         self._layer = layer
         self._images = images
+        self._ours = ours
         self._quick = quick
         self._observer = observer
         self._cancel = cancel
@@ -153,11 +153,16 @@ class LayerCheck:
         state = store.layer_state(key)
         if state is LayerState.ABSENT:
             return self._report(Verdict.DAMAGED, [Damage(b"", "missing", "a directory", "nothing")])
-        if state is not LayerState.COMPLETE:
+        if state is not LayerState.COMPLETE and not self._ours:
             what = "a symlink or a file" if state is LayerState.SYMLINK else "written by another program"
             return self._report(Verdict.UNPROVABLE, [], f"no record: {what}")
+        if state is LayerState.SYMLINK:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "type", "a directory", "a symlink or a file")])
+        if state is LayerState.FOREIGN:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])
         directory, record, notes = map(os.fspath, (store.layer_dir(key), store.record_path(key), store.notes_path(key)))
-        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick)
+        kept = os.fspath(store.kept_path(key))
+        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept)
         try:
             return self._judged(prove(task, self._tell))
         except PermissionError as error:
@@ -165,9 +170,6 @@ class LayerCheck:
 
     def _judged(self, found: Findings) -> LayerReport:
         verdict, remarks = Verdict.UNCHANGED if self._quick else Verdict.PROVEN, []
-        if found.lost and not self._quick:
-            verdict = Verdict.UNCHANGED
-            remarks.append(_LOST)
         if found.denied:
             verdict = Verdict.UNREADABLE
             first = "/" + printable(found.denied[0])

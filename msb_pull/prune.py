@@ -130,7 +130,11 @@ def apply_prune(
         records = [item for item in plan.records if item in still]
         try:
             for item in (*partials, *records):
-                (store.own / item.name).unlink(missing_ok=True)
+                path = store.own / item.name
+                if path.is_dir() and not path.is_symlink():
+                    store.trash(path)
+                else:
+                    path.unlink(missing_ok=True)
             leftovers = store.sweep() + _drop_dead_links(store)
         except OSError as error:
             raise local_error(error, store.layers) from error
@@ -166,6 +170,8 @@ def remove_layer(store: Store, key: LayerKey) -> None:
         link.unlink(missing_ok=True)
         store.notes_path(key).unlink(missing_ok=True)
         store.record_path(key).unlink(missing_ok=True)
+        if store.kept_path(key).is_dir():
+            store.trash(store.kept_path(key))
     except OSError as error:
         raise local_error(error, store.layers) from error
 

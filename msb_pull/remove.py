@@ -7,40 +7,50 @@ import os
 import stat
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(
-    name: bytes | str | os.PathLike[str], directory: int | None = None, *, deadline: float | None = None
+    name: bytes | str | os.PathLike[str],
+    directory: int | None = None,
+    *,
+    deadline: float | None = None,
+    discard: Callable[[int, bytes], None] | None = None,
 ) -> bool:
     """Removes the directory ``name`` (in the open ``directory``) with all it holds; raises OSError.
 
     Directories without permissions are opened up on the way. Deep trees cost no recursion: what lies deeper than a
     few levels is first moved up. Another file system that is mounted inside is left alone, with an error. False when
-    ``deadline`` (time.monotonic) passed first.
+    ``deadline`` (time.monotonic) passed first. ``discard`` takes away what is no directory, by the open directory it
+    lies in and its name there.
     """
+    discard = discard or _unlink
     root = _open_inside(directory, name)
     try:
         device = os.fstat(root).st_dev
         serial = 0
-        while folders := _empty(root):
+        while folders := _empty(root, discard):
             for folder in folders:
                 if deadline is not None and time.monotonic() > deadline:
                     return False
                 # Emptying one level and moving its folders up keeps the number of open descriptors at two.
-                serial = _flatten(root, folder, serial, device)
+                serial = _flatten(root, folder, serial, device, discard)
     finally:
         os.close(root)
     os.rmdir(name, dir_fd=directory)
     return True
 
 
-def _flatten(root: int, folder: bytes, serial: int, device: int) -> int:
+def _flatten(root: int, folder: bytes, serial: int, device: int, discard: Callable[[int, bytes], None]) -> int:
     inner = _open_inside(root, folder)
     try:
         if os.fstat(inner).st_dev != device:
             raise OSError(errno.EBUSY, "another file system is mounted here", os.fsdecode(folder))
-        for child in _empty(inner):
+        for child in _empty(inner, discard):
             while True:
                 try:
                     os.rename(child, b".removed-%d" % serial, src_dir_fd=inner, dst_dir_fd=root)
@@ -67,8 +77,12 @@ def _open_inside(directory: int | None, name: bytes | str | os.PathLike[str]) ->
         return os.open(name, _OPEN_DIR, dir_fd=directory)
 
 
-def _empty(directory: int) -> list[bytes]:
-    """Unlinks everything in a directory but its folders, which are returned."""
+def _unlink(directory: int, name: bytes) -> None:
+    os.unlink(name, dir_fd=directory)
+
+
+def _empty(directory: int, discard: Callable[[int, bytes], None]) -> list[bytes]:
+    """Takes everything out of a directory but its folders, which are returned."""
     if os.fstat(directory).st_mode & stat.S_IRWXU != stat.S_IRWXU:
         os.fchmod(directory, 0o700)
     folders = []
@@ -78,7 +92,7 @@ def _empty(directory: int) -> list[bytes]:
         if is_folder:
             folders.append(name)
         else:
-            os.unlink(name, dir_fd=directory)
+            discard(directory, name)
     return folders
 
 

@@ -17,6 +17,7 @@ from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
 from msb_pull.layer.expected import content_paths, expected_tree
+from msb_pull.layer.kept import Kept
 from msb_pull.layer.limits import printable
 from msb_pull.layer.record import Notes
 from msb_pull.layer.recreate import recreate
@@ -200,13 +201,7 @@ class _Archive:
         progress = self._progress(layer, notes.tar_bytes)
         progress(0)
         record = self._store.record_path(layer.key)
-        nodes, lost = expected_tree(record, notes)
-        if lost:
-            raise ContentError(
-                f"layer {layer.digest.short}: {lost} of its files were overwritten within the layer, so that its tar "
-                "stream cannot be made again",
-                hint="copy this image with skopeo instead",
-            )
+        nodes, _ = expected_tree(record, notes)
         hasher = layer.diff_id.hasher()
 
         def refuse(path: bytes, expected: str, found: str) -> None:
@@ -216,12 +211,14 @@ class _Archive:
             )
 
         root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        kept = Kept(os.fspath(self._store.kept_path(layer.key)))
         try:
-            for piece in recreate(record, root, content_paths(nodes), refuse):
+            for piece in recreate(record, root, content_paths(nodes), refuse, kept=kept):
                 hasher.update(piece)
                 progress(len(piece))
                 yield piece
         finally:
+            kept.close()
             os.close(root)
         if hasher.hexdigest() != layer.diff_id.hex:
             raise ContentError(

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from msb_pull import events
 from msb_pull.errors import Cancelled, ContentError
 from msb_pull.fetch import FetchedLayer, LayerFetcher, LayerTask
+from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import Settled, derive_again, settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
+from msb_pull.sizes import format_size
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.locks import Busy
 from msb_pull.store.rows import ImageRecord
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.store import Store
+
+# Above so many bytes a person shall know where they went: no directory shows them.
+_MUCH = 64 << 20
 
 
 @dataclass(slots=True)
@@ -295,7 +300,9 @@ class Transfer:
             chain=layer.chain,
         ).save(fetched.staging.notes)
         self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
-        for warning in (*report.warnings, *settled.warnings):
+        kept = keep_aside(fetched.staging.path, fetched.staging.kept)
+        large = [f"{format_size(kept)} of it are overwritten by its own later entries and kept"] if kept > _MUCH else []
+        for warning in (*report.warnings, *settled.warnings, *large):
             self._observer(events.Warned(self._name, f"layer {layer.digest.short}: {warning}"))
         self._store.publish(fetched.staging, layer.key, replace=True)
         if self._source.remote:

@@ -81,7 +81,10 @@ def verify_layers(
         # Not before: what is removed while this waits for the lock is no damage.
         images = stored_images(store, references)
         wanted = [x for x in _distinct(images) if only is None or str(x[0].key) in only]
-        checks = [LayerCheck(store, layer, names, quick, observer, cancel) for layer, names in wanted]
+        ours = {layer.key for image in images if image.digest is not None for layer in image.layers}
+        checks = [
+            LayerCheck(store, layer, names, layer.key in ours, quick, observer, cancel) for layer, names in wanted
+        ]
         reports = run_checks(checks, jobs)
     return VerifyReport(tuple(image.reference for image in images), tuple(reports), (), time.monotonic() - started)
 

@@ -181,17 +181,15 @@ def test_a_layer_of_two_bases_is_repaired_on_each(registry, home):
         assert [describe(tree) for tree in trees] == good
 
 
-def test_layers_without_a_record_are_unprovable_and_no_failure(registry, home):
-    """What another program wrote is never called good, but nothing says that it is bad."""
+def test_layers_of_ours_without_a_record_are_fetched_again(registry, home):
+    """Nothing says that they are bad, but nothing could say that they are good either."""
     name, added = sample(registry)
     assert home.pull(name).returncode == 0
     for kind in ("tar", "json"):
         (home.layers / ".msb-pull" / "records" / f"{added.layer_digests[0]}.{kind}").unlink()
-    before = len(registry.requests)
-    run = home.run("verify", "--repair")
-    assert (run.returncode, run.stdout) == (0, "")
-    assert "no record" in run.stderr and "1 layer cannot be proven" in run.stderr
-    assert "Verified 1 layer " in run.stderr
     document = json.loads(home.run("verify", "--format", "json").stdout)
-    assert [layer["verdict"] for layer in document["layers"]] == ["unprovable", "proven"]
-    assert len(registry.requests) == before
+    assert [layer["verdict"] for layer in document["layers"]] == ["damaged", "proven"]
+    assert document["error"]["code"] == 6
+    run = home.run("verify", "--repair")
+    assert run.returncode == 0 and "1 layer repaired" in run.stderr, run.stderr
+    assert home.run("verify").returncode == 0

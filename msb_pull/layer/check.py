@@ -8,9 +8,11 @@ import stat
 
 from msb_pull.layer.attributes import OVERRIDE_STAT
 from msb_pull.layer.expected import content_paths
+from msb_pull.layer.holes import crc_of, first_data
+from msb_pull.layer.keeping import Keeping
 from msb_pull.layer.limits import printable
-from msb_pull.layer.recreate import Listener, crc_of, stream
-from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, list_attributes, user_attributes
+from msb_pull.layer.recreate import Listener, stream
+from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from msb_pull.layer.expected import Node
+    from msb_pull.layer.kept import Kept
     from msb_pull.layer.record import Payload, Record
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,6 +80,7 @@ class Check(Listener):
         self._open_ones: list[tuple[bytes, int]] = []
         self._content: list[Damage] = []
         self._later = False
+        self._keeping = Keeping(root)
 
     def tree(self, *, content_follows: bool) -> Iterator[Damage]:
         """Compares names, types, modes, owners, attributes, sizes, links and times; raises OSError.
@@ -106,15 +110,16 @@ class Check(Listener):
         yield from self._missing()
 
     def content(
-        self, record: Record, leave: Callable[[bytes], bool], take: Callable[[memoryview], None]
+        self, record: Record, kept: Kept, leave: Callable[[bytes], bool], take: Callable[[memoryview], None]
     ) -> Iterator[Damage]:
         """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was.
 
-        The record's entries have been read. Files that ``leave`` is true for are not read.
+        The record's entries have been read. Files that ``leave`` is true for are not read, and what is overwritten is
+        looked for in ``kept``.
         """
-        paths = {index: path for index, path in content_paths(self._nodes).items() if not leave(path)}
+        paths = {index: None if leave(path) else path for index, path in content_paths(self._nodes).items()}
         found = self._content
-        for piece in stream(record, self._root, paths, self):
+        for piece in stream(record, self._root, paths, self, kept=kept):
             take(piece)
             yield from found
             found.clear()
@@ -149,7 +154,9 @@ class Check(Listener):
         try:
             handle = _descend(self._root, path, _OPEN_FILE)
             try:
-                crc = crc_of(handle, sparse if sparse is not None else ((0, stored),))
+                segments = sparse if sparse is not None else ((0, stored),)
+                crc = crc_of(handle, segments)
+                stray = first_data(handle, segments, os.fstat(handle).st_size)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -157,6 +164,8 @@ class Check(Listener):
             return
         if crc != expected:
             yield Damage(path, "content", f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+        elif stray is not None:
+            yield Damage(path, "content", "a hole", f"data at byte {stray}")
 
     def opened(self, path: bytes, handle: int) -> None:
         """Compares what :meth:`tree` has left."""
@@ -167,6 +176,10 @@ class Check(Listener):
     def closed(self, path: bytes, stored: int, error: OSError) -> None:
         """A file that cannot be opened or read."""
         self._content.extend(self._trouble(path, error))
+
+    def lost(self, path: bytes, found: str) -> None:
+        """What a later entry has overwritten is no part of the tree, but of the stream."""
+        self._content.append(Damage(path, "overwritten", "the content that a later entry replaced", found))
 
     def _content_differs(self, path: bytes, expected: str, found: str) -> None:
         self._content.append(Damage(path, "content", expected, found))
@@ -250,12 +263,14 @@ class Check(Listener):
         if stat.S_IFMT(facts.st_mode) != node.kind:
             yield Damage(path, "type", _kind(node.kind), _kind(facts.st_mode))
             return
-        if node.mtime_ns is not None and not _same_time(facts.st_mtime_ns, node.mtime_ns):
+        if node.mtime_ns is not None and not self._keeping.is_kept(node.mtime_ns, facts.st_mtime_ns):
             yield Damage(path, "time", _seconds(node.mtime_ns), _seconds(facts.st_mtime_ns))
         if node.kind == stat.S_IFLNK:
             target = os.readlink(name, dir_fd=directory)
             if target != node.link:
                 yield Damage(path, "target", printable(node.link), printable(target))
+            for extra in link_attributes(directory, name) if self._attributes else ():
+                yield Damage(path, "attribute", "nothing", printable(extra))
             return
         if stat.S_IMODE(facts.st_mode) != node.mode:
             yield Damage(path, "mode", f"{node.mode:04o}", f"{stat.S_IMODE(facts.st_mode):04o}")
@@ -273,7 +288,7 @@ class Check(Listener):
 
     def _compare_attributes(self, path: bytes, node: Node, handle: int) -> Iterator[Damage]:
         try:
-            there = dict(user_attributes(handle))
+            there = dict(image_attributes(handle))
         except OSError as error:
             yield from self._trouble(path, error)
             return
@@ -326,14 +341,6 @@ def _descend(directory: int, path: bytes, flags: int = _OPEN_DIR) -> int:
     finally:
         if current != directory:
             os.close(current)
-
-
-def _same_time(found: int, expected: int) -> bool:
-    # A file system keeps what it can: ext4 ends in 2446, others know no nanoseconds.
-    return found == expected or expected > _FAR or (found == expected // 1_000_000_000 * 1_000_000_000 != expected)
-
-
-_FAR = 15_032_385_535 * 1_000_000_000
 
 
 def _kind(mode: int) -> str:

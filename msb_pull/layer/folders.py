@@ -13,6 +13,7 @@ import stat
 import sys
 
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
+from msb_pull.layer.kept import Keeper
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.xattrs import set_attribute
 from msb_pull.remove import remove_tree
@@ -66,6 +67,7 @@ class Folders:
         self.implied: dict[bytes, None] = {b"": None}
         self._implied_room = MAX_NOTED
         self.replaced = 0
+        self.keeper = Keeper(root)
         self._warn = warn
         self._xattrs = xattrs
         self._exact_modes = exact_modes
@@ -157,12 +159,12 @@ class Folders:
         self.replaced += 1
         facts = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
         if not stat.S_ISDIR(facts.st_mode):
-            os.unlink(name, dir_fd=folder.descriptor)
+            self.keeper.discard(folder.descriptor, name)
             if stat.S_ISLNK(facts.st_mode):
                 self._aliases.clear()
             return
         self.release(folder.below(name))
-        remove_tree(name, folder.descriptor)
+        remove_tree(name, folder.descriptor, discard=self.keeper.discard)
 
     def release(self, path: bytes) -> None:
         """Forgets a directory, which is about to go or to move, and all below it."""

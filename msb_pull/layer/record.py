@@ -98,11 +98,19 @@ class RecordStream:
 
 
 class Record:
-    """One record, to be read once: :meth:`entries`, and then ``payloads`` says where each payload belongs."""
+    """One record, to be read once: :meth:`entries`, and then ``payloads`` says where each payload belongs.
+
+    Then ``sizes`` are those of sparse files by their entries, ``content`` is that of all files together, ``count`` that
+    of the entries, and ``length`` that of the stream.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
         self.payloads: list[Payload] = []
+        self.sizes: dict[int, int] = {}
+        self.content = 0
+        self.count = 0
+        self.length = 0
 
     def entries(self) -> Iterator[Entry]:
         """The entries in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
@@ -117,9 +125,13 @@ class Record:
                 if entry.crc is not None:
                     place = reader.passed - _CHECKSUM
                     payloads.append((place, entry.index, entry.crc, entry.stored, entry.sparse))
+                    if entry.sparse is not None:
+                        self.sizes[entry.index] = entry.size
                 yield entry
             # Damage may stand behind the last entry as well.
             reader.drain()
+            self.content, self.count = reader.content_bytes, reader.entries
+            self.length = reader.bytes_read + sum(payload[3] - _CHECKSUM for payload in payloads)
         finally:
             stream.close()
 
@@ -235,7 +247,7 @@ class Notes:
                 unkept=[_typed(index, int) for index in document.get("unkept", [])],
                 warnings=_typed(document["warnings"], list),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ContentError(f"{path}: the notes of a layer are damaged", cause=repr(error)) from None
 
 

@@ -6,6 +6,7 @@ import os
 
 from isal.isal_zlib import crc32
 
+from msb_pull.layer.holes import first_data
 from msb_pull.layer.record import Record, RecordStream
 
 # Importing typing takes longer than verifying a small layer.
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from msb_pull.layer.kept import Kept
     from msb_pull.layer.record import Payload
 
     OnDamage = Callable[[bytes, str, str], None]
@@ -25,8 +27,12 @@ _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def recreate(record: Path, layer: int, paths: Mapping[int, bytes], on_damage: OnDamage) -> Iterator[bytes]:
-    """Yields the tar stream of a layer. ``layer`` is its open directory, ``paths`` says where each payload lies.
+def recreate(
+    record: Path, layer: int, paths: Mapping[int, bytes | None], on_damage: OnDamage, *, kept: Kept | None = None
+) -> Iterator[bytes]:
+    """Yields the tar stream of a layer. ``layer`` is its open directory, ``paths`` says where each payload lies, None
+    of one that is not to be read. Payloads that lie nowhere there are looked for in ``kept``.
+
 
     ``on_damage`` is told path, expectation and finding of each payload that is not what it was; the stream then goes
     on with what there is, padded to its size. Raises ContentError when the record itself is damaged.
@@ -34,19 +40,8 @@ def recreate(record: Path, layer: int, paths: Mapping[int, bytes], on_damage: On
     read = Record(record)
     for _ in read.entries():
         pass
-    for piece in stream(read, layer, paths, Listener(on_damage)):
+    for piece in stream(read, layer, paths, Listener(on_damage), kept=kept):
         yield bytes(piece)
-
-
-def crc_of(handle: int, segments: Iterable[tuple[int, int]]) -> int:
-    """The CRC-32 of what an open file holds in its segments (offset, length), as far as it goes; raises OSError."""
-    crc = 0
-    for offset, length in segments:
-        end = offset + length
-        while offset < end and (piece := os.pread(handle, min(_BUFFER, end - offset), offset)):
-            crc = crc32(piece, crc)
-            offset += len(piece)
-    return crc
 
 
 class Listener:
@@ -62,11 +57,18 @@ class Listener:
         """A file of which so many bytes were wanted cannot be read."""
         self.damaged(path, f"{stored} bytes", error.strerror or "unreadable")
 
+    def lost(self, path: bytes, found: str) -> None:
+        """What a later entry has overwritten is not kept beside the record."""
+        self.damaged(path, "the overwritten content", found)
 
-def stream(record: Record, layer: int, paths: Mapping[int, bytes], listener: Listener) -> Iterator[memoryview]:
+
+def stream(
+    record: Record, layer: int, paths: Mapping[int, bytes | None], listener: Listener, *, kept: Kept | None = None
+) -> Iterator[memoryview]:
     """The same for a record whose entries have been read; a piece is valid until the next one is asked for."""
     headers = _Headers(record)
     files = _Files(layer, listener)
+    beside = _Beside(record, paths, kept, listener)
     out = _Out()
     try:
         for payload in record.payloads:
@@ -74,15 +76,19 @@ def stream(record: Record, layer: int, paths: Mapping[int, bytes], listener: Lis
                 if not out.put(piece):
                     yield from out.add(piece)
             headers.skip(_CHECKSUM)
-            path = paths.get(payload[1])
+            path = paths.get(payload[1], b"")
             if path is None:
                 yield from out.zeros(payload[3])
+            elif not path:
+                yield from beside.payload(payload, out)
             elif not files.small(payload, path, out):
                 yield from files.payload(payload, path, out)
         for piece in headers.until(None):
             yield from out.add(piece)
-        yield out.take()
+        if out.used:
+            yield out.take()
     finally:
+        beside.close()
         files.close()
         headers.close()
 
@@ -112,7 +118,9 @@ class _Out:
 
     def add(self, data: bytes) -> Iterator[memoryview]:
         if not self.put(data):
-            yield self.take()
+            # Whoever reads pieces takes an empty one for the end.
+            if self.used:
+                yield self.take()
             if not self.put(data):
                 yield memoryview(data)
 
@@ -242,6 +250,8 @@ class _Files:
                     crc = crc32(view[:count], crc)
                     offset += count
                     left -= count
+            if sparse is not None and (at := first_data(handle, sparse, os.fstat(handle).st_size)) is not None:
+                self._listener.damaged(path, "a hole", f"data at byte {at}")
         except OSError as error:
             self._listener.closed(path, stored, error)
             yield from out.zeros(left)
@@ -267,3 +277,43 @@ class _Files:
             current = following
         os.close(self._directory)
         self._directory, self._path = current, path
+
+
+class _Beside:
+    """Payloads that have no place in the layer any more; what is wrong with them is told under their entries' names."""
+
+    def __init__(
+        self, record: Record, paths: Mapping[int, bytes | None], kept: Kept | None, listener: Listener
+    ) -> None:
+        self._record = record
+        self._paths = paths
+        self._kept = kept
+        self._listener = listener
+        self._files: _Files | None = None
+        self._names: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+
+    def payload(self, payload: Payload, out: _Out) -> Iterator[memoryview]:
+        index, stored = payload[1], payload[3]
+        try:
+            found = None if self._kept is None else self._kept.take(payload, self._record.sizes.get(index, stored))
+        except OSError as error:
+            self._lost(index, error.strerror or "unreadable")
+            yield from out.zeros(stored)
+            return
+        if found is None or self._kept is None:
+            self._lost(index, "nothing")
+            yield from out.zeros(stored)
+            return
+        if self._files is None:
+            self._files = _Files(self._kept.folder, Listener(self._listener.damaged))
+        yield from self._files.payload(found[1], found[0], out)
+
+    def _lost(self, index: int, found: str) -> None:
+        if not self._names:
+            wanted = {payload[1] for payload in self._record.payloads} - self._paths.keys()
+            self._names = {x.index: x.name for x in Record(self._record.path).entries() if x.index in wanted}
+        self._listener.lost(self._names[index].strip(b"/"), found)

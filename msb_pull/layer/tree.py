@@ -244,15 +244,19 @@ class TreeWriter:
             if path.startswith(PLINKS + b"/") and path.count(b"/") == 1 and entry.type == REG:
                 self._file(self._plink_folder(), name, entry, _S_IFREG, chunk)
                 self._plinks[path] = entry.index
+            else:
+                self._folders.keeper.write(entry, chunk)
             return
         check_whiteout(name)
         folder = self._parent(entry, path)
         if not folder.path and is_leftover(name):
             # A symlink led to the top, where only AUFS has such names.
+            self._folders.keeper.write(entry, chunk)
             return
         entry.xattrs = None
         if entry.size and entry.type == REG:
             self._warn_once("the content of a whiteout is left out")
+            self._folders.keeper.write(entry, chunk)
         self._file(folder, name, entry, _S_IFREG, None)
         self._marked[folder.path] = None
 

@@ -51,6 +51,10 @@ class Layout:
         """What is known of a layer beside its record."""
         return self.own / "records" / f"{layer}.json"
 
+    def kept_path(self, layer: Name) -> Path:
+        """A folder with the payloads that later entries of the layer overwrite; most layers have none."""
+        return self.own / "records" / f"{layer}.kept"
+
     def partial_path(self, layer: Name) -> Path:
         """What has arrived of a blob so far."""
         return self.own / "partial" / str(layer)

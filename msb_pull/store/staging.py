@@ -25,11 +25,12 @@ _LAST_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """A private place on the layers' file system: the tree to be, its record and its notes."""
+    """A private place on the layers' file system: the tree to be, its record, its notes, and what it overwrites."""
 
     path: Path
     record: Path
     notes: Path
+    kept: Path
 
 
 class Places:

@@ -95,7 +95,7 @@ class Store(Layout):
         from msb_pull.remove import disk_usage
 
         total = 0
-        for path in (self.layer_dir(layer), self.record_path(layer), self.notes_path(layer)):
+        for path in (self.layer_dir(layer), self.record_path(layer), self.notes_path(layer), self.kept_path(layer)):
             with contextlib.suppress(FileNotFoundError):
                 total += disk_usage(path)
         return total
@@ -161,7 +161,7 @@ class Store(Layout):
         self._refuse_symlink(layer)
         with self.places.private(layer.short) as folder:
             folder.mkdir(mode=0o700)
-            place = Staging(folder / "tree", folder / "record", folder / "notes")
+            place = Staging(folder / "tree", folder / "record", folder / "notes", folder / "kept")
             place.path.mkdir(mode=0o700)
             yield place
 
@@ -217,14 +217,15 @@ class Store(Layout):
     def _place_new(self, staging: Staging, layer: Name, final: Path) -> None:
         from msb_pull.store.exchange import rename
 
-        os.replace(staging.record, self.record_path(layer))
-        os.replace(staging.notes, self.notes_path(layer))
+        self._place_record(staging, layer)
         try:
             rename(staging.path, final)
         except OSError:
             # Another program was faster: what it made must not pass for ours.
             os.replace(self.notes_path(layer), staging.notes)
             os.replace(self.record_path(layer), staging.record)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.kept_path(layer), staging.kept)
             if self.layer_state(layer) is not LayerState.FOREIGN:
                 raise
             self._swap_in(staging, layer, final)
@@ -242,6 +243,14 @@ class Store(Layout):
             if noted:
                 os.replace(former, notes)
             raise
+        self._place_record(staging, layer)
+
+    def _place_record(self, staging: Staging, layer: Name) -> None:
+        """Notes last: with them the layer counts as complete."""
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.kept_path(layer), staging.kept.with_name("former kept"))
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(staging.kept, self.kept_path(layer))
         os.replace(staging.record, self.record_path(layer))
         os.replace(staging.notes, self.notes_path(layer))
 

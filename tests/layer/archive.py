@@ -9,6 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.prove import LayerTask, prove
 from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import Settled
@@ -97,15 +98,17 @@ def extract(folder: Path, *entries: bytes, record: Path | None = None, proven: b
 
 
 def assert_proven(folder: Path, record: Path, stream: bytes, report: UnpackReport, settled: Settled) -> None:
-    """What lies there is what the stream said, and gives the stream back, unless its content was replaced in itself."""
+    """What lies there is what the stream said, and gives the stream back."""
     diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
     with tempfile.TemporaryDirectory() as elsewhere:
         notes = Path(elsewhere, "notes")
         Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
-        found = prove(LayerTask(str(folder), str(record), str(notes), diff_id, False), lambda *_: None)
+        kept = Path(elsewhere, "kept")
+        keep_aside(folder, kept)
+        found = prove(LayerTask(str(folder), str(record), str(notes), diff_id, False, str(kept)), lambda *_: None)
     assert not found.damages, found.damages
     assert found.denied == []
-    assert found.lost or found.diff_id == diff_id
+    assert found.diff_id == diff_id
 
 
 def override(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull.errors import ContentError
+from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.prove import LayerTask, prove
 from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import derive_again, settle
@@ -65,15 +66,17 @@ class Layer:
         finally:
             os.close(root)
         self.settled = settle(self.tree, report, below)
+        self.kept = self.tree.with_name("kept")
+        keep_aside(self.tree, self.kept)
         self.diff_id = "sha256:" + hashlib.sha256(self.stream).hexdigest()
         notes = Notes.of(report, self.settled, diff_id=self.diff_id, tar_bytes=len(self.stream), chain="")
         notes.save(self.notes)
 
     def check(self) -> None:
-        task = LayerTask(str(self.tree), str(self.record), str(self.notes), self.diff_id, False)
+        task = LayerTask(str(self.tree), str(self.record), str(self.notes), self.diff_id, False, str(self.kept))
         found = prove(task, lambda done, total, entries: None)
         assert found.damages == []
-        assert found.lost or found.diff_id == self.diff_id
+        assert found.diff_id == self.diff_id
         assert derive_again(self.settled.derived, self.tree, self.below) == self.settled.derived
 
 

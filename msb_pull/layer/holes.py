@@ -1,0 +1,82 @@
+"""Reads files with holes: what is a hole costs nothing, however large it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from isal.isal_zlib import crc32
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_PIECE = 1 << 18
+
+
+def crc_of(handle: int, segments: Iterable[tuple[int, int]]) -> int:
+    """The CRC-32 of what an open file holds in its segments (offset, length), as far as it goes; raises OSError."""
+    crc = 0
+    for offset, length in segments:
+        end = offset + length
+        while offset < end and (piece := os.pread(handle, min(_PIECE, end - offset), offset)):
+            crc = crc32(piece, crc)
+            offset += len(piece)
+    return crc
+
+
+def data_ranges(handle: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where (from, to) an open file may hold other bytes than zeros between two offsets; raises OSError."""
+    while start < end:
+        try:
+            start = os.lseek(handle, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            yield start, end
+            return
+        if start >= end:
+            return
+        hole = min(end, os.lseek(handle, start, os.SEEK_HOLE))
+        yield start, hole
+        start = hole
+
+
+def first_data(handle: int, segments: Iterable[tuple[int, int]], size: int) -> int | None:
+    """The first byte outside the segments (offset, length, in order) of a file that is not zero; raises OSError.
+
+    None where all is as it must be: between the segments of a sparse file lie holes, or zeros that fill them.
+    """
+    before = 0
+    for offset, length in (*segments, (size, 0)):
+        for start, end in data_ranges(handle, before, offset):
+            found = _first_byte(handle, start, end)
+            if found is not None:
+                return found
+        before = offset + length
+    return None
+
+
+def same_content(one: int, other: int) -> bool:
+    """Whether two open files hold the same bytes; what is a hole in both is not read. Raises OSError."""
+    size = os.fstat(one).st_size
+    if size != os.fstat(other).st_size:
+        return False
+    for first, second in ((one, other), (other, one)):
+        for start, end in data_ranges(first, 0, size):
+            while start < end:
+                piece = os.pread(first, min(_PIECE, end - start), start)
+                if not piece or piece != os.pread(second, len(piece), start):
+                    return False
+                start += len(piece)
+    return True
+
+
+def _first_byte(handle: int, start: int, end: int) -> int | None:
+    while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
+        if piece.count(0) != len(piece):
+            return start + len(piece) - len(piece.lstrip(b"\0"))
+        start += len(piece)
+    return None
