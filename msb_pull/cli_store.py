@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.check import Damage
     from msb_pull.prune import PrunePlan
     from msb_pull.save import SaveResult
+    from msb_pull.store.proven import Difference
     from msb_pull.store.store import Store
     from msb_pull.verify import LayerReport, VerifyReport
 
@@ -35,14 +36,15 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         report = verify_images(
             store, _named(run, images), quick=quick, jobs=run.settings.jobs, observer=run.observe, cancel=run.cancel
         )
-    if repair and report.damaged and store is not None:
+    if repair and (report.damaged or report.misrecorded) and store is not None:
         report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
             run.warn(f"layer {short(layer.digest)}: {layer.remark}")
-    lines = [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
+    lines = [_rows_line(x.reference, difference) for x in report.rows for difference in x.differences]
+    lines += [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
     error: MsbPullError | None = None
-    if report.damaged:
+    if report.damaged or report.misrecorded:
         error = _damage_error(report, repair=repair)
     elif report.unreadable:
         count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
@@ -274,9 +276,15 @@ def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any
 
 
 def _damage_error(report: VerifyReport, *, repair: bool) -> ContentError:
-    message = f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged"
+    parts = []
+    if report.damaged:
+        parts.append(f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged")
+    if report.misrecorded:
+        parts.append(f"the records of {len(report.misrecorded)} of {counted(len(report.images), 'image')} damaged")
+    message = ", ".join(parts)
     if not repair:
-        return ContentError(message, hint="`msb-pull verify --repair` fetches them again")
+        what = "fetches them again" if report.damaged else "writes them anew"
+        return ContentError(message, hint=f"`msb-pull verify --repair` {what}")
     if report.failures:
         return ContentError(message, cause=f"not repaired: {report.failures[0].message}")
     return ContentError(message, hint="their images can be pulled again with --force")
@@ -288,12 +296,20 @@ def _damage_line(layer: LayerReport, damage: Damage) -> str:
     return "\t".join((short(layer.digest), path, damage.kind, visible(damage.expected), visible(damage.found)))
 
 
+def _rows_line(reference: str, difference: Difference) -> str:
+    """The same five fields of what is recorded of an image."""
+    fields = (reference, difference.place, "record", difference.expected, difference.found)
+    return "\t".join(map(visible, fields))
+
+
 def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
     size = format_size(sum(layer.bytes for layer in report.layers))
     proven = len(report.layers) - len(report.unprovable)
     text = f"{'Compared' if quick else 'Verified'} {counted(proven, 'layer')} ({size}) in {report.seconds:.1f}s"
     if report.repaired:
         text += f", {counted(len(report.repaired), 'layer')} repaired"
+    if report.mended:
+        text += f", {counted(len(report.mended), 'record')} written anew"
     if report.unprovable:
         text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
     return text
@@ -303,6 +319,17 @@ def _verify_document(report: VerifyReport) -> dict[str, Any]:
     return {
         "images": list(report.images),
         "seconds": round(report.seconds, 3),
+        "records": [
+            {
+                "image": rows.reference,
+                "repaired": rows.reference in report.mended,
+                "damages": [
+                    {"place": difference.place, "expected": difference.expected, "found": difference.found}
+                    for difference in rows.differences
+                ],
+            }
+            for rows in report.rows
+        ],
         "layers": [
             {
                 "digest": layer.digest,

@@ -1,4 +1,4 @@
-"""Repair: fetches layers that verify found damaged again, and swaps them in."""
+"""Repair: fetches layers that verify found damaged again and swaps them in, and writes damaged records anew."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import Cancelled, MsbPullError, NotFoundError
+from msb_pull import events
+from msb_pull.errors import Cancelled, ContentError, MsbPullError, NotFoundError
 from msb_pull.proof import Verdict
 from msb_pull.sizes import counted
-from msb_pull.verify import VerifyReport, stored_images, verify_layers
+from msb_pull.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
     import threading
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.events import Observer
     from msb_pull.plan import PullOptions
     from msb_pull.source.registry import RegistryClient
-    from msb_pull.store.database import StoredImage
+    from msb_pull.store.rows import ImageRecord
     from msb_pull.store.store import Store
 
 
@@ -34,24 +35,59 @@ def repair_layers(
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
-    A reader finds the old directory or the new one at every moment. What cannot be mended stands in the report's
-    ``failures``, its damage stays in the report. Raises NotFoundError for an image that is gone, Cancelled.
+    A reader finds the old directory or the new one at every moment. Damaged records are written anew from what the
+    manifest's digest proves, and nothing else is recorded. What cannot be mended stands in the report's ``failures``,
+    its damage stays in the report; images that have gone meanwhile, or have become others, are passed over. Raises
+    Cancelled.
     """
     started = time.monotonic()
+    failures = _record_again(store, report.rows)
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
-    images = stored_images(store, report.images)
-    failures = _fetch_damaged(store, images, damaged, client, options, observer, cancel)
-    again = verify_layers(store, report.images, damaged, jobs=options.jobs, observer=observer, cancel=cancel)
+    failures += _fetch_damaged(store, report.images, damaged, client, options, observer, cancel)
+    there = _still_there(store, report.images)
+    again = verify_layers(store, there, damaged, jobs=options.jobs, observer=observer, cancel=cancel)
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
-    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in report.layers)
+    # What nothing needs any more is no damage.
+    left = [x for x in report.layers if x.digest not in damaged or x.digest in fresh]
+    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in left)
+    still = {rows.reference for rows in again.rows}
+    written = tuple(rows.reference for rows in report.rows if rows.reference in there and rows.reference not in still)
     seconds = report.seconds + time.monotonic() - started
-    return VerifyReport(report.images, layers, tuple(sorted(mended)), seconds, tuple(failures))
+    return replace(
+        report,
+        layers=layers,
+        repaired=tuple(sorted(mended)),
+        seconds=seconds,
+        failures=tuple(failures),
+        rows=tuple(rows for rows in report.rows if rows.reference in there),
+        mended=written,
+    )
+
+
+def _still_there(store: Store, references: Sequence[str]) -> list[str]:
+    with store.database(create=False) as database:
+        return sorted(set(references).intersection(database.references()))
+
+
+def _record_again(store: Store, rows: Sequence[RowsReport]) -> list[MsbPullError]:
+    failures: list[MsbPullError] = []
+    for damaged in rows:
+        try:
+            with store.database(create=True) as database:
+                if not database.record_again(damaged.reference):
+                    raise ContentError(
+                        f"{damaged.reference}: neither its rows nor their copy prove themselves",
+                        hint="`msb-pull pull --force` records it anew",
+                    )
+        except MsbPullError as error:
+            failures.append(error)
+    return failures
 
 
 def _fetch_damaged(
     store: Store,
-    images: Sequence[StoredImage],
+    references: Sequence[str],
     damaged: Collection[str],
     client: Callable[[], RegistryClient],
     options: PullOptions,
@@ -60,58 +96,65 @@ def _fetch_damaged(
 ) -> list[MsbPullError]:
     """Tries one image after the other until each damaged layer is fetched; returns what went wrong."""
     failures: list[MsbPullError] = []
-    left, tried = set(damaged), set[str]()
-    for image in images:
-        mine = left & {str(layer.key) for layer in image.layers}
-        if not mine or image.source != "registry":
-            continue
-        tried |= mine
+    left, needed = set(damaged), set[str]()
+    for reference in references if damaged else ():
+        mine: set[str] = set()
         try:
-            _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
-            left -= mine
+            # Not before the lock is held, or another version of the image would be meant.
+            with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+                image = _proven(store, reference)
+                mine = set() if image is None else left & set(map(str, image.layer_keys))
+                needed |= mine
+                if image is None or not mine or image.source != "registry":
+                    continue
+                _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
+                left -= mine
+                needed -= mine
         except Cancelled:
             raise
         except MsbPullError as error:
             failures.append(error)
-    if lost := left - tried:
+            needed -= mine
+    if needed:
         failures.append(
             NotFoundError(
-                f"no image that came from a registry has {counted(len(lost), 'damaged layer')}",
+                f"no image that came from a registry has {counted(len(needed), 'damaged layer')}",
                 hint="pull its image again from the folder or archive with --force",
             )
         )
     return failures
 
 
+def _proven(store: Store, reference: str) -> ImageRecord | None:
+    with store.database(create=False) as database:
+        return next((image.record for image in database.prove([reference])), None)
+
+
 def _fetch_again(
     store: Store,
-    image: StoredImage,
+    image: ImageRecord,
     client: RegistryClient,
     options: PullOptions,
     observer: Observer,
     cancel: threading.Event,
 ) -> None:
-    """A pull of some layers by the manifest and config that are recorded, whatever the tag means by now."""
+    """Fetches some layers by the manifest and config that are recorded, whatever the tag means by now."""
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
-    from msb_pull.image.manifest import Manifest, parse_config, parse_document
-    from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
     from msb_pull.source.interface import ResolvedImage
     from msb_pull.transfer import Transfer
 
-    assert image.digest is not None and image.manifest_bytes is not None and image.config_bytes is not None
-    manifest = parse_document(image.manifest_bytes, None, image.reference)
-    assert isinstance(manifest, Manifest)
     reference = Reference.parse(image.reference)
     resolved = ResolvedImage(
         reference=reference,
-        digest=image.digest,
-        platform=image.platform or Platform.host(),
+        digest=image.manifest_digest,
+        platform=image.platform,
         manifest_bytes=image.manifest_bytes,
-        manifest=manifest,
+        manifest=image.manifest,
         config_bytes=image.config_bytes,
-        config=parse_config(image.config_bytes, manifest, image.reference),
+        config=image.config,
         source="registry",
     )
+    keys = {key.digest: key for key in image.layer_keys}
     with closing(client.source(reference)) as source:
-        Transfer(resolved, source, store, options, observer, cancel).run(time.monotonic())
+        Transfer(resolved, source, store, options, observer, cancel, keys).fetch_again()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,27 +12,24 @@ from typing import TYPE_CHECKING
 from msb_pull import events
 from msb_pull.errors import Cancelled, ContentError
 from msb_pull.fetch import FetchedLayer, LayerFetcher, LayerTask
+from msb_pull.image.digest import chain_id
 from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.record import Notes
 from msb_pull.layer.settle import Settled, derive_again, settle
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
-from msb_pull.sizes import format_size
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.locks import Busy
 from msb_pull.store.rows import ImageRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from msb_pull.events import Observer
     from msb_pull.image.digest import Digest
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.store import Store
-
-# Above so many bytes a person shall know where they went: no directory shows them.
-_MUCH = 64 << 20
 
 
 @dataclass(slots=True)
@@ -59,7 +55,7 @@ class _Layer:
 
 
 class Transfer:
-    """The work on one resolved image."""
+    """The work on one resolved image. ``keys`` name its layers in the store where that is settled already."""
 
     def __init__(
         self,
@@ -69,8 +65,10 @@ class Transfer:
         options: PullOptions,
         observer: Observer,
         cancel: threading.Event,
+        keys: Mapping[Digest, LayerKey] | None = None,
     ) -> None:
         self._resolved = resolved
+        self._keys = keys or {}
         self._source = source
         self._store = store
         self._options = options
@@ -105,6 +103,11 @@ class Transfer:
         )
         return result
 
+    def fetch_again(self) -> None:
+        """Fetches and publishes what the options name, for whoever holds the store; records nothing."""
+        self._store.sweep()
+        self._place_all(self._plan())
+
     def _distinct_layers(self) -> list[_Layer]:
         """The layers in manifest order, each digest once, with the ChainID of what lies below it (image-spec)."""
         layers: dict[str, _Layer] = {}
@@ -114,14 +117,14 @@ class Transfer:
             key = str(descriptor.digest)
             if key not in layers:
                 layers[key] = self._planned(LayerTask(descriptor, diff_id), position, chain)
-            chain = _chain_id(chain, str(diff_id))
+            chain = chain_id(chain, str(diff_id))
         return list(layers.values())
 
     def _planned(self, task: LayerTask, position: int, chain: str) -> _Layer:
         """A layer that looks different on this base may lie in the store under a name of its own."""
         digest = task.descriptor.digest
         own = LayerKey.on(digest, chain)
-        key = own if self._is_there(own) else LayerKey(digest)
+        key = self._keys.get(digest) or (own if self._is_there(own) else LayerKey(digest))
         return _Layer(task, position, chain, key, self._is_there(key))
 
     def _is_there(self, key: LayerKey) -> bool:
@@ -188,7 +191,7 @@ class Transfer:
 
     def _fits(self, layer: _Layer) -> bool:
         """Whether a layer that is there belongs on top of this image's lower layers."""
-        if layer.key.variant:
+        if layer.key.variant or self._keys:
             return True
         notes = Notes.load(self._store.notes_path(layer.key))
         if notes.chain == layer.chain or not notes.derived:
@@ -301,8 +304,7 @@ class Transfer:
         ).save(fetched.staging.notes)
         self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
         kept = keep_aside(fetched.staging.path, fetched.staging.kept)
-        large = [f"{format_size(kept)} of it are overwritten by its own later entries and kept"] if kept > _MUCH else []
-        for warning in (*report.warnings, *settled.warnings, *large):
+        for warning in (*report.warnings, *settled.warnings, *kept):
             self._observer(events.Warned(self._name, f"layer {layer.digest.short}: {warning}"))
         self._store.publish(fetched.staging, layer.key, replace=True)
         if self._source.remote:
@@ -312,6 +314,8 @@ class Transfer:
 
     def _key_for(self, layer: _Layer, settled: Settled) -> LayerKey:
         """The plain name, unless a layer holds it that another base made different."""
+        if self._keys:
+            return layer.key
         plain = LayerKey(layer.digest)
         if not self._store.has_layer(plain):
             return plain
@@ -388,9 +392,3 @@ class _Pool:
         if error is not None:
             self._failed.set()
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
-
-
-def _chain_id(below: str, diff_id: str) -> str:
-    if not below:
-        return diff_id
-    return "sha256:" + hashlib.sha256(f"{below} {diff_id}".encode()).hexdigest()

@@ -7,30 +7,51 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull import events
-from msb_pull.errors import MsbPullError, NotFoundError
+from msb_pull.errors import LocalError, MsbPullError, NotFoundError
 from msb_pull.proof import LayerCheck, LayerReport, Verdict, run_checks
+from msb_pull.store.database import StoredLayer
+from msb_pull.store.proven import Difference
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection, Iterable, Sequence
 
     from msb_pull.events import Observer
-    from msb_pull.store.database import StoredImage, StoredLayer
+    from msb_pull.store.database import Database, StoredImage
     from msb_pull.store.keys import LayerKey
+    from msb_pull.store.proven import ProvenImage
     from msb_pull.store.store import Store
 
-__all__ = ["LayerReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]
+__all__ = ["LayerReport", "RowsReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsReport:
+    """An image of which something recorded is not what its manifest's digest proves."""
+
+    reference: str
+    differences: tuple[Difference, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be."""
+    """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
+
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that were written anew.
+    """
 
     images: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     repaired: tuple[str, ...]
     seconds: float
     failures: tuple[MsbPullError, ...] = ()
+    rows: tuple[RowsReport, ...] = ()
+    mended: tuple[str, ...] = ()
+
+    @property
+    def misrecorded(self) -> list[RowsReport]:
+        """The images whose records are still damaged."""
+        return [x for x in self.rows if x.reference not in self.mended]
 
     @property
     def damaged(self) -> list[LayerReport]:
@@ -79,14 +100,13 @@ def verify_layers(
     started = time.monotonic()
     with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
         # Not before: what is removed while this waits for the lock is no damage.
-        images = stored_images(store, references)
-        wanted = [x for x in _distinct(images) if only is None or str(x[0].key) in only]
-        ours = {layer.key for image in images if image.digest is not None for layer in image.layers}
-        checks = [
-            LayerCheck(store, layer, names, layer.key in ours, quick, observer, cancel) for layer, names in wanted
-        ]
+        proofs = proven_images(store, references, observer)
+        wanted = [x for x in _distinct(proofs) if only is None or str(x.layer.key) in only]
+        checks = [LayerCheck(store, x.layer, tuple(x.images), x.ours, quick, observer, cancel) for x in wanted]
         reports = run_checks(checks, jobs)
-    return VerifyReport(tuple(image.reference for image in images), tuple(reports), (), time.monotonic() - started)
+    rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
+    names = tuple(image.reference for image, _ in proofs)
+    return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
 
 
 def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
@@ -103,13 +123,68 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
         return images
 
 
-def _distinct(images: Iterable[StoredImage]) -> list[tuple[StoredLayer, tuple[str, ...]]]:
-    layers: dict[LayerKey, StoredLayer] = {}
-    names: dict[LayerKey, list[str]] = {}
-    for image in images:
-        for layer in image.layers:
-            layers.setdefault(layer.key, layer)
-            users = names.setdefault(layer.key, [])
-            if image.reference not in users:
-                users.append(image.reference)
-    return [(layer, tuple(names[key])) for key, layer in layers.items()]
+def proven_images(
+    store: Store, references: Sequence[str], observer: Observer
+) -> list[tuple[ProvenImage, tuple[StoredLayer, ...]]]:
+    """The named images, all of them when none is named, with the layers that their manifests prove.
+
+    Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
+    is missing or another one is written anew, and that is told. Raises NotFoundError.
+    """
+    with store.database(create=False) as database:
+        proofs = database.prove(references or None)
+        for image in proofs:
+            if image.taken_over:
+                observer(events.Warned(image.reference, "another program has recorded this image anew"))
+        if missing := set(references) - {image.reference for image in proofs}:
+            raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
+        found = [(image, _layers(image, database)) for image in proofs]
+    for image in proofs:
+        if image.stale:
+            _copy_again(store, image, observer)
+    return found
+
+
+def _copy_again(store: Store, image: ProvenImage, observer: Observer) -> None:
+    try:
+        with store.database(create=True) as database:
+            database.copy_again(image.reference)
+    except LocalError as error:
+        image.differences.append(Difference("images: copy", "what the rows say", error.message))
+    else:
+        observer(events.Warned(image.reference, "its copy beside the layers was not what oci.db says; written anew"))
+
+
+def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
+    record = image.record
+    if record is None:
+        if image.differences:
+            # Nothing proves it, and whatever its rows name is not what somebody signed.
+            return ()
+        stored = database.find(image.reference)
+        return stored.layers if stored else ()
+    return tuple(
+        StoredLayer(key, diff_id, layer.size, layer.media_type)
+        for key, layer, diff_id in zip(record.layer_keys, record.manifest.layers, record.config.diff_ids, strict=True)
+    )
+
+
+@dataclass(slots=True)
+class _Wanted:
+    layer: StoredLayer
+    images: list[str]
+    ours: bool
+
+
+def _distinct(proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
+    found: dict[LayerKey, _Wanted] = {}
+    for image, layers in proofs:
+        ours = image.record is not None
+        for layer in layers:
+            wanted = found.setdefault(layer.key, _Wanted(layer, [], ours))
+            if ours and not wanted.ours:
+                # What another program says of a layer proves nothing.
+                wanted.layer, wanted.ours = layer, True
+            if image.reference not in wanted.images:
+                wanted.images.append(image.reference)
+    return list(found.values())

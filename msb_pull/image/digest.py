@@ -63,3 +63,8 @@ class Digest:
 def _shown(text: str) -> str:
     escaped = text[: 2 * _MAX_SHOWN].encode("unicode_escape").decode("ascii")
     return f'"{escaped}"' if len(escaped) <= _MAX_SHOWN else f'"{escaped[:_MAX_SHOWN]}…"'
+
+
+def chain_id(below: str, diff_id: str) -> str:
+    """The ChainID (image-spec) of a stack with this ChainID, "" for none, and a layer with this diff_id on top."""
+    return "sha256:" + hashlib.sha256(f"{below} {diff_id}".encode()).hexdigest() if below else diff_id

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # All that begins so is AUFS's and left out.
 FOLDER = b".wh..wh.kept"
+# Above so many bytes a person shall know where they went: no directory shows them.
+_MUCH = 64 << 20
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -68,16 +70,19 @@ class Keeper:
         return FOLDER + b"/%d" % (self._next - 1)
 
 
-def keep_aside(tree: Path, place: Path) -> int:
-    """Moves what was kept out of a finished tree to ``place``, if there is any; returns its bytes. Raises OSError."""
+def keep_aside(tree: Path, place: Path) -> list[str]:
+    """Moves what was kept out of a finished tree to ``place``, if there is any; returns warnings. Raises OSError."""
+    from msb_pull.sizes import format_size
+
     before = os.stat(tree)
     try:
         os.rename(os.path.join(tree, os.fsdecode(FOLDER)), place)
     except FileNotFoundError:
-        return 0
+        return []
     os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))
     with os.scandir(place) as found:
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in found)
+        size = sum(entry.stat(follow_symlinks=False).st_blocks for entry in found) * 512
+    return [f"{format_size(size)} of it are overwritten by its own later entries and kept"] if size > _MUCH else []
 
 
 class Kept:

@@ -14,10 +14,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import MsbPullError
-from msb_pull.image.digest import Digest
-from msb_pull.store.keys import LayerKey
-from msb_pull.store.rows import TIME, ImageRecord, stored_platform
+from msb_pull.store.proven import UNSOUND, proven_record
+from msb_pull.store.rows import TIME, ImageRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +62,16 @@ class Backup:
         """Forgets an image; one that is not there is fine."""
         self._path(reference).unlink(missing_ok=True)
 
+    def find(self, reference: str) -> ImageRecord | None:
+        """The copy of one image, None where there is none; raises OSError, one of ``UNSOUND`` when it is damaged."""
+        try:
+            image = _read(self._path(reference))
+        except FileNotFoundError:
+            return None
+        if image.reference != reference:
+            raise ValueError("the copy of another image")
+        return image
+
     def empty(self) -> bool:
         """Whether no image is kept."""
         return next(self._files(), None) is None
@@ -73,7 +81,7 @@ class Backup:
         for path in sorted(self._files()):
             try:
                 yield _read(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, MsbPullError):
+            except (OSError, *UNSOUND):
                 yield None
 
     def _files(self) -> Iterator[Path]:
@@ -85,33 +93,16 @@ class Backup:
 
 
 def _read(path: Path) -> ImageRecord:
-    from msb_pull.image.manifest import Manifest, parse_config, parse_document
-
     document: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
     if document["version"] != _VERSION:
         raise ValueError("of another version")
-    reference = document["reference"]
-    manifest_bytes = base64.b64decode(document["manifest"], validate=True)
-    config_bytes = base64.b64decode(document["config"], validate=True)
-    digest = Digest.parse(document["manifest_digest"])
-    manifest = parse_document(manifest_bytes, None, reference)
-    if not isinstance(manifest, Manifest):
-        raise ValueError("not the manifest of one image")
-    for data, expected in ((manifest_bytes, digest), (config_bytes, manifest.config.digest)):
-        if Digest.of(data, expected.algorithm) != expected:
-            raise ValueError("does not match its digest")
-    keys = tuple(LayerKey.parse(text) for text in document["layers"])
-    if [key.digest for key in keys] != [layer.digest for layer in manifest.layers]:
-        raise ValueError("names other layers than its manifest")
-    return ImageRecord(
-        reference=reference,
-        manifest_digest=digest,
-        platform=stored_platform(document["platform"]),
-        manifest_bytes=manifest_bytes,
-        manifest=manifest,
-        config_bytes=config_bytes,
-        config=parse_config(config_bytes, manifest, reference),
+    return proven_record(
+        document["reference"],
+        digest=document["manifest_digest"],
+        manifest=base64.b64decode(document["manifest"], validate=True),
+        config=base64.b64decode(document["config"], validate=True),
+        platform=document["platform"],
+        keys=document["layers"],
         source=document["source"],
-        keys=keys,
-        pulled_at=datetime.strptime(document["pulled_at"], TIME).replace(tzinfo=UTC),
+        pulled_at=document["pulled_at"],
     )

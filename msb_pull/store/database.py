@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from msb_pull.store.backup import Backup
     from msb_pull.store.layer_rows import Run
+    from msb_pull.store.proven import ProvenImage
 
 __all__ = ["Database", "ImageRecord", "StoredImage", "StoredLayer"]
 
@@ -140,6 +141,49 @@ class Database:
             return found
 
         return self._ask(work)
+
+    def prove(self, references: Sequence[str] | None) -> list[ProvenImage]:
+        """Holds what is recorded of images (None: all of them) against the digests of their manifests."""
+        from msb_pull.store.proven import prove_image
+
+        assert self._backup is not None
+        backup = self._backup
+
+        def work(run: Run) -> list[ProvenImage]:
+            names = [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
+            return [prove_image(run, backup, name) for name in names if references is None or name in references]
+
+        return self._ask(work)
+
+    def copy_again(self, reference: str) -> None:
+        """Writes the copy of an image beside the layers anew from its rows, if they prove it and the copy differs."""
+        from msb_pull.store.proven import prove_image
+
+        assert self._backup is not None
+        backup = self._backup
+
+        def work(run: Run) -> None:
+            image = prove_image(run, backup, reference)
+            if image.stale and image.record is not None:
+                backup.save(image.record)
+
+        self._change(work)
+
+    def record_again(self, reference: str) -> bool:
+        """Writes rows and copy of an image anew from what its manifest's digest proves; False where nothing does."""
+        from msb_pull.store.proven import prove_image
+
+        assert self._backup is not None
+        backup = self._backup
+
+        def work(run: Run) -> bool:
+            record = prove_image(run, backup, reference).record
+            if record is not None:
+                write_image(run, record)
+                backup.save(record)
+            return record is not None
+
+        return self._change(work)
 
     def references(self) -> list[str]:
         """The names of all images, without the cost of their facts."""

@@ -47,6 +47,12 @@ def place_layers(run: Run, layers: Sequence[Descriptor], diff_ids: Sequence[Dige
     return [ids[digest] for digest in wanted], ordered
 
 
+def keeps_another_order(run: Run, wanted: Sequence[str]) -> bool:
+    """Whether another image makes Microsandbox stack these layers (digests, bottom first) in another order."""
+    found = run(f"SELECT digest, id FROM layers WHERE digest IN ({', '.join('?' * len(wanted))})", list(wanted))
+    return rows_to_place(wanted, dict(found.fetchall()), lambda: _stacks(run)) is None
+
+
 def _correct(run: Run, row: tuple[int, str, int], layer: Descriptor, diff_id: str) -> None:
     """Microsandbox never checks a diff_id, so what it wrote may be another layer's; ours were verified."""
     layer_id, old_diff_id, old_size = row

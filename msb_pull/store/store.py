@@ -247,10 +247,11 @@ class Store(Layout):
 
     def _place_record(self, staging: Staging, layer: Name) -> None:
         """Notes last: with them the layer counts as complete."""
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.kept_path(layer), staging.kept.with_name("former kept"))
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(staging.kept, self.kept_path(layer))
+        kept = self.kept_path(layer)
+        if kept.exists():
+            os.replace(kept, staging.kept.with_name("former kept"))
+        if staging.kept.exists():
+            os.replace(staging.kept, kept)
         os.replace(staging.record, self.record_path(layer))
         os.replace(staging.notes, self.notes_path(layer))
 
