@@ -51,7 +51,8 @@ class Verdict(enum.StrEnum):
 class LayerReport:
     """One layer: ``proven`` means that its stream was made again and has the signed diff_id, ``unchanged`` that all
     that was compared agrees (quick), ``unprovable`` that only another program knows it, ``unreadable`` that this user
-    may not look at all of it and the rest agrees."""
+    may not look at all of it and the rest agrees. A ``suspect`` one does not agree with a layer below that is damaged:
+    once that is mended, it shows which of them is wrong."""
 
     digest: str
     verdict: Verdict
@@ -60,6 +61,7 @@ class LayerReport:
     bytes: int
     entries: int
     images: tuple[str, ...]
+    suspect: bool = False
 
 
 def run_checks(checks: Sequence[LayerCheck], jobs: int) -> list[LayerReport]:
@@ -108,14 +110,15 @@ class _Work:
 
 
 class LayerCheck:
-    """The verification of one layer; of one that is not ``ours`` nothing may be known."""
+    """The verification of one layer. ``stacks`` are the directories of the layers below it, nearest first, in each of
+    its images; None where only another program's image has it, so that nothing may be known of it."""
 
     def __init__(
         self,
         store: Store,
         layer: StoredLayer,
         images: tuple[str, ...],
-        ours: bool,
+        stacks: Sequence[Sequence[str]] | None,
         quick: bool,
         observer: Observer,
         cancel: threading.Event,
@@ -123,7 +126,8 @@ class LayerCheck:
         self._store = store
         self._layer = layer
         self._images = images
-        self._ours = ours
+        self._ours = stacks is not None
+        self._stacks = stacks or ()
         self._quick = quick
         self._observer = observer
         self._cancel = cancel
@@ -162,7 +166,7 @@ class LayerCheck:
             return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])
         directory, record, notes = map(os.fspath, (store.layer_dir(key), store.record_path(key), store.notes_path(key)))
         kept = os.fspath(store.kept_path(key))
-        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept)
+        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept, self._stacks)
         try:
             return self._judged(prove(task, self._tell))
         except PermissionError as error:

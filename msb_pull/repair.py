@@ -45,11 +45,13 @@ def repair_layers(
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
     failures += _fetch_damaged(store, report.images, damaged, client, options, observer, cancel)
     there = _still_there(store, report.images)
-    again = verify_layers(store, there, damaged, jobs=options.jobs, observer=observer, cancel=cancel)
+    doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
+    again = verify_layers(store, there, doubted, jobs=options.jobs, observer=observer, cancel=cancel)
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
     # What nothing needs any more is no damage.
-    left = [x for x in report.layers if x.digest not in damaged or x.digest in fresh]
+    left = [x for x in report.layers if x.digest not in doubted or x.digest in fresh]
+    # What was found is told though it is mended.
     layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in left)
     still = {rows.reference for rows in again.rows}
     written = tuple(rows.reference for rows in report.rows if rows.reference in there and rows.reference not in still)

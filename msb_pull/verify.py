@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull import events
 from msb_pull.errors import LocalError, MsbPullError, NotFoundError
+from msb_pull.layer.check import DERIVED
 from msb_pull.proof import LayerCheck, LayerReport, Verdict, run_checks
 from msb_pull.store.database import StoredLayer
 from msb_pull.store.proven import Difference
@@ -101,9 +102,9 @@ def verify_layers(
     with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
         # Not before: what is removed while this waits for the lock is no damage.
         proofs = proven_images(store, references, observer)
-        wanted = [x for x in _distinct(proofs) if only is None or str(x.layer.key) in only]
-        checks = [LayerCheck(store, x.layer, tuple(x.images), x.ours, quick, observer, cancel) for x in wanted]
-        reports = run_checks(checks, jobs)
+        wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
+        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, observer, cancel) for x in wanted]
+        reports = _blamed(wanted, run_checks(checks, jobs))
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)
     return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
@@ -171,20 +172,45 @@ def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
 
 @dataclass(slots=True)
 class _Wanted:
+    """A layer to verify. ``below`` are the names of all layers that lie below it in any image."""
+
     layer: StoredLayer
     images: list[str]
-    ours: bool
+    stacks: list[list[str]] | None
+    below: set[str]
 
 
-def _distinct(proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
+def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
     found: dict[LayerKey, _Wanted] = {}
     for image, layers in proofs:
-        ours = image.record is not None
-        for layer in layers:
-            wanted = found.setdefault(layer.key, _Wanted(layer, [], ours))
-            if ours and not wanted.ours:
+        seen: set[LayerKey] = set()
+        for position, layer in enumerate(layers):
+            if layer.key in seen:
+                continue
+            seen.add(layer.key)
+            wanted = found.setdefault(layer.key, _Wanted(layer, [], None, set()))
+            wanted.images.append(image.reference)
+            if image.record is None:
+                continue
+            if wanted.stacks is None:
                 # What another program says of a layer proves nothing.
-                wanted.layer, wanted.ours = layer, True
-            if image.reference not in wanted.images:
-                wanted.images.append(image.reference)
+                wanted.layer, wanted.stacks = layer, []
+            stack = [str(store.layer_dir(x.key)) for x in reversed(layers[:position])]
+            wanted.below.update(str(x.key) for x in layers[:position])
+            if stack not in wanted.stacks:
+                wanted.stacks.append(stack)
     return list(found.values())
+
+
+def _blamed(wanted: Sequence[_Wanted], reports: Sequence[LayerReport]) -> list[LayerReport]:
+    """Where a layer does not agree with those below and one of these is damaged, that one is to blame."""
+    bad = {report.digest for report in reports if any(damage.kind != DERIVED for damage in report.damages)}
+    found = []
+    for one, report in zip(wanted, reports, strict=True):
+        own = tuple(damage for damage in report.damages if damage.kind != DERIVED)
+        if len(own) < len(report.damages) and one.below & bad:
+            verdict = Verdict.DAMAGED if own else Verdict.UNCHANGED
+            remark = report.remark or "" if own else "a layer below it is damaged, from which some of its facts are"
+            report = replace(report, damages=own, verdict=verdict, remark=remark, suspect=True)
+        found.append(report)
+    return found

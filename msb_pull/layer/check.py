@@ -8,7 +8,7 @@ import stat
 
 from msb_pull.layer.attributes import OVERRIDE_STAT
 from msb_pull.layer.expected import content_paths
-from msb_pull.layer.holes import crc_of, first_data
+from msb_pull.layer.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.keeping import Keeping
 from msb_pull.layer.limits import printable
 from msb_pull.layer.recreate import Listener, stream
@@ -29,6 +29,8 @@ _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # Whoever waits, or wants to interrupt, is served in between.
 _OFTEN = 512
+# The kind of damage that may be that of a layer below.
+DERIVED = "derived"
 # Directories that are kept open on the way to the one that is being looked at.
 _DEPTH = 32
 
@@ -61,11 +63,18 @@ class Check(Listener):
     """The comparison of one layer, whose top directory is open as ``root``.
 
     Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen, ``denied`` takes what this user may not look into.
+    many entries have been seen, ``is_original`` compares an open file with that of a path in the layers below,
+    ``denied`` takes what this user may not look into.
     """
 
     def __init__(
-        self, root: int, nodes: Mapping[bytes, Node], *, attributes: bool, progress: Callable[[int], None]
+        self,
+        root: int,
+        nodes: Mapping[bytes, Node],
+        *,
+        attributes: bool,
+        progress: Callable[[int], None],
+        is_original: Callable[[bytes, int], bool],
     ) -> None:
         super().__init__(self._content_differs)
         self.denied: list[bytes] = []
@@ -73,6 +82,7 @@ class Check(Listener):
         self._nodes = nodes
         self._attributes = attributes
         self._progress = progress
+        self._is_original = is_original
         self._seen = {b""}
         self._shared = _shared(nodes)
         self._inodes: dict[int, int] = {}
@@ -125,7 +135,7 @@ class Check(Listener):
             found.clear()
         copies = []
         for path, node in self._nodes.items():
-            if node.sha256 and not leave(path):
+            if node.origin is not None and not leave(path):
                 yield from self._copy(path, node)
             elif node.copy >= 0 and not leave(path):
                 copies.append((path, node.copy))
@@ -136,17 +146,20 @@ class Check(Listener):
 
     def _copy(self, path: bytes, node: Node) -> Iterator[Damage]:
         """A file that settling copied from a lower layer."""
-        import hashlib
-
         try:
             handle = _descend(self._root, path, _OPEN_FILE)
-            with os.fdopen(handle, "rb", buffering=0) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                found = sha256_of(handle)
+                same = self._is_original(node.origin or b"", handle)
+            finally:
+                os.close(handle)
         except OSError as error:
             yield from self._trouble(path, error)
             return
-        if digest != node.sha256:
-            yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {digest}")
+        if node.sha256 and found != node.sha256:
+            yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {found}")
+        elif not same:
+            yield Damage(path, DERIVED, f"the content of {printable(node.origin or b'')} in a layer below", "another")
 
     def _second(self, path: bytes, payload: Payload) -> Iterator[Damage]:
         """A hard link that is a copy; the payload has been compared with the original."""
@@ -300,7 +313,7 @@ class Check(Listener):
         for kept, value in sorted(node.attributes.items()):
             if kept in there and there[kept] != value:
                 yield Damage(path, "attribute", printable(kept), "another value")
-            elif kept not in there and not node.partial:
+            elif kept not in there and not (node.partial and self._keeping.refuses(kept, value, there, override)):
                 yield Damage(path, "attribute", printable(kept), "nothing")
 
 

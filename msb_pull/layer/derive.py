@@ -14,13 +14,13 @@ Facts are plain JSON values; names in them are decoded with surrogate escapes. T
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
+from msb_pull.layer.holes import sha256_of
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView, Shown
 from msb_pull.layer.xattrs import user_attributes
@@ -75,12 +75,25 @@ def derive(own: Path, wishes: Wishes, lowers: Sequence[Path], converted: frozens
     ContentError when a hard link's target is in no layer, OSError.
     """
     with MergedView(lowers, own=own, implied=wishes.unclaimed) as view:
-        work = _Derivation(view, wishes, converted)
-        work.directories()
+        return derive_on(view, wishes, lowers, converted, hashed=True)
+
+
+def derive_on(
+    view: MergedView,
+    wishes: Wishes,
+    lowers: Sequence[Path | str],
+    converted: frozenset[bytes],
+    *,
+    hashed: bool = False,
+) -> list[Fact]:
+    """The same for a view of the layer on ``lowers``; files are read only if they are to be ``hashed``."""
+    work = _Derivation(view, wishes, converted)
+    work.directories()
     if wishes.links:
         # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
-        with MergedView(lowers) as view:
-            work.facts.extend(_link(view, asked, move(asked, work.moved), target) for asked, target in wishes.links)
+        with MergedView(lowers) as below:
+            for asked, target in wishes.links:
+                work.facts.append(_link(below, asked, move(asked, work.moved), target, hashed=hashed))
     return work.facts
 
 
@@ -176,7 +189,7 @@ def _is_complete(value: bytes) -> bool:
         return False
 
 
-def _link(view: MergedView, asked: bytes, path: bytes, target: bytes) -> Fact:
+def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed: bool) -> Fact:
     parent, _, name = target.rpartition(b"/")
     real = view.resolve(parent) if parent else b""
     shown = None if real is None else view.look(real + b"/" + name if real else name)
@@ -200,8 +213,8 @@ def _link(view: MergedView, asked: bytes, path: bytes, target: bytes) -> Fact:
     try:
         fact["override"], fact["xattrs"] = _attributes(source)
         fact["size"] = os.fstat(source).st_size
-        with os.fdopen(os.dup(source), "rb") as content:
-            fact["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+        if hashed:
+            fact["sha256"] = sha256_of(source)
     finally:
         os.close(source)
     return fact

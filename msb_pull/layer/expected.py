@@ -14,7 +14,7 @@ from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -32,14 +32,15 @@ _IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
 class Node:
     """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
 
-    ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it. ``sha256``
-    (hex) is known of copies from a lower layer, whose content is in no payload; ``copy`` is the entry whose payload
+    ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it. ``origin``
+    is where the original of a copy from a lower layer lies, whose content is in no payload, and ``sha256`` (hex) what
+    the notes say of it; ``copy`` is the entry whose payload
     stands here as well as elsewhere. Of the attributes of a ``partial`` one the file system did not take all.
     """
 
     __slots__ = (
         *("attributes", "copy", "implied", "index", "kind", "link", "mode", "mtime_ns", "override", "partial"),
-        *("sha256", "size"),
+        *("origin", "sha256", "size"),
     )
 
     def __init__(self, kind: int, mode: int, override: bytes | None, mtime_ns: int | None) -> None:
@@ -51,6 +52,7 @@ class Node:
         self.index = self.copy = -1
         self.partial = False
         self.sha256 = ""
+        self.origin: bytes | None = None
         self.link = b""
         self.attributes: dict[bytes, bytes] = {}
         self.implied = False
@@ -68,12 +70,13 @@ def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
 
 def tree_of(found: Iterable[Entry], notes: Notes) -> tuple[dict[bytes, Node], int]:
     """The same as :func:`expected_tree`, for the entries of a record that is read for other reasons too."""
-    tree = _Tree(notes)
+    tree = Tree(notes)
     contents = 0
     for entry in found:
         contents += entry.stored > 0
         tree.add(entry)
     tree.finish()
+    tree.settle(notes.derived)
     kept = {node.index for node in tree.nodes.values() if node.index >= 0}
     return tree.nodes, contents - len(kept)
 
@@ -83,13 +86,23 @@ def content_paths(nodes: Mapping[bytes, Node]) -> dict[int, bytes]:
     return {node.index: path for path, node in nodes.items() if node.index >= 0}
 
 
-class _Tree:
+class Tree:
+    """The tree of one layer: :meth:`add` its entries, :meth:`finish`, and :meth:`settle` it on those below.
+
+    After :meth:`finish`, ``placed`` says where entries lie that lie elsewhere than they say, ``missing`` which hard
+    links (entry index, path, target) lead to lower layers, and ``converted`` in which directories a whiteout of theirs
+    is now the opaque marker. Of the notes only what the file system did not take is believed.
+    """
+
     def __init__(self, notes: Notes) -> None:
         self.nodes: dict[bytes, Node] = {b"": _implied()}
-        self._notes = notes
+        self.placed: dict[int, bytes] = {}
+        self.missing: list[tuple[int, bytes, bytes]] = []
+        self.converted: set[bytes] = set()
         self._copied = frozenset(notes.copied)
         self._unkept = frozenset(notes.unkept)
         self._links: dict[bytes, tuple[bytes, int]] = {}
+        self._plinks: dict[bytes, int] = {}
         self._whiteouts: list[bytes] = []
 
     def add(self, entry: Entry) -> None:
@@ -99,9 +112,9 @@ class _Tree:
             # A file there lies where it says until the layer is complete, for hard links to lead to it.
             if said.startswith(_PLINKS + b"/") and said.count(b"/") == 1 and entry.type == REG:
                 self._put(said, self._taken(_file(entry), entry))
+                self._plinks[said] = entry.index
             return
-        # Where it was unpacked: what moved later did so as a whole, whatever came before or after it.
-        path = self._notes.placed.get(entry.index) or said
+        path = self._place(entry, said)
         if path.startswith(_AUFS) and path != _OPAQUE:
             return
         name = path.rpartition(b"/")[2]
@@ -112,13 +125,16 @@ class _Tree:
         elif entry.type == DIR:
             self._directory(path, entry)
         elif entry.type == LNK:
-            target = self._real(clean(entry.linkname))
-            if target != path and not self._link(path, target, entry.index):
+            said = clean(entry.linkname)
+            target = self._real(said)
+            if said in self._plinks:
+                self.placed.setdefault(self._plinks[said], path)
+            if (target != path or target not in self.nodes) and not self._link(path, target, entry.index):
                 # A later entry of that name wins over a link that waits for its target, an earlier one does not.
                 self._parents(path)
                 self._drop(path)
                 self._links.pop(path, None)
-                self._links[path] = target, entry.index
+                self._links[path] = said, entry.index
         elif entry.type == SYM:
             node = Node(stat.S_IFLNK, 0, None, clamp_time(entry.mtime_ns))
             node.link = entry.linkname
@@ -133,13 +149,35 @@ class _Tree:
             if len(still) == len(waiting):
                 break
             waiting = still
+        self.missing = sorted((index, path, target) for path, (target, index) in waiting)
         for path in self._whiteouts:
-            self._settle_whiteout(path)
+            if self._settle_whiteout(path):
+                self.converted.add(_hidden(path))
         self._drop(_PLINKS)
-        for old, new in self._notes.moved:
-            self._move(old, new)
-        self._derived()
+
+    @property
+    def implied(self) -> list[bytes]:
+        """The directories without an entry."""
+        return [path for path, node in self.nodes.items() if node.implied]
+
+    def settle(self, facts: Sequence[dict[str, Any]]) -> None:
+        """Applies what was derived from the layers below; raises KeyError, TypeError, ValueError on others."""
+        for fact in facts:
+            if fact["kind"] == "moved":
+                self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"]))
+        self._derived(facts)
         self._copies()
+
+    def _place(self, entry: Entry, said: bytes) -> bytes:
+        """Where an entry goes: symlinks of this layer on the way to its last name are followed."""
+        parent = said.rpartition(b"/")[0]
+        there = self.nodes.get(parent)
+        if there is not None and there.kind == stat.S_IFDIR:
+            return said
+        path = self._real(said)
+        if path != said:
+            self.placed[entry.index] = path
+        return path
 
     def _taken(self, node: Node, entry: Entry) -> Node:
         node.partial = entry.index in self._unkept
@@ -184,8 +222,11 @@ class _Tree:
             missing.append(parent)
             parent = parent.rpartition(b"/")[0]
         for parent in reversed(missing):
+            made = _implied()
+            # A file that stood there has replaced what lies below, so nothing there says how this directory looks.
+            made.implied = parent not in self.nodes
             self._drop(parent)
-            self.nodes[parent] = _implied()
+            self.nodes[parent] = made
 
     def _has_parent(self, path: bytes) -> bool:
         parent = self.nodes.get(path.rpartition(b"/")[0])
@@ -232,9 +273,9 @@ class _Tree:
                 self.nodes.setdefault(path, node)
         self._settle_whiteouts()
 
-    def _derived(self) -> None:
+    def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
         links = False
-        for fact in self._notes.derived:
+        for fact in facts:
             path = os.fsencode(fact["path"])
             if fact["kind"] == "link":
                 links = True
@@ -253,16 +294,23 @@ class _Tree:
             if not path.endswith(_OPAQUE):
                 self._settle_whiteout(path)
 
-    def _settle_whiteout(self, path: bytes) -> None:
-        parent, _, name = path.rpartition(b"/")
-        hidden = name[len(_WHITEOUT) :]
-        hidden = parent + b"/" + hidden if parent else hidden
+    def _settle_whiteout(self, path: bytes) -> bool:
+        """Whether it has become the opaque marker of a directory."""
+        hidden = _hidden(path)
         node, marker = self.nodes.get(hidden), self.nodes.get(path)
         if node is None or marker is None:
-            return
+            return False
         del self.nodes[path]
         if node.kind == stat.S_IFDIR:
             self.nodes.setdefault(hidden + b"/" + _OPAQUE, marker)
+        return node.kind == stat.S_IFDIR
+
+
+def _hidden(path: bytes) -> bytes:
+    """What a whiteout names."""
+    parent, _, name = path.rpartition(b"/")
+    hidden = name[len(_WHITEOUT) :]
+    return parent + b"/" + hidden if parent else hidden
 
 
 def _implied() -> Node:
@@ -313,7 +361,8 @@ def _copied(fact: dict[str, Any]) -> Node:
     mode = int(override.split(b":")[2], 8)
     node = Node(stat.S_IFREG, disk_mode(stat.S_IFREG, mode), override, fact["mtime_ns"])
     node.size = int(fact["size"])
-    node.sha256 = str(fact["sha256"])
+    node.sha256 = str(fact.get("sha256", ""))
+    node.origin = os.fsencode(fact["real"])
     node.attributes = _decoded(fact["xattrs"].items())
     return node
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _PIECE = 1 << 18
+_ZEROS = bytes(_PIECE)
 
 
 def crc_of(handle: int, segments: Iterable[tuple[int, int]]) -> int:
@@ -57,6 +58,21 @@ def first_data(handle: int, segments: Iterable[tuple[int, int]], size: int) -> i
                 return found
         before = offset + length
     return None
+
+
+def sha256_of(handle: int) -> str:
+    """The SHA-256 (hex) of what an open file holds; holes are not read. Raises OSError."""
+    import hashlib
+
+    hasher, done, size = hashlib.sha256(), 0, os.fstat(handle).st_size
+    for start, end in (*data_ranges(handle, 0, size), (size, size)):
+        while done < start:
+            hasher.update(memoryview(_ZEROS)[: start - done])
+            done += min(_PIECE, start - done)
+        while done < end and (piece := os.pread(handle, min(_PIECE, end - done), done)):
+            hasher.update(piece)
+            done += len(piece)
+    return hasher.hexdigest()
 
 
 def same_content(one: int, other: int) -> bool:

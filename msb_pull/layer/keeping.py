@@ -1,8 +1,15 @@
-"""What a file system keeps of a time: some know no nanoseconds, others end in 2038."""
+"""What a file system keeps: some know no nanoseconds, others end in 2038, most have little room for attributes."""
 
 from __future__ import annotations
 
 import os
+
+from msb_pull.layer.attributes import OVERRIDE_STAT
+from msb_pull.layer.xattrs import set_attribute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SECOND = 1_000_000_000
 # Where ext4 ends.
@@ -27,11 +34,31 @@ class Keeping:
             return found == kept
         return wanted > _FAR or found == wanted // _SECOND * _SECOND
 
-    def _ask(self, wanted: int) -> int | None:
+    def refuses(self, name: bytes, value: bytes, others: Mapping[bytes, bytes], override: bytes) -> bool:
+        """Whether an attribute cannot be kept beside others; also where that cannot be found out."""
+        handle = self._file()
+        if handle is None:
+            return True
+        try:
+            for other, kept in ((OVERRIDE_STAT, override), *others.items()):
+                set_attribute(handle, other, kept)
+            set_attribute(handle, name, value)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def _file(self) -> int | None:
         """None where nothing may be written, or the system has no such files."""
         try:
-            handle = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         except (OSError, AttributeError):
+            return None
+
+    def _ask(self, wanted: int) -> int | None:
+        handle = self._file()
+        if handle is None:
             return None
         try:
             os.utime(handle, ns=(wanted, wanted))

@@ -72,8 +72,6 @@ class Keeper:
 
 def keep_aside(tree: Path, place: Path) -> list[str]:
     """Moves what was kept out of a finished tree to ``place``, if there is any; returns warnings. Raises OSError."""
-    from msb_pull.sizes import format_size
-
     before = os.stat(tree)
     try:
         os.rename(os.path.join(tree, os.fsdecode(FOLDER)), place)
@@ -82,7 +80,7 @@ def keep_aside(tree: Path, place: Path) -> list[str]:
     os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))
     with os.scandir(place) as found:
         size = sum(entry.stat(follow_symlinks=False).st_blocks for entry in found) * 512
-    return [f"{format_size(size)} of it are overwritten by its own later entries and kept"] if size > _MUCH else []
+    return [f"{size // 1_000_000} MB of it are overwritten by its own later entries and kept"] if size > _MUCH else []
 
 
 class Kept:

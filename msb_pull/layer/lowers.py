@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -19,6 +19,22 @@ _MAX_HOPS = 40
 _MAX_OPEN = 64
 _MAX_SHOWN = 1 << 14
 _NOTHING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
+
+
+class Inside:
+    """A directory of a layer that is not looked at on the disk, in the place of a descriptor."""
+
+    def look(self, name: bytes) -> Any:
+        """What stands at a name: something with ``st_mode``, None for nothing."""
+        raise NotImplementedError
+
+    def enter(self, path: bytes) -> Inside | None:
+        """A directory by its path from the layer's top."""
+        raise NotImplementedError
+
+    def read_link(self, name: bytes) -> bytes:
+        """The target of a symlink."""
+        raise NotImplementedError
 
 
 class Shown:
@@ -52,9 +68,14 @@ class MergedView:
     """
 
     def __init__(
-        self, lowers: Sequence[Path], *, own: Path | None = None, implied: Collection[bytes] = frozenset()
+        self,
+        lowers: Sequence[Path | str],
+        *,
+        own: Path | Inside | None = None,
+        implied: Collection[bytes] = frozenset(),
     ) -> None:
         self._roots: dict[int, int] = {}
+        self._inside: Inside | None = None
         self._open: dict[tuple[int, bytes], int] = {}
         # Of directories of the own layer: whether they or one above them are opaque.
         self._hiding: dict[bytes, bool] = {}
@@ -63,7 +84,9 @@ class MergedView:
         try:
             for layer, path in enumerate(lowers):
                 self._roots[layer] = os.open(path, _OPEN_DIR)
-            if own is not None:
+            if isinstance(own, Inside):
+                self._inside = own
+            elif own is not None:
                 self._roots[-1] = os.open(own, _OPEN_DIR)
         except OSError:
             self.close()
@@ -138,13 +161,14 @@ class MergedView:
     def read_link(self, shown: Shown) -> bytes:
         """The target of a symlink, byte for byte."""
         directory, name = self._parent(shown)
-        return os.readlink(name, dir_fd=directory)
+        return directory.read_link(name) if isinstance(directory, Inside) else os.readlink(name, dir_fd=directory)
 
     def open(self, shown: Shown) -> int:
         """A descriptor to read a file or directory of the layer that shows it."""
         if not shown.path:
             return os.dup(self._roots[shown.layer])
         directory, name = self._parent(shown)
+        assert not isinstance(directory, Inside)
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
 
     def own_hides(self, path: bytes) -> bool:
@@ -173,7 +197,7 @@ class MergedView:
         return self._directory(-1, path) is not None
 
     def _top(self) -> Shown | None:
-        layers = sorted(self._roots)
+        layers = sorted([*self._roots, *([-1] if self._inside else [])])
         if not layers:
             return None
         first = layers[0]
@@ -182,11 +206,16 @@ class MergedView:
         inside: list[int] = []
         for layer in layers:
             inside.append(layer)
-            if _facts(self._roots[layer], _OPAQUE) is not None:
+            if _facts(self._root(layer), _OPAQUE) is not None:
                 break
-        return Shown(b"", os.fstat(self._roots[first]), first, tuple(inside))
+        top = self._root(first)
+        facts = top.look(b"") if isinstance(top, Inside) else os.fstat(top)
+        return Shown(b"", facts, first, tuple(inside))
 
-    def _parent(self, shown: Shown) -> tuple[int, bytes]:
+    def _root(self, layer: int) -> int | Inside:
+        return self._inside if layer == -1 and self._inside is not None else self._roots[layer]
+
+    def _parent(self, shown: Shown) -> tuple[int | Inside, bytes]:
         parent, _, name = shown.path.rpartition(b"/")
         directory = self._directory(shown.layer, parent)
         if directory is None:
@@ -216,7 +245,7 @@ class MergedView:
                     fallback = facts, layer
                 else:
                     first = first or (facts, layer)
-                if self._is_opaque(directory, part):
+                if self._is_opaque(directory, part, path):
                     # What lies below shows through in nothing but the facts of an implied directory itself.
                     if first is None:
                         beneath = self._beneath(parent, part, path)
@@ -232,15 +261,20 @@ class MergedView:
         layers = tuple(layer for layer in parent.layers if layer != -1)
         return self._child(Shown(parent.path, parent.facts, parent.layer, layers), part, path)
 
-    def _is_opaque(self, directory: int, name: bytes) -> bool:
+    def _is_opaque(self, directory: int | Inside, name: bytes, path: bytes) -> bool:
+        if isinstance(directory, Inside):
+            within = directory.enter(path)
+            return within is not None and within.look(_OPAQUE) is not None
         inner = os.open(name, _OPEN_DIR, dir_fd=directory)
         try:
             return _facts(inner, _OPAQUE) is not None
         finally:
             os.close(inner)
 
-    def _directory(self, layer: int, path: bytes) -> int | None:
+    def _directory(self, layer: int, path: bytes) -> int | Inside | None:
         """A directory of one layer, opened component by component; None where there is none. It is closed later."""
+        if layer == -1 and self._inside is not None:
+            return self._inside.enter(path)
         if layer not in self._roots:
             return None
         known, pending = path, []
@@ -263,7 +297,10 @@ class MergedView:
         return current
 
 
-def _facts(directory: int, name: bytes) -> os.stat_result | None:
+def _facts(directory: int | Inside, name: bytes) -> os.stat_result | None:
+    if isinstance(directory, Inside):
+        found: os.stat_result | None = directory.look(name)
+        return found
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:

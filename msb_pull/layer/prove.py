@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 
 from msb_pull.errors import ContentError
-from msb_pull.layer.check import Check, Damage, knows_attributes
-from msb_pull.layer.expected import tree_of
+from msb_pull.layer.check import DERIVED, Check, Damage, knows_attributes
+from msb_pull.layer.expected import Tree, content_paths
+from msb_pull.layer.holes import same_content
 from msb_pull.layer.kept import Kept
 from msb_pull.layer.limits import printable
+from msb_pull.layer.lowers import MergedView
 from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.standing import derived_anew
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
+
+    from msb_pull.layer.derive import Fact
 
     # Of how many entries (True) or bytes (False) how many are done.
     Progress = Callable[[int, int, bool], None]
@@ -23,15 +28,25 @@ if TYPE_CHECKING:
 
 class LayerTask:
     """What to verify: paths of a layer's directory, record and notes, and of what is kept of overwritten payloads, the
-    signed diff_id, and whether to read files."""
+    signed diff_id, whether to read files, and the directories of the layers below, nearest first, in each image."""
 
-    __slots__ = ("diff_id", "directory", "kept", "notes", "quick", "record")
+    __slots__ = ("diff_id", "directory", "kept", "notes", "quick", "record", "stacks")
 
-    def __init__(self, directory: str, record: str, notes: str, diff_id: str, quick: bool, kept: str = "") -> None:
+    def __init__(
+        self,
+        directory: str,
+        record: str,
+        notes: str,
+        diff_id: str,
+        quick: bool,
+        kept: str = "",
+        stacks: Sequence[Sequence[str]] = (),
+    ) -> None:
         self.directory = directory
         self.record = record
         self.notes = notes
         self.kept = kept
+        self.stacks = stacks
         self.diff_id = diff_id
         self.quick = quick
 
@@ -98,8 +113,13 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
     # Reading a large record takes a while in which nothing else is shown.
     progress(0, total, task.quick)
     record = Record(task.record)
-    nodes, lost = tree_of(record.entries(), notes)
-    found.damages += _wrong_notes(task, notes, record)
+    tree = Tree(notes)
+    for entry in record.entries():
+        tree.add(entry)
+    tree.finish()
+    found.damages += _wrong_notes(task, notes, record, tree)
+    found.damages += _settled(task, notes, tree)
+    nodes = tree.nodes
     root = os.open(task.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     kept = Kept(task.kept)
     try:
@@ -108,9 +128,16 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
             # Progress of a full verification is in bytes, which this has not begun to read.
             progress(min(count, total) if task.quick else 0, total, task.quick)
 
-        check = Check(root, nodes, attributes=knows_attributes(root), progress=seen)
+        check = Check(
+            root,
+            nodes,
+            attributes=knows_attributes(root),
+            progress=seen,
+            is_original=lambda real, handle: _is_original(task, real, handle),
+        )
         found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
+            lost = len(record.payloads) - len(content_paths(nodes))
             if len(kept.left) < lost:
                 found.damages.append(Damage(b"", "overwritten", f"{lost} files", f"{len(kept.left)} files"))
             progress(total, total, True)
@@ -126,16 +153,66 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
         os.close(root)
 
 
-def _wrong_notes(task: LayerTask, notes: Notes, record: Record) -> Iterator[Damage]:
+def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
+    """Puts a tree on the layers below, and yields where the notes do not say what these give."""
+    noted = [_unhashed(fact) for fact in notes.derived]
+    anew: list[Fact] | None = None
+    for lowers in task.stacks:
+        try:
+            anew = derived_anew(tree, lowers)
+        except (ContentError, OSError) as error:
+            yield Damage(b"", DERIVED, "what the layers below give", str(error))
+            continue
+        if anew != noted:
+            odd = next((fact for fact in anew if fact not in noted), {})
+            path = os.fsencode(odd.get("path", ""))
+            yield Damage(path, DERIVED, "what the layers below give", "other notes")
+    try:
+        tree.settle(notes.derived)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ContentError("the notes of the layer are damaged", cause=repr(error)) from None
+
+
+def _unhashed(fact: Any) -> Any:
+    return {key: value for key, value in fact.items() if key != "sha256"} if isinstance(fact, dict) else fact
+
+
+def _is_original(task: LayerTask, real: bytes, handle: int) -> bool:
+    """Whether an open file has the content of what lies at a path of the layers below, whichever those are."""
+    for lowers in task.stacks:
+        try:
+            with MergedView(lowers) as view:
+                shown = view.look(real)
+                original = None if shown is None else view.open(shown)
+        except OSError:
+            return False
+        if original is None:
+            return False
+        try:
+            if not same_content(handle, original):
+                return False
+        finally:
+            os.close(original)
+    return True
+
+
+def _wrong_notes(task: LayerTask, notes: Notes, record: Record, tree: Tree) -> Iterator[Damage]:
     """Where the notes do not say what has been worked out from the record, whose entries have been read."""
-    for what, right, noted in (
+    if notes.placed != tree.placed:
+        index = min(notes.placed.items() ^ tree.placed.items())[0]
+        place, noted = (printable(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
+        yield Damage(tree.placed.get(index, b""), "notes", place, noted)
+    moved = [(fact["path"], fact["to"]) for fact in notes.derived if isinstance(fact, dict) and "to" in fact]
+    if notes.moved != [(os.fsencode(old), os.fsencode(new)) for old, new in moved]:
+        yield Damage(b"", "notes", "what was derived from the layers below", "other moves")
+    for what, right, said in (
         ("diff_id", task.diff_id, notes.diff_id),
         ("entries", record.count, notes.entries),
         ("content bytes", record.content, notes.content_bytes),
         ("bytes of the stream", record.length, notes.tar_bytes),
     ):
-        if right != noted:
-            yield Damage(b"", "notes", f"{what}: {right}", printable(str(noted).encode()))
+        if right != said:
+            yield Damage(b"", "notes", f"{what}: {right}", printable(str(said).encode()))
 
 
 def _make_again(

@@ -102,7 +102,7 @@ class Prover:
         Raises LocalError when the process dies; after any error it is of no more use.
         """
         assert self._process.stdin is not None
-        words = [task.directory, task.record, task.notes, task.diff_id, task.quick, task.kept]
+        words = [task.directory, task.record, task.notes, task.diff_id, task.quick, task.kept, task.stacks]
         state = (0, 0, task.quick)
         try:
             self._process.stdin.write(json.dumps(words).encode("ascii") + b"\n")

@@ -97,15 +97,27 @@ def extract(folder: Path, *entries: bytes, record: Path | None = None, proven: b
         os.close(root)
 
 
-def assert_proven(folder: Path, record: Path, stream: bytes, report: UnpackReport, settled: Settled) -> None:
-    """What lies there is what the stream said, and gives the stream back."""
+def assert_proven(
+    folder: Path,
+    record: Path,
+    stream: bytes,
+    report: UnpackReport,
+    settled: Settled,
+    below: list[Path] | None = None,
+) -> None:
+    """What lies there is what the stream said, on the layers ``below`` if they are known, and gives the stream back.
+
+    What the layer overwrites is moved beside its record.
+    """
     diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
     with tempfile.TemporaryDirectory() as elsewhere:
         notes = Path(elsewhere, "notes")
         Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
-        kept = Path(elsewhere, "kept")
+        kept = record.with_name(record.name + ".kept")
         keep_aside(folder, kept)
-        found = prove(LayerTask(str(folder), str(record), str(notes), diff_id, False, str(kept)), lambda *_: None)
+        stacks = [] if below is None else [list(map(str, below))]
+        task = LayerTask(str(folder), str(record), str(notes), diff_id, False, str(kept), stacks)
+        found = prove(task, lambda *_: None)
     assert not found.damages, found.damages
     assert found.denied == []
     assert found.diff_id == diff_id

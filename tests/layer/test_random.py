@@ -73,7 +73,15 @@ class Layer:
         notes.save(self.notes)
 
     def check(self) -> None:
-        task = LayerTask(str(self.tree), str(self.record), str(self.notes), self.diff_id, False, str(self.kept))
+        task = LayerTask(
+            str(self.tree),
+            str(self.record),
+            str(self.notes),
+            self.diff_id,
+            False,
+            str(self.kept),
+            [list(map(str, self.below))],
+        )
         found = prove(task, lambda done, total, entries: None)
         assert found.damages == []
         assert found.diff_id == self.diff_id

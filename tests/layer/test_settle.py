@@ -40,7 +40,7 @@ class Stack:
         folder, record = self.folder / f"layer{len(self.layers)}", self.folder / f"record{len(self.layers)}"
         report = extract(folder, *entries, record=record)
         settled = settle(folder, report, self.layers)
-        assert_proven(folder, record, b"".join(entries) + END, report, settled)
+        assert_proven(folder, record, b"".join(entries) + END, report, settled, self.layers)
         self.layers.insert(0, folder)
         return settled
 
