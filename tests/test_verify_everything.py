@@ -37,8 +37,8 @@ class World:
     def __init__(self, folder: Path, layers: list[bytes]) -> None:
         simple_layout(folder / "layout", layers)
         self.folder = folder
-        self.store = Store.open(folder / "home")
         self.told: list[str] = []
+        self.store = Store.open(folder / "home", warn=self.told.append)
         self.result = self.pull()
         self.trees = [Path(layer.path) for layer in self.result.layers]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BATCH = 1024
 _LARGE = 1 << 13
 _VERSION = 1
+_KEYS = {"version", "diff_id", "tar_bytes", "entries", "content_bytes", "chain", "placed", "moved", "derived"}
+_KEYS |= {"copied", "unkept", "warnings"}
 _UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
 
 
@@ -67,7 +69,7 @@ class RecordStream:
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close
+        self._file = open(path, "rb", opener=_opened)  # noqa: SIM115 - closed by close
         self._inflate = isal_zlib.decompressobj(31)
 
     def read(self, size: int) -> bytes:
@@ -84,6 +86,8 @@ class RecordStream:
             raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
         if not self._inflate.eof:
             raise ContentError(f"{self._path}: the record is cut")
+        if self._inflate.unused_data or self._file.read(1):
+            raise ContentError(f"{self._path}: something follows the record")
         return b""
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -230,10 +234,13 @@ class Notes:
         import json
 
         try:
-            with open(path, "rb") as file:
-                document = json.loads(file.read())
+            with open(path, "rb", opener=_opened) as file:
+                text = file.read()
+            document = json.loads(text)
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}")
+            if json.dumps(document).encode("ascii") + b"\n" != text or not document.keys() <= _KEYS:
+                raise ValueError("they are not as they were written")
             return cls(
                 diff_id=_typed(document["diff_id"], str),
                 tar_bytes=_typed(document["tar_bytes"], int),
@@ -249,6 +256,11 @@ class Notes:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ContentError(f"{path}: the notes of a layer are damaged", cause=repr(error)) from None
+
+
+def _opened(path: str, flags: int) -> int:
+    """Neither through a symlink, nor waiting for whoever may write to a FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _typed(value: Any, kind: type) -> Any:

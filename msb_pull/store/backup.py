@@ -18,7 +18,7 @@ from msb_pull.store.proven import UNSOUND, proven_record
 from msb_pull.store.rows import TIME, ImageRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _VERSION = 1
@@ -72,6 +72,16 @@ class Backup:
             raise ValueError("the copy of another image")
         return image
 
+    def strays(self, references: Iterable[str]) -> list[str]:
+        """The references of copies that prove themselves, but are of none of these images."""
+        known = {self._path(reference) for reference in references}
+        found = []
+        for path in self._files():
+            if path not in known:
+                with suppress(*UNSOUND, OSError):
+                    found.append(_read(path).reference)
+        return sorted(found)
+
     def empty(self) -> bool:
         """Whether no image is kept."""
         return next(self._files(), None) is None
@@ -93,9 +103,14 @@ class Backup:
 
 
 def _read(path: Path) -> ImageRecord:
-    document: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+    # A FIFO in its place would be waited for.
+    with open(path, encoding="ascii", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        text = file.read()
+    document: dict[str, Any] = json.loads(text)
     if document["version"] != _VERSION:
         raise ValueError("of another version")
+    if json.dumps(document) != text:
+        raise ValueError("not as it was written")
     return proven_record(
         document["reference"],
         digest=document["manifest_digest"],

@@ -151,6 +151,8 @@ class Database:
 
         def work(run: Run) -> list[ProvenImage]:
             names = [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
+            for stray in backup.strays(names) if references is None else ():
+                self._warn(f"{stray}: oci.db lists it no more, though a copy of its manifest lies beside the layers")
             return [prove_image(run, backup, name) for name in names if references is None or name in references]
 
         return self._ask(work)

@@ -122,9 +122,10 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
         row = rows.fetchone()
     if row is None or not row[7]:
         linked = {digest for (digest,) in run(_LINKED, (reference,))}
-        if copy is not None and linked == {str(layer.digest) for layer in copy.manifest.layers}:
-            image.record, image.taken_over = copy, row is not None
-            if row is None:
+        # Where it has other layers, another program has pulled another version, of which nothing is known.
+        if copy is not None and linked in (set(), {str(layer.digest) for layer in copy.manifest.layers}):
+            image.record, image.taken_over = copy, row is not None and bool(linked)
+            if not image.taken_over:
                 image.differences.append(Difference("oci.db: msb_pull_images", "a row of the image", "nothing"))
         return image
     try:
