@@ -20,7 +20,7 @@ from msb_pull.save import Format, save_images
 from msb_pull.store.store import Store
 from msb_pull.verify import verify_images
 from tests.imagebuild import simple_layout
-from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink
+from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 
 NAME = "localhost/image:1"
 SPARSE = (b"GNU.sparse.map", b"0,512,1048576,512"), (b"GNU.sparse.size", b"2097152")
@@ -328,3 +328,117 @@ def test_many_bytes_without_content_are_saved(world, entries):
     with tarfile.open(saved) as archive:
         member = archive.extractfile(f"blobs/sha256/{hashlib.sha256(stream).hexdigest()}")
         assert member is not None and member.read() == stream
+
+
+def rewritten(notes: Path, edit) -> None:
+    document = json.loads(notes.read_text())
+    edit(document)
+    notes.write_text(json.dumps(document) + "\n")
+
+
+def test_notes_that_fit_a_swapped_file_are_found(world):
+    """Where entries lie follows from the record, whatever the notes say."""
+    it = world([directory(b"etc"), reg(b"etc/passwd", b"root:x"), reg(b"etc/other", b"evil:x")])
+    passwd, other = it.trees[0] / "etc/passwd", it.trees[0] / "etc/other"
+    passwd.rename(it.folder / "aside")
+    other.rename(passwd)
+    (it.folder / "aside").rename(other)
+    facts = passwd.lstat()
+    os.utime(it.trees[0] / "etc", (facts.st_mtime, facts.st_mtime))
+    rewritten(it.record_of(0, "json"), lambda notes: notes.update(placed={"1": "etc/other", "2": "etc/passwd"}))
+    for quick in (False, True):
+        assert it.verdicts(quick=quick) == [Verdict.DAMAGED]
+
+
+def test_notes_that_fit_a_moved_directory_are_found(world):
+    it = world([directory(b"a", mode=0o700)], [reg(b"a/f", b"x")])
+    move = {"kind": "moved", "asked": "a", "path": "a", "to": "b"}
+
+    def edit(notes):
+        notes["derived"] = [fact for fact in notes["derived"] if fact["path"] != "a"] + [move]
+        notes["moved"] = [["a", "b"]]
+
+    (it.trees[1] / "a").rename(it.trees[1] / "b")
+    os.utime(it.trees[1], (0, 0))
+    rewritten(it.record_of(1, "json"), edit)
+    assert it.verdicts() == [Verdict.PROVEN, Verdict.DAMAGED]
+
+
+def test_notes_that_fit_other_owners_of_an_implied_directory_are_found(world):
+    it = world([directory(b"a", mode=0o700, uid=5)], [reg(b"a/f", b"x")])
+
+    def edit(notes):
+        for fact in notes["derived"]:
+            if fact["path"] == "a":
+                fact["override"] = "0:0:044777"
+
+    os.setxattr(it.trees[1] / "a", "user.containers.override_stat", b"0:0:044777")
+    rewritten(it.record_of(1, "json"), edit)
+    for quick in (False, True):
+        assert (b"a", "derived") in it.kinds(quick=quick)
+
+
+def test_notes_that_fit_another_content_of_a_link_to_a_lower_layer_are_found(world, times):
+    import hashlib
+
+    it = world([reg(b"sudo", b"good")], [hardlink(b"su", b"sudo")])
+    path = it.trees[1] / "su"
+    assert it.verdicts() == [Verdict.PROVEN, Verdict.PROVEN]
+    times(path, lambda: path.write_bytes(b"evil"))
+
+    def edit(notes):
+        for fact in notes["derived"]:
+            if fact["kind"] == "link":
+                fact["sha256"] = hashlib.sha256(b"evil").hexdigest()
+
+    rewritten(it.record_of(1, "json"), edit)
+    assert it.kinds() == {(b"su", "derived")}
+
+
+def test_notes_with_a_new_file_are_found(world):
+    it = world([reg(b"f", b"x")])
+    new = {"kind": "link", "asked_path": "new", "path": "new", "from": "f", "real": "f", "mtime_ns": 0,
+           "symlink": "/bin/sh"}  # fmt: skip
+    (it.trees[0] / "new").symlink_to("/bin/sh")
+    os.utime(it.trees[0] / "new", (0, 0), follow_symlinks=False)
+    os.utime(it.trees[0], (0, 0))
+    rewritten(it.record_of(0, "json"), lambda notes: notes["derived"].append(new))
+    assert it.verdicts() == [Verdict.DAMAGED]
+
+
+@ROOT
+def test_notes_that_excuse_a_missing_attribute_are_found(world):
+    """What a file system could not take is believed only where it does not take it today either."""
+    it = world([xattr(b"user.kept", b"value"), reg(b"f", b"x")])
+    os.removexattr(it.trees[0] / "f", "user.kept")
+    rewritten(it.record_of(0, "json"), lambda notes: notes.update(unkept=[0]))
+    assert it.kinds() == {(b"f", "attribute")}
+
+
+def test_one_flipped_byte_below_is_told_of_the_layer_below_alone(world, times):
+    it = world([reg(b"sudo", b"good")], [hardlink(b"su", b"sudo")])
+    path = it.trees[0] / "sudo"
+    times(path, lambda: path.write_bytes(b"evil"))
+    assert it.verdicts() == [Verdict.DAMAGED, Verdict.UNCHANGED]
+    assert it.kinds() == {(b"sudo", "content")}
+
+
+def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
+    """A file of some terabytes that is one hole costs a few calls."""
+    from msb_pull.layer import holes
+
+    path = Path(world([reg(b"f", b"x")]).folder, "large")
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"data")
+    if path.stat().st_blocks * 512 > 1 << 20:
+        pytest.skip("this file system knows no holes")
+    read = []
+    real = os.pread
+    monkeypatch.setattr(holes.os, "pread", lambda *words: read.append(words) or real(*words))
+    with path.open("rb") as one, path.open("rb") as other:
+        assert holes.same_content(one.fileno(), other.fileno())
+        assert holes.first_data(one.fileno(), ((1 << 39, 4),), 1 << 40) is None
+        assert holes.first_data(one.fileno(), (), 1 << 40) == 1 << 39
+    assert len(read) < 20
