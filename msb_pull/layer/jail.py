@@ -2,11 +2,13 @@
 
 Landlock (kernel documentation ``userspace-api/landlock.rst``) leaves it nothing but its staging directory; the best
 version that the kernel offers is used. Version 1 (Linux 5.13 to 5.18) refuses every hard link and rename from one
-directory to another, so it cannot be used. Where there is none, the limits alone hold.
+directory to another, so it cannot be used. Where there is none,
+or where the policy of a container refuses it, the limits alone hold.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -16,6 +18,8 @@ _RULE_PATH_BENEATH = 1
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
 _FIRST_USABLE = 2
+# What kernels say that lack a call, and the seccomp policies of containers that forbid it.
+_NOT_OFFERED = frozenset((errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP))
 # Any layer of plain files fits into 50 MiB; only hostile numbers of links or implied directories take more.
 _MEMORY = 1 << 30
 _OPEN_FILES = 1024
@@ -62,8 +66,8 @@ def die_with(parent: int) -> None:
 def enter(root: int, *, max_file_size: int) -> str:
     """Restricts this process to the open directory ``root`` for good; returns what is active, and why not all.
 
-    Must run before the first byte of a layer is read, and after everything is imported. Raises OSError when the
-    kernel offers a restriction but refuses to apply it.
+    Must run before the first byte of a layer is read, and after everything is imported. A system that refuses a
+    restriction as if it had none is no error; what else goes wrong raises OSError.
     """
     _limit_resources(max_file_size)
     if not sys.platform.startswith("linux"):
@@ -71,11 +75,15 @@ def enter(root: int, *, max_file_size: int) -> str:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "no-new-privileges refused")
-    version = landlock_version()
-    if version >= _FIRST_USABLE:
-        _restrict(root, version)
+    try:
+        _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        version = landlock_version()
+        if version >= _FIRST_USABLE:
+            _restrict(root, version)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+        return f"resource limits only (this system refuses more: {error.strerror})"
     return describe()
 
 

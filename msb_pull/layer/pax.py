@@ -8,6 +8,15 @@ _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
 _MAX_ID = (1 << 32) - 1
 _MAX_DIGITS = 20
+# The plain records by their keys, and the fields of Pax that hold them.
+_FIELDS = {
+    b"path": "path",
+    b"linkpath": "linkpath",
+    b"size": "size",
+    b"uid": "uid",
+    b"gid": "gid",
+    b"mtime": "mtime_ns",
+}
 _SPARSE_VERSIONS = frozenset(((None, None), (0, 0), (0, 1), (1, 0)))
 
 
@@ -44,9 +53,12 @@ class Pax:
         self.sparse: Sparse | None = None
 
 
-def parse(data: bytes, pax: Pax | None = None) -> Pax:
-    """Parses the records ``LENGTH KEY=VALUE\\n`` of one extended header onto ``pax``; raises BadRecord."""
-    pax = pax or Pax()
+def parse(data: bytes) -> Pax:
+    """Parses the records ``LENGTH KEY=VALUE\\n`` of one extended header; raises BadRecord.
+
+    A header before it counts no more: Go, GNU tar and bsdtar keep only the last one before an entry.
+    """
+    pax = Pax()
     pos = 0
     count = 0
     while pos < len(data):
@@ -111,7 +123,9 @@ def _apply(pax: Pax, key: bytes, value: bytes) -> None:
         pax.sparse = pax.sparse or Sparse()
         _apply_sparse(pax.sparse, key[len(_SPARSE) :], value)
     elif not value:
-        return
+        # It also takes back what an earlier record of the same header said.
+        if key in _FIELDS:
+            setattr(pax, _FIELDS[key], None)
     elif key == b"path":
         pax.path = _no_nul(value)
     elif key == b"linkpath":

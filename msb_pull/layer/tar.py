@@ -76,7 +76,7 @@ class TarReader(BlockReader):
         """
         self._skip_payload()
         before: _Extensions | None = None
-        # Together, since they could pile up one by one: attributes of one header stay when the next one comes.
+        # Together, since any number of them may come before one entry.
         self._extension_left = self._limits.max_extension
         while True:
             block = self._block()
@@ -183,14 +183,16 @@ class TarReader(BlockReader):
             entry.devmajor, entry.devminor = number(block[329:337]), number(block[337:345])
             if not (0 <= entry.devmajor <= _MAX_DEVICE and 0 <= entry.devminor <= _MAX_DEVICE):
                 self._fail("the device number is out of range", index=entry.index)
-        elif kind not in (DIR, FIFO):
+        elif kind == DIR:
+            # Images built by other means than Go's (AWS Lambda's) leave out even the dot for the top.
+            entry.name = entry.name or b"./"
+        elif kind != FIFO:
             self._fail(f"unsupported tar entry type {chr(kind)!r}", index=entry.index)
 
     def _header_name(self, block: bytes) -> bytes:
         name = text(block[:100])
-        # Only POSIX has a prefix; GNU keeps times there, and star ends it earlier.
-        if block[345] and block[257:263] == b"ustar\0":
-            prefix = text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])
+        if block[345]:
+            prefix = _prefix(block)
             if prefix:
                 name = prefix + b"/" + name
         return name
@@ -241,16 +243,16 @@ class TarReader(BlockReader):
             before.link = text(data)
         else:
             try:
-                before.pax = extended.parse(data, before.pax)
+                before.pax = extended.parse(data)
             except extended.BadRecord as error:
                 self._fail(str(error), index=self.entries)
         return before
 
     def _extend(self, entry: Entry, before: _Extensions, size: int) -> int:
         """Lets the headers before the entry override its own, PAX over GNU; returns the payload's size."""
-        if before.name is not None:
+        if before.name:
             entry.name = self._name = before.name
-        if before.link is not None:
+        if before.link:
             entry.linkname = before.link
         pax = before.pax
         if pax is None:
@@ -364,3 +366,23 @@ class TarReader(BlockReader):
         except LayerError:
             return
         self._fail("an entry follows a block of zeros", index=self.entries)
+
+
+def _prefix(block: bytes) -> bytes:
+    """The first part of a name, where the header has one: POSIX has it, star ends it earlier, GNU keeps times there.
+
+    Go before 1.8, and with it Docker up to 1.12, wrote a prefix over the times of GNU headers. As today's Go does, it
+    is taken for one when the times are no numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
+    """
+    if block[257:263] == b"ustar\0":
+        return text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])
+    if block[257:265] != b"ustar  \0":
+        return b""
+    try:
+        number(block[345:357])
+        # Go looks at the second time only where there is one.
+        number(block[357:369] if block[357] else b"\0")
+    except BadField:
+        prefix = text(block[345:500])
+        return prefix if prefix.isascii() else b""
+    return b""

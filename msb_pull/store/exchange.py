@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _RENAME_SWAP = 2
-# What file systems and kernels say that know no swap.
-_NO_SWAP = frozenset((errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP))
+# What kernels say that lack a call, and the seccomp policies of containers that forbid it.
+_NOT_OFFERED = frozenset((errno.ENOSYS, errno.EPERM))
+# Where EPERM is about the folders instead, moving them one by one meets it again and reports it.
+_NO_SWAP = _NOT_OFFERED | {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _BUSY_TRIES = 3
 
 
@@ -83,4 +85,6 @@ def _flush_file_system(descriptor: int) -> None:
         os.sync()
     elif libc.syncfs(descriptor) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number not in _NOT_OFFERED:
+            raise OSError(number, os.strerror(number))
+        os.sync()

@@ -27,19 +27,34 @@ def field(value: int, width: int) -> bytes:
     return bytes([0xFF if value < 0 else 0x80]) + (value % 256 ** (width - 1)).to_bytes(width - 1, "big")
 
 
-def hdr(name, *, typ=b"0", size=0, mode=0o644, uid=0, gid=0, mtime=WHEN, link=b"", major=0, minor=0) -> bytes:
+def hdr(
+    name,
+    *,
+    typ=b"0",
+    size=0,
+    mode=0o644,
+    uid=0,
+    gid=0,
+    mtime=WHEN,
+    link=b"",
+    major=0,
+    minor=0,
+    magic=b"ustar\00000",
+    prefix=b"",
+) -> bytes:
     """One ustar header; long names get a PAX header before it."""
-    before = b""
+    long = []
     if len(name) > 100:
-        before, name = pax((b"path", name)), name[-50:]
+        long, name = [(b"path", name)], name[-50:]
     if len(link) > 100:
-        before, link = before + pax((b"linkpath", link)), link[-50:]
+        long, link = [*long, (b"linkpath", link)], link[-50:]
+    before = pax(*long) if long else b""
     block = b"".join(
         (
             name.ljust(100, b"\0"),
             *(field(mode, 8), field(uid, 8), field(gid, 8), field(size, 12), field(mtime, 12)),
-            *(b" " * 8, typ, link.ljust(100, b"\0"), b"ustar\00000"),
-            *(bytes(64), field(major, 8), field(minor, 8)),
+            *(b" " * 8, typ, link.ljust(100, b"\0"), magic),
+            *(bytes(64), field(major, 8), field(minor, 8), prefix),
         )
     ).ljust(512, b"\0")
     return before + block[:148] + b"%06o\0 " % sum(block) + block[156:]
@@ -73,7 +88,12 @@ def pax(*records) -> bytes:
 
 
 def xattr(name, value) -> bytes:
-    return pax((b"SCHILY.xattr." + name, value))
+    return attributes_of((name, value))
+
+
+def attributes_of(*pairs) -> bytes:
+    """Together in one header, since a second one would replace the first."""
+    return pax(*((b"SCHILY.xattr." + name, value) for name, value in pairs))
 
 
 def extract(folder: Path, *entries: bytes, record: Path | None = None, proven: bool = True, **options) -> UnpackReport:

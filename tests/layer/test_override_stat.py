@@ -20,6 +20,7 @@ from tests.layer.archive import (
     END,
     OVERRIDE,
     assert_proven,
+    attributes_of,
     directory,
     extract,
     hardlink,
@@ -153,7 +154,9 @@ def test_e8_names_that_readers_obey_are_escaped(tmp_path, name):
 
 def test_e9_capabilities_are_kept_escaped_even_as_root(tmp_path):
     value = bytes.fromhex("0100000200200000000000000000000000000000")
-    extract(tmp_path / "l", xattr(b"security.capability", value), xattr(b"trusted.x", b"1") + reg(b"ping", mode=0o755))
+    extract(
+        tmp_path / "l", attributes_of((b"security.capability", value), (b"trusted.x", b"1")), reg(b"ping", mode=0o755)
+    )
     assert names(tmp_path / "l/ping") == [
         "user.containers.override_security.capability",
         "user.containers.override_trusted.x",
@@ -222,7 +225,7 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree, "set_attribute", full)
-        report = extract(tmp_path / "l", xattr(b"user.big", b"x" * 5000), xattr(b"user.small", b"y") + reg(b"f"))
+        report = extract(tmp_path / "l", attributes_of((b"user.big", b"x" * 5000), (b"user.small", b"y")), reg(b"f"))
     assert override(tmp_path / "l/f") == "0:0:0100644"
     assert names(tmp_path / "l/f") == ["user.small"]
     assert len(report.warnings) == 1
@@ -234,7 +237,7 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
 def test_e16_what_was_left_out_is_no_damage_and_what_was_kept_must_stay(tmp_path):
     """Verify took every large attribute for one that did not fit, and small ones that did not fit for damage."""
     layer, record = tmp_path / "l", tmp_path / "record"
-    small = b"".join(xattr(b"user.k%02d" % i, b"x" * 900) for i in range(80))
+    small = attributes_of(*((b"user.k%02d" % i, b"x" * 900) for i in range(80)))
     entries = [xattr(b"user.large", b"x" * 2000), reg(b"f"), small, reg(b"g"), xattr(b"user.large", b"y"), reg(b"h")]
     report = extract(layer, *entries, record=record)
     if report.unkept != [1]:
@@ -262,8 +265,8 @@ def test_e16_our_own_attribute_that_does_not_fit_is_an_error(tmp_path, monkeypat
 
 def test_e16_really(tmp_path):
     """ext4 keeps about one block of attributes, others more: whatever fits, ours is there."""
-    many = b"".join(xattr(b"user.k%d" % i, b"x" * 900) for i in range(40))
-    extract(tmp_path / "l", many + xattr(b"user.huge", b"x" * 70000) + reg(b"f", uid=3))
+    many = [(b"user.k%d" % i, b"x" * 900) for i in range(40)]
+    extract(tmp_path / "l", attributes_of(*many, (b"user.huge", b"x" * 70000)), reg(b"f", uid=3))
     assert override(tmp_path / "l/f") == "3:0:0100644"
 
 
@@ -344,7 +347,7 @@ def test_a51_other_prefixes_are_ignored(tmp_path):
 
 
 def test_a51_names_that_no_system_takes_are_warnings(tmp_path):
-    report = extract(tmp_path / "l", xattr(b"user." + b"n" * 300, b"x"), xattr(b"user.", b"x") + reg(b"f", uid=2))
+    report = extract(tmp_path / "l", attributes_of((b"user." + b"n" * 300, b"x"), (b"user.", b"x")), reg(b"f", uid=2))
     assert override(tmp_path / "l/f") == "2:0:0100644"
     assert len(report.warnings) == 2
 
@@ -381,7 +384,7 @@ extract(
     root,
     *(reg(b"f%o" % mode, b"x", mode=mode, uid=mode, gid=7) for mode in modes),
     *(directory(b"d%o" % mode, mode=mode) + reg(b"d%o/f" % mode, b"y") for mode in modes),
-    *(xattr(b"security.capability", b"c") + xattr(b"trusted.x", b"t") + reg(b"cap"),),
+    *(attributes_of((b"security.capability", b"c"), (b"trusted.x", b"t")) + reg(b"cap"),),
     *(hdr(b"null", typ=b"3", mode=0o666, major=1, minor=3), hdr(b"fifo", typ=b"6", mode=0)),
     *(symlink(b"s", b"/etc/shadow"), hardlink(b"h", b"f0"), reg(b"f444", b"z", mode=0o444), reg(b"d0", b"now a file")),
 )

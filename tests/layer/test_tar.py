@@ -131,11 +131,6 @@ def test_a54_extensions_of_one_entry_do_not_reach_the_next():
     assert names(gnu_long(b"LLL"), hdr(b"a"), hdr(b"b")) == [b"LLL", b"b"]
 
 
-def test_a55_gnu_headers_have_no_prefix():
-    block = patched(patched(hdr(b"f"), 345, b"some/dir"), 257, b"ustar  \0")
-    assert names(block) == [b"f"]
-
-
 def test_a55_star_ends_its_prefix_earlier():
     block = patched(patched(hdr(b"f"), 345, b"p" * 140), 508, b"tar\0")
     assert names(block) == [b"p" * 131 + b"/f"]
