@@ -187,13 +187,18 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
     )
 
 
+def is_image(manifest: Manifest) -> bool:
+    """Whether this is the manifest of a container image and not of something else that registries hold."""
+    kinds = (manifest.config.media_type, manifest.artifact_type or manifest.config.media_type)
+    return all(_names_image(kind, manifest.media_type) for kind in kinds)
+
+
 def check_image(manifest: Manifest, what: str) -> None:
     """Refuses what is no container image, and layers that cannot be read; raises ContentError."""
-    kind = manifest.config.media_type
-    artifact = manifest.artifact_type and not _names_image(manifest.artifact_type, manifest.media_type)
-    if artifact or not _names_image(kind, manifest.media_type):
+    if not is_image(manifest):
+        kind = manifest.artifact_type or manifest.config.media_type
         raise ContentError(
-            f"{what}: this is an artifact of type {shown(manifest.artifact_type or kind)}, not a container image",
+            f"{what}: this is an artifact of type {shown(kind)}, not a container image",
             hint="get it with the program it is made for, or with `oras pull`",
         )
     sizes: dict[Digest, int] = {}
