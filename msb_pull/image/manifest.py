@@ -29,6 +29,10 @@ ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 
 _INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 _MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+# What some registries and builders have put in place of Docker's type, "" being none at all; Docker takes them for
+# images too (moby, distribution/config.go). Only the OCI's own manifests are used for anything but images.
+_DOCKER_CONFIGS = _CONFIGS | {"application/octet-stream", "application/json", "text/html", ""}
 _LAYER_TYPES = frozenset(
     {
         *(
@@ -183,12 +187,18 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
     )
 
 
+def is_image(manifest: Manifest) -> bool:
+    """Whether this is the manifest of a container image and not of something else that registries hold."""
+    kinds = (manifest.config.media_type, manifest.artifact_type or manifest.config.media_type)
+    return all(_names_image(kind, manifest.media_type) for kind in kinds)
+
+
 def check_image(manifest: Manifest, what: str) -> None:
     """Refuses what is no container image, and layers that cannot be read; raises ContentError."""
-    kind = manifest.config.media_type
-    if kind not in (OCI_CONFIG, DOCKER_CONFIG) or manifest.artifact_type:
+    if not is_image(manifest):
+        kind = manifest.artifact_type or manifest.config.media_type
         raise ContentError(
-            f"{what}: this is an artifact of type {shown(manifest.artifact_type or kind)}, not a container image",
+            f"{what}: this is an artifact of type {shown(kind)}, not a container image",
             hint="get it with the program it is made for, or with `oras pull`",
         )
     sizes: dict[Digest, int] = {}
@@ -212,8 +222,16 @@ def _kind(media_type: str) -> str | None:
     return "manifest" if media_type in _MANIFESTS else None
 
 
+def _names_image(config_type: str, manifest_type: str) -> bool:
+    """Whether a config of this type, in a manifest of that one, makes an image."""
+    return config_type in (_DOCKER_CONFIGS if manifest_type == DOCKER_MANIFEST else _CONFIGS)
+
+
 def _may_be_image(entry: Descriptor) -> bool:
-    if entry.artifact_type or entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
+    # An entry repeats the artifactType of its manifest, or else (image-spec) the media type of its config.
+    if entry.artifact_type and not _names_image(entry.artifact_type, entry.media_type):
+        return False
+    if entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return False
     if entry.platform and "unknown" in (entry.platform.os, entry.platform.architecture):
         return False

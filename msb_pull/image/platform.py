@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msb_pull.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from msb_pull.image.manifest import Descriptor
 
@@ -90,7 +90,21 @@ class Platform:
 
     def accepts(self, other: Platform) -> bool:
         """Whether an image for ``other`` satisfies the wish for this platform."""
-        return _rank(self, other) is not None
+        return self.rank(other) is not None
+
+    def rank(self, other: Platform) -> int | None:
+        """How well an image for ``other`` satisfies it: 0 exactly, more for older variants that still run, None not."""
+        wish, offer = self.normalized(), other.normalized()
+        if (wish.os, wish.architecture) != (offer.os, offer.architecture):
+            return None
+        if wish.variant == offer.variant:
+            return 0
+        if wish.architecture == "arm" and wish.variant and offer.variant:
+            return _older(wish.variant, offer.variant)
+        if wish.architecture in ("amd64", "arm64") and wish.variant:
+            base = {"amd64": "v1", "arm64": "v8"}[wish.architecture]
+            return _older(wish.variant, offer.variant or base)
+        return None
 
     def __str__(self) -> str:
         text = f"{self.os}/{self.architecture}"
@@ -103,36 +117,23 @@ def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
     Attestations, artifacts and unknown media types must have been left out by the caller. A lone entry without a
     platform is taken, to be checked against its config. Raises NotFoundError that lists what there is.
     """
-    ranked = [(rank, entry) for entry in candidates if (rank := _rank_entry(wanted, entry)) is not None]
+    known = [(entry.platform, entry) for entry in candidates if entry.platform]
+    ranked = [(rank, entry) for platform, entry in known if (rank := wanted.rank(platform)) is not None]
     if ranked:
         return min(ranked, key=lambda pair: pair[0])[1]
     if len(candidates) == 1 and candidates[0].platform is None:
         return candidates[0]
-    there = sorted({str(entry.platform.normalized()) for entry in candidates if entry.platform})
-    raise NotFoundError(
+    raise no_image(wanted, [platform for platform, _ in known])
+
+
+def no_image(wanted: Platform, offered: Iterable[Platform]) -> NotFoundError:
+    """Says that an index has nothing for this platform, and what it has."""
+    there = sorted({str(platform.normalized()) for platform in offered})
+    return NotFoundError(
         f"no image for {wanted}",
         cause=f"the index offers {', '.join(there)}" if there else "the index offers no image with a platform",
         hint="choose one of them with --platform" if there else None,
     )
-
-
-def _rank_entry(wanted: Platform, entry: Descriptor) -> int | None:
-    return _rank(wanted, entry.platform) if entry.platform else None
-
-
-def _rank(wanted: Platform, offered: Platform) -> int | None:
-    """0 for an exact match, larger for older variants that still run, None where it does not run."""
-    wish, offer = wanted.normalized(), offered.normalized()
-    if (wish.os, wish.architecture) != (offer.os, offer.architecture):
-        return None
-    if wish.variant == offer.variant:
-        return 0
-    if wish.architecture == "arm" and wish.variant and offer.variant:
-        return _older(wish.variant, offer.variant)
-    if wish.architecture in ("amd64", "arm64") and wish.variant:
-        base = {"amd64": "v1", "arm64": "v8"}[wish.architecture]
-        return _older(wish.variant, offer.variant or base)
-    return None
 
 
 def _older(wish: str, offer: str) -> int | None:

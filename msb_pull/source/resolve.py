@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, parse_config, parse_document
-from msb_pull.image.platform import choose
+from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, is_image, parse_config, parse_document
+from msb_pull.image.platform import choose, no_image
 from msb_pull.source.interface import ResolvedImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from msb_pull.image.manifest import Descriptor, ImageConfig
+    from msb_pull.image.manifest import Descriptor, ImageConfig, Manifest
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
 
 # image-spec allows indexes in indexes; real ones have two levels.
 _MAX_DEPTH = 4
+# Indexes that do not say what their entries are for have a handful of them.
+_MAX_LOOKED_INTO = 32
 
 
 class Documents(Protocol):
@@ -48,33 +51,104 @@ def resolve_image(
     See :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
-    data, content_type, digest = documents.top()
-    entry: Descriptor | None = None
-    seen = {digest}
-    document = parse_document(data, content_type, what, warn)
-    while isinstance(document, Index):
-        entry = _choose(document, platform, what)
-        digest = entry.digest
-        if digest in seen or len(seen) > _MAX_DEPTH:
-            raise ContentError(f"{what}: its indexes are nested too deeply or in a circle")
-        seen.add(digest)
-        data, content_type = documents.manifest(entry)
-        document = parse_document(data, content_type, what, warn)
-    check_image(document, what)
-    if document.config.size > MANIFEST_LIMIT:
-        raise ContentError(f"{what}: its config is larger than {MANIFEST_LIMIT} bytes")
-    config_bytes = documents.blob(document.config)
-    config = parse_config(config_bytes, document, what)
+    found = _Walk(documents, platform, what, warn).start()
+    config_bytes, config = _read_config(documents, found.manifest, what)
     return ResolvedImage(
         reference=reference,
-        digest=digest,
-        platform=_platform(entry, config, platform, what, explicit, warn),
-        manifest_bytes=data,
-        manifest=document,
+        digest=found.digest,
+        platform=_platform(found.stated, config, platform, what, explicit, warn),
+        manifest_bytes=found.data,
+        manifest=found.manifest,
         config_bytes=config_bytes,
         config=config,
         source=source,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A manifest, and the platform that the index said it is for."""
+
+    digest: Digest
+    data: bytes
+    manifest: Manifest
+    stated: Platform | None
+
+
+class _Walk:
+    """The way from the top document to a manifest."""
+
+    def __init__(self, documents: Documents, platform: Platform, what: str, warn: Callable[[str], None]) -> None:
+        self._documents = documents
+        self._platform = platform
+        self._what = what
+        self._warn = warn
+        self._looked_into: set[Digest] = set()
+        self._offered: list[Platform] = []
+
+    def start(self) -> _Found:
+        data, content_type, digest = self._documents.top()
+        return self._read(data, content_type, (digest,), None)
+
+    def _open(self, entry: Descriptor, above: tuple[Digest, ...]) -> _Found:
+        if entry.digest in above or len(above) > _MAX_DEPTH:
+            raise ContentError(f"{self._what}: its indexes are nested too deeply or in a circle")
+        data, content_type = self._documents.manifest(entry)
+        return self._read(data, content_type, (*above, entry.digest), entry.platform)
+
+    def _read(self, data: bytes, content_type: str | None, path: tuple[Digest, ...], stated: Platform | None) -> _Found:
+        document = parse_document(data, content_type, self._what, self._warn)
+        if not isinstance(document, Index):
+            return _Found(path[-1], data, document, stated)
+        candidates = document.images()
+        try:
+            chosen = choose(candidates, self._platform)
+        except NotFoundError:
+            return self._look_inside(candidates, path)
+        return self._open(chosen, path)
+
+    def _look_inside(self, candidates: Sequence[Descriptor], path: tuple[Digest, ...]) -> _Found:
+        """The best of what the entries lead to that do not say their platform; raises NotFoundError."""
+        best: tuple[int, _Found] | None = None
+        self._offered += [entry.platform for entry in candidates if entry.platform]
+        for entry in candidates:
+            if entry.platform or entry.digest in self._looked_into:
+                continue
+            self._looked_into.add(entry.digest)
+            if len(self._looked_into) > _MAX_LOOKED_INTO:
+                raise ContentError(f"{self._what}: too many entries of its indexes do not say their platform")
+            try:
+                found = self._open(entry, path)
+            except NotFoundError:
+                # Nothing for this platform, or left out by whoever copied the image in part.
+                continue
+            rank = self._rank(found)
+            if rank is not None and (best is None or rank < best[0]):
+                best = rank, found
+            if rank == 0:
+                break
+        if best is None:
+            refusal = no_image(self._platform, self._offered)
+            raise NotFoundError(f"{self._what}: {refusal.message}", cause=refusal.cause, hint=refusal.hint)
+        return best[1]
+
+    def _rank(self, found: _Found) -> int | None:
+        platform = found.stated
+        if platform is None:
+            if not is_image(found.manifest):
+                return None
+            platform = _read_config(self._documents, found.manifest, self._what)[1].platform
+            self._offered.append(platform)
+        return self._platform.rank(platform)
+
+
+def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[bytes, ImageConfig]:
+    """The config of an image, as it is and parsed; raises ContentError for what is no image."""
+    check_image(manifest, what)
+    if manifest.config.size > MANIFEST_LIMIT:
+        raise ContentError(f"{what}: its config is larger than {MANIFEST_LIMIT} bytes")
+    data = documents.blob(manifest.config)
+    return data, parse_config(data, manifest, what)
 
 
 def verified(data: bytes, descriptor: Descriptor, what: str, part: str) -> bytes:
@@ -99,15 +173,8 @@ def matching(data: bytes, digest: Digest, what: str, part: str) -> bytes:
     return data
 
 
-def _choose(index: Index, platform: Platform, what: str) -> Descriptor:
-    try:
-        return choose(index.images(), platform)
-    except NotFoundError as error:
-        raise NotFoundError(f"{what}: {error.message}", cause=error.cause, hint=error.hint) from None
-
-
 def _platform(
-    entry: Descriptor | None,
+    stated: Platform | None,
     config: ImageConfig,
     wanted: Platform,
     what: str,
@@ -115,8 +182,8 @@ def _platform(
     warn: Callable[[str], None],
 ) -> Platform:
     """What the image runs on: the word of the index it was chosen from, else its config's."""
-    if entry is not None and entry.platform is not None:
-        return entry.platform.normalized()
+    if stated is not None:
+        return stated.normalized()
     if not config.os or not config.architecture:
         return wanted
     found = config.platform
