@@ -86,14 +86,26 @@ def _empty(directory: int, discard: Callable[[int, bytes], None]) -> list[bytes]
     if os.fstat(directory).st_mode & stat.S_IRWXU != stat.S_IRWXU:
         os.fchmod(directory, 0o700)
     folders = []
-    with os.scandir(directory) as found:
-        entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found]
-    for name, is_folder in entries:
+    for name, is_folder in listed(directory):
         if is_folder:
             folders.append(name)
         else:
             discard(directory, name)
     return folders
+
+
+def listed(directory: int) -> list[tuple[bytes, bool]]:
+    """The names in an open directory as they are now, and which of them are directories; raises OSError.
+
+    A descriptor that was opened before its entries were made need not list them (POSIX leaves it open for readdir;
+    btrfs shows what was there at the time since Linux 6.5), so this opens the directory anew.
+    """
+    fresh = os.open(b".", _OPEN_DIR, dir_fd=directory)
+    try:
+        with os.scandir(fresh) as found:
+            return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found]
+    finally:
+        os.close(fresh)
 
 
 def disk_usage(path: str | os.PathLike[str]) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.imagebuild import simple_layout
+from tests.layer.archive import directory, reg
 from tests.test_end_to_end import LINUX
 
 pytestmark = pytest.mark.skipif(
@@ -85,3 +87,32 @@ def test_overlay(place, tmp_path):
     assert looked[0] == verified[0] == other[0] == both[0] == 0, (looked, verified, other, both)
     # Kernels with redirect_dir on can move them.
     assert forced[0] == 0 or (forced[0] == 7 and "overlay file systems move no folder" in forced[1]), forced
+
+
+@pytest.mark.parametrize("words", [("mkfs.btrfs", "-q"), ("mkfs.xfs", "-q"), ("mkfs.ext4", "-q")], ids=lambda x: x[0])
+def test_what_was_made_after_a_directory_was_opened_is_found_in_it(place, tmp_path, words):
+    """btrfs lists a directory as it was when it was opened (Linux 6.5)."""
+    need(words[0])
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(320 << 20)
+    subprocess.run([*words, str(disk)], check=True, capture_output=True, timeout=60)
+    lower = directory(b"d") + directory(b"d/old") + reg(b"f", b"one")
+    upper = reg(b".wh.d") + directory(b"d") + reg(b"d/new", b"n") + reg(b".wh.f") + reg(b"f", b"two")
+    layout = simple_layout(tmp_path / "layout", [layer + bytes(1024) for layer in (lower, upper)])
+    pull = ("pull", "-q", *LINUX, f"oci:{layout}:1", "--as", NAME)
+    place.mount = f"mount -o loop {disk} {place.folder}"
+    done = place.run(
+        pull, ("inspect", "--layers", NAME), ("verify",), ("pull", "-f", *pull[1:]), ("verify",), ("rm", NAME)
+    )
+    assert [code for code, _ in done] == [0] * 6, done
+    top = Path(done[1][1].splitlines()[-1]).relative_to(place.folder)
+    place.mount = f"mount -o loop {disk} {place.folder}"
+    script = f"{place.mount} && cd {place.folder} && ls -A home/layers/.msb-pull/staging; ls -d home/layers/*.extracted"
+    left = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert left.stdout == "", left
+    done = place.run(pull, ("verify",))
+    assert [code for code, _ in done] == [0, 0], done
+    script = f"{place.mount} && cd {place.folder}/{top} && find . | sort"
+    shown = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert shown.stdout.split() == [".", "./d", "./d/.wh..wh..opq", "./d/new", "./f"]

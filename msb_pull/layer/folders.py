@@ -16,7 +16,7 @@ from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
 from msb_pull.layer.kept import Keeper
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.xattrs import set_attribute
-from msb_pull.remove import remove_tree
+from msb_pull.remove import listed, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -269,8 +269,7 @@ class Folders:
 
     def _check_spelling(self, folder: Folder, name: bytes) -> None:
         """On a file system that folds names, what stands at ``name`` must really be called so."""
-        with os.scandir(folder.descriptor) as found:
-            names = [os.fsencode(entry.name) for entry in found]
+        names = [other for other, _ in listed(folder.descriptor)]
         if name in names:
             return
         try:

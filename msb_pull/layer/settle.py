@@ -21,6 +21,7 @@ from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
 from msb_pull.layer.whiteouts import is_leftover, resolve_pairs
 from msb_pull.layer.xattrs import set_attribute, user_attributes
+from msb_pull.remove import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,9 +154,7 @@ class _Applier:
             touched.append(target + below)
             old, new = self._held(source + below), self._held((target + below).strip(b"/"))
             try:
-                with os.scandir(old) as found:
-                    names = sorted(os.fsencode(entry.name) for entry in found)
-                for name in names:
+                for name, _ in sorted(listed(old)):
                     if not target and not below and is_leftover(name):
                         continue
                     if self._move_entry(old, new, name):

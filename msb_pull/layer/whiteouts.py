@@ -10,6 +10,7 @@ import os
 import stat
 
 from msb_pull.layer.folders import WHITEOUT
+from msb_pull.remove import listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,10 +47,8 @@ def resolve_pairs(folders: Folders, marked: Iterable[bytes]) -> list[tuple[bytes
         folder = folders.find(path)
         if folder is None:
             continue
-        with os.scandir(folder.descriptor) as found:
-            names = [os.fsencode(entry.name) for entry in found if entry.name.startswith(".wh.")]
-        for name in sorted(names):
-            if name != OPAQUE:
+        for name, _ in sorted(listed(folder.descriptor)):
+            if name.startswith(WHITEOUT) and name != OPAQUE:
                 turned += _resolve_pair(folders, folder.path, name)
     return turned
 

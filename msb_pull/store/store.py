@@ -237,12 +237,15 @@ class Store(Layout):
         notes, former = self.notes_path(layer), staging.path.with_name("former notes")
         if noted := notes.exists():
             os.replace(notes, former)
+        made = os.stat(staging.path)
         try:
             exchange(staging.path, final, aside=staging.path.with_name("aside"))
         except OSError:
             if noted:
                 os.replace(former, notes)
             raise
+        # XFS counts the new ".." of an exchanged directory as a change of the directory.
+        os.utime(final, ns=(made.st_atime_ns, made.st_mtime_ns))
         self._place_record(staging, layer)
 
     def _place_record(self, staging: Staging, layer: Name) -> None:
