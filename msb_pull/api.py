@@ -95,8 +95,9 @@ class Store:
         return [Path(path) for path in self._inspect(image).directories()]
 
     def lowerdir(self, image: str) -> str:
-        """The layers of an image as overlayfs and fuse-overlayfs want them in ``-o lowerdir=``, top first.
+        """The layers of an image as fuse-overlayfs wants them in ``-o lowerdir=``, top first.
 
+        The kernel's own overlayfs would show a wrong tree: it knows neither ``.wh.`` files nor override_stat.
         Raises what :meth:`layers` does.
 
         >>> import tempfile

@@ -84,7 +84,9 @@ class InspectedImage:
         return [str(layer.path) for layer in self.layers]
 
     def lowerdir(self) -> str:
-        """The layers for ``-o lowerdir=``, top first, each once, by the short links, whose paths need no escaping.
+        """The layers for fuse-overlayfs' ``-o lowerdir=``, top first, each once, by the short links.
+
+        The paths of those need no escaping. The kernel's own overlayfs knows neither ``.wh.`` files nor override_stat.
 
         Raises NotFoundError when a layer is missing or has no link, LocalError when no mount option can hold them.
         """

@@ -280,6 +280,8 @@ class Store(Layout):
 
     def _make(self) -> None:
         if (self.own / "version").exists():
+            # The layers may have been another home's.
+            _make_private(self.home)
             return
         for folder in (self.home, self.layers, self.own, *(self.own / name for name in _FOLDERS)):
             _make_private(folder)
