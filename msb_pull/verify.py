@@ -130,20 +130,38 @@ def proven_images(
     """The named images, all of them when none is named, with the layers that their manifests prove.
 
     Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
-    is missing or another one is written anew, and that is told. Raises NotFoundError.
+    is missing or another one is written anew, as are rows of layers in another order; that is told. Raises
+    NotFoundError.
     """
     with store.database(create=False) as database:
         proofs = database.prove(references or None)
         for image in proofs:
             if image.taken_over:
-                observer(events.Warned(image.reference, "another program has recorded this image anew"))
+                _warn(observer, image, "another program has recorded the same layers anew")
         if missing := set(references) - {image.reference for image in proofs}:
             raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
         found = [(image, _layers(image, database)) for image in proofs]
     for image in proofs:
+        if image.disordered:
+            _put_in_order(store, image, observer)
         if image.stale:
             _copy_again(store, image, observer)
     return found
+
+
+def _warn(observer: Observer, image: ProvenImage, text: str) -> None:
+    observer(events.Warned(image.reference, f"{image.reference}: {text}"))
+
+
+def _put_in_order(store: Store, image: ProvenImage, observer: Observer) -> None:
+    """An order that another image needed once may be left when that one has gone."""
+    try:
+        with store.database(create=True) as database:
+            database.record_again(image.reference)
+    except LocalError as error:
+        image.differences.append(Difference("oci.db: layers", "the order of the manifest", error.message))
+    else:
+        _warn(observer, image, "the rows of its layers stood in another order than its manifest's; put right")
 
 
 def _copy_again(store: Store, image: ProvenImage, observer: Observer) -> None:
@@ -153,7 +171,7 @@ def _copy_again(store: Store, image: ProvenImage, observer: Observer) -> None:
     except LocalError as error:
         image.differences.append(Difference("images: copy", "what the rows say", error.message))
     else:
-        observer(events.Warned(image.reference, "its copy beside the layers was not what oci.db says; written anew"))
+        _warn(observer, image, "its copy beside the layers was not what oci.db says; written anew")
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
@@ -210,7 +228,6 @@ def _blamed(wanted: Sequence[_Wanted], reports: Sequence[LayerReport]) -> list[L
         own = tuple(damage for damage in report.damages if damage.kind != DERIVED)
         if len(own) < len(report.damages) and one.below & bad:
             verdict = Verdict.DAMAGED if own else Verdict.UNCHANGED
-            remark = report.remark or "" if own else "a layer below it is damaged, from which some of its facts are"
-            report = replace(report, damages=own, verdict=verdict, remark=remark, suspect=True)
+            report = replace(report, damages=own, verdict=verdict, suspect=True)
         found.append(report)
     return found

@@ -93,15 +93,23 @@ EDITS = {
     "layer digest": f"UPDATE layers SET digest = '{ZERO}' WHERE id = 1",
     "layer gone": "DELETE FROM layers WHERE id = 1",
     "link gone": "DELETE FROM manifest_layers WHERE id = 1",
-    "layers in another order": "UPDATE layers SET id = 100 - id",
 }
 
 
 @pytest.mark.parametrize("statement", EDITS.values(), ids=EDITS)
 def test_a_changed_row_is_damage_and_written_anew(home, statement):
-    follow = "UPDATE manifest_layers SET layer_id = 100 - layer_id" if "100 - id" in statement else "SELECT 1"
-    change(home, statement, follow)
+    change(home, statement)
     found_and_repaired(home)
+
+
+def test_layers_that_stand_in_another_order_are_put_right_and_that_is_told(home):
+    """Microsandbox stacks them by their rows; an image that needed the other order may have gone."""
+    change(home, "UPDATE layers SET id = 100 - id", "UPDATE manifest_layers SET layer_id = 100 - layer_id")
+    run = home.run("verify")
+    assert run.returncode == 0 and "put right" in run.stderr
+    again = home.run("verify")
+    assert again.returncode == 0 and "put right" not in again.stderr, again.stderr
+    assert home.sql("SELECT count(*) FROM manifest_layers") == [(4,)]
 
 
 def test_a_row_that_names_another_layer_never_lets_that_one_be_proven(home):

@@ -150,10 +150,15 @@ class Database:
         backup = self._backup
 
         def work(run: Run) -> list[ProvenImage]:
-            names = [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
-            for stray in backup.strays(names) if references is None else ():
-                self._warn(f"{stray}: oci.db lists it no more, though a copy of its manifest lies beside the layers")
-            return [prove_image(run, backup, name) for name in names if references is None or name in references]
+            # All of it as it is at one moment, whatever others write meanwhile.
+            run("BEGIN")
+            try:
+                names = [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
+                for stray in backup.strays(names) if references is None else ():
+                    self._warn(f"{stray}: oci.db lists it no more, though a copy of its manifest is kept")
+                return [prove_image(run, backup, name) for name in names if references is None or name in references]
+            finally:
+                run("ROLLBACK")
 
         return self._ask(work)
 

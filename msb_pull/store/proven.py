@@ -59,13 +59,16 @@ class Difference:
 class ProvenImage:
     """An image and what proves it: ``record`` is None of one that only another program knows, or that nothing proves.
 
-    ``stale`` says that the copy beside the layers is missing or another one, while the rows are sound.
+    While the rows are sound, ``stale`` says that the copy beside the layers is missing or another one, ``disordered``
+    that those of layers stand in another order though no other image needs it. ``taken_over`` says that another program
+    has recorded the same layers anew.
     """
 
     reference: str
     record: ImageRecord | None = None
     differences: list[Difference] = field(default_factory=list)
     stale: bool = False
+    disordered: bool = False
     taken_over: bool = False
 
 
@@ -146,6 +149,7 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
         )
         return image
     image.differences += _rows(run, image.record)
+    image.disordered = not image.differences and _disordered(run, image.record)
     image.stale = not copied or copy != image.record
     return image
 
@@ -181,8 +185,16 @@ def _rows(run: Run, image: ImageRecord) -> Iterator[Difference]:
                 yield Difference(f"oci.db: {table}", *_first_difference(right, found))
         right = memory.execute(_LAYERS, (image.reference,)).fetchall()
         found = run(_LAYERS, (image.reference,)).fetchall()
-    if sorted(right) != sorted(found) or (right != found and not keeps_another_order(run, [x[0] for x in right])):
-        yield Difference("oci.db: layers", *_first_difference(right, found))
+    if sorted(right) != sorted(found):
+        yield Difference("oci.db: layers", *_first_difference(sorted(right), sorted(found)))
+
+
+def _disordered(run: Run, image: ImageRecord) -> bool:
+    listed = [str(layer.digest) for layer in image.manifest.layers]
+    # A layer that is listed twice counts where it lies last.
+    wanted = list(dict.fromkeys(reversed(listed)))[::-1]
+    found = [digest for digest, *_ in run(_LAYERS, (image.reference,))]
+    return found != wanted and not keeps_another_order(run, wanted)
 
 
 def _first_difference(right: list[Any], found: list[Any]) -> tuple[str, str]:
