@@ -15,7 +15,11 @@ def main() -> NoReturn:
     """Runs the program with the words of the command line and ends the process with its exit code."""
     # Nearly everything that a start makes lives to the end: looking for garbage in it is time lost (5 ms).
     gc.set_threshold(50_000)
-    code = _run(sys.argv[1:])
+    try:
+        code = _run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # It came while modules were loaded; nothing has been done yet that would have to be told of.
+        code = 130
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks everything to stop, the second, or a second's delay, ends the process."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks everything to stop, the second, or a second's delay, ends the process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Interrupts:
         self._read, self._write = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # What the caller has ignored (nohup, a job in the background of a script) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._former[number] = signal.signal(number, _leave_it_to_the_thread)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from dataclasses import dataclass
-from typing import BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 from msb_pull.errors import LocalError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -28,19 +32,73 @@ class Streams:
 
     @classmethod
     def of_process(cls) -> Streams:
-        """Those of this process; one that was closed before the start is replaced by the null device."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A path that is no text is for a program, which needs its very bytes.
-            sys.stdout.reconfigure(errors="surrogateescape")
-        if sys.stdin is None or sys.stdout is None or sys.stderr is None:
-            null = cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
-            return cls(sys.stdin or null, sys.stdout or null, sys.stderr or null)
-        return cls(sys.stdin, sys.stdout, sys.stderr)
+        """Those of this process.
+
+        Of those that were closed before the start, input is empty and nobody reads what goes to standard error; what
+        is written to standard output is an error, as it is for any program.
+        """
+        _occupy_closed()
+        null = cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
+        if sys.stdout is None or (type(sys.stdout) is io.TextIOWrapper and sys.stdout.fileno() == 1):
+            sys.stdout = _whole_output(sys.stdout)
+        return cls(sys.stdin or null, sys.stdout, sys.stderr or null)
 
     @property
     def binary_stdout(self) -> BinaryIO:
         """Standard output for an archive."""
         return self.stdout.buffer
+
+
+class _Patient(io.RawIOBase):
+    """A descriptor that takes all that is written to it in the end, also one that does not block."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:
+                # Whoever made the pipe has set it so; its reader takes more in a while.
+                select.select([], [self._descriptor], [])
+
+
+def _whole_output(former: TextIO | None) -> TextIO:
+    """Standard output that writes every byte or raises OSError.
+
+    Python's own does not under PYTHONUNBUFFERED, where what a short write leaves is lost, nor on a descriptor that
+    does not block.
+    """
+    # A path that is no text is for a program, which needs its very bytes.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Patient(1), 1 << 16),
+        encoding=former.encoding if former else "utf-8",
+        errors="surrogateescape",
+        line_buffering=os.isatty(1),
+    )
+
+
+def _occupy_closed() -> None:
+    """Puts the null device where a standard descriptor was closed, or the next file opened would be taken for it.
+
+    Opened for reading, it makes writing to standard output fail as a closed one would.
+    """
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:
+            null = os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
 
 
 def write_out(stream: TextIO, text: str) -> None:
