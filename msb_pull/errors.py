@@ -33,6 +33,7 @@ class ExitCode(enum.IntEnum):
     NETWORK = 5
     CONTENT = 6
     LOCAL = 7
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -7,12 +7,9 @@ import os
 import select
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from msb_pull.errors import LocalError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -64,7 +61,7 @@ class _Patient(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         while True:
             try:
                 return os.write(self._descriptor, data)
