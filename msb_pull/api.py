@@ -162,7 +162,8 @@ def pull_image(
                 from msb_pull.source.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
-                who = credentials or CredentialStore(authfile=store._settings.authfile)
+                host = argument.reference.registry if argument.reference is not None else None
+                who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
                 clients.append(RegistryClient(how, who, observer=observer, cancel=cancel))
                 stack.callback(clients[0].close)
             return clients[0]

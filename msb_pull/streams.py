@@ -8,10 +8,12 @@ import sys
 from dataclasses import dataclass
 from typing import BinaryIO, TextIO, cast
 
-from msb_pull.errors import LocalError
+from msb_pull.errors import LocalError, UsageError
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+_SECRET_LIMIT = 1 << 20
 
 
 class OutputClosed(Exception):
@@ -41,6 +43,21 @@ class Streams:
     def binary_stdout(self) -> BinaryIO:
         """Standard output for an archive."""
         return self.stdout.buffer
+
+
+def read_secret(stream: TextIO) -> str:
+    """All of a stream, or the one line that a person types; bytes that are no UTF-8 are kept as they are.
+
+    Raises LocalError when it cannot be read, UsageError for more than a secret can be.
+    """
+    source = stream if is_terminal(stream) else getattr(stream, "buffer", stream)
+    try:
+        given = source.readline(_SECRET_LIMIT + 1) if is_terminal(stream) else source.read(_SECRET_LIMIT + 1)
+    except OSError as error:
+        raise LocalError(f"standard input: {(error.strerror or str(error)).lower()}") from error
+    if len(given) > _SECRET_LIMIT:
+        raise UsageError(f"standard input: more than {_SECRET_LIMIT} bytes are no credentials")
+    return given if isinstance(given, str) else given.decode("utf-8", "surrogateescape")
 
 
 def write_out(stream: TextIO, text: str) -> None:
