@@ -60,7 +60,9 @@ class Store:
         >>> store.images()
         []
         """
-        settings = config.load({})
+        settings = config.load({"home": home})
+        for text in settings.warnings:
+            warn(text)
         if home is None:
             home, layers_dir = settings.home, layers_dir or settings.layers_dir
         layers = Path(layers_dir) if layers_dir is not None else None

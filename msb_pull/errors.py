@@ -121,6 +121,8 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     hint = None
     if error.errno == errno.EXDEV:
         hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        hint = "a folder was to be there; the store can be another one, with --home"
     return LocalError(f"{where}: {error.strerror or error}", hint=hint)
 
 

@@ -32,7 +32,7 @@ WORK = {
     *("api", "pull", "plan", "fetch", "handoff", "transfer"),
     *("verify", "proof", "repair", "prune", "save", "listing", "merge", "select"),
 }
-GROUND = {"errors", "events", "config", "config_file", "readers", "remove", "sizes"}
+GROUND = {"errors", "events", "config", "config_file", "places", "readers", "remove", "sizes"}
 
 # The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {

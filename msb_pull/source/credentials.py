@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msb_pull import places
 from msb_pull.errors import UsageError
 from msb_pull.source import auth_file, helpers
 from msb_pull.source.auth_file import AuthFile, Credential
@@ -157,8 +158,7 @@ class CredentialStore:
         if named:
             yield Path(named), False, True
             return
-        home = self._home or Path(environment.get("HOME") or Path.home())
-        config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+        home = self._home or places.home(environment)
         if sys.platform.startswith("linux"):
             runtime = environment.get("XDG_RUNTIME_DIR")
             yield (
@@ -167,9 +167,13 @@ class CredentialStore:
                 False,
                 False,
             )
-        yield config / "containers/auth.json", False, False
-        yield Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json", False, False
-        yield home / ".dockercfg", True, False
+        config = places.config_home(environment) if self._home is None else self._home / ".config"
+        if config:
+            yield config / "containers/auth.json", False, False
+        if docker := environment.get("DOCKER_CONFIG") or (home and home / ".docker"):
+            yield Path(docker) / "config.json", False, False
+        if home:
+            yield home / ".dockercfg", True, False
 
     def _ask(self, path: Path, legacy: bool, required: bool, question: _Question) -> Credential | None:
         content = auth_file.load(path, legacy=legacy, required=required, warn=question.warn)
