@@ -24,8 +24,8 @@ done
 say() { printf '%s\n' "── $*" >&2; }
 
 # Real registries, readers and shells: the tests talk to them instead of to imitations.
-packages=(docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff)
-programs=(docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff)
+packages=(docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
+programs=(docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
 
 install_packages() {
     local missing=() i
