@@ -13,7 +13,7 @@ from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import read_secret, visible
+from msb_pull.streams import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +191,7 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
 def _summary(result: PullResult) -> str:
     layers = {layer.digest: layer for layer in result.layers}
     present = sum(layer.present for layer in layers.values())
-    name = visible(result.reference)
+    name = result.reference
     if result.dry_run:
         missing = [layer for layer in layers.values() if not layer.present]
         size = format_size(sum(layer.size for layer in missing))

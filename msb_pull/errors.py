@@ -16,6 +16,8 @@ import enum
 import errno
 import os
 
+from msb_pull.escape import visible
+
 # Spelled out, since importing typing takes longer than all else that a child process needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class MsbPullError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message
+        # Tracebacks and logs of other programs show this as it is.
+        return visible(self.message)
 
 
 class UsageError(MsbPullError):

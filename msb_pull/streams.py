@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, TextIO, cast
 
 from msb_pull.errors import LocalError, UsageError
+from msb_pull.escape import visible as visible
+from msb_pull.escape import visible_bytes as visible_bytes
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -104,25 +106,6 @@ def _encodable(stream: TextIO, text: str) -> str:
     except UnicodeEncodeError:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text
-
-
-def visible(text: str) -> str:
-    """Text from outside, with everything escaped that could move the cursor, hide or reorder what is shown."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def visible_bytes(name: bytes) -> str:
-    """A file name of an image; bytes that are no UTF-8 are shown as ``\\xNN``."""
-    return visible(name.decode("utf-8", "surrogateescape"))
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii") if not 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
 
 
 def painted(text: str, look: str, color: bool) -> str:
