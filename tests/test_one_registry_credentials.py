@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import subprocess
 
@@ -13,6 +14,7 @@ from msb_pull.source.credentials import CredentialStore, check_given
 from tests.conftest import program, program_environment
 from tests.fault_auth import basic, require_basic
 from tests.fault_registry import FaultRegistry
+from tests.imagebuild import archive_bytes, regular
 
 USER = {"MSB_REGISTRY_USERNAME": "bob", "MSB_REGISTRY_PASSWORD": "sesame"}
 TOKEN = {"MSB_REGISTRY_TOKEN": "sesame-token"}
@@ -155,3 +157,27 @@ def test_what_cannot_be_credentials_is_not_repeated(pair, text):
     done = pull("--creds-stdin", *images(pair[0]), stdin=text)
     assert done.returncode == 2 and b"standard input" in done.stderr
     assert b"secret" not in done.stderr and len(done.stderr) < 300 and pair[0].count() == 0
+
+
+def test_a_repair_of_images_of_two_registries_shows_them_to_none(pair, clean_environment):
+    layer = gzip.compress(archive_bytes([regular("file", b"1")]), mtime=0)
+    for number, registry in enumerate(pair):
+        other = gzip.compress(archive_bytes([regular("own", bytes([number]))]), mtime=0)
+        registry.add_image("acme/app", "1", [layer, other])
+    environment = program_environment()
+    for image in images(*pair):
+        subprocess.run(
+            [*program(), "pull", *LINUX, image], env=environment, check=True, capture_output=True, timeout=60
+        )
+    for registry in pair:
+        registry.forget()
+    for path in (clean_environment / "microsandbox/layers").glob("*.extracted/own"):
+        path.write_bytes(b"changed")
+    verify = [*program(), "verify", "--repair"]
+    refused = subprocess.run(verify, env=environment | USER, capture_output=True, timeout=60)
+    assert refused.returncode == 6 and b"MSB_REGISTRY_HOST" in refused.stderr
+    assert [registry.count() for registry in pair] == [0, 0]
+    named = environment | USER | {"MSB_REGISTRY_HOST": pair[0].host}
+    require_basic(pair[0], {"bob": "sesame"})
+    assert subprocess.run(verify, env=named, capture_output=True, timeout=60).returncode == 0
+    assert shown(pair[0]) == {basic("bob", "sesame")} and shown(pair[1]) == set()
