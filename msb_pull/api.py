@@ -60,7 +60,9 @@ class Store:
         >>> store.images()
         []
         """
-        settings = config.load({})
+        settings = config.load({"home": home})
+        for text in settings.warnings:
+            warn(text)
         if home is None:
             home, layers_dir = settings.home, layers_dir or settings.layers_dir
         layers = Path(layers_dir) if layers_dir is not None else None
@@ -163,7 +165,8 @@ def pull_image(
                 from msb_pull.source.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
-                who = credentials or CredentialStore(authfile=store._settings.authfile)
+                host = argument.reference.registry if argument.reference is not None else None
+                who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
                 clients.append(RegistryClient(how, who, observer=observer, cancel=cancel))
                 stack.callback(clients[0].close)
             return clients[0]

@@ -24,7 +24,12 @@ def complete(words: Sequence[str]) -> int:
 
 def matching(references: Iterable[str], prefix: str) -> list[str]:
     """The references that begin with ``prefix`` in the short form people type, or else in the full one."""
-    found = {name for reference in references for name in _spellings(reference) if name.startswith(prefix)}
+    found = {
+        name
+        for reference in references
+        for name in _spellings(reference)
+        if name.startswith(prefix) and name.isprintable()
+    }
     # Without a beginning both forms of each would be offered; the short one is enough.
     full = {name for name in found if name.startswith("docker.io/")}
     return sorted(found if prefix.startswith("docker.io/") else found - full)

@@ -56,7 +56,7 @@ CredsStdin = Annotated[
     Flag,
     typer.Option(
         "--creds-stdin",
-        help="Read one line `user:password` from standard input.",
+        help="Read `user:password` from standard input, all of it.",
         rich_help_panel=_REGISTRY,
     ),
 ]
@@ -163,7 +163,7 @@ Authfile = Annotated[
     typer.Option(
         metavar="FILE",
         help="Credentials as `docker login` and `podman login` write them. [env: REGISTRY_AUTH_FILE; also "
-        "MSB_REGISTRY_USERNAME and MSB_REGISTRY_PASSWORD, or MSB_REGISTRY_TOKEN]",
+        "MSB_REGISTRY_USERNAME and MSB_REGISTRY_PASSWORD, or MSB_REGISTRY_TOKEN, for the registry MSB_REGISTRY_HOST]",
         rich_help_panel=_REGISTRY,
     ),
 ]

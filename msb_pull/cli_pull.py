@@ -13,7 +13,7 @@ from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import visible
+from msb_pull.streams import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class LazyClient:
 
     def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
         self._run = run
-        self._hosts = frozenset(x.reference.registry for x in arguments if x.reference is not None)
+        self._hosts = _hosts(arguments)
         self._access = access
         self._client: RegistryClient | None = None
 
@@ -105,13 +105,19 @@ class LazyClient:
         )
 
     def _credentials(self) -> CredentialStore:
-        from msb_pull.source.credentials import CredentialStore
+        from msb_pull.source.credentials import CredentialStore, check_given
 
         if self._access.anonymous:
             return CredentialStore.nobody()
+        check_given(self._hosts, stdin=self._access.creds_stdin)
+        host = next(iter(self._hosts)) if len(self._hosts) == 1 else None
         if self._access.creds_stdin:
-            return CredentialStore.from_text(self._run.display.streams.stdin.readline())
-        return CredentialStore(authfile=self._run.settings.authfile)
+            return CredentialStore.from_text(read_secret(self._run.display.streams.stdin), host=host)
+        return CredentialStore(authfile=self._run.settings.authfile, host=host)
+
+
+def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
+    return frozenset(x.reference.registry for x in arguments if x.reference is not None)
 
 
 def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
@@ -175,12 +181,17 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
         raise UsageError(f"--ca-cert: {access.ca_cert}: there is no such file")
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
         raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
+    hosts = _hosts(arguments)
+    if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
+        from msb_pull.source.credentials import check_given
+
+        check_given(hosts, stdin=access.creds_stdin)
 
 
 def _summary(result: PullResult) -> str:
     layers = {layer.digest: layer for layer in result.layers}
     present = sum(layer.present for layer in layers.values())
-    name = visible(result.reference)
+    name = result.reference
     if result.dry_run:
         missing = [layer for layer in layers.values() if not layer.present]
         size = format_size(sum(layer.size for layer in missing))

@@ -46,7 +46,10 @@ class Session:
             raise UsageError(f"--format: {form!r} is not one of text, json")
         settings = config.load({name: values[name] for name in values if name in config.OPTIONS})
         self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
-        return Run(self, settings)
+        run = Run(self, settings)
+        for text in settings.warnings:
+            run.warn(text)
+        return run
 
     def guard(self, work: Callable[[], None]) -> int:
         """Runs ``work`` and tells of whatever goes wrong; returns the exit code. Nothing else turns errors into one."""

@@ -82,7 +82,7 @@ def _table(images: Sequence[ListedImage], *, whole: bool, color: bool) -> str:
     now = datetime.datetime.now(datetime.UTC)
     rows = [
         (
-            visible(image.reference),
+            image.reference,
             _shown_digest(image.digest, whole=whole),
             image.platform or "-",
             str(image.layers),
@@ -115,13 +115,13 @@ def _listed(image: ListedImage) -> dict[str, Any]:
 def _page(image: InspectedImage, *, color: bool) -> str:
     now = datetime.datetime.now(datetime.UTC)
     pairs = [
-        ("Image", visible(image.reference)),
+        ("Image", image.reference),
         ("Digest", image.digest or "unknown: another program pulled this image"),
         ("Platform", image.platform or "unknown"),
         ("Size", f"{format_size(image.size)} compressed, {counted(len(image.layers), 'layer')}"),
         ("Pulled", f"{ago(image.pulled_at, now)}, {rfc3339(image.pulled_at)}"),
-        *([("Source", visible(image.source))] if image.source else []),
-        *([("Created", visible(image.created))] if image.created else []),
+        *([("Source", image.source)] if image.source else []),
+        *([("Created", image.created)] if image.created else []),
         *((title, shown) for title, key in _CONFIG if (shown := _shown_value(image.config.get(key)))),
     ]
     rows = [_layer_row(number, layer) for number, layer in enumerate(image.layers, start=1)]
@@ -138,20 +138,20 @@ def _layer_row(number: int, layer: InspectedLayer) -> tuple[str, ...]:
         "-" if layer.unpacked is None else format_size(layer.unpacked),
         "-" if layer.entries is None else str(layer.entries),
         layer.state,
-        visible(str(layer.path)),
+        str(layer.path),
     )
 
 
-def _shown_value(value: Any) -> str:
+def _shown_value(value: Any) -> str | list[str]:
     """A value of the configuration: commands as JSON, lists of other things one a line."""
     if isinstance(value, str):
-        return visible(value)
+        return value
     if isinstance(value, list) and all(isinstance(x, str) and "=" in x for x in value):
-        return "\n".join(visible(x) for x in value)
+        return value
     if isinstance(value, list):
-        return visible(json.dumps(value, ensure_ascii=False)) if value else ""
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
-        return "\n".join(visible(f"{key}={item}" if isinstance(item, str) else str(key)) for key, item in value.items())
+        return [f"{key}={item}" if isinstance(item, str) else str(key) for key, item in value.items()]
     return ""
 
 

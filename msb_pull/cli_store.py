@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError, local_error
-from msb_pull.image.reference import Reference
+from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
 from msb_pull.streams import OutputClosed, give_up, is_terminal, output_error, visible, visible_bytes
@@ -129,6 +129,7 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     from msb_pull.cli_pull import Access, LazyClient
     from msb_pull.plan import PullOptions
     from msb_pull.repair import repair_layers
+    from msb_pull.verify import stored_images
 
     settings = run.settings
     options = PullOptions(
@@ -138,7 +139,8 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
         # What the pull was allowed to do without, its repair is too.
         allow_no_xattr=True,
     )
-    with contextlib.closing(LazyClient(run, (), Access())) as client:
+    sources = [parse_argument(x.reference) for x in stored_images(store, report.images) if x.source == "registry"]
+    with contextlib.closing(LazyClient(run, sources, Access())) as client:
         return repair_layers(store, report, client, options, observer=run.observe, cancel=run.cancel)
 
 

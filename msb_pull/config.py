@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import UsageError
+from msb_pull.places import home
 from msb_pull.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Settings:
     """Everything that can be set, checked; sizes and rates in bytes, times in seconds.
 
     ``color`` is None for "when the stream is a terminal". ``interactive`` is False inside CI, ``moving`` on a terminal
-    whose cursor cannot be moved, ``unicode`` where the locale cannot show more than ASCII.
+    whose cursor cannot be moved, ``unicode`` where the locale cannot show more than ASCII. ``warnings`` says what was
+    left out of them.
     """
 
     home: Path
@@ -81,6 +83,7 @@ class Settings:
     interactive: bool = True
     moving: bool = True
     unicode: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -94,7 +97,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     given.read_file(given.take("config", _path, None))
     take = given.take
     return Settings(
-        home=take("home", _path, Path("~/.microsandbox").expanduser()),
+        home=take("home", _path, None) or _default_home(environ),
         layers_dir=take("layers_dir", _path, None),
         config=given.file,
         jobs=take("jobs", _jobs, min(8, 2 * _cores())),
@@ -114,6 +117,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         interactive=not environ.get("CI"),
         moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
+        warnings=tuple(given.warnings),
     )
 
 
@@ -125,6 +129,7 @@ class _Given:
         self._environ = environ
         self._keys: Mapping[str, tuple[str, Any]] = {}
         self.file: Path | None = None
+        self.warnings: list[str] = []
         self.registries: dict[str, RegistrySettings] = {}
 
     def take(self, key: str, convert: Callable[[Any], Any], default: Any) -> Any:
@@ -138,12 +143,12 @@ class _Given:
 
     def read_file(self, named: Path | None) -> None:
         """Reads the named file, which must exist, or the default one, which need not."""
-        from msb_pull.config_file import default_path, read
+        from msb_pull.config_file import read, read_default
 
-        path = named or default_path(self._environ)
-        document = read(path, required=named is not None)
-        if document is None:
+        found = (named, read(named)) if named else read_default(self._environ, self.warnings.append)
+        if found is None:
             return
+        path, document = found
         self.file = path
         self._keys = document.keys
         self.registries = {name: _registry(path, name, table) for name, table in document.registries.items()}
@@ -160,6 +165,13 @@ class _Given:
             name, value = self._keys[key]
             places.append((f"{self.file}: {name}", value))
         return places
+
+
+def _default_home(environ: Mapping[str, str]) -> Path:
+    folder = home(environ)
+    if folder is None:
+        raise UsageError("no folder for images is known: this user has no home", hint="name one with --home")
+    return folder / ".microsandbox"
 
 
 def _registry(path: Path, name: str, table: Mapping[str, Any]) -> RegistrySettings:

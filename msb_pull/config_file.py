@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.errors import UsageError
+from msb_pull.places import config_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
 TOP_KEYS = ("home", "layers_dir", "jobs", "platform", "default_registry", "sync")
 PULL_KEYS = ("policy", "retries", "timeout", "limit_rate")
@@ -26,31 +27,44 @@ class Document:
     registries: Mapping[str, Mapping[str, Any]]
 
 
-def default_path(environ: Mapping[str, str]) -> Path:
-    """Where the file lies when none is named: the platform's folder for user configuration."""
+def default_path(environ: Mapping[str, str]) -> Path | None:
+    """Where the file lies when none is named: in the platform's folder for user configuration, if there is one."""
     if os.uname().sysname == "Linux":
         # What platformdirs answers there, without the 4 ms that it takes to load; a test compares the two.
-        base = environ.get("XDG_CONFIG_HOME", "").strip()
-        return (Path(base) if base.startswith("/") else Path("~/.config").expanduser()) / "msb-pull" / "config.toml"
+        base = config_home(environ)
+        return base / "msb-pull" / "config.toml" if base else None
     import platformdirs
 
     return platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"
 
 
-def read(path: Path, *, required: bool) -> Document | None:
-    """Reads and takes apart the file; None when it does not exist and need not.
-
-    Raises UsageError for a file that cannot be read, is no TOML or holds an unknown key.
-    """
+def read(path: Path) -> Document:
+    """Reads and takes apart the file; raises UsageError when it cannot be read, is no TOML or holds an unknown key."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        if not required:
-            return None
         raise UsageError(f"{path}: there is no such configuration file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
     return _take_apart(path, _parse(path, data))
+
+
+def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[Path, Document] | None:
+    """The file that nobody has named, None where there is none.
+
+    One that may not be read, as that of another user, is told to ``warn``. Raises UsageError for one that is wrong.
+    """
+    path = default_path(environ)
+    if path is None:
+        return None
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        warn(f"{path} cannot be read and is left out: {error.strerror}")
+        return None
+    return path, _take_apart(path, _parse(path, data))
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:

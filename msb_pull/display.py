@@ -128,11 +128,11 @@ class Display:
         self.result(json.dumps(value, indent=2))
 
     def note(self, text: str, *, done: bool = False) -> None:
-        """Says something to the person, unless asked to be quiet; ``done`` puts a check mark before it."""
+        """Says something on one line to the person, unless asked to be quiet; ``done`` puts a check mark before it."""
         if not self.quiet and self._mode != "json":
             self.settle()
             mark = f"{self.check_mark} " if done and is_terminal(self.streams.stderr) else ""
-            write_aside(self.streams.stderr, f"{mark}{text}\n")
+            write_aside(self.streams.stderr, f"{mark}{visible(text)}\n")
 
     def ask(self, question: str) -> bool:
         """Asks on standard error; only ``y`` and ``yes`` are a yes, the end of input is a no."""
@@ -159,7 +159,8 @@ class Display:
     def trace(self, text: str) -> None:
         """Writes a traceback for ``--debug``."""
         self.settle()
-        write_aside(self.streams.stderr, text)
+        # The message of an error, which may hold text from an image, is part of it.
+        write_aside(self.streams.stderr, "\n".join(visible(line) for line in text.split("\n")))
 
     def _error_text(self, error: MsbPullError) -> str:
         color = self.colored_stderr

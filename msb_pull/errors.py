@@ -16,6 +16,8 @@ import enum
 import errno
 import os
 
+from msb_pull.escape import visible
+
 # Spelled out, since importing typing takes longer than all else that a child process needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ class MsbPullError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message
+        # Tracebacks and logs of other programs show this as it is.
+        return visible(self.message)
 
 
 class UsageError(MsbPullError):
@@ -122,6 +125,8 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     hint = None
     if error.errno == errno.EXDEV:
         hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        hint = "a folder was to be there; the store can be another one, with --home"
     return LocalError(f"{where}: {error.strerror or error}", hint=hint)
 
 

@@ -137,7 +137,7 @@ def change(event: Event) -> str | None:
 def headline(event: events.PullPlanned) -> str:
     """``Pulling docker.io/library/ubuntu:22.04 (linux/amd64, 3 layers, 29.5 MB)``."""
     size = format_size(sum(layer.size for layer in event.layers))
-    return f"Pulling {visible(event.image)} ({event.platform}, {counted(len(event.layers), 'layer')}, {size})"
+    return visible(f"Pulling {event.image} ({event.platform}, {counted(len(event.layers), 'layer')}, {size})")
 
 
 def describe(event: Event) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from msb_pull.events import Observer
     from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.interface import ResolvedImage
     from msb_pull.source.registry import RegistryClient
     from msb_pull.store.database import StoredImage
     from msb_pull.store.store import Store
@@ -67,8 +68,21 @@ def pull_image(
                 return _unchanged(local, store, started)
             raise
         check_image(resolved.manifest, str(resolved.reference))
+        if argument.reference is None and options.name is None:
+            _warn_of_replacing(resolved, store, warn)
         work = Transfer(resolved, source, store, options, observer, cancel)
         return work.plan_only(started) if options.dry_run else work.run(started)
+
+
+def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
+    """Whoever made a folder or an archive chose the name in it, which may be that of an image from elsewhere."""
+    if not store.has_images:
+        return
+    with store.database(create=False) as database:
+        image = database.find(str(resolved.reference))
+    if image is not None and image.digest != resolved.digest:
+        held = image.digest or "an image without a digest"
+        warn(f"it calls itself {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
 
 
 def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> StoredImage | None:

@@ -9,10 +9,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
-from msb_pull.errors import LocalError
+from msb_pull.errors import LocalError, UsageError
+from msb_pull.escape import visible as visible
+from msb_pull.escape import visible_bytes as visible_bytes
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+_SECRET_LIMIT = 1 << 20
 
 
 class OutputClosed(Exception):
@@ -98,6 +102,21 @@ def _occupy_closed() -> None:
                 os.close(null)
 
 
+def read_secret(stream: TextIO) -> str:
+    """All of a stream, or the one line that a person types; bytes that are no UTF-8 are kept as they are.
+
+    Raises LocalError when it cannot be read, UsageError for more than a secret can be.
+    """
+    source = stream if is_terminal(stream) else getattr(stream, "buffer", stream)
+    try:
+        given = source.readline(_SECRET_LIMIT + 1) if is_terminal(stream) else source.read(_SECRET_LIMIT + 1)
+    except OSError as error:
+        raise LocalError(f"standard input: {(error.strerror or str(error)).lower()}") from error
+    if len(given) > _SECRET_LIMIT:
+        raise UsageError(f"standard input: more than {_SECRET_LIMIT} bytes are no credentials")
+    return given if isinstance(given, str) else given.decode("utf-8", "surrogateescape")
+
+
 def write_out(stream: TextIO, text: str) -> None:
     """Writes and flushes a result; after OutputClosed or LocalError nothing more is written at exit either."""
     try:
@@ -142,25 +161,6 @@ def _encodable(stream: TextIO, text: str) -> str:
     except UnicodeEncodeError:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text
-
-
-def visible(text: str) -> str:
-    """Text from outside, with everything escaped that could move the cursor, hide or reorder what is shown."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def visible_bytes(name: bytes) -> str:
-    """A file name of an image; bytes that are no UTF-8 are shown as ``\\xNN``."""
-    return visible(name.decode("utf-8", "surrogateescape"))
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii") if not 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
 
 
 def painted(text: str, look: str, color: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msb_pull.escape import visible
 from msb_pull.streams import painted
 
 if TYPE_CHECKING:
@@ -16,18 +17,22 @@ _SPANS = (("year", 365 * 86400), ("month", 30 * 86400), ("week", 7 * 86400), ("d
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), color: bool = False
 ) -> str:
-    """Columns as wide as their widest cell; those named in ``right`` are aligned there. One line each, no end."""
+    """Columns as wide as their widest cell; those named in ``right`` are aligned there. One line each, no end.
+
+    Cells are escaped here: any of them may come from an image.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [_line(row, widths, [name in right for name in header]) for row in (header, *rows)]
     return "\n".join([painted(lines[0], "bold", color), *lines[1:]])
 
 
-def facts(pairs: Sequence[tuple[str, str]], *, color: bool = False) -> str:
-    """``Name     value`` lines; a value of several lines stays in its column."""
+def facts(pairs: Sequence[tuple[str, str | Sequence[str]]], *, color: bool = False) -> str:
+    """``Name     value`` lines; a value of several lines stays in its column. Values are escaped here."""
     width = max((len(name) for name, _ in pairs), default=0)
     lines = []
     for name, value in pairs:
-        first, *rest = value.split("\n")
+        first, *rest = [visible(line) for line in ([value] if isinstance(value, str) else value)]
         lines.append(f"{painted(name, 'bold', color)}{' ' * (width - len(name))}  {first}".rstrip())
         lines += [f"{'':{width}}  {line}" for line in rest]
     return "\n".join(lines)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msb_pull.escape import in_ascii
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -61,8 +63,7 @@ class Digest:
 
 
 def _shown(text: str) -> str:
-    escaped = text[: 2 * _MAX_SHOWN].encode("unicode_escape").decode("ascii")
-    return f'"{escaped}"' if len(escaped) <= _MAX_SHOWN else f'"{escaped[:_MAX_SHOWN]}…"'
+    return f'"{in_ascii(text, _MAX_SHOWN)}"'
 
 
 def chain_id(below: str, diff_id: str) -> str:

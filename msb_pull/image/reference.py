@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from msb_pull.errors import UsageError
+from msb_pull.escape import in_ascii
 from msb_pull.image.digest import Digest, InvalidDigest
 
 DEFAULT_REGISTRY = "docker.io"
@@ -261,8 +262,7 @@ def _bad(text: str, what: str, hint: str | None = None) -> UsageError:
 
 
 def _shown(text: str) -> str:
-    escaped = text[: 2 * _MAX_SHOWN].encode("unicode_escape").decode("ascii")
-    return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}…"
+    return in_ascii(text, _MAX_SHOWN)
 
 
 def _letter(letter: str) -> str:

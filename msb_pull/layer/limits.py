@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msb_pull.errors import ContentError
+from msb_pull.escape import visible_bytes
 
 # How much may be told of one layer, which the parent holds as well: bytes of paths, and NOTE for each.
 MAX_NOTED = 32 << 20
@@ -24,8 +25,7 @@ class Limits:
 
 def printable(name: bytes) -> str:
     """A name from an image as one line of text: control, format and undecodable characters escaped."""
-    text = name.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return visible_bytes(name)
 
 
 class LayerError(ContentError):

@@ -17,6 +17,7 @@ from msb_pull.source.challenge import Challenge, choose_challenge, parse_challen
 from msb_pull.source.endpoint import forbidden
 from msb_pull.source.failures import Failure
 from msb_pull.source.retry import retry_after
+from msb_pull.source.transport import origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +44,7 @@ class _Slot:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     asked: bool = False
+    introduced: bool = False
     credential: Credential | None = None
     header: str | None = None
     expires: float | None = None
@@ -72,7 +74,9 @@ class Authenticator:
 
     def named(self, target: Target) -> bool:
         """Whether credentials are used for this target, as far as is known."""
-        return self._slot(target).credential is not None
+        slot = self._slot(target)
+        # A login that was looked up for a registry that then asked for none was never sent.
+        return slot.credential is not None and not (slot.introduced and slot.header is None)
 
     def header(self, target: Target, url: str) -> str | None:
         """What to send at once, None before the first challenge. An old token is renewed first."""
@@ -103,6 +107,32 @@ class Authenticator:
                 return None
             self._exchange(slot, challenge, target, answer.url, again=used is not None)
             return slot.header if slot.header != used else None
+
+    def introduce(self, target: Target, scheme: str) -> str | None:
+        """What to send to a registry that has turned the nameless away without a challenge; None without a login.
+
+        Such registries challenge at ``/v2/`` alone, where they are asked once (as Docker does before anything else).
+        Raises AccessError when credentials are refused, Failure for trouble with the token service.
+        """
+        slot = self._slot(target)
+        with slot.lock:
+            if slot.introduced or slot.header is not None or self._credential(slot, target) is None:
+                return slot.header
+            slot.introduced = True
+            address = target.endpoint.api(scheme)
+            try:
+                answer = self._transport.follow("GET", address, {}, behalf=target.endpoint.host)
+            except Failure as failure:
+                self._observer(events.Logged(target.what, 1, f"no challenge from {target.endpoint.host}: {failure}"))
+                return None
+            with answer:
+                challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+            if answer.status != 401 or challenge is None or origin(answer.url) != origin(address):
+                return None
+            if challenge.scheme == "basic":
+                return self._basic(slot, target, None)
+            self._exchange(slot, challenge, target, answer.url)
+            return slot.header
 
     def anonymous(self, target: Target, answer: Answer) -> str | None:
         """What to send to a host that a registry has redirected to and that wants a token of its own."""

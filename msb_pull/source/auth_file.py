@@ -53,7 +53,7 @@ class AuthFile:
 
     def find(self, registry: str, repository: str, warn: Callable[[str], None]) -> Credential | None:
         """The entry for the longest part of the repository's path, at last the registry alone; empty ones are none."""
-        normal = {_normalised(key): self.auths[key] for key in reversed(list(self.auths))}
+        normal = {normalised(key): self.auths[key] for key in reversed(list(self.auths))}
         for name in _spellings(registry):
             parts = f"{name}/{repository}".split("/")
             for length in range(len(parts), 0, -1):
@@ -145,7 +145,12 @@ def _spellings(registry: str) -> tuple[str, ...]:
     return (registry,) if ":" in registry.rpartition("]")[2] else (registry, f"{registry}:443")
 
 
-def _normalised(key: str) -> str:
+def same_registry(one: str, other: str) -> bool:
+    """Whether two hosts are spellings of one registry."""
+    return other in _spellings(one)
+
+
+def normalised(key: str) -> str:
     """A key as docker login writes it, ``https://host/v1/``, as the host alone."""
     bare = key.removeprefix("https://").removeprefix("http://")
     return bare.partition("/")[0] if bare != key or bare.endswith("/") else bare

@@ -13,14 +13,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msb_pull import places
 from msb_pull.errors import UsageError
 from msb_pull.source import auth_file, helpers
 from msb_pull.source.auth_file import AuthFile, Credential
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
-__all__ = ["Credential", "CredentialStore"]
+__all__ = ["Credential", "CredentialStore", "check_given"]
+
+_GIVEN = ("MSB_REGISTRY_TOKEN", "MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD")
+_HOST = "MSB_REGISTRY_HOST"
+
+
+def check_given(registries: Collection[str], environment: Mapping[str, str] | None = None, *, stdin: bool) -> None:
+    """Raises UsageError where it is not clear for which of ``registries`` the credentials of this run are meant.
+
+    ``stdin`` says that they come from standard input, else they may stand in ``environment``.
+    """
+    environment = os.environ if environment is None else environment
+    where = "--creds-stdin" if stdin else next((name for name in _GIVEN if environment.get(name)), None)
+    named = _named_host(environment)
+    if where is None:
+        return
+    if not named and len(set(registries)) > 1:
+        raise UsageError(
+            f"{where}: these credentials are for one registry, the images are from several",
+            cause=", ".join(sorted(set(registries))),
+            hint=f"say with {_HOST} whose they are, or pull from one registry at a time",
+        )
+    if stdin and named and not any(auth_file.same_registry(named, registry) for registry in registries):
+        raise UsageError(f"--creds-stdin: {_HOST} names {named}, which no image is from", hint=f"unset {_HOST}")
+
+
+def _named_host(environment: Mapping[str, str]) -> str:
+    """The registry that the credentials of the environment are for, "" where it does not say."""
+    named = environment.get(_HOST, "")
+    host = auth_file.normalised(named)
+    if named and (not host or "/" in host or not host.isprintable() or " " in host):
+        raise UsageError(f"{_HOST}: {named!r} is no host", hint="write it like registry.example.com:5000")
+    return host
 
 
 def _silent(text: str) -> None:
@@ -47,12 +80,18 @@ class CredentialStore:
         home: Path | None = None,
         authfile: Path | None = None,
         explicit: Credential | None = None,
+        host: str | None = None,
         anonymous: bool = False,
     ) -> None:
+        """``host`` is the one registry that may see ``explicit`` or the credentials of the environment.
+
+        ``MSB_REGISTRY_HOST`` says it before that; None is whichever is asked.
+        """
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self._home = home
         self._authfile = authfile
         self._explicit = explicit
+        self._host = host
         self._anonymous = anonymous
 
     @classmethod
@@ -61,13 +100,15 @@ class CredentialStore:
         return cls(environment=environment, anonymous=True)
 
     @classmethod
-    def from_text(cls, text: str, environment: Mapping[str, str] | None = None) -> CredentialStore:
-        """For ``--creds-stdin``: one line ``user:password``; raises UsageError, which does not repeat the text."""
-        line = text.removesuffix("\n").removesuffix("\r")
-        username, colon, password = line.partition(":")
-        if not colon or not username or "\n" in line:
-            raise UsageError("--creds-stdin: standard input must be one line user:password")
-        return cls(environment=environment, explicit=Credential(username=username, password=password))
+    def from_text(
+        cls, text: str, environment: Mapping[str, str] | None = None, *, host: str | None = None
+    ) -> CredentialStore:
+        """For ``--creds-stdin``: ``user:password``, whose password may have several lines (``_json_key`` has a file of
+        JSON). One line end after it is none of it. Raises UsageError, which does not repeat the text."""
+        username, colon, password = text.removesuffix("\n").removesuffix("\r").partition(":")
+        if not colon or not username or "\n" in username:
+            raise UsageError("--creds-stdin: standard input must be user:password")
+        return cls(environment=environment, explicit=Credential(username=username, password=password), host=host)
 
     def find(
         self,
@@ -80,14 +121,16 @@ class CredentialStore:
     ) -> Credential | None:
         """The credential for a repository, None when there is none.
 
-        What was given for this one pull (``--creds-stdin``, ``MSB_REGISTRY_…``) is meant for the registry the image
-        names, never for a ``mirror``. Raises UsageError for a file that cannot be understood, or a named one that does
-        not exist; other trouble (an unreadable file, a helper that fails) is told to ``warn``.
+        What was given for this one pull (``--creds-stdin``, ``MSB_REGISTRY_…``) is meant for one registry that images
+        name, never for a ``mirror``; files and helpers answer for the others. Raises UsageError for a file that cannot
+        be understood, or a named one that does not exist; other trouble (an unreadable file, a helper that fails) is
+        told to ``warn``.
         """
         if self._anonymous:
             return None
         given = self._explicit or self._from_environment()
-        if given is not None:
+        bound = _named_host(self.environment) or self._host
+        if given is not None and (mirror or bound is None or auth_file.same_registry(bound, registry)):
             return None if mirror else given
         question = _Question(registry, repository, warn, cancel or threading.Event())
         for path, legacy, required in self._files():
@@ -115,8 +158,7 @@ class CredentialStore:
         if named:
             yield Path(named), False, True
             return
-        home = self._home or Path(environment.get("HOME") or Path.home())
-        config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+        home = self._home or places.home(environment)
         if sys.platform.startswith("linux"):
             runtime = environment.get("XDG_RUNTIME_DIR")
             yield (
@@ -125,9 +167,13 @@ class CredentialStore:
                 False,
                 False,
             )
-        yield config / "containers/auth.json", False, False
-        yield Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json", False, False
-        yield home / ".dockercfg", True, False
+        config = places.config_home(environment) if self._home is None else self._home / ".config"
+        if config:
+            yield config / "containers/auth.json", False, False
+        if docker := environment.get("DOCKER_CONFIG") or (home and home / ".docker"):
+            yield Path(docker) / "config.json", False, False
+        if home:
+            yield home / ".dockercfg", True, False
 
     def _ask(self, path: Path, legacy: bool, required: bool, question: _Question) -> Credential | None:
         content = auth_file.load(path, legacy=legacy, required=required, warn=question.warn)

@@ -33,8 +33,12 @@ class Endpoint:
 
     def url(self, scheme: str, repository: str, kind: str, name: str) -> str:
         """The address of a manifest or blob; mirrors learn whose it is as containerd tells them (``?ns=``)."""
+        return self.api(scheme, f"{repository}/{kind}/{name}")
+
+    def api(self, scheme: str, path: str = "") -> str:
+        """An address below ``/v2/``, by default that itself, where registries say how to log in."""
         query = f"?ns={quote(self.namespace, safe=':')}" if self.namespace else ""
-        return f"{scheme}://{self.host}{self.prefix}/v2/{repository}/{kind}/{name}{query}"
+        return f"{scheme}://{self.host}{self.prefix}/v2/{path}{query}"
 
 
 @dataclass(frozen=True, slots=True)

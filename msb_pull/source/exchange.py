@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 _SMALL_BODY = 64 * 1024
 # A signed address of a content network that has expired; the registry makes a new one.
 _EXPIRED = frozenset({400, 401, 403, 410})
+# What some registries say of a private repository to those who have not said who they are.
+_HIDING = frozenset({403, 404})
 
 
 class Exchange:
@@ -154,12 +156,17 @@ class Exchange:
         fresh = False
         while True:
             answer = self._send(target, url, headers, used)
-            if answer.status != 401:
+            hidden = answer.status in _HIDING and used is None
+            if answer.status != 401 and not hidden:
                 return answer
             if origin(answer.url) != origin(url):
-                return self._ask_elsewhere(target, answer, headers)
+                return answer if hidden else self._ask_elsewhere(target, answer, headers)
             try:
-                header = self._auth.respond(target, answer, used, fresh=fresh)
+                header = (
+                    self._auth.introduce(target, urlsplit(url).scheme)
+                    if hidden
+                    else self._auth.respond(target, answer, used, fresh=fresh)
+                )
                 if header is None:
                     return answer
                 # What is left of the body is read so that the connection can be used again.

@@ -17,14 +17,24 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC
 _READABLE = "check that you may read it"
+_MAX_ZEROS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """``size`` bytes that stand at ``start`` in a file and belong at ``at``."""
+
+    at: int
+    start: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """``size`` bytes from ``start`` in an open file, which whoever reads it closes."""
+    """``size`` bytes of an open file, which whoever reads them closes; between the ``pieces``, in order, are zeros."""
 
     handle: int
-    start: int
+    pieces: tuple[Piece, ...]
     size: int
 
     def read_all(self, what: str) -> bytes:
@@ -88,7 +98,7 @@ class Folder:
             facts = os.fstat(at)
             if not stat.S_ISREG(facts.st_mode):
                 raise ContentError(f"{self.label}: {name} is no regular file")
-            at, found = -1, Extent(at, 0, facts.st_size)
+            at, found = -1, Extent(at, (Piece(0, 0, facts.st_size),), facts.st_size)
             return found
         finally:
             if at >= 0:
@@ -126,21 +136,35 @@ class FileBlob:
         """``what`` names the file in errors; raises ContentError when ``offset`` lies behind the end."""
         self._handle = extent.handle
         self._what = what
-        self._at = extent.start + offset
-        self._end = extent.start + extent.size
+        self._pieces = extent.pieces
+        self._at = offset
+        self._end = extent.size
+        # The first piece that is not yet behind us.
+        self._next = 0
         if not 0 <= offset <= extent.size:
             self.close()
             raise ContentError(f"{what} has {extent.size} bytes only, byte {offset} was asked for")
 
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
+        while self._next < len(self._pieces) and _end(self._pieces[self._next]) <= self._at:
+            self._next += 1
+        piece = self._pieces[self._next] if self._next < len(self._pieces) else Piece(self._end, 0, 0)
+        if self._at < piece.at:
+            data = bytes(min(size, piece.at - self._at, _MAX_ZEROS))
+        else:
+            data = self._stored(piece, size)
+        self._at += len(data)
+        return data
+
+    def _stored(self, piece: Piece, size: int) -> bytes:
+        into = self._at - piece.at
         try:
-            data = os.pread(self._handle, min(size, self._end - self._at), self._at)
+            data = os.pread(self._handle, min(size, piece.size - into), piece.start + into)
         except OSError as error:
             raise unreadable(error, self._what) from error
         if not data and self._at < self._end and size > 0:
             raise ContentError(f"{self._what} became shorter while it was read")
-        self._at += len(data)
         return data
 
     def close(self) -> None:
@@ -177,6 +201,10 @@ def unreadable(error: OSError, what: str) -> LocalError:
         return LocalError(f"{what}: {error.strerror}", hint=_READABLE)
     plain = OSError(error.errno, error.strerror)
     return local_error(plain, what)
+
+
+def _end(piece: Piece) -> int:
+    return piece.at + piece.size
 
 
 def _is_link(name: str, folder: int) -> bool:

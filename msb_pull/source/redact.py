@@ -6,6 +6,8 @@ import base64
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
+from msb_pull.escape import clipped
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -77,9 +79,7 @@ def url(text: str) -> str:
 
 def printable(text: str, *, limit: int = MESSAGE_LIMIT) -> str:
     """Text from a server on one line: control and invisible characters escaped, at most ``limit`` characters."""
-    cut = text[: limit + 1]
-    escaped = "".join(x if x.isprintable() else x.encode("unicode_escape", "replace").decode("ascii") for x in cut)
-    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+    return clipped(text, limit)
 
 
 def host_of(address: str) -> str:

@@ -75,6 +75,7 @@ class RegistryClient:
             no_verify=options.tls_no_verify,
             environment=credentials.environment,
             patience=patience,
+            log=lambda text: observer(events.Logged("", 1, text)),
         )
         self._transport = Transport(
             trust, patience, timeout=options.timeout, observer=observer, environment=credentials.environment

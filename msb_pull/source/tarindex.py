@@ -1,7 +1,8 @@
 """Where the members of an archive of images lie in its file: headers are read, contents only when they are asked for.
 
 Not Python's tarfile, which ends silently at a damaged header. Nothing is ever written under a name from the archive:
-names are only looked up. Formats: ustar, GNU (long names, base-256 sizes) and PAX (path, linkpath, size).
+names are only looked up. Formats: ustar, GNU (long names, base-256 sizes) and PAX (path, linkpath, size),
+with sparse files in all of these.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import Cancelled, ContentError
-from msb_pull.source.files import Extent, unreadable
+from msb_pull.source.files import Extent, Piece, unreadable
+from msb_pull.source.sparse import PREFIX, BadMap, Sparse, number_field, octal, read_sparse
 
 if TYPE_CHECKING:
     import threading
@@ -23,7 +25,8 @@ _MAX_EXTENSION = 1 << 20
 _MAX_LINKS = 20
 _MAX_SHOWN = 200
 _REGULAR, _HARD, _SYMBOLIC, _OTHER = "regular", "hard link", "symlink", "other"
-_KINDS = {b"0": _REGULAR, b"\0": _REGULAR, b"7": _REGULAR, b"1": _HARD, b"2": _SYMBOLIC}
+_KINDS = {b"0": _REGULAR, b"\0": _REGULAR, b"7": _REGULAR, b"S": _REGULAR, b"1": _HARD, b"2": _SYMBOLIC}
+_FILES = frozenset(kind for kind, meaning in _KINDS.items() if meaning == _REGULAR)
 # Links, devices, directories and FIFOs have no content, whatever their size field says.
 _WITHOUT_CONTENT = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 _EXTENSIONS = frozenset({b"L", b"K", b"x", b"g"})
@@ -35,7 +38,7 @@ class Member:
     """One member: what it is, where its content lies, and where it points if it is a link."""
 
     kind: str
-    start: int
+    pieces: tuple[Piece, ...]
     size: int
     target: str
 
@@ -61,7 +64,7 @@ class TarFiles:
         member = self._follow(name)
         if member.kind != _REGULAR:
             raise ContentError(f"{self.label}: {name} is no regular file")
-        return Extent(os.dup(self._handle), member.start, member.size)
+        return Extent(os.dup(self._handle), member.pieces, member.size)
 
     def ending_with(self, suffix: str) -> str | None:
         """A member whose name ends so, for hints."""
@@ -109,31 +112,39 @@ class TarFiles:
                 return
             self._check(header, at)
             kind = header[156:157]
-            if kind == b"S":
-                raise self._damaged("written with --sparse, which only GNU tar reads")
             pax_size = extension.get("size") if kind not in _EXTENSIONS else None
             size = self._number(pax_size, header, at) if kind not in _WITHOUT_CONTENT else 0
             start = at + _BLOCK
             if start + size > self._length:
                 raise self._damaged(f"cut off: the member at byte {at} has {size} bytes")
+            end = start + size
             if kind in (b"L", b"K", b"x"):
                 extension |= self._extension(kind, start, size, at)
             elif kind != b"g":
-                self._add(header, kind, extension, start, size)
+                end = self._add(header, kind, extension, start, size)
                 extension = {}
-            at = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+            at = (end + _BLOCK - 1) // _BLOCK * _BLOCK
         raise ContentError(f"{self.label}: it has more than {_MAX_MEMBERS} members, which no archive of images has")
 
-    def _add(self, header: bytes, kind: bytes, extension: dict[str, bytes], start: int, size: int) -> None:
-        raw = extension.get("path") or _name(header)
+    def _add(self, header: bytes, kind: bytes, extension: dict[str, bytes], start: int, size: int) -> int:
+        """Notes a member; returns where its content ends."""
+        raw = extension.get("sparse.name") or extension.get("path") or _name(header)
         place = _inside(_text(raw))
+        try:
+            sparse = read_sparse(header, extension, start, size, self._read) if kind in _FILES else None
+        except BadMap as error:
+            raise self._damaged(f"damaged: the sparse member at byte {start - _BLOCK} {error}") from None
+        found = sparse or Sparse(size, (Piece(0, start, size),), start + size)
+        if found.end > self._length:
+            raise self._damaged(f"cut off: the member at byte {start - _BLOCK} has {size} bytes")
         if place is None or raw.endswith(b"/"):
             # Directories are of no use here, and no lookup can ever reach a name outside.
-            return
+            return found.end
         if place in self._members:
             self._twice.add(place)
         target = _text(extension.get("linkpath") or header[157:257].partition(b"\0")[0])
-        self._members[place] = Member(_KINDS.get(kind, _OTHER), start, size, target)
+        self._members[place] = Member(_KINDS.get(kind, _OTHER), found.pieces, found.size, target)
+        return found.end
 
     def _check(self, header: bytes, at: int) -> None:
         if len(header) < _BLOCK:
@@ -142,17 +153,15 @@ class TarFiles:
         # Some old programs summed signed bytes.
         unsigned = sum(header) - sum(header[148:156]) + 8 * 32
         signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-        if _octal(stored) not in (unsigned, signed):
+        if octal(stored) not in (unsigned, signed):
             raise self._damaged(f"damaged at byte {at}" if at else "no tar archive")
 
     def _number(self, pax: bytes | None, header: bytes, at: int) -> int:
         field = header[124:136]
         if pax is not None:
             value = int(pax) if pax.isdigit() and len(pax) < 20 else None
-        elif field[0] & 0x80:
-            value = int.from_bytes(field, "big", signed=False) - (0x80 << 88) if field[0] == 0x80 else None
         else:
-            value = _octal(field.strip(b" \0") or b"0")
+            value = number_field(field)
         if value is None:
             raise self._damaged(f"damaged: the member at byte {at} has no valid size")
         return value
@@ -166,7 +175,8 @@ class TarFiles:
             return {"path": data.partition(b"\0")[0]}
         if kind == b"K":
             return {"linkpath": data.partition(b"\0")[0]}
-        found = {}
+        found: dict[str, bytes] = {}
+        pairs: list[bytes] = []
         while data.strip(b"\0"):
             length = data.partition(b" ")[0]
             end = int(length) if length.isdigit() and len(length) < 10 else 0
@@ -175,8 +185,13 @@ class TarFiles:
                 raise self._damaged(f"damaged: the extended header at byte {at} is malformed")
             if key in (b"path", b"linkpath", b"size"):
                 found[key.decode()] = value[:-1]
+            elif key in (PREFIX + b"offset", PREFIX + b"numbytes"):
+                # The first version of sparse files repeats these two, which the second joins by commas.
+                pairs.append(value[:-1])
+            elif key.startswith(PREFIX):
+                found[f"sparse.{_text(key.removeprefix(PREFIX))}"] = value[:-1]
             data = data[end:]
-        return found
+        return found | ({"sparse.map": b",".join(pairs)} if pairs else {})
 
     def _read(self, at: int, size: int) -> bytes:
         try:
@@ -212,10 +227,3 @@ def _name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
-
-
-def _octal(digits: bytes) -> int | None:
-    try:
-        return int(digits, 8) if digits.isdigit() else None
-    except ValueError:
-        return None

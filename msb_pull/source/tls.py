@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import ssl
 import threading
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from msb_pull import places
 from msb_pull.errors import LocalError, UsageError
 from msb_pull.source.endpoint import HUB, HUB_HOST
 from msb_pull.source.sockets import Patience, tls_socket_class
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 # Where docker, podman and containerd keep certificates by registry: <folder>/<host[:port]>/*.crt, *.cert with *.key.
 CERTS_D = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
@@ -37,15 +38,21 @@ class TrustStore:
         environment: Mapping[str, str],
         patience: Patience,
         certs_d: tuple[Path, ...] = CERTS_D,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """``log`` is told, once, of each file of the machine that this user may not read and that is passed over."""
         self._ca_certs = ca_certs
         self._no_verify = no_verify
         self._environment = environment
         self._socket_class = tls_socket_class(patience)
-        home = environment.get("HOME")
-        user = (Path(home) / ".config/containers/certs.d", Path(home) / ".docker/certs.d") if home else ()
-        self._folders = user + certs_d
+        self._log = log
+        home, config = places.home(environment), places.config_home(environment)
+        user = [home / ".config/containers/certs.d", home / ".docker/certs.d"] if home else []
+        # Docker without root keeps them here.
+        user += [config / "docker/certs.d"] if config else []
+        self._folders = (*user, *certs_d)
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self._passed_over: set[Path] = set()
         self._lock = threading.Lock()
 
     def choose(self, host: str, behalf: str) -> str:
@@ -103,24 +110,55 @@ class TrustStore:
         for folder in self._folders:
             for name in _names(host):
                 path = folder / name
-                with contextlib.suppress(OSError):
+                try:
                     if path.is_dir():
                         yield path
+                except PermissionError:
+                    self._pass_over(folder)
+                except OSError:
+                    continue
 
     def _load_folder(self, context: ssl.SSLContext, folder: Path) -> None:
         try:
             files = sorted(folder.iterdir())
+        except PermissionError:
+            self._pass_over(folder)
+            return
         except OSError as error:
             raise LocalError(f"{folder}: {error.strerror}", hint="make the folder readable, or remove it") from error
         for path in files:
+            key = path.with_suffix(".key")
             if path.suffix == ".crt" and context.verify_mode != ssl.CERT_NONE:
-                _load(context, path, "certificate file")
-            elif path.suffix == ".cert":
-                key = path.with_suffix(".key")
-                try:
-                    context.load_cert_chain(path, key)
-                except (OSError, ssl.SSLError) as error:
-                    raise LocalError(f"{path}: client certificate cannot be used", cause=str(error)) from error
+                if self._may_read(path):
+                    _load(context, path, "certificate file")
+            elif path.suffix == ".cert" and self._may_read(path) and self._may_read(key):
+                _load_client(context, path, key)
+
+    def _may_read(self, path: Path) -> bool:
+        if path.exists() and not os.access(path, os.R_OK):
+            self._pass_over(path)
+            return False
+        return True
+
+    def _pass_over(self, path: Path) -> None:
+        """What an administrator keeps closed is for others; a registry that needs it will say so."""
+        if path not in self._passed_over:
+            self._passed_over.add(path)
+            self._log(f"{path} is left out, since this user may not read it")
+
+
+def _load_client(context: ssl.SSLContext, path: Path, key: Path) -> None:
+    def ask() -> str:
+        # OpenSSL would ask at the terminal, and wait.
+        raise LocalError(
+            f"{key}: this client key has a pass phrase, which nobody can be asked for",
+            hint="keep it without one: `openssl pkey -in OLD.key -out NEW.key`",
+        )
+
+    try:
+        context.load_cert_chain(path, key, ask)
+    except (OSError, ssl.SSLError) as error:
+        raise LocalError(f"{path}: client certificate cannot be used", cause=str(error)) from error
 
 
 def _load(context: ssl.SSLContext, path: Path, what: str) -> None:

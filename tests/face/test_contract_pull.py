@@ -242,7 +242,7 @@ def test_credentials(place):
     auth = base64.b64encode(b"bob:secret").decode()
     (place.folder / "auth.json").write_text(json.dumps({"auths": {place.registry.host: {"auth": auth}}}))
     good = Said(0, PINNED, "")
-    one_line = failure("--creds-stdin: standard input must be one line user:password")
+    one_line = failure("--creds-stdin: standard input must be user:password")
     half = failure("MSB_REGISTRY_PASSWORD is not set", None, "set both MSB_REGISTRY_USERNAME and MSB_REGISTRY_PASSWORD")
     no_file = failure("~/none.json: No such file or directory", None, "name a file that `docker login` wrote")
     file = {"REGISTRY_AUTH_FILE": "auth.json"}

@@ -30,7 +30,10 @@ EVERY = """
 --debug
 -h, --help
 """
-AUTHFILE = "--authfile FILE # REGISTRY_AUTH_FILE MSB_REGISTRY_USERNAME MSB_REGISTRY_PASSWORD MSB_REGISTRY_TOKEN\n"
+AUTHFILE = (
+    "--authfile FILE # REGISTRY_AUTH_FILE MSB_REGISTRY_USERNAME MSB_REGISTRY_PASSWORD MSB_REGISTRY_TOKEN "
+    "MSB_REGISTRY_HOST\n"
+)
 OWN = {
     "pull": f"""
 --policy missing|always|newer|never
@@ -131,7 +134,7 @@ def test_variables_of_help_readme_and_configuration():
     told = {variable: text for cell, text in cells for variable in re.findall(r"[A-Z_]+", cell)}
     without_option = {"OCI_REGISTRY_DOMAIN"}
     assert set(told) == set(named) | without_option
-    credentials = {"MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD", "MSB_REGISTRY_TOKEN"}
+    credentials = {"MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD", "MSB_REGISTRY_TOKEN", "MSB_REGISTRY_HOST"}
     assert set(config.ENVIRONMENT.values()) == set(told) - credentials - {"NO_COLOR", "FORCE_COLOR"}
     for variable, option in named.items():
         if variable not in credentials:
