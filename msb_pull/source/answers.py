@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import AccessError, MsbPullError, NetworkError, NotFoundError
-from msb_pull.source.failures import Failure
+from msb_pull.source.failures import PROXY_LOGIN, PROXY_LOGIN_HINT, Failure
 from msb_pull.source.retry import RETRY_STATUS
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _BODY_LIMIT = 64 * 1024
 _DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
+# Networks of hotels and companies answer in place of whoever was asked.
+PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or look at HTTPS_PROXY"
+_PAGES = (b"<!doctype html", b"<html")
 _UNKNOWN = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"})
 
 
@@ -32,6 +35,11 @@ class Refusal:
         """Whether another try may help."""
         return self.status in RETRY_STATUS
 
+    @property
+    def limited(self) -> bool:
+        """Whether it says that we ask too often."""
+        return self.status == 429 or "TOOMANYREQUESTS" in self.codes
+
     def __str__(self) -> str:
         """Like ``registry answered 401 UNAUTHORIZED: authentication required``."""
         code = self.codes[0] if self.codes else _phrase(self.status)
@@ -40,14 +48,18 @@ class Refusal:
 
     def error(self, what: str, registry: str, *, named: bool) -> MsbPullError:
         """The error for a person; ``named`` says that credentials were sent."""
-        if self.status == 429 or "TOOMANYREQUESTS" in self.codes:
+        if self.limited:
             return NetworkError(f"{what}: too many requests", cause=str(self), hint=limit_hint(registry, named))
         if self.status == 401 or (self.status == 403 and not set(self.codes) & _UNKNOWN):
             return denied(what, registry, str(self), named=named)
         if self.status == 404 or set(self.codes) & _UNKNOWN:
             hint = "check the name and the tag; a private repository may also need `docker login " + registry + "`"
             return NotFoundError(f"{what}: not found", cause=str(self), hint=None if named else hint)
-        return NetworkError(f"{what}: {registry} cannot serve it", cause=str(self))
+        if self.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            # No registry asks for this: a request in the clear has not come further than the proxy.
+            return NetworkError(f"{what}: no answer from {registry}", cause=PROXY_LOGIN, hint=PROXY_LOGIN_HINT)
+        portal = PORTAL_HINT if self.status == HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED else None
+        return NetworkError(f"{what}: {registry} cannot serve it", cause=str(self), hint=portal)
 
 
 def denied(what: str, registry: str, cause: str, *, named: bool) -> AccessError:
@@ -91,6 +103,43 @@ def read_refusal(answer: Answer) -> Refusal:
         if isinstance(message, str) and message:
             messages.append(message)
     return Refusal(answer.status, tuple(codes), answer.quote("; ".join(messages)))
+
+
+def is_web_page(answer: Answer, body: bytes = b"") -> bool:
+    """Whether an answer is HTML: by what its ``body`` begins with, since types lie both ways, else by its type."""
+    named = answer.headers.get("Content-Type", "").strip().lower().startswith(("text/html", "application/xhtml"))
+    if not body:
+        return named
+    start = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
+    return start.startswith(_PAGES) or (named and start.startswith(b"<"))
+
+
+def web_page(answer: Answer, part: str) -> Failure:
+    """The failure for a web page where ``part`` should be: what is in between will not go away within seconds."""
+    reason = f"{answer.host} sent a web page (HTML) in place of the {part}"
+    return Failure(reason, retry=False, answered=True, hint=PORTAL_HINT)
+
+
+def check_document(answer: Answer, body: bytes, part: str) -> None:
+    """Raises Failure where the body of a success is a web page, or was cut off before the document had ended.
+
+    Without a length, a connection that breaks looks like one that ends; but no beginning of a JSON object is one.
+    """
+    if is_web_page(answer, body):
+        raise web_page(answer, part)
+    if answer.open_ended and not _is_json(body):
+        raise Failure(f"the {part} was cut off after {len(body)} bytes", answered=True)
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except ValueError:
+        return False
+    except RecursionError:
+        # Whatever is wrong with it, no byte is missing that another try would bring.
+        return True
+    return True
 
 
 def _phrase(status: int) -> str:

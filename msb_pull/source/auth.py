@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from msb_pull import events
 from msb_pull.errors import AccessError, NetworkError
 from msb_pull.source import redact
-from msb_pull.source.answers import denied, read_refusal
+from msb_pull.source.answers import check_document, denied, read_refusal
 from msb_pull.source.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.endpoint import forbidden
 from msb_pull.source.failures import Failure
@@ -256,6 +256,7 @@ def _recheck(target: str, realm: str) -> None:
 
 def _document(answer: Answer, target: Target) -> Mapping[str, object]:
     body = answer.read(_BODY_LIMIT)
+    check_document(answer, body, "token")
     try:
         document = json.loads(body) if len(body) <= _BODY_LIMIT else None
     except (ValueError, RecursionError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull import events
 from msb_pull.errors import AccessError, Cancelled, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.readers import DigestMismatch
-from msb_pull.source.body import Body, RangeIgnored
-from msb_pull.source.failures import Failure
+from msb_pull.source.failures import Failure, RangeIgnored
 from msb_pull.source.parallel import Accelerator, Connections, Parts, PartsReader
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from msb_pull.events import Observer
     from msb_pull.image.manifest import Descriptor
+    from msb_pull.source.body import Body
     from msb_pull.source.exchange import Exchange
     from msb_pull.source.limiter import Limiter
     from msb_pull.source.sockets import Patience
@@ -56,7 +58,11 @@ class Route(Protocol):
 
 
 class RegistryBlob:
-    """A BlobStream over the given routes, the best first. Not for several threads."""
+    """A BlobStream over the given routes, the best first. Not for several threads.
+
+    A ``document`` is small: each answer must be here whole by the deadline of its request, and a few bytes that came
+    before it broke earn no further tries.
+    """
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class RegistryBlob:
         delivered: Callable[[RegistryBlob], None],
         connections: Connections,
         patience: Patience,
+        document: bool = False,
     ) -> None:
         self.ambiguous = False
         self._descriptor = descriptor
@@ -85,7 +92,9 @@ class RegistryBlob:
         self._observer = observer
         self._decode = decode
         self._delivered = delivered
+        self._document = document
         self._ranged = True
+        self._part_from: int | None = None
         self._body: Body | None = None
         self._failures = 0
         self._last_trouble_at = offset
@@ -118,7 +127,6 @@ class RegistryBlob:
                 self._broken(failure)
                 continue
             self._position += len(data)
-            self._connections.add(len(data))
             self._consider_more(len(data), self._clock.monotonic() - started)
             if self._position == self._size:
                 self._finish()
@@ -148,10 +156,13 @@ class RegistryBlob:
             self._connections.enter()
         if self._body is None:
             self._body = self._open()
+            self._part_from = self._position if self._body.answer.status == HTTPStatus.PARTIAL_CONTENT else None
             self._window_start, self._window_bytes = self._clock.monotonic(), 0
-        data = self._body.read(self._limiter.piece(min(size, self._size - self._position)))
+        with self._body.answer.until() if self._document else contextlib.nullcontext():
+            data = self._body.read(self._limiter.piece(min(size, self._size - self._position)))
         if not data:
-            raise Failure(f"the answer ended after {self._position} of {self._size} bytes")
+            raise self._body.early_end(f"the answer ended after {self._position} of {self._size} bytes")
+        self._connections.add(len(data))
         self._window_bytes += len(data)
         now = self._clock.monotonic()
         if now - self._window_start >= _STALL_WINDOW:
@@ -161,13 +172,22 @@ class RegistryBlob:
         return data
 
     def _read_parts(self, parts: PartsReader, size: int) -> bytes:
-        """Reads what several connections bring; the single one comes back when they fail."""
+        """Reads what several connections bring, once they do; the single one goes on until then, and when they fail."""
         reason = "no gain"
         try:
-            if data := parts.read(size):
+            waiting = self._body is not None and not parts.reach(self._position)
+            if not waiting and self._body is not None:
+                self._drop_body()
+                parts.add_thread()
+            if not waiting and (data := parts.read(size)):
                 return data
         except Failure as failure:
+            waiting = False
             reason = failure.reason
+        if waiting:
+            return self._read(size)
+        if self._body is not None:
+            self._connections.mark_useless(self.route.name)
         self._log(f"blob {self._descriptor.digest.short}: {reason}; back to one connection")
         self._fast.stop()
         return self._read(size)
@@ -180,10 +200,8 @@ class RegistryBlob:
 
     def _start_parts(self, count: int) -> PartsReader:
         assert self.route.parts is not None
-        self._log(f"blob {self._descriptor.digest.short}: trying {count} connections")
-        # What the single connection is about to deliver would only take from the others.
-        self._drop_body()
-        return PartsReader(self.route.parts, self._position, self._size, count, self._patience)
+        self._log(f"blob {self._descriptor.digest.short}: trying {count + 1} connections")
+        return PartsReader(self.route.parts, self._position, self._size, count, self._patience, self._connections.add)
 
     def _open(self) -> Body:
         """Opens the first route that works; those before it are left for good."""
@@ -203,13 +221,18 @@ class RegistryBlob:
 
     def _broken(self, failure: Failure) -> None:
         """Decides what follows a failure: this route again after a pause, the next one, or the end."""
+        self._fast.stop()
         self._drop_body()
         step = min(_PROGRESS, max(1, self._size // _PROGRESS_PARTS))
-        if self._position - self._last_trouble_at >= step:
+        if self._position - self._last_trouble_at >= step and not self._document:
             self._failures = 0
         self._last_trouble_at = self._position
         self._failures += 1
         allowed = self._exchange.retries if self.route.patient else 0
+        if (not failure.retry or self._failures > allowed) and self._part_from == self._position:
+            self._log(f"{self.route.name}: no part of the blob comes; reading from the start")
+            self._ranged = False
+            return
         if not failure.retry or self._failures > allowed:
             what = f"{self._image}: blob {self._descriptor.digest.short} from {self.route.name} broke off"
             self._leave(NetworkError(what, cause=failure.reason, hint=failure.hint))

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import ContentError, MsbPullError
-from msb_pull.source.failures import BROKEN, Failure, failure_of
+from msb_pull.source.answers import is_web_page, web_page
+from msb_pull.source.failures import BROKEN, Failure, RangeIgnored, failure_of
 
 if TYPE_CHECKING:
     from msb_pull.source.transport import Answer
@@ -22,17 +23,13 @@ _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _PLAIN = frozenset({"", "identity"})
 
 
-class RangeIgnored(Exception):
-    """The answer is not the range that was asked for; the next request asks for the whole blob."""
-
-
 class Body:
     """Gives the bytes of a blob from ``offset`` on. Not for several threads."""
 
     def __init__(self, answer: Answer, *, offset: int, size: int, decode: bool, end: int | None = None) -> None:
         """Takes over the answer to a request for ``offset`` to ``end`` (exclusive, None: ``size``, the blob's own).
 
-        Raises RangeIgnored for a range that is another, ContentError for a wrong length.
+        Raises RangeIgnored for a range that is another, ContentError for a wrong length, Failure for a web page.
         """
         end = size if end is None else end
         self.answer = answer
@@ -66,6 +63,10 @@ class Body:
             else:
                 self._decode = length.strip() != str(expected)
         elif length is not None and length.strip() != str(expected):
+            if is_web_page(self.answer):
+                raise web_page(self.answer, "blob")
+            if self.answer.status == 206:
+                raise RangeIgnored("the answer has another length than the range that it says it is")
             raise ContentError(
                 "the registry sends another length than the manifest says",
                 cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length.strip(), limit=20)}",
@@ -109,10 +110,16 @@ class Body:
             if self._decode:
                 decoded: bytes = raw.read(min(size, _STEP), decode_content=True)
                 return decoded
-            plain: bytes = raw.read1(size, decode_content=False)
+            # Some byte of the blob must come in time: lengths of chunks can trickle without an end.
+            with self.answer.until(fresh=True):
+                plain: bytes = raw.read1(size, decode_content=False)
             return plain
         except BROKEN as error:
             raise failure_of(error, self.answer.hide) from None
+
+    def early_end(self, reason: str) -> Failure:
+        """The failure for an answer that has ended before its time."""
+        return web_page(self.answer, "blob") if is_web_page(self.answer) else Failure(reason)
 
     @property
     def divisible(self) -> bool:

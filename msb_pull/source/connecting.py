@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.source.sockets import SLICE, PatientSocket, tls_socket_class
+from msb_pull.source.sockets import SLICE, Deadline, OutOfTime, PatientSocket, tls_socket_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # An address that has not answered after this many seconds is joined by the next one (RFC 8305; Go waits 0.3).
 _HEAD_START = 0.3
+_HTTP = b"HTTP/"
 _PENDING = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
@@ -94,7 +95,7 @@ class _Race:
         for connection, deadline in list(self._open.values()):
             if now >= deadline:
                 self._poll.unregister(connection)
-                self._drop(connection, TimeoutError(errno.ETIMEDOUT, f"no connection within {self._timeout:g} seconds"))
+                self._drop(connection, OutOfTime(f"no connection within {self._timeout:g} seconds"))
         return None
 
     def _drop(self, connection: PatientSocket, trouble: OSError) -> None:
@@ -113,8 +114,29 @@ def _interleaved(addresses: list[Any]) -> list[Any]:
 def speaks_tls(host: str, port: int, timeout: float, patience: Patience) -> bool:
     """Whether a server answers a TLS hello in kind; no certificate is looked at and nothing is sent.
 
+    One that hangs up gets a second hello, since a busy one may do so. Raises OSError when there is no server,
+    Cancelled.
+    """
+    found = _greet(host, port, timeout, patience)
+    return bool(_greet(host, port, timeout, patience) if found is None else found)
+
+
+def speaks_http(host: str, port: int, timeout: float, patience: Patience) -> bool:
+    """Whether a server answers in plain HTTP, asked for nothing and told nothing but its own name.
+
     Raises OSError when there is no server, Cancelled.
     """
+    name = f"[{host}]" if ":" in host else host
+    with connect(host, port, timeout, patience) as connection, patience.until(Deadline(timeout)):
+        connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n".encode())
+        start = b""
+        while len(start) < len(_HTTP) and (piece := connection.recv(len(_HTTP) - len(start))):
+            start += piece
+    return start == _HTTP
+
+
+def _greet(host: str, port: int, timeout: float, patience: Patience) -> bool | None:
+    """None: the server hung up without a word."""
     connection = connect(host, port, timeout, patience)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = tls_socket_class(patience)
@@ -123,6 +145,8 @@ def speaks_tls(host: str, port: int, timeout: float, patience: Patience) -> bool
     try:
         with connection, context.wrap_socket(connection, server_hostname=host.strip("[]")):
             return True
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+        return None
     except ssl.SSLError as error:
         # An alert is TLS as well: the server refuses this hello, but it has understood it.
         return "ALERT" in (error.reason or "")

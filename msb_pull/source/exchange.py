@@ -11,7 +11,7 @@ from msb_pull.errors import MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest
 from msb_pull.source.answers import Refusal, limit_hint, read_refusal
 from msb_pull.source.endpoint import forbidden, host_name, is_loopback
-from msb_pull.source.failures import Failure
+from msb_pull.source.failures import Failure, RangeIgnored
 from msb_pull.source.retry import RETRY_AFTER_CAP, Backoff, Clock, retry_after, when_text
 from msb_pull.source.transport import origin
 
@@ -71,7 +71,7 @@ class Exchange:
 
         ``take`` may raise Failure, which counts like a failed request. ``address`` is asked instead, without any
         authorization, where the content lies outside of registries. Raises NotFoundError, AccessError, NetworkError,
-        Cancelled, and whatever ``take`` raises.
+        Cancelled, RangeIgnored for a Range that was refused in any way, and whatever ``take`` raises.
         """
         host = target.endpoint.host
         allowed = self.retries if retries is None else retries
@@ -87,15 +87,16 @@ class Exchange:
                 failure = self._refused(answer, target)
             except Failure as error:
                 failure = error
-            except NotFoundError as error:
-                raise (_incomplete(error, target, blob) if blob else error) from None
             # A connection that was kept open may have been closed from the other side meanwhile: ask again at once.
             if failure.dropped and not dropped:
                 dropped = True
                 continue
             attempt += 1
             if not failure.retry or attempt > allowed:
-                raise self.give_up(target, failure)
+                if "Range" in headers and not failure.unreached and not failure.limited:
+                    # Whoever can serve the whole may still refuse a part of it, with any status or with none.
+                    raise RangeIgnored(failure.reason)
+                raise self._end(target, failure, blob)
             self.pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
 
     def pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
@@ -111,6 +112,11 @@ class Exchange:
         self._observer(events.Retrying(target.what, what, failure.reason, attempt, delay))
         self.backoff.hold(target.endpoint.host, delay)
         self.backoff.wait(target.endpoint.host, self.cancel)
+
+    def _end(self, target: Target, failure: Failure, blob: str | None) -> MsbPullError:
+        if blob and isinstance(failure.final, NotFoundError):
+            return _incomplete(failure.final, target, blob)
+        return failure.final or self.give_up(target, failure)
 
     def give_up(self, target: Target, failure: Failure) -> MsbPullError:
         """The error for a failure that is final."""
@@ -207,18 +213,19 @@ class Exchange:
         return answer
 
     def _refused(self, answer: Answer, target: Target) -> Failure:
-        """The failure for a refusal that may pass; raises the error for any other."""
+        """The failure for a refusal: one that may pass, or one with the error that it is."""
         with answer:
             refusal = read_refusal(answer)
         wait = retry_after(answer.headers.get("Retry-After"), self.clock.now())
         if refusal.retry:
-            return Failure(str(refusal), retry_after=wait, limited=refusal.status == 429, answered=True)
+            return Failure(str(refusal), retry_after=wait, limited=refusal.limited, answered=True)
         elsewhere = urlsplit(answer.url).netloc != target.endpoint.host
         if elsewhere and refusal.status in _EXPIRED:
             return Failure(_from_elsewhere(refusal, answer), answered=True)
         if refusal.status in (200, 206, 416):
             return Failure(f"{refusal} to a request that allows no such answer", answered=True)
-        raise refusal.error(target.what, target.registry, named=self._auth.named(target))
+        final = refusal.error(target.what, target.registry, named=self._auth.named(target))
+        return Failure(str(refusal), retry=False, answered=True, limited=refusal.limited, final=final)
 
     def _log(self, target: Target, text: str) -> None:
         self._observer(events.Logged(target.what, 1, text))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import re
 import socket
 import ssl
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import requests
@@ -15,6 +17,8 @@ import urllib3
 
 from msb_pull.errors import MsbPullError
 from msb_pull.source.redact import printable
+from msb_pull.source.retry import RETRY_STATUS
+from msb_pull.source.sockets import OutOfTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,13 +28,24 @@ if TYPE_CHECKING:
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
+# What proxies say to requests in the clear and to CONNECT alike.
+PROXY_LOGIN = "the proxy wants a user name and password (407 Proxy Authentication Required)"
+PROXY_LOGIN_HINT = "put the right ones into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
+# http.client says only in its text what a proxy has answered to CONNECT.
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})", re.ASCII)
+
+
+class RangeIgnored(Exception):
+    """A part was asked for and not given; the next request asks for the whole blob."""
+
+
 class Failure(Exception):
     """No usable answer. ``reason`` is one line without secrets.
 
     ``retry``: it may pass. ``unreached``: nobody is there, or the name is unknown. ``dropped``: an open connection
     ended before an answer, as kept-alive ones do. ``not_tls``: the other side does not seem to speak TLS.
     ``answered``: there was an answer, but a useless one. ``retry_after``: seconds that it asked us to wait.
-    ``limited``: it said that we ask too often.
+    ``limited``: it said that we ask too often. ``final``: the error that this is where no other try is made.
     """
 
     def __init__(
@@ -45,6 +60,7 @@ class Failure(Exception):
         limited: bool = False,
         answered: bool = False,
         hint: str | None = None,
+        final: MsbPullError | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -56,6 +72,7 @@ class Failure(Exception):
         self.limited = limited
         self.answered = answered
         self.hint = hint
+        self.final = final
 
 
 def failure_of(error: Exception, hide: Callable[[str], str]) -> Failure | MsbPullError:
@@ -103,8 +120,23 @@ def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
         inner = [
             x for x in _causes(cause) if isinstance(x, OSError) and not isinstance(x, urllib3.exceptions.HTTPError)
         ]
-        return Failure(f"the proxy failed: {_short(inner[-1] if inner else cause, hide)}", unreached=True)
+        reason = _short(inner[-1] if inner else cause, hide)
+        if (refused := _TUNNEL.match(reason)) is not None:
+            return _tunnel_refused(int(refused[1]), reason.removeprefix(refused[0]).strip())
+        return Failure(f"the proxy failed: {reason}", unreached=True)
+    if type(cause).__name__ == "SOCKS5AuthError":
+        # PySocks need not be installed, so its classes cannot be named.
+        return Failure("the proxy does not accept the user name and password", retry=False, hint=PROXY_LOGIN_HINT)
     return None
+
+
+def _tunnel_refused(status: int, phrase: str) -> Failure:
+    """What a proxy's answer to CONNECT means, which stands for every later one unless the status says otherwise."""
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return Failure(PROXY_LOGIN, retry=False, hint=PROXY_LOGIN_HINT)
+    retry = status in RETRY_STATUS
+    hint = None if retry else "ask whoever runs the proxy, or name the registry in NO_PROXY if it is reached directly"
+    return Failure(f"the proxy refused the connection: {status} {phrase}".rstrip(), retry=retry, hint=hint)
 
 
 def _certificate(cause: BaseException) -> Failure | None:
@@ -114,12 +146,13 @@ def _certificate(cause: BaseException) -> Failure | None:
             retry=False,
             hint="give the authority's certificate with --ca-cert, or --tls-no-verify if you accept the risk",
         )
+    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Failure("the other side closed the connection in the middle of TLS", dropped=True)
     if isinstance(cause, ssl.SSLError):
         reason = printable(cause.reason or str(cause)).replace("_", " ").lower()
         not_tls = cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
-        not_tls = not_tls or cause.reason in ("RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
-        hint = "it seems to speak plain HTTP: use --plain-http if that is right" if not_tls else None
-        return Failure(f"TLS failed: {reason}", retry=not not_tls, not_tls=not_tls, hint=hint)
+        not_tls = not_tls or cause.reason == "RECORD_LAYER_FAILURE"
+        return Failure(f"TLS failed: {reason}", retry=not not_tls, not_tls=not_tls)
     return None
 
 
@@ -134,10 +167,15 @@ def _waiting(cause: BaseException) -> Failure | None:
     if isinstance(cause, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
         cause, urllib3.exceptions.NewConnectionError
     ):
-        return Failure("no connection within 10 seconds", unreached=True)
+        # Our own sockets say how long they have waited; those of a SOCKS proxy do not, nor does the system.
+        return Failure(_told(cause, "the connection could not be made in time"), unreached=True)
     if isinstance(cause, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError | TimeoutError):
-        return Failure("no answer for too long")
+        return Failure(_told(cause, "no answer for too long"))
     return None
+
+
+def _told(error: BaseException, otherwise: str) -> str:
+    return next((str(x) for x in _causes(error) if isinstance(x, OutOfTime)), otherwise)
 
 
 def _reading(cause: BaseException) -> Failure | None:

@@ -1,8 +1,8 @@
 """One large blob over several connections, for servers that give each connection only so much.
 
 The blob is cut into segments that are fetched ahead of the reader and handed out in order, so memory stays bounded and
-whoever reads still sees one stream. It is an accelerator only: whatever goes wrong here, the reader goes back to its
-single connection, which knows how to deal with it.
+whoever reads still sees one stream. It is an accelerator only: the single connection goes on until a part has really
+come, and whatever goes wrong here, the reader goes back to one, which knows how to deal with it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.errors import MsbPullError
-from msb_pull.source.body import GATHER_BYTES, RangeIgnored
-from msb_pull.source.failures import Failure
+from msb_pull.source.body import GATHER_BYTES
+from msb_pull.source.failures import Failure, RangeIgnored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,22 +91,51 @@ class _Segment:
 
 
 class PartsReader:
-    """Fetches the segments of ``start`` to ``end`` on ``count`` threads. ``read`` and ``close`` are for one thread."""
+    """Fetches what lies ahead of ``position`` up to ``end`` on ``count`` threads, and on one more once it is in use.
 
-    def __init__(self, parts: Parts, start: int, end: int, count: int, patience: Patience) -> None:
+    All methods are for one thread, which goes on at ``position`` with a connection of its own until :meth:`reach` finds
+    a part for it. ``arrived`` is told how many bytes have come.
+    """
+
+    def __init__(
+        self, parts: Parts, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
+    ) -> None:
         self._parts = parts
-        self._next = start
+        self._next = position + SEGMENT
         self._end = end
-        self._window = count + 1
+        self._window = count + 2
+        self._arrived = arrived
         self._patience = patience
         self._changed = threading.Condition()
         self._segments: deque[_Segment] = deque()
         self._trouble: BaseException | None = None
         self._draining = False
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._work, name="part", daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for _ in range(count):
+            self.add_thread()
+
+    def add_thread(self) -> None:
+        """One more connection."""
+        self._threads.append(threading.Thread(target=self._work, name="part", daemon=True))
+        self._threads[-1].start()
+
+    def reach(self, position: int) -> bool:
+        """Whether the byte at ``position`` is here, so that :meth:`read` begins with it; forgets what lies before it.
+
+        Raises Failure when a connection broke, or once drained.
+        """
+        with self._changed:
+            if self._trouble is not None or self._draining:
+                raise Failure("no gain" if self._draining else "a part could not be fetched")
+            while self._segments:
+                segment = self._segments[0]
+                while segment.pieces and segment.start + segment.given < position:
+                    self._give(segment, position - segment.start - segment.given)
+                if segment.given < segment.end - segment.start:
+                    return segment.start + segment.given == position and bool(segment.pieces)
+            self._next = max(self._next, position)
+            return False
 
     def read(self, size: int) -> bytes:
         """Returns 1 to ``size`` bytes, b"" at the end, or once drained.
@@ -189,6 +218,7 @@ class PartsReader:
                 if not data:
                     raise Failure("a part ended early")
                 left -= len(data)
+                self._arrived(len(data))
                 with self._changed:
                     segment.pieces.append(data)
                     self._changed.notify_all()
@@ -204,6 +234,7 @@ class Accelerator:
         self._start_parts = start_parts
         self._taken = 0
         self._settled = False
+        self._watching = False
         self._baseline = 0.0
         self._begin()
 
@@ -215,6 +246,11 @@ class Accelerator:
 
     def note(self, count: int, waited: float, remaining: int, place: str) -> None:
         """After ``count`` bytes that took ``waited`` seconds to come from ``place``, with ``remaining`` to follow."""
+        if not self._watching:
+            # The time until the first byte says nothing of how fast the others come.
+            self._watching = True
+            self._begin()
+            return
         self._waited += waited
         self._own += count
         if self._settled:
@@ -244,7 +280,7 @@ class Accelerator:
             return
         self._taken = self._connections.take(_MORE)
         if self._taken:
-            self.parts = self._start_parts(self._taken + 1)
+            self.parts = self._start_parts(self._taken)
         self._begin()
 
     def _judge(self, elapsed: float, place: str) -> None:

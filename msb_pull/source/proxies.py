@@ -1,14 +1,15 @@
-"""Which proxy to use for an address: requests' rules, and what they lack in NO_PROXY."""
+"""Which proxy to use for an address, by the rules of docker, podman and skopeo: Go's x/net/http/httpproxy."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import getproxies, getproxies_environment
 
 from requests.utils import get_environ_proxies
 
-from msb_pull.source.endpoint import literal
+from msb_pull.source.endpoint import is_loopback, literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,29 +18,51 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def proxies_for(url: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Proxies by scheme for one request, {} for a direct one.
-
-    requests knows suffixes, ``*`` and IPv4 networks; Go programs, whose registries these are, also take IPv6 networks
-    and ``address:port``.
-    """
+    """Proxies by scheme for one request, {} for a direct one."""
     if _direct(url, environment.get("no_proxy") or environment.get("NO_PROXY") or ""):
         return {}
-    return dict(get_environ_proxies(url))
+    # Where the environment names none, a desktop's settings count, which have exceptions of their own.
+    return dict(getproxies() if getproxies_environment() else get_environ_proxies(url))
 
 
 def _direct(url: str, no_proxy: str) -> bool:
     parts = urlsplit(url)
     name, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    if is_loopback(name):
+        return True
+    # Go takes commas only; curl and requests have taught people to write spaces.
+    return any(_matches(item, name, port) for item in no_proxy.lower().replace(",", " ").split())
+
+
+def _matches(item: str, name: str, port: int | None) -> bool:
+    """Whether an item of NO_PROXY means the host: ``*``, an address, a network, a domain, the last three with a port.
+
+    ``x.org`` is the host and all below it; ``.x.org`` and ``*.x.org`` are what lies below it.
+    """
+    if item == "*":
+        return True
     address = literal(name)
-    for item in no_proxy.replace(",", " ").split():
-        try:
-            place = urlsplit(f"//{item}") if "/" not in item else None
-            if place is not None and place.port is not None and place.port != port:
-                continue
-            if place is not None and place.hostname == name:
-                return True
-            if address is not None and address in ipaddress.ip_network(item.strip("[]"), strict=False):
-                return True
-        except ValueError:
-            continue
-    return False
+    if (network := _network(item)) is not None:
+        return address is not None and address in network
+    host, digits = _split(item)
+    if digits and digits != str(port):
+        return False
+    if (numbers := _network(host)) is not None:
+        return address is not None and address in numbers
+    host = host.removeprefix("*") if host.startswith("*.") else host
+    return bool(host) and (name.endswith(host) if host.startswith(".") else f".{name}".endswith(f".{host}"))
+
+
+def _split(item: str) -> tuple[str, str]:
+    """Host and port as Go's net.SplitHostPort finds them; the port is empty where there is none."""
+    host, _, port = item.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], port
+    return (host, port) if host and ":" not in host else (item.strip("[]"), "")
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None

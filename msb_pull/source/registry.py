@@ -10,6 +10,7 @@ from msb_pull import events
 from msb_pull.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.manifest import ACCEPT, MANIFEST_LIMIT
+from msb_pull.source.answers import check_document
 from msb_pull.source.auth import Authenticator
 from msb_pull.source.blob import InlineBlob, RegistryBlob
 from msb_pull.source.endpoint import Endpoint, Target, endpoints
@@ -85,6 +86,7 @@ class RegistryClient:
             self._transport, auth, clock, retries=options.retries, observer=observer, cancel=cancel
         )
         self.limiter = Limiter(options.limit_rate, clock, cancel)
+        self.unlimited = Limiter(None, clock, cancel)
         self._down: dict[str, str] = {}
 
     def source(self, reference: Reference) -> Source:
@@ -126,6 +128,9 @@ class RegistrySource:
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`; small blobs that stand in the manifest are not asked for."""
+        return self._open_blob(descriptor, offset)
+
+    def _open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
         inline = self._inline(descriptor)
         if inline is not None:
             return InlineBlob(inline, offset)
@@ -141,12 +146,14 @@ class RegistrySource:
             routes,
             image=self._what,
             exchange=self._client.exchange,
-            limiter=self._client.limiter,
+            # A document has a deadline, which a rate for large things must not use up.
+            limiter=self._client.unlimited if document else self._client.limiter,
             observer=self._client.observer,
             decode=doubtful,
             delivered=self._note_delivered,
             connections=self._client.connections,
             patience=self._client.patience,
+            document=document,
         )
 
     def close(self) -> None:
@@ -173,7 +180,7 @@ class RegistrySource:
     def blob(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified; from the next endpoint when one delivers something else."""
         for _ in range(len(self._endpoints) + 1):
-            with self.open_blob(descriptor, 0) as stream:
+            with self._open_blob(descriptor, 0, document=True) as stream:
                 data = b"".join(iter(lambda: stream.read(1 << 20), b""))
             try:
                 return verified(data, descriptor, self._what, "config")
@@ -193,6 +200,7 @@ class RegistrySource:
                 data = answer.read(MANIFEST_LIMIT)
                 if len(data) > MANIFEST_LIMIT:
                     raise ContentError(f"{self._what}: its manifest is larger than {MANIFEST_LIMIT} bytes")
+                check_document(answer, data, "manifest")
                 if digest is not None:
                     matching(data, digest, self._what, "manifest")
                 if size is not None and len(data) != size:

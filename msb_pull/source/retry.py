@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # A server that asks for more than a minute is not waited for (containers/image has the same cap).
 RETRY_AFTER_CAP = 60.0
 LONGEST_PAUSE = 30.0
+# Nobody asks for a pause of thirty years: a number in these millennia is the Unix time at which to come back.
+_UNIX_TIMES = (1e9, 1e11)
 # 501 and 505 mean that it will never work; 499 and 522 come from proxies in front of registries.
 RETRY_STATUS = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
@@ -38,12 +40,16 @@ class Clock:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110 10.2.3: seconds or a date), None for none or nonsense."""
+    """Seconds that a Retry-After header asks for, None for none or nonsense.
+
+    RFC 9110 10.2.3 knows seconds and dates; some registries send the Unix time.
+    """
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return float(text[:12])
+        number = float(text[:12])
+        return max(0.0, number - now) if _UNIX_TIMES[0] <= number < _UNIX_TIMES[1] else number
     try:
         when = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

@@ -10,6 +10,7 @@ from msb_pull.source import redact
 from msb_pull.source.blob import Route
 from msb_pull.source.body import Body
 from msb_pull.source.endpoint import Endpoint, Target, forbidden
+from msb_pull.source.failures import RangeIgnored
 
 if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
@@ -45,7 +46,7 @@ class EndpointRoute:
         if (address := self._seen_at) is not None:
             try:
                 return self._part(start, end, address)
-            except (NotFoundError, AccessError, NetworkError):
+            except (NotFoundError, AccessError, NetworkError, RangeIgnored):
                 self._seen_at = None
         body = self._part(start, end, None)
         if urlsplit(body.answer.url).netloc != self._target.endpoint.host:

@@ -6,21 +6,22 @@ import contextlib
 import threading
 import time
 from collections import deque
-from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-import requests
-
-from msb_pull import __version__, events
-from msb_pull.source import redact
-from msb_pull.source.adapter import CONNECT_TIMEOUT, PatientAdapter
-from msb_pull.source.connecting import speaks_tls
+from msb_pull import events
+from msb_pull.source import connecting, redact
+from msb_pull.source.adapter import CONNECT_TIMEOUT
 from msb_pull.source.failures import BROKEN, Failure, failure_of
 from msb_pull.source.proxies import proxies_for
+from msb_pull.source.sessions import new_session
+from msb_pull.source.sockets import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    import requests
 
     from msb_pull.events import Observer
     from msb_pull.source.sockets import Patience
@@ -39,13 +40,21 @@ class Answer:
     """
 
     def __init__(
-        self, response: requests.Response, url: str, release: Callable[[], None], hide: Callable[[str], str]
+        self,
+        response: requests.Response,
+        url: str,
+        release: Callable[[], None],
+        hide: Callable[[str], str],
+        patience: Patience,
+        deadline: Deadline,
     ) -> None:
         self.response = response
         self.url = url
         self.status = response.status_code
         self.headers = response.headers
         self.hide = hide
+        self._patience = patience
+        self._deadline = deadline
         self._release = release
         self._closed = False
 
@@ -65,19 +74,29 @@ class Answer:
     def read(self, limit: int) -> bytes:
         """The body, decoded as Content-Encoding says, and not much more than ``limit`` bytes of it.
 
-        Raises Failure, Cancelled.
+        It must be here by the deadline of the request, however it trickles. Raises Failure, Cancelled.
         """
         pieces: list[bytes] = []
         size = 0
         try:
             # In small steps: some versions of urllib3 decode a step whole, however much comes of it.
-            while size <= limit and (piece := self.response.raw.read(_STEP, decode_content=True)):
-                pieces.append(piece)
-                size += len(piece)
+            with self.until():
+                while size <= limit and (piece := self.response.raw.read(_STEP, decode_content=True)):
+                    pieces.append(piece)
+                    size += len(piece)
         except BROKEN as error:
             # requests' own errors quote addresses, signatures included; a traceback must not show them.
             raise failure_of(error, self.hide) from None
         return b"".join(pieces)
+
+    def until(self, *, fresh: bool = False) -> AbstractContextManager[None]:
+        """Makes reading end at the deadline of the request; ``fresh``: as many seconds from now as that one had."""
+        return self._patience.until(Deadline(self._deadline.seconds) if fresh else self._deadline)
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether nothing but the end of the connection says where the body ends, so that a cut looks like an end."""
+        return "Content-Length" not in self.headers and not self.response.raw.chunked
 
     def close(self) -> None:
         """Gives the connection back when the body was read to its end, else ends it; idempotent."""
@@ -125,20 +144,31 @@ class Transport:
         *,
         behalf: str,
         data: Mapping[str, str] | None = None,
+        deadline: Deadline | None = None,
     ) -> Answer:
         """One request, one answer, whatever its status; redirects are not followed.
 
-        ``behalf`` is the host of the registry that is served, whose certificates count. Raises Failure, Cancelled.
+        ``behalf`` is the host of the registry that is served, whose certificates count. Status and headers must be here
+        by the deadline, by default as many seconds from now as the other side may be silent. Raises Failure, Cancelled.
         """
         self._patience.check()
+        deadline = deadline or Deadline(self._timeout)
         session = self._borrow()
         started = time.monotonic()
         try:
-            response = self._request(session, method, url, headers, behalf, data)
+            with self._patience.until(deadline):
+                response = self._request(session, method, url, headers, behalf, data)
         except BaseException:
             self._give_back(session)
             raise
-        answer = Answer(response, url, lambda: self._give_back(session), self._secrets.hide)
+        answer = Answer(
+            response,
+            url,
+            lambda: self._give_back(session),
+            self._secrets.hide,
+            self._patience,
+            deadline,
+        )
         self._log(f"{method} {self._shown(url)}: {answer.status} in {(time.monotonic() - started) * 1000:.0f} ms")
         self._show_warnings(answer)
         return answer
@@ -157,8 +187,9 @@ class Transport:
         Authorization stays behind on any change of scheme, host or port; https never leads to http; ``check`` sees
         every new address and may raise. Raises Failure, Cancelled.
         """
+        deadline = Deadline(self._timeout)
         for _ in range(MAX_REDIRECTS + 1):
-            answer = self.send(method, url, headers, behalf=behalf)
+            answer = self.send(method, url, headers, behalf=behalf, deadline=deadline)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -175,7 +206,7 @@ class Transport:
         """Whether ``host[:port]`` answers a TLS hello; None when it cannot be reached. Raises Cancelled."""
         parts = urlsplit(f"//{host}")
         try:
-            return speaks_tls(parts.hostname or "", parts.port or 443, CONNECT_TIMEOUT, self._patience)
+            return connecting.speaks_tls(parts.hostname or "", parts.port or 443, self._limit, self._patience)
         except (OSError, ValueError):
             return None
 
@@ -208,15 +239,34 @@ class Transport:
                 data=data,
                 stream=True,
                 allow_redirects=False,
-                timeout=(min(CONNECT_TIMEOUT, self._timeout), self._timeout),
+                timeout=(self._limit, self._timeout),
                 proxies=proxies,
                 verify=self._trust.choose(urlsplit(url).netloc, behalf),
             )
         except BROKEN as error:
             failure = failure_of(error, self._secrets.hide)
+            if isinstance(failure, Failure) and failure.not_tls and not proxies:
+                self._advise(failure, url, behalf)
             self._log(f"{method} {self._shown(url)}: {failure}")
             # requests' own errors quote addresses, signatures included; a traceback must not show them.
             raise failure from None
+
+    def _advise(self, failure: Failure, url: str, behalf: str) -> None:
+        """Names what speaks no TLS for what it is, so that nobody gives up encryption for a line that is disturbed."""
+        parts = urlsplit(url)
+        try:
+            with self._patience.until(None):
+                http = connecting.speaks_http(parts.hostname or "", parts.port or 443, self._limit, self._patience)
+        except OSError:
+            return
+        if http:
+            failure.reason = f"{redact.host_of(url)} speaks plain HTTP, not TLS"
+            failure.hint = "use --plain-http if that is right" if parts.netloc == behalf else None
+
+    @property
+    def _limit(self) -> float:
+        """Seconds for a connection to be made."""
+        return min(CONNECT_TIMEOUT, self._timeout)
 
     def _redirected(self, url: str, location: str) -> str:
         """Where a redirect leads; raises Failure for what is no web address, or one that gives up encryption."""
@@ -235,15 +285,7 @@ class Transport:
     def _borrow(self) -> requests.Session:
         with contextlib.suppress(IndexError):
             return self._idle.pop()
-        session = _Session()
-        # ~/.netrc would replace our Authorization, and an environment bundle our certificates.
-        session.trust_env = False
-        session.headers.clear()
-        session.headers.update({"User-Agent": f"msb-pull/{__version__}", "Accept-Encoding": "identity"})
-        session.cookies.set_policy(_NoCookies())
-        adapter = PatientAdapter(self._trust, self._patience)
-        session.mount("https://", adapter)
-        session.mount("http://", adapter)
+        session = new_session(self._trust, self._patience)
         with self._lock:
             self._all.append(session)
         return session
@@ -286,13 +328,3 @@ def _unquoted(text: str) -> str:
             break
         kept.append(next(characters, "") if character == "\\" else character)
     return "".join(kept)
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: Any) -> None:
-        """None: requests would read the whole body of every redirect to prepare a request that is not wanted."""
-
-
-class _NoCookies(DefaultCookiePolicy):
-    def set_ok(self, cookie: Any, request: Any) -> bool:
-        return False

@@ -200,7 +200,7 @@ def test_retries_and_timeout(place):
         5,
         "",
         f"{RESOLVING}retrying manifest of {IMAGE} in Ns (attempt 1): registry answered 503 Service Unavailable\n"
-        f"error: {IMAGE}: no answer from HOST\n  cause: no answer for too long\n"
+        f"error: {IMAGE}: no answer from HOST\n  cause: no answer for too long (0.5 seconds)\n"
         "  hint: check the address and the network\n",
     )
     assert place.registry.count("/manifests/") == 2

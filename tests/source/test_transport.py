@@ -390,12 +390,14 @@ def test_b37_who_is_asked_directly(monkeypatch, url, no_proxy, direct):
     assert (proxies_for(url, {"no_proxy": no_proxy}) == {}) is direct
 
 
-def test_b37_https_goes_through_connect_and_keeps_its_certificate(secure, bench, ca_file, monkeypatch):
-    with Tunnel() as tunnel:
+def test_b37_https_goes_through_connect_and_keeps_its_certificate(authority, bench, ca_file, monkeypatch):
+    host = "registry.example:5000"
+    with FaultRegistry(tls=server_context(authority, "registry.example")) as server, Tunnel(to=server.port) as tunnel:
+        server.add_image("acme/app", "1", [LAYER])
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:proxy-secret@127.0.0.1:{tunnel.port}")
-        here = bench(ca_certs={secure.host: str(ca_file)})
-        here.resolve(name(secure))
-    assert tunnel.heads[0].startswith(f"CONNECT {secure.host} ")
+        here = bench(ca_certs={host: str(ca_file)})
+        here.resolve(f"{host}/acme/app:1")
+    assert tunnel.heads[0].startswith(f"CONNECT {host} ")
     assert "Proxy-Authorization: Basic" in tunnel.heads[0]
     assert "proxy-secret" not in here.texts()
 
@@ -424,9 +426,10 @@ def test_b37_socks_without_pysocks_says_so(bench, monkeypatch):
 
 
 class Tunnel:
-    """A proxy that understands CONNECT."""
+    """A proxy that understands CONNECT; with ``to``, every name leads to that port of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, to: int | None = None) -> None:
+        self.to = to
         self.heads: list[str] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -453,7 +456,7 @@ class Tunnel:
                 head += client.recv(4096)
             self.heads.append(head.decode())
             host, _, port = head.split()[1].decode().rpartition(":")
-            server = socket.create_connection((host, int(port)))
+            server = socket.create_connection(("127.0.0.1", self.to) if self.to else (host, int(port)))
             self._open.append(server)
             client.sendall(b"HTTP/1.1 200 ok\r\n\r\n")
             for a, b in ((client, server), (server, client)):
