@@ -84,7 +84,7 @@ complete -c msb-pull -n '__msb_pull_is ls' -l sort -x -a 'name size pulled' -d O
 complete -c msb-pull -n '__msb_pull_is ls' -l no-trunc -d 'Whole digests'
 
 complete -c msb-pull -n '__msb_pull_is inspect' -l layers -d 'Just the layer directories'
-complete -c msb-pull -n '__msb_pull_is inspect' -l lowerdir -d 'One string for mount'
+complete -c msb-pull -n '__msb_pull_is inspect' -l lowerdir -d 'One string for fuse-overlayfs'
 complete -c msb-pull -n '__msb_pull_is inspect' -l files -d 'The merged tree'
 
 complete -c msb-pull -n '__msb_pull_is verify' -l quick -d 'All but the contents of files'

@@ -95,9 +95,10 @@ class Store:
         return [Path(path) for path in self._inspect(image).directories()]
 
     def lowerdir(self, image: str) -> str:
-        """The layers of an image as overlayfs and fuse-overlayfs want them in ``-o lowerdir=``, top first.
+        """The layers of an image as fuse-overlayfs wants them in ``-o lowerdir=``, top first.
 
-        Raises what :meth:`layers` does.
+        The kernel's own overlayfs knows neither ``.wh.`` files nor the attribute with owner and mode: it would show a
+        wrong tree. Raises what :meth:`layers` does.
 
         >>> import tempfile
         >>> store = Store.open(tempfile.mkdtemp())

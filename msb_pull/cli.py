@@ -145,7 +145,7 @@ def ls(
     examples="""\
 msb-pull inspect ubuntu:22.04
 msb-pull inspect --format json ubuntu:22.04 | jq .config.env
-mount -t overlay overlay -o "lowerdir=$(msb-pull inspect --lowerdir ubuntu:22.04)" /mnt""",
+fuse-overlayfs -o "lowerdir=$(msb-pull inspect --lowerdir ubuntu:22.04),xattr_permissions=2" merged""",
 )
 def inspect(
     run: Run,

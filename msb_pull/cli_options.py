@@ -97,7 +97,7 @@ Layers = Annotated[Flag, typer.Option("--layers", help="Print just the layer dir
 Lowerdir = Annotated[
     Flag,
     typer.Option(
-        "--lowerdir", help="Print one string for `mount -t overlay -o lowerdir=...`: top first, through short links."
+        "--lowerdir", help="Print one string for `fuse-overlayfs -o lowerdir=...`: top first, through short links."
     ),
 ]
 Files = Annotated[
