@@ -84,11 +84,11 @@ class InspectedImage:
         return [str(layer.path) for layer in self.layers]
 
     def lowerdir(self) -> str:
-        """The layers for fuse-overlayfs' ``-o lowerdir=``, top first, each once, by the short links.
+        """The layers for ``fuse-overlayfs -o lowerdir=``, top first, each once.
 
-        The paths of those need no escaping. The kernel's own overlayfs knows neither ``.wh.`` files nor override_stat.
-
-        Raises NotFoundError when a layer is missing or has no link, LocalError when no mount option can hold them.
+        By the short links, whose paths need no escaping. The kernel's overlayfs knows neither the whiteouts nor the
+        owners of a store. Raises NotFoundError when a layer is missing or has no link, LocalError when no mount option
+        can hold them.
         """
         self.directories()
         for layer in self.layers:

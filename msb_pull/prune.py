@@ -162,13 +162,17 @@ def remove_images(store: Store, references: Sequence[str], *, observer: Observer
 
 
 def remove_layer(store: Store, key: LayerKey) -> None:
-    """Takes a layer away: its directory at once out of sight, then short link, notes and record; raises LocalError."""
+    """Takes a layer away: notes, directory, short link and record; raises LocalError.
+
+    Without its notes it counts as missing, so that an interruption leaves no half of it that passes for whole; while
+    there is a record, the next prune knows it for ours.
+    """
     try:
         link = store.link_path(key)
+        store.notes_path(key).unlink(missing_ok=True)
         if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
             store.trash(store.layer_dir(key))
         link.unlink(missing_ok=True)
-        store.notes_path(key).unlink(missing_ok=True)
         store.record_path(key).unlink(missing_ok=True)
         if store.kept_path(key).is_dir():
             store.trash(store.kept_path(key))

@@ -23,50 +23,60 @@ def remove_tree(
 ) -> bool:
     """Removes the directory ``name`` (in the open ``directory``) with all it holds; raises OSError.
 
-    Directories without permissions are opened up on the way. Deep trees cost no recursion: what lies deeper than a
-    few levels is first moved up. Another file system that is mounted inside is left alone, with an error. False when
-    ``deadline`` (time.monotonic) passed first. ``discard`` takes away what is no directory, by the open directory it
-    lies in and its name there.
+    Directories without permissions are opened up on the way. Nothing is moved, since overlay file systems move no
+    directory of a lower layer, and one descriptor is open at a time, so that deep trees cost neither recursion nor
+    descriptors. Another file system that is mounted inside is left alone, with an error. False when ``deadline``
+    (time.monotonic) passed first. ``discard`` takes away what is no directory, by the open directory it lies in and
+    its name there.
     """
     discard = discard or _unlink
-    root = _open_inside(directory, name)
+    here = _open_inside(directory, name)
     try:
-        device = os.fstat(root).st_dev
-        serial = 0
-        while folders := _empty(root, discard):
-            for folder in folders:
-                if deadline is not None and time.monotonic() > deadline:
-                    return False
-                # Emptying one level and moving its folders up keeps the number of open descriptors at two.
-                serial = _flatten(root, folder, serial, device, discard)
+        device = os.fstat(here).st_dev
+        above: list[_Above] = []
+        folders = _empty(here, discard)
+        while folders or above:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            if folders:
+                entered = folders.pop()
+                above.append(_Above(entered, _identity(here), folders))
+                here = _changed_to(here, _open_inside(here, entered))
+                if os.fstat(here).st_dev != device:
+                    raise OSError(errno.EBUSY, "another file system is mounted here", os.fsdecode(entered))
+                folders = _empty(here, discard)
+            else:
+                left = above.pop()
+                here = _changed_to(here, os.open("..", _OPEN_DIR, dir_fd=here))
+                if _identity(here) != left.identity:
+                    raise OSError(errno.EBUSY, "moved while it was being removed", os.fsdecode(left.entered))
+                os.rmdir(left.entered, dir_fd=here)
+                folders = left.folders
     finally:
-        os.close(root)
+        os.close(here)
     os.rmdir(name, dir_fd=directory)
     return True
 
 
-def _flatten(root: int, folder: bytes, serial: int, device: int, discard: Callable[[int, bytes], None]) -> int:
-    inner = _open_inside(root, folder)
-    try:
-        if os.fstat(inner).st_dev != device:
-            raise OSError(errno.EBUSY, "another file system is mounted here", os.fsdecode(folder))
-        for child in _empty(inner, discard):
-            while True:
-                try:
-                    os.rename(child, b".removed-%d" % serial, src_dir_fd=inner, dst_dir_fd=root)
-                    break
-                except PermissionError:
-                    # Moving a directory writes its "..".
-                    os.chmod(child, 0o700, dir_fd=inner)
-                except OSError as error:
-                    if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY):
-                        raise
-                    serial += 1
-            serial += 1
-    finally:
-        os.close(inner)
-    os.rmdir(folder, dir_fd=root)
-    return serial
+class _Above:
+    """A directory on the way down: what it is, which of its folders was entered, and which are still to do."""
+
+    __slots__ = ("entered", "folders", "identity")
+
+    def __init__(self, entered: bytes, identity: tuple[int, int], folders: list[bytes]) -> None:
+        self.entered = entered
+        self.identity = identity
+        self.folders = folders
+
+
+def _identity(directory: int) -> tuple[int, int]:
+    facts = os.fstat(directory)
+    return facts.st_dev, facts.st_ino
+
+
+def _changed_to(former: int, descriptor: int) -> int:
+    os.close(former)
+    return descriptor
 
 
 def _open_inside(directory: int | None, name: bytes | str | os.PathLike[str]) -> int:

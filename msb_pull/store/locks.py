@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SLICE = 0.1
 _TELL_AFTER = 1.0
+_TURNSTILE = ".turnstile"
 UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
 
 
@@ -56,6 +57,9 @@ class Locks:
     ) -> Iterator[None]:
         """Holds the lock ``name``. ``on_wait`` is told after a second for whom it waits.
 
+        Who waits to have it alone goes next: holders who share it, and overlap without end, would keep it out for ever.
+        So nobody who holds it shared may take it again before letting go.
+
         Where the store cannot be written to and has no such lock file, there is nobody to be kept apart from. Raises
         Cancelled within 0.2 s, and Busy when ``wait`` is False and somebody else holds it.
         """
@@ -65,16 +69,53 @@ class Locks:
             descriptor = self._open(name)
             try:
                 if descriptor is not None:
-                    while not self._try(descriptor, exclusive):
-                        patience.wait(_holder(descriptor))
+                    enter = self._enter_alone if exclusive else self._enter_shared
+                    enter(name, descriptor, patience)
                     _sign(descriptor)
                 yield
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
 
+    def _enter_alone(self, name: str, descriptor: int, patience: _Patience) -> None:
+        if self._try(descriptor, exclusive=True):
+            return
+        patience.wait(_holder(descriptor))
+        turnstile = self._open(name + _TURNSTILE)
+        try:
+            if turnstile is not None:
+                while not self._try(turnstile, exclusive=True):
+                    patience.wait(_holder(descriptor))
+                _sign(turnstile)
+            while not self._try(descriptor, exclusive=True):
+                patience.wait(_holder(descriptor))
+        finally:
+            if turnstile is not None:
+                os.close(turnstile)
+
+    def _enter_shared(self, name: str, descriptor: int, patience: _Patience) -> None:
+        while (holder := self._kept_out_by(name, descriptor)) is not None:
+            patience.wait(holder)
+
+    def _kept_out_by(self, name: str, descriptor: int) -> str | None:
+        """Takes the lock shared and returns None, or says who keeps it or waits to have it alone."""
+        try:
+            # It is made by the first who has to wait at it.
+            turnstile = os.open(self._path(name + _TURNSTILE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None if self._try(descriptor, exclusive=False) else _holder(descriptor)
+        try:
+            if not self._try(turnstile, exclusive=False):
+                return _holder(turnstile)
+            return None if self._try(descriptor, exclusive=False) else _holder(descriptor)
+        finally:
+            os.close(turnstile)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.lock"
+
     def _open(self, name: str) -> int | None:
-        path = self._folder / f"{name}.lock"
+        path = self._path(name)
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import LocalError, local_error
+from msb_pull.remove import remove_tree
 from msb_pull.store.layout import LayerState, Layout
 from msb_pull.store.locks import Locks
 from msb_pull.store.staging import Places, Staging
@@ -169,7 +171,8 @@ class Store(Layout):
         """Gives a finished layer its name: record and notes first, then the directory, then the short link.
 
         From then on it counts as complete. A directory that stands there is swapped out with no moment in which a
-        reader finds none, if it is not complete or with ``replace``; else it stays and the new one is dropped. An
+        reader finds none (but for file systems that cannot move it), if it is not complete or with ``replace``; else it
+        stays and the new one is dropped. An
         interruption at any point leaves a layer that counts as missing, or the finished one. Raises LocalError,
         OSError.
         """
@@ -203,16 +206,25 @@ class Store(Layout):
         return len(self.places.sweep()) + sweep_drafts(self.database_path)
 
     def trash(self, path: Path) -> None:
-        """Removes a directory: first out of everybody's sight, then for good. Raises OSError."""
+        """Removes a directory: first out of everybody's sight, then for good; in place where it cannot be moved.
+
+        So nothing may count it as complete any more. Raises OSError.
+        """
         from msb_pull.store.exchange import rename
 
         with self.places.private("trash") as place:
             try:
-                rename(path, place)
-            except PermissionError:
-                # To move a directory is to write its "..", and other programs leave them as their image had them.
-                path.chmod(0o700)
-                rename(path, place)
+                try:
+                    rename(path, place)
+                except PermissionError:
+                    # To move a directory is to write its "..", and other programs leave them as their image had them.
+                    path.chmod(0o700)
+                    rename(path, place)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # Overlay file systems move no directory that lies in a layer below.
+                remove_tree(path)
 
     def _place_new(self, staging: Staging, layer: Name, final: Path) -> None:
         from msb_pull.store.exchange import rename
@@ -231,7 +243,7 @@ class Store(Layout):
             self._swap_in(staging, layer, final)
 
     def _swap_in(self, staging: Staging, layer: Name, final: Path) -> None:
-        from msb_pull.store.exchange import exchange
+        from msb_pull.store.exchange import exchange, rename
 
         # Notes of one directory must never stand beside another, so for this while the layer counts as missing.
         notes, former = self.notes_path(layer), staging.path.with_name("former notes")
@@ -240,10 +252,13 @@ class Store(Layout):
         made = os.stat(staging.path)
         try:
             exchange(staging.path, final, aside=staging.path.with_name("aside"))
-        except OSError:
-            if noted:
-                os.replace(former, notes)
-            raise
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                if noted:
+                    os.replace(former, notes)
+                raise
+            self.trash(final)
+            rename(staging.path, final)
         # XFS counts the new ".." of an exchanged directory as a change of the directory.
         os.utime(final, ns=(made.st_atime_ns, made.st_mtime_ns))
         self._place_record(staging, layer)
