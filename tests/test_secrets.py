@@ -66,6 +66,10 @@ def secrets_in(data: bytes) -> set[str]:
     return {name for name, forms in NEEDLES.items() if any(form in data for form in forms)}
 
 
+# What is on this machine is never asked for through a proxy.
+ELSEWHERE = "registry.example/acme/app:1"
+
+
 @dataclass
 class Case:
     """One way to pull. ``sent`` are the secrets that the servers must have been shown, or the case shows nothing."""
@@ -561,25 +565,27 @@ def mirror_with_a_key_in_its_address(world):
 def proxy_with_a_password(world):
     proxy = f"http://{USER}:{CORES['proxy password']}@{world.other.host}"
     world.other.always("/v2/", Fault(status=407, body=b"no"))
-    return Case(5, environment={"http_proxy": proxy}, arguments=("--plain-http",), sent={"proxy password"})
+    return Case(
+        5, image=ELSEWHERE, environment={"http_proxy": proxy}, arguments=("--plain-http",), sent={"proxy password"}
+    )
 
 
 @case
 def dead_proxy_with_a_password(world):
     proxy = f"http://{USER}:{CORES['proxy password']}@127.0.0.1:{free_port()}"
-    return Case(5, environment={"http_proxy": proxy}, arguments=("--plain-http",))
+    return Case(5, image=ELSEWHERE, environment={"http_proxy": proxy}, arguments=("--plain-http",))
 
 
 @case
 def socks_proxy_with_a_password(world):
     proxy = f"socks5://{USER}:{CORES['proxy password']}@127.0.0.1:{free_port()}"
-    return Case(5, environment={"http_proxy": proxy}, arguments=("--plain-http",))
+    return Case(5, image=ELSEWHERE, environment={"http_proxy": proxy}, arguments=("--plain-http",))
 
 
 @case
 def unusable_proxy_with_a_password(world):
     proxy = f"http://{USER}:{CORES['proxy password']}@[bad:1"
-    return Case(5, environment={"http_proxy": proxy}, arguments=("--plain-http",))
+    return Case(5, image=ELSEWHERE, environment={"http_proxy": proxy}, arguments=("--plain-http",))
 
 
 @case
@@ -708,7 +714,9 @@ def proxy_that_repeats_what_it_was_sent(world):
     pair = base64.b64encode(f"{USER}:{CORES['proxy password']}".encode()).decode()
     world.other.always("/v2/", Fault(status=407, body=errors("DENIED", f"{pair} {CORES['proxy password']}")))
     proxy = f"http://{USER}:{CORES['proxy password']}@{world.other.host}"
-    return Case(5, environment={"http_proxy": proxy}, arguments=("--plain-http",), sent={"proxy password"})
+    return Case(
+        5, image=ELSEWHERE, environment={"http_proxy": proxy}, arguments=("--plain-http",), sent={"proxy password"}
+    )
 
 
 @pytest.fixture
