@@ -94,14 +94,16 @@ class PartsReader:
     """Fetches what lies ahead of ``position`` up to ``end`` on ``count`` threads, and on one more once it is in use.
 
     All methods are for one thread, which goes on at ``position`` with a connection of its own until :meth:`reach` finds
-    a part for it. ``arrived`` is told how many bytes have come.
+    a part for it. ``arrived`` is told how many bytes have come; ``segment`` is how many the next part has.
     """
 
     def __init__(
         self, parts: Parts, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
     ) -> None:
         self._parts = parts
-        self._next = position + SEGMENT
+        # An interruption loses what is under way, so it is kept small until more connections have proved to pay.
+        self.segment = SEGMENT // 2
+        self._next = position + self.segment
         self._end = end
         self._window = count + 2
         self._arrived = arrived
@@ -202,7 +204,7 @@ class PartsReader:
                 self._changed.wait(_POLL)
             if self._over() or self._next >= self._end:
                 return None
-            segment = _Segment(self._next, min(self._next + SEGMENT, self._end))
+            segment = _Segment(self._next, min(self._next + self.segment, self._end))
             self._next = segment.end
             self._segments.append(segment)
             return segment
@@ -286,8 +288,9 @@ class Accelerator:
     def _judge(self, elapsed: float, place: str) -> None:
         """All connections together must have become faster, not this blob at the cost of others."""
         rate = (self._connections.received - self._received) / elapsed
+        assert self.parts is not None
         if rate < self._baseline * _GAIN:
             self._connections.mark_useless(place)
-            assert self.parts is not None
             self.parts.drain()
+        self.parts.segment = SEGMENT
         self._settled = True

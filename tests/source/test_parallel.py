@@ -74,7 +74,7 @@ def test_a_limited_rate_is_left_alone(registry, bench, image):
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(status=404), Fault(status=429), Fault(cut_after=50_000), Fault(ignore_range=True), Fault(gzip=True)]
+    "fault", [Fault(status=404), Fault(status=429), Fault(cut_after=20_000), Fault(ignore_range=True), Fault(gzip=True)]
 )
 def test_parts_that_fail_bring_back_the_single_connection(registry, bench, image, fault):
     registry.script("/blobs/", Fault(), Fault(), fault)
