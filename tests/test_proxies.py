@@ -19,46 +19,25 @@ import trustme
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.fault_registry import FaultRegistry
 from tests.make_sample import BASE, layer_tar
+from tests.source.raw import RawServer
 from tests.test_end_to_end import LINUX, free_port
 
 NAME = "registry.example"  # only the proxy knows where it is
 
 
-class Proxy:
+class Proxy(RawServer):
     """A proxy: CONNECT, requests with whole addresses, and SOCKS 5. ``tls``: it is itself spoken to in TLS.
 
     Every host that is not an address leads to ``port`` on this machine.
     """
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, socks: bool = False) -> None:
+        super().__init__(self._pass_on)
         self.asked: list[str] = []
         self.heads: list[str] = []
         self._to, self._tls, self._socks = port, tls, socks
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
-        self._open: list[socket.socket] = []
 
-    def __enter__(self) -> Proxy:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for item in [self._socket, *self._open]:
-            # A thread that waits for it does not notice that it is closed.
-            with contextlib.suppress(OSError):
-                item.shutdown(socket.SHUT_RDWR)
-            item.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self._open.append(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
+    def _pass_on(self, connection: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)

@@ -6,10 +6,11 @@ import gc
 import os
 
 import pytest
+import trustme
 
 from tests.fault_registry import FaultRegistry
 from tests.source.local import Local
-from tests.source.support import make_bench
+from tests.source.support import LAYER, make_bench, server_context
 
 
 @pytest.fixture
@@ -23,6 +24,19 @@ def registry():
 def other():
     """A second one: a mirror, a content network, a token service."""
     with FaultRegistry() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority):
+    """A registry that speaks TLS with a certificate for 127.0.0.1 from an authority nobody knows."""
+    with FaultRegistry(tls=server_context(authority)) as server:
+        server.add_image("acme/app", "1", [LAYER])
         yield server
 
 

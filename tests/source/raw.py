@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Self
 
 Talk = Callable[[socket.socket, int], None]
 
@@ -22,7 +23,7 @@ class RawServer:
         self.port: int = self._socket.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
 
-    def __enter__(self) -> RawServer:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -40,8 +41,10 @@ class RawServer:
             except OSError:
                 return
             self._open.append(connection)
-            threading.Thread(target=self._serve, args=(connection, self.count), daemon=True).start()
+            number = self.count
+            # Before anything is answered: a client may be done with the answer before this thread goes on.
             self.count += 1
+            threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError):

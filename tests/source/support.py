@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import random
+import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -134,3 +136,56 @@ def cancelled_within(bench: Bench, action: Any, *, after: float = 0.3) -> float:
 def name(registry: FaultRegistry, repository: str = "acme/app", tag: str = "1") -> str:
     """The reference of an image at a scripted registry."""
     return f"{registry.host}/{repository}:{tag}"
+
+
+def server_context(authority, *names, **how) -> ssl.SSLContext:
+    """For a server with a certificate of this authority (trustme)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*(names or ("127.0.0.1", "::1", "localhost")), **how).configure_cert(context)
+    return context
+
+
+class Tunnel:
+    """A proxy that understands CONNECT; with ``to``, every name leads to that port of this machine."""
+
+    def __init__(self, *, to: int | None = None) -> None:
+        self.to = to
+        self.heads: list[str] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Tunnel:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        for item in self._open:
+            item.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            self._open.append(client)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(4096)
+            self.heads.append(head.decode())
+            host, _, port = head.split()[1].decode().rpartition(":")
+            server = socket.create_connection(("127.0.0.1", self.to) if self.to else (host, int(port)))
+            self._open.append(server)
+            client.sendall(b"HTTP/1.1 200 ok\r\n\r\n")
+            for a, b in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+
+    @staticmethod
+    def _pump(a: socket.socket, b: socket.socket) -> None:
+        try:
+            while data := a.recv(65536):
+                b.sendall(data)
+        except OSError:
+            return

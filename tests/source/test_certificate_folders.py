@@ -15,23 +15,10 @@ from msb_pull.errors import LocalError
 from msb_pull.source.credentials import CredentialStore
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.fault_registry import FaultRegistry
-from tests.source.support import LAYER, name
-from tests.source.test_transport import server_context
+from tests.source.support import LAYER, name, server_context
 from tests.unprivileged import as_nobody, folder_of_nobody
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture
-def secure(authority):
-    with FaultRegistry(tls=server_context(authority)) as server:
-        server.add_image("acme/app", "1", [LAYER])
-        yield server
 
 
 def trust(authority: trustme.CA, folder: Path) -> Path:

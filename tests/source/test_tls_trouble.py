@@ -14,8 +14,7 @@ from msb_pull.source import connecting, endpoint
 from msb_pull.source.sockets import Patience
 from tests.fault_registry import Fault, FaultRegistry
 from tests.source.raw import RawServer, answer, read_head
-from tests.source.support import LAYER, name
-from tests.source.test_transport import Tunnel, server_context
+from tests.source.support import LAYER, Tunnel, name, server_context
 from tests.test_proxies import both_ways
 
 

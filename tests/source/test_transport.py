@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import trustme
 
 from msb_pull import __version__, events
 from msb_pull.errors import AccessError, ExitCode, LocalError, NetworkError, NotFoundError, UsageError
@@ -26,7 +25,7 @@ from msb_pull.source.retry import retry_after
 from msb_pull.source.tls import SHARED, TrustStore
 from tests.fault_auth import TokenService, basic, errors, require_basic
 from tests.fault_registry import Fault, FaultRegistry
-from tests.source.support import LAYER, cancelled_within, describe, name
+from tests.source.support import LAYER, Tunnel, cancelled_within, describe, name, server_context
 
 
 @pytest.fixture
@@ -35,30 +34,11 @@ def image(registry):
     return name(registry)
 
 
-@pytest.fixture(scope="session")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture
-def secure(authority):
-    """A registry that speaks TLS with a certificate for 127.0.0.1 from an authority nobody knows."""
-    with FaultRegistry(tls=server_context(authority)) as server:
-        server.add_image("acme/app", "1", [LAYER])
-        yield server
-
-
 @pytest.fixture
 def ca_file(authority, tmp_path) -> Path:
     path = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(path)
     return path
-
-
-def server_context(authority, *names, **how) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*(names or ("127.0.0.1", "::1", "localhost")), **how).configure_cert(context)
-    return context
 
 
 def retries_of(bench):
@@ -423,52 +403,6 @@ def test_b37_socks_without_pysocks_says_so(bench, monkeypatch):
     assert "SOCKS" in caught.value.cause
     assert "PySocks" in caught.value.hint
     assert here.time.waits == []
-
-
-class Tunnel:
-    """A proxy that understands CONNECT; with ``to``, every name leads to that port of this machine."""
-
-    def __init__(self, *, to: int | None = None) -> None:
-        self.to = to
-        self.heads: list[str] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self._open: list[socket.socket] = []
-
-    def __enter__(self) -> Tunnel:
-        threading.Thread(target=self._serve, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        for item in self._open:
-            item.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            self._open.append(client)
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += client.recv(4096)
-            self.heads.append(head.decode())
-            host, _, port = head.split()[1].decode().rpartition(":")
-            server = socket.create_connection(("127.0.0.1", self.to) if self.to else (host, int(port)))
-            self._open.append(server)
-            client.sendall(b"HTTP/1.1 200 ok\r\n\r\n")
-            for a, b in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pump(a: socket.socket, b: socket.socket) -> None:
-        try:
-            while data := a.recv(65536):
-                b.sendall(data)
-        except OSError:
-            return
 
 
 # Names, connections
