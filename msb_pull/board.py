@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull import events
+from msb_pull.escape import visible
 from msb_pull.lines import Meter, fraction, headline, short
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from msb_pull.escape import visible, visible_bytes
 from msb_pull.image.reference import Reference
 from msb_pull.listing import InspectedImage, InspectedLayer, ListedImage, inspect_image, list_files, list_images
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import visible, visible_bytes
 from msb_pull.tables import ago, facts, rfc3339, table
 
 if TYPE_CHECKING:

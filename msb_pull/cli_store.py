@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError, local_error
+from msb_pull.escape import visible, visible_bytes
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.lines import short
 from msb_pull.sizes import counted, format_size
-from msb_pull.streams import OutputClosed, give_up, is_terminal, output_error, visible, visible_bytes
+from msb_pull.streams import OutputClosed, give_up, is_terminal, output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

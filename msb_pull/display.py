@@ -10,7 +10,8 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull.streams import Streams, is_terminal, painted, visible, wants_color, write_aside, write_out
+from msb_pull.escape import visible
+from msb_pull.streams import Streams, is_terminal, painted, wants_color, write_aside, write_out
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from msb_pull import events
+from msb_pull.escape import visible
 from msb_pull.sizes import counted, format_size, scale
-from msb_pull.streams import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

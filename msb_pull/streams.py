@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
 from msb_pull.errors import LocalError, UsageError
-from msb_pull.escape import visible as visible
-from msb_pull.escape import visible_bytes as visible_bytes
 
 # SGR codes; names of the few looks the program has.
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -39,10 +37,9 @@ class Streams:
         is written to standard output is an error, as it is for any program.
         """
         _occupy_closed()
-        null = cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
         if sys.stdout is None or (type(sys.stdout) is io.TextIOWrapper and sys.stdout.fileno() == 1):
             sys.stdout = _whole_output(sys.stdout)
-        return cls(sys.stdin or null, sys.stdout, sys.stderr or null)
+        return cls(sys.stdin or _nothing(), sys.stdout, sys.stderr or _nothing())
 
     @property
     def binary_stdout(self) -> BinaryIO:
@@ -100,6 +97,10 @@ def _occupy_closed() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
+
+
+def _nothing() -> TextIO:
+    return cast("TextIO", open(os.devnull, "r+", encoding="utf-8"))  # lives as long as the process
 
 
 def read_secret(stream: TextIO) -> str:

@@ -34,8 +34,8 @@ class Node:
 
     ``kind`` is the type on disk (devices are empty files); ``mtime_ns`` is None where nothing is said of it. ``origin``
     is where the original of a copy from a lower layer lies, whose content is in no payload, and ``sha256`` (hex) what
-    the notes say of it; ``copy`` is the entry whose payload
-    stands here as well as elsewhere. Of the attributes of a ``partial`` one the file system did not take all.
+    the notes say of it; ``copy`` is the entry whose payload stands here as well as elsewhere. Of the attributes of a
+    ``partial`` one the file system did not take all.
     """
 
     __slots__ = (
@@ -65,14 +65,9 @@ def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
     The rules are those of the tree writer: the last entry of a name wins, directories keep what they hold, a whiteout
     yields to what came in the same layer.
     """
-    return tree_of(entries(record), notes)
-
-
-def tree_of(found: Iterable[Entry], notes: Notes) -> tuple[dict[bytes, Node], int]:
-    """The same as :func:`expected_tree`, for the entries of a record that is read for other reasons too."""
     tree = Tree(notes)
     contents = 0
-    for entry in found:
+    for entry in entries(record):
         contents += entry.stored > 0
         tree.add(entry)
     tree.finish()

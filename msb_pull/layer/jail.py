@@ -2,8 +2,8 @@
 
 Landlock (kernel documentation ``userspace-api/landlock.rst``) leaves it nothing but its staging directory; the best
 version that the kernel offers is used. Version 1 (Linux 5.13 to 5.18) refuses every hard link and rename from one
-directory to another, so it cannot be used. Where there is none,
-or where the policy of a container refuses it, the limits alone hold.
+directory to another, so it cannot be used. Where there is none, or where the policy of a container refuses it, the
+limits alone hold.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import os
 import stat
 
 from msb_pull.layer.holes import crc_of, first_data
+from msb_pull.remove import listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Keeper:
                 # Settling goes on where unpacking ended.
                 folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._top)
                 try:
-                    self._next = len(_names(folder))
+                    self._next = len(listed(folder))
                 finally:
                     os.close(folder)
         self._next += 1
@@ -93,7 +94,7 @@ class Kept:
             self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return
-        for name in sorted(_names(self._folder), key=lambda name: (len(name), name)):
+        for name in sorted((name for name, _ in listed(self._folder)), key=lambda name: (len(name), name)):
             size = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_size
             self._sizes.setdefault(size, []).append(name)
 
@@ -146,8 +147,3 @@ class Kept:
             return crc_of(handle, segments)
         finally:
             os.close(handle)
-
-
-def _names(folder: int) -> list[bytes]:
-    with os.scandir(folder) as found:
-        return [os.fsencode(entry.name) for entry in found]

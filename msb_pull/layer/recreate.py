@@ -33,7 +33,6 @@ def recreate(
     """Yields the tar stream of a layer. ``layer`` is its open directory, ``paths`` says where each payload lies, None
     of one that is not to be read. Payloads that lie nowhere there are looked for in ``kept``.
 
-
     ``on_damage`` is told path, expectation and finding of each payload that is not what it was; the stream then goes
     on with what there is, padded to its size. Raises ContentError when the record itself is damaged.
     """

@@ -1,8 +1,8 @@
 """Where the members of an archive of images lie in its file: headers are read, contents only when they are asked for.
 
 Not Python's tarfile, which ends silently at a damaged header. Nothing is ever written under a name from the archive:
-names are only looked up. Formats: ustar, GNU (long names, base-256 sizes) and PAX (path, linkpath, size),
-with sparse files in all of these.
+names are only looked up. Formats: ustar, GNU (long names, base-256 sizes) and PAX (path, linkpath, size), with sparse
+files in all of these.
 """
 
 from __future__ import annotations

@@ -172,9 +172,8 @@ class Store(Layout):
 
         From then on it counts as complete. A directory that stands there is swapped out with no moment in which a
         reader finds none (but for file systems that cannot move it), if it is not complete or with ``replace``; else it
-        stays and the new one is dropped. An
-        interruption at any point leaves a layer that counts as missing, or the finished one. Raises LocalError,
-        OSError.
+        stays and the new one is dropped. An interruption at any point leaves a layer that counts as missing, or the
+        finished one. Raises LocalError, OSError.
         """
         from msb_pull.store.exchange import flush
 

@@ -14,8 +14,9 @@ from msb_pull import config
 from msb_pull import events as e
 from msb_pull.display import Display
 from msb_pull.errors import NetworkError
+from msb_pull.escape import visible, visible_bytes
 from msb_pull.lines import PlainRenderer, describe
-from msb_pull.streams import OutputClosed, Streams, visible, visible_bytes, write_out
+from msb_pull.streams import OutputClosed, Streams, write_out
 from tests.face.test_board import IMAGE, digest, name, planned, progress
 
 
