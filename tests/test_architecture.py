@@ -175,6 +175,18 @@ def test_child_starts_without_site_packages():
     assert strangers == set()
 
 
+@pytest.mark.parametrize("module", ["unpack", "prover"])
+def test_child_loads_nothing_that_takes_longer_than_a_small_layer(module):
+    code = (
+        f"import sys; sys.path += {str(PACKAGE.parent)!r}, {str(Path(isal.__file__).parent.parent)!r}\n"
+        f"import msb_pull.layer.{module}\n"
+        "print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=30)
+    assert run.returncode == 0, run.stderr
+    assert not {"typing", "base64", "hashlib", "pathlib"} & set(run.stdout.split())
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_are_short(name):
     lines = MODULES[name].read_text(encoding="utf-8").count("\n")

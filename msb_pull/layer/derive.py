@@ -13,10 +13,9 @@ Facts are plain JSON values; names in them are decoded with surrogate escapes. T
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from binascii import b2a_base64
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
@@ -25,11 +24,14 @@ from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView, Shown
 from msb_pull.layer.xattrs import user_attributes
 
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+    from typing import Any
 
-Fact = dict[str, Any]
+    Fact = dict[str, Any]
 
 # libkrun reads no more of an override_stat; a longer one in a layer that others made would be lost anyway.
 _MAX_OVERRIDE = 32
@@ -176,7 +178,7 @@ def _attributes(source: int) -> tuple[str, dict[str, str]]:
     others = {}
     for name, value in user_attributes(source):
         if name != OVERRIDE_STAT:
-            others[os.fsdecode(name)] = base64.b64encode(value).decode("ascii")
+            others[os.fsdecode(name)] = b2a_base64(value, newline=False).decode("ascii")
         elif len(value) <= _MAX_OVERRIDE and _is_complete(value):
             override = value
     return override.decode("ascii"), others

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
 from msb_pull.layer.copying import CREATE, copy_bytes
-from msb_pull.layer.derive import Fact, Wishes, ancestry, derive
+from msb_pull.layer.derive import Wishes, ancestry, derive
 from msb_pull.layer.folders import OPEN_DIRECTORY, BadPath, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from msb_pull.layer.derive import Fact
     from msb_pull.layer.unpack import UnpackReport
 
 # No entry of a layer can have this name: all that begins so is AUFS's and left out.
