@@ -1,32 +1,43 @@
-"""The tree that the layers of an image make together, from their records alone.
+"""The tree that the layers of an image make together, from their records and notes alone.
 
-Whiteouts hide what lower layers hold, never what stands beside them in their own layer (image-spec, layer.md).
+What each layer holds is worked out as its proof does (:mod:`msb_pull.layer.expected`); here they are only put on each
+other. Whiteouts hide what lower layers hold, never what stands beside them in their own layer (image-spec, layer.md).
 """
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.layer import record
-from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
+from msb_pull.errors import ContentError
+from msb_pull.layer.attributes import parse_override_stat
+from msb_pull.layer.expected import expected_tree
+from msb_pull.layer.record import Notes
+from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from msb_pull.layer.entry import Entry
+    from msb_pull.layer.node import Node
 
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
-_KINDS = {REG: "file", LNK: "hardlink", SYM: "symlink", CHR: "char", BLK: "block", DIR: "directory", FIFO: "fifo"}
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFDIR: "directory",
+    stat.S_IFIFO: "fifo",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """One name of the merged tree. ``mtime_ns`` counts from 1970; ``target`` is what a link names; ``layer`` a digest.
+    """One name of the merged tree. ``mtime_ns`` counts from 1970; ``layer`` is a digest.
 
-    A directory that no layer describes has owner 0 and mode 755.
+    ``target`` is what a symlink names, or which path of its layer a hard link shares its file with; the size of a hard
+    link is 0. A directory that no layer describes has owner 0 and mode 755.
     """
 
     path: bytes
@@ -41,12 +52,12 @@ class ListedFile:
     layer: str
 
 
-class _Node:
+class _Place:
     """A name; ``children`` is None for everything but directories."""
 
     __slots__ = ("children", "file")
 
-    def __init__(self, file: ListedFile | None, children: dict[bytes, _Node] | None) -> None:
+    def __init__(self, file: ListedFile | None, children: dict[bytes, _Place] | None) -> None:
         self.file = file
         self.children = children
 
@@ -56,84 +67,86 @@ def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
 
     Raises ContentError for a record or notes that are damaged.
     """
-    root = _Node(None, {})
-    for digest, record_path, notes_path in layers:
-        notes = record.Notes.load(notes_path)
-        found = [(notes.path_of(entry), entry) for entry in record.entries(record_path)]
-        for path, _ in found:
-            _hide(root, path)
-        for path, entry in found:
-            if path and not path.rpartition(b"/")[2].startswith(_WHITEOUT):
-                _place(root, _listed(path, entry, digest), digest)
+    root = _Place(None, {})
+    for digest, record, notes in layers:
+        nodes = _nodes(record, notes)
+        first: dict[int, bytes] = {}
+        for path, node in nodes.items():
+            first.setdefault(id(node), path)
+            if is_whiteout(path.rpartition(b"/")[2]):
+                _hide(root, path)
+        # In the order of their paths parents come first, even where a later entry replaced one.
+        for path, node in sorted(nodes.items(), key=lambda item: item[0]):
+            if path and not is_whiteout(path.rpartition(b"/")[2]):
+                _put(root, _listed(path, node, first[id(node)], digest))
     return list(_walk(root))
 
 
-def _hide(root: _Node, path: bytes) -> None:
-    """Takes away what a whiteout names; every other path changes nothing."""
-    parent, _, name = path.rpartition(b"/")
-    if not name.startswith(_WHITEOUT):
+def _nodes(record: Path, notes: Path) -> dict[bytes, Node]:
+    try:
+        return expected_tree(record, Notes.load(notes))[0]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ContentError(f"{record}: the record or the notes of a layer are damaged", cause=repr(error)) from None
+
+
+def _hide(root: _Place, path: bytes) -> None:
+    """Takes away what a whiteout names, or all that an opaque directory holds."""
+    opaque = path.rpartition(b"/")[2] == OPAQUE
+    parent, _, name = path.rpartition(b"/") if opaque else hidden_by(path).rpartition(b"/")
+    place: _Place | None = root
+    for part in parent.split(b"/") if parent else ():
+        place = (place.children or {}).get(part) if place is not None else None
+    if place is None or place.children is None:
         return
-    node = _find(root, parent)
-    if node is None or node.children is None:
-        return
-    if name == _OPAQUE:
-        node.children.clear()
+    if opaque:
+        place.children.clear()
     else:
-        node.children.pop(name.removeprefix(_WHITEOUT), None)
+        place.children.pop(name, None)
 
 
-def _find(root: _Node, path: bytes) -> _Node | None:
-    node: _Node | None = root
-    for part in path.split(b"/") if path else ():
-        if node is None or node.children is None:
-            return None
-        node = node.children.get(part)
-    return node
-
-
-def _place(root: _Node, file: ListedFile, digest: str) -> None:
-    node, done = root, b""
+def _put(root: _Place, file: ListedFile) -> None:
     *parents, name = file.path.split(b"/")
+    inside = root
     for part in parents:
-        done = done + b"/" + part if done else part
-        assert node.children is not None
-        below = node.children.get(part)
-        if below is None or below.children is None:
-            below = node.children[part] = _Node(
-                ListedFile(done, "directory", 0o755, 0, 0, 0, 0, None, None, digest), {}
-            )
-        node = below
-    assert node.children is not None
-    before = node.children.get(name)
+        # A layer names every directory before what is in it, or has one made.
+        assert inside.children is not None
+        inside = inside.children[part]
+    assert inside.children is not None
+    before = inside.children.get(name)
     if file.kind != "directory":
-        node.children[name] = _Node(file, None)
+        inside.children[name] = _Place(file, None)
     elif before is None or before.children is None:
-        node.children[name] = _Node(file, {})
+        inside.children[name] = _Place(file, {})
     else:
         before.file = file
 
 
-def _listed(path: bytes, entry: Entry, digest: str) -> ListedFile:
+def _listed(path: bytes, node: Node, first: bytes, digest: str) -> ListedFile:
+    uid, gid, mode = parse_override_stat(node.override)
+    kind = _KINDS[stat.S_IFMT(mode or 0)]
+    target = node.link if kind == "symlink" else None
+    if first != path:
+        kind, target = "hardlink", first
     return ListedFile(
         path=path,
-        kind=_KINDS.get(entry.type, "file"),
-        mode=entry.mode,
-        uid=entry.uid,
-        gid=entry.gid,
-        size=entry.size if entry.type == REG else 0,
-        mtime_ns=entry.mtime_ns,
-        target=entry.linkname if entry.type in (LNK, SYM) else None,
-        device=(entry.devmajor, entry.devminor) if entry.type in (CHR, BLK) else None,
+        kind=kind,
+        mode=(mode or 0) & 0o7777,
+        uid=uid or 0,
+        gid=gid or 0,
+        size=0 if kind == "hardlink" else node.size,
+        mtime_ns=node.mtime_ns or 0,
+        target=target,
+        device=node.device,
         layer=digest,
     )
 
 
-def _walk(root: _Node) -> Iterator[ListedFile]:
+def _walk(root: _Place) -> Iterator[ListedFile]:
     """Every file below, parents before children; without recursion, since an image chooses the depth."""
     pending = [root]
     while pending:
-        node = pending.pop()
-        if node.file is not None:
-            yield node.file
-        if node.children:
-            pending += [node.children[name] for name in sorted(node.children, reverse=True)]
+        place = pending.pop()
+        if place.file is not None:
+            yield place.file
+        if place.children:
+            pending += [place.children[name] for name in sorted(place.children, reverse=True)]

@@ -15,7 +15,8 @@ from msb_pull.fetch import FetchedLayer, LayerFetcher, LayerTask
 from msb_pull.image.digest import chain_id
 from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.record import Notes
-from msb_pull.layer.settle import Settled, derive_again, settle
+from msb_pull.layer.settle import Settled, settle
+from msb_pull.layer.standing import belongs_on
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
 from msb_pull.store.keys import LayerKey
@@ -193,11 +194,14 @@ class Transfer:
         """Whether a layer that is there belongs on top of this image's lower layers."""
         if layer.key.variant or self._keys:
             return True
-        notes = Notes.load(self._store.notes_path(layer.key))
-        if notes.chain == layer.chain or not notes.derived:
-            return True
-        again = derive_again(notes.derived, self._store.layer_dir(layer.key), self._lowers(layer))
-        return again == notes.derived
+        try:
+            notes = Notes.load(self._store.notes_path(layer.key))
+            if notes.chain == layer.chain or not notes.derived:
+                return True
+            return belongs_on(self._store.record_path(layer.key), notes, self._lowers(layer))
+        except ContentError:
+            # Nothing can be said of a damaged one, and this image can do without it.
+            return False
 
     def _lowers(self, layer: _Layer) -> list[Path]:
         """The directories of the layers below, nearest first."""
@@ -293,15 +297,12 @@ class Transfer:
 
     def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
         report = fetched.report
-        settled = settle(fetched.staging.path, report, self._lowers(layer) if report.needs_lowers else ())
+        lowers = self._lowers(layer) if report.needs_lowers else ()
+        settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.max_layer_size)
         layer.key = self._key_for(layer, settled)
-        Notes.of(
-            report,
-            settled,
-            diff_id=str(layer.task.diff_id),
-            tar_bytes=fetched.tar_bytes,
-            chain=layer.chain,
-        ).save(fetched.staging.notes)
+        diff_id = str(layer.task.diff_id)
+        notes = Notes.of(report, settled, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
+        notes.save(fetched.staging.notes)
         self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
         kept = keep_aside(fetched.staging.path, fetched.staging.kept)
         for warning in (*report.warnings, *settled.warnings, *kept):

@@ -18,7 +18,7 @@ from tests.make_sample import BASE, TOP, file, folder, hardlink, layer_tar, pipe
 def tree(tmp_path):
     """Merges layers given as lists of entries; returns the files by path."""
 
-    def make(*layers, moved=(), implied_in=None):
+    def make(*layers, moved=()):
         sources = []
         for number, entries in enumerate(layers):
             record, notes = tmp_path / f"{number}.tar", tmp_path / f"{number}.json"
@@ -31,9 +31,8 @@ def tree(tmp_path):
                         pass
                 reader.drain()
                 writer.close()
-            Notes(
-                diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain="", moved=list(moved) if number else []
-            ).save(notes)
+            derived = [{"kind": "moved", "asked": old, "path": old, "to": new} for old, new in moved if number]
+            Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain="", derived=derived).save(notes)
             sources.append((f"sha256:{number}", record, notes))
         return {found.path.decode("utf-8", "surrogateescape"): found for found in merge(sources)}
 
@@ -90,7 +89,7 @@ def test_parents_that_no_layer_describes(tree):
 
 def test_entries_are_where_settling_moved_them(tree):
     found = tree(
-        [folder("usr"), folder("usr/lib"), symlink("lib", "usr/lib")], [file("lib/x")], moved=[(b"lib", b"usr/lib")]
+        [folder("usr"), folder("usr/lib"), symlink("lib", "usr/lib")], [file("lib/x")], moved=[("lib", "usr/lib")]
     )
     assert list(found) == ["lib", "usr", "usr/lib", "usr/lib/x"]
     assert found["lib"].kind == "symlink"

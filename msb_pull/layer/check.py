@@ -19,8 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from msb_pull.layer.expected import Node
     from msb_pull.layer.kept import Kept
+    from msb_pull.layer.node import Node
     from msb_pull.layer.record import Payload, Record
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -133,10 +133,13 @@ class Check(Listener):
             take(piece)
             yield from found
             found.clear()
-        copies = []
+        copies, compared = [], set[int]()
         for path, node in self._nodes.items():
-            if node.origin is not None and not leave(path):
-                yield from self._copy(path, node)
+            if node.origin is not None and node.kind == stat.S_IFREG and not leave(path):
+                # Hard links to one lower file are one copy.
+                if id(node) not in compared:
+                    compared.add(id(node))
+                    yield from self._copy(path, node)
             elif node.copy >= 0 and not leave(path):
                 copies.append((path, node.copy))
         if copies:

@@ -6,10 +6,13 @@ import errno
 import os
 import stat
 
+from msb_pull.layer.holes import data_ranges
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_IN_KERNEL = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
+# Other devices, too many links, file systems or policies without hard links: then a copy does.
+REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 _PIECE = 1 << 20
 
 
@@ -42,23 +45,36 @@ def copy_contents(original: int, copy: int) -> None:
     copy_bytes(original, copy)
 
 
-def copy_bytes(original: int, copy: int) -> None:
-    """Copies what one open file holds to the end of another, in the kernel where it can (there it shares blocks)."""
-    while count := _copy_piece(original, copy):
-        if count < 0:
-            while piece := os.read(original, _PIECE):
-                while piece:
-                    piece = piece[os.write(copy, piece) :]
-            return
+class TooMuch(Exception):
+    """A copy would take more than it may."""
 
 
-def _copy_piece(original: int, copy: int) -> int:
-    """The number of bytes copied, 0 at the end, -1 where the kernel cannot do it."""
-    if not hasattr(os, "copy_file_range"):
-        return -1
-    try:
-        return os.copy_file_range(original, copy, 1 << 30)
-    except OSError as error:
-        if error.errno not in _NOT_IN_KERNEL:
-            raise
-        return -1
+def copy_bytes(original: int, copy: int, room: int = 1 << 62) -> int:
+    """Copies what one open file holds to another that is empty, in the kernel where it can (there it shares blocks).
+
+    Holes stay holes. Returns how many bytes were copied; raises TooMuch before they are more than ``room``, OSError.
+    """
+    size, done = os.fstat(original).st_size, 0
+    for start, end in data_ranges(original, 0, size):
+        done += end - start
+        if done > room:
+            raise TooMuch
+        while start < end:
+            count = _copy_piece(original, copy, start, end - start)
+            if not count:
+                break
+            start += count
+    os.ftruncate(copy, size)
+    return done
+
+
+def _copy_piece(original: int, copy: int, offset: int, count: int) -> int:
+    """The number of bytes copied, 0 at the end."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(original, copy, min(count, 1 << 30), offset, offset)
+        except OSError as error:
+            if error.errno not in _NOT_IN_KERNEL:
+                raise
+    piece = os.pread(original, min(count, _PIECE), offset)
+    return os.pwrite(copy, piece, offset)

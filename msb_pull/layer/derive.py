@@ -5,10 +5,13 @@ Facts are plain JSON values; names in them are decoded with surrogate escapes. T
 - ``directory``: ``path`` had no entry (or was made for something moved, ``made``), and gets ``override``, ``xattrs``
   (base64) and ``mtime_ns``; ``asked`` is the path before anything moved, ``hidden`` says that the layer itself hides
   what lies below
+- ``dropped``: nothing but whiteouts implied the directory ``path``, and there is none below; this comes before moves
 - ``moved``: ``path`` had no entry and is a symlink below, so its contents belong to ``to``
 - ``merged``: ``asked`` had no entry, but moved to ``path``, which has one
+- ``claimed``: ``path`` had no entry, but the directory that was at ``from``, which has one, moved to it
 - ``link``: a hard link at ``path`` (``asked_path`` before the moves) to ``from``, found at ``real`` in a lower layer;
-  with ``symlink``, or ``size``, ``sha256``, ``override``, ``xattrs``, and ``mtime_ns``
+  with ``symlink``, or ``size``, ``sha256``, ``override``, ``xattrs``, and ``mtime_ns``; ``copied`` where it could not
+  be linked to the first copy of the same file
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_overri
 from msb_pull.layer.holes import sha256_of
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView, Shown
+from msb_pull.layer.rules import Places
 from msb_pull.layer.xattrs import user_attributes
 
 # Importing typing takes longer than verifying a small layer.
@@ -38,9 +42,10 @@ _MAX_OVERRIDE = 32
 
 
 class Wishes:
-    """What a layer asks of those below: ``implied`` directories, ``links``, and which of the former it hides itself.
+    """What a layer asks of those below: ``implied`` directories (without an entry), the ``hollow`` ones among them
+    (which only whiteouts imply), and ``links`` (path, target).
 
-    ``implied`` are paths before anything moves, ``unclaimed`` those of all directories without an entry, as they lie.
+    ``converted`` are directories whose own whiteout came along, so that nothing of what lies below is theirs.
     """
 
     def __init__(
@@ -48,105 +53,112 @@ class Wishes:
         implied: Iterable[bytes],
         links: Iterable[tuple[bytes, bytes]],
         *,
-        hidden: Iterable[bytes] | None,
-        unclaimed: Iterable[bytes],
+        hollow: Iterable[bytes],
+        converted: Iterable[bytes],
     ) -> None:
-        self.implied = sorted(set(implied))
+        self.implied = frozenset(implied)
         self.links = list(links)
-        self.hidden = None if hidden is None else frozenset(hidden)
-        self.unclaimed = frozenset(unclaimed)
-
-    @classmethod
-    def of_facts(cls, facts: Sequence[Fact]) -> Wishes:
-        """What a settled layer asked, from the facts that were derived for it."""
-        directories = [fact for fact in facts if fact["kind"] == "directory"]
-        # What stands now where something moved away had come there by a move.
-        implied = [fact for fact in facts if fact["kind"] in ("directory", "moved")]
-        return cls(
-            [os.fsencode(fact["asked"]) for fact in facts if "asked" in fact],
-            [(os.fsencode(fact["asked_path"]), os.fsencode(fact["from"])) for fact in facts if fact["kind"] == "link"],
-            hidden=[os.fsencode(fact["asked"]) for fact in directories if fact.get("hidden")],
-            unclaimed=[os.fsencode(fact["path"]) for fact in implied],
-        )
+        self.hollow = frozenset(hollow)
+        self.converted = frozenset(converted)
 
 
-def derive(own: Path, wishes: Wishes, lowers: Sequence[Path], converted: frozenset[bytes]) -> list[Fact]:
+def derive(own: Path, wishes: Wishes, lowers: Sequence[Path]) -> list[Fact]:
     """The facts for the layer in the directory ``own`` on ``lowers`` (nearest first).
 
-    ``converted`` are directories whose own whiteout came along, so that nothing of what lies below is theirs. Raises
-    ContentError when a hard link's target is in no layer, OSError.
+    Raises ContentError when a hard link's target is in no layer, OSError.
     """
-    with MergedView(lowers, own=own, implied=wishes.unclaimed) as view:
-        return derive_on(view, wishes, lowers, converted, hashed=True)
+    with MergedView(lowers, own=own, implied=wishes.implied) as view:
+        return derive_on(view, wishes, lowers, hashed=True)
 
 
-def derive_on(
-    view: MergedView,
-    wishes: Wishes,
-    lowers: Sequence[Path | str],
-    converted: frozenset[bytes],
-    *,
-    hashed: bool = False,
-) -> list[Fact]:
+def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *, hashed: bool = False) -> list[Fact]:
     """The same for a view of the layer on ``lowers``; files are read only if they are to be ``hashed``."""
-    work = _Derivation(view, wishes, converted)
+    work = _Derivation(view, wishes)
     work.directories()
     if wishes.links:
         # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
         with MergedView(lowers) as below:
             for asked, target in wishes.links:
-                work.facts.append(_link(below, asked, move(asked, work.moved), target, hashed=hashed))
+                work.facts.append(_link(below, asked, work.place_of(asked), target, hashed=hashed))
     return work.facts
 
 
-def move(path: bytes, moved: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Where a path goes when the contents of directories move, one after the other."""
-    for old, new in moved:
-        if path == old or path.startswith(old + b"/"):
-            path = (new + path[len(old) :]).strip(b"/")
-    return path
-
-
 class _Derivation:
-    def __init__(self, view: MergedView, wishes: Wishes, converted: frozenset[bytes]) -> None:
+    def __init__(self, view: MergedView, wishes: Wishes) -> None:
         self.facts: list[Fact] = []
-        self.moved: list[tuple[bytes, bytes]] = []
+        self._places = Places()
+        self._moved: list[bytes] = []
         self._view = view
         self._wishes = wishes
-        self._converted = converted
         self._known: set[bytes] = set()
 
+    def place_of(self, path: bytes) -> bytes:
+        """Where something of the layer goes."""
+        place = self._places.of(path)
+        # A directory that a link comes into is none that only whiteouts imply.
+        assert place is not None
+        return place
+
     def directories(self) -> None:
-        for asked in self._wishes.implied:
-            path = move(asked, self.moved)
-            if self._hidden(asked):
-                self._add(path, None, asked=asked, hidden=True)
+        for asked in sorted(self._wishes.implied):
+            path = self._places.of(asked)
+            if path is None:
+                continue
+            if asked in self._wishes.converted or self._view.own_hides(asked):
+                if not self._dropped(asked, path, None):
+                    self._add(path, None, asked=asked, hidden=True)
             elif self._claimed(path):
                 self.facts.append({"kind": "merged", "path": os.fsdecode(path), "asked": os.fsdecode(asked)})
             else:
                 self._directory(asked, path)
+        self._claims()
 
     def _directory(self, asked: bytes, path: bytes) -> None:
         shown = self._view.look(path)
         target = self._view.resolve(path) if shown is not None and shown.is_symlink else None
         if target is None or target == path:
-            self._add(path, shown, asked=asked)
+            if not self._dropped(asked, path, shown):
+                self._add(path, shown, asked=asked)
             return
-        self.moved.append((path, target))
+        if self._dropped(asked, target, self._view.look(target)):
+            return
+        self._places.move(asked, target)
+        self._moved.append(asked)
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
         self.facts.append({"kind": "moved", **names})
         for parent in ancestry(target):
             if parent not in self._known and not self._claimed(parent) and parent not in self._wishes.implied:
                 self._add(parent, self._view.look(parent), made=True)
 
-    def _hidden(self, asked: bytes) -> bool:
-        if self._wishes.hidden is not None:
-            return asked in self._wishes.hidden
-        return asked in self._converted or self._view.own_hides(asked)
+    def _dropped(self, asked: bytes, path: bytes, shown: Shown | None) -> bool:
+        """Whether a directory that only whiteouts imply goes, since ``path``, where it would be, shows none."""
+        if asked not in self._wishes.hollow:
+            return False
+        if shown is not None and shown.is_directory and (shown.layer != -1 or path not in self._wishes.implied):
+            return False
+        self._places.move(asked, None)
+        self.facts.append({"kind": "dropped", "path": os.fsdecode(asked)})
+        return True
 
     def _claimed(self, path: bytes) -> bool:
         """Whether the layer has an entry of its own for a directory."""
-        return path not in self._wishes.unclaimed and self._view.own_has(path)
+        return path not in self._wishes.implied and self._view.own_has(path)
+
+    def _claims(self) -> None:
+        """What an entry says counts for more than what is derived, also where its directory has moved to."""
+        dressed = {fact["path"] for fact in self.facts if fact["kind"] == "directory"}
+        claims: dict[str, str] = {}
+        seen: set[bytes] = set()
+        for asked in self._moved:
+            if asked in seen:
+                continue
+            for own in self._view.own_directories(asked):
+                seen.add(own)
+                place = None if own in self._wishes.implied else self._places.of(own)
+                if place is not None and (path := os.fsdecode(place)) in dressed:
+                    claims[path] = os.fsdecode(own)
+        self.facts = [fact for fact in self.facts if fact["kind"] != "directory" or fact["path"] not in claims]
+        self.facts += [{"kind": "claimed", "path": path, "from": own} for path, own in sorted(claims.items())]
 
     def _add(self, path: bytes, shown: Shown | None, *, asked: bytes | None = None, **more: bool) -> None:
         if path in self._known and asked is None:
@@ -165,13 +177,13 @@ def _facts_of_directory(view: MergedView, shown: Shown | None) -> Fact:
         return {"override": default, "mtime_ns": 0, "xattrs": {}}
     source = view.open(shown)
     try:
-        override, xattrs = _attributes(source)
+        override, xattrs = attributes_of(source)
         return {"override": override, "mtime_ns": os.fstat(source).st_mtime_ns, "xattrs": xattrs}
     finally:
         os.close(source)
 
 
-def _attributes(source: int) -> tuple[str, dict[str, str]]:
+def attributes_of(source: int) -> tuple[str, dict[str, str]]:
     """The override_stat of an open file and its other ``user.`` attributes; what it lacks is taken from the disk."""
     facts = os.fstat(source)
     override = override_stat(stat.S_IFMT(facts.st_mode), facts.st_mode & 0o777, 0, 0)
@@ -213,7 +225,7 @@ def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed:
         return fact
     source = view.open(shown)
     try:
-        fact["override"], fact["xattrs"] = _attributes(source)
+        fact["override"], fact["xattrs"] = attributes_of(source)
         fact["size"] = os.fstat(source).st_size
         if hashed:
             fact["sha256"] = sha256_of(source)

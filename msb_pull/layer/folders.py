@@ -15,6 +15,7 @@ import sys
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat
 from msb_pull.layer.kept import Keeper
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
+from msb_pull.layer.rules import BadPath, join, resolve
 from msb_pull.layer.xattrs import set_attribute
 from msb_pull.remove import listed, remove_tree
 
@@ -25,15 +26,8 @@ if TYPE_CHECKING:
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 IMPLIED_MODE = 0o755
 IMPLIED = override_stat(stat.S_IFDIR, IMPLIED_MODE, 0, 0)
-WHITEOUT = b".wh."
-MAX_HOPS = 40
-MAX_LEVELS = 1024
 _MAX_OPEN = 128
 _MAX_ALIASES = 4096
-
-
-class BadPath(ValueError):
-    """A path of an entry that cannot be followed; the text says why."""
 
 
 class Folder:
@@ -49,7 +43,7 @@ class Folder:
 
     def below(self, name: bytes) -> bytes:
         """The path of a child."""
-        return self.path + b"/" + name if self.path else name
+        return join(self.path, name)
 
 
 class Folders:
@@ -76,8 +70,11 @@ class Folders:
         self._folds_names = _folds_names(root)
         self._max_open = _max_open()
 
-    def reach(self, path: bytes) -> Folder:
-        """The directory that a clean ``path`` leads to; what is missing on the way is made. Raises BadPath, OSError."""
+    def reach(self, path: bytes, *, replace: bool = True) -> Folder:
+        """The directory that a clean ``path`` leads to; what is missing on the way is made. Raises BadPath, OSError.
+
+        A file in the way gives way to a directory; unless ``replace``, NotADirectoryError is raised instead.
+        """
         folder = self._open.get(path) or self._open.get(self._aliases.get(path, path))
         if folder is not None:
             return folder
@@ -92,7 +89,7 @@ class Folders:
             real = self.resolve(path)
             if real != path and len(self._aliases) < _MAX_ALIASES:
                 self._aliases[path] = real
-        return self.make(real)
+        return self.make(real, replace=replace)
 
     def find(self, path: bytes) -> Folder | None:
         """The directory that is there by its real path, None if there is none; raises OSError."""
@@ -104,37 +101,8 @@ class Folders:
             return None
 
     def resolve(self, path: bytes) -> bytes:
-        """Where ``path`` leads when symlinks of the layer are followed; what is missing counts as a directory to be.
-
-        Raises BadPath after 40 symlinks, or where the way goes through the name of a whiteout.
-        """
-        real: list[bytes] = []
-        there = hops = 0
-        ahead = path.split(b"/")[::-1]
-        while ahead:
-            part = ahead.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del real[-1:]
-                there = min(there, len(real))
-                continue
-            if part.startswith(WHITEOUT):
-                raise BadPath("a directory of its path has the name of a whiteout")
-            kind, target = self._look(real, part) if there == len(real) else (None, b"")
-            if kind == stat.S_IFLNK:
-                hops += 1
-                if hops > MAX_HOPS or len(ahead) > 4 * MAX_LEVELS:
-                    raise BadPath("too many symlinks on the way to it")
-                if target.startswith(b"/"):
-                    real, there = [], 0
-                ahead.extend(target.split(b"/")[::-1])
-                continue
-            real.append(part)
-            there += kind == stat.S_IFDIR
-            if len(real) > MAX_LEVELS:
-                raise BadPath(f"the path is deeper than {MAX_LEVELS} levels")
-        return b"/".join(real)
+        """Where ``path`` leads when symlinks of the layer are followed (:func:`rules.resolve`); raises BadPath."""
+        return resolve(path, self._look)
 
     def adopt(self, folder: Folder, name: bytes, mtime_ns: int) -> Folder:
         """Opens a directory that was just made or found in ``folder``; it gets ``mtime_ns`` in the end."""
@@ -192,14 +160,14 @@ class Folders:
             return [path for path in self.implied if self.find(path) is not None]
         return list(self.implied)
 
-    def _look(self, real: list[bytes], part: bytes) -> tuple[int | None, bytes]:
-        """The type of what stands at a component, and where it leads if it is a symlink; None for nothing."""
-        folder = self._descend(b"/".join(real))
+    def _look(self, path: bytes) -> bytes | bool | None:
+        parent, _, name = path.rpartition(b"/")
+        folder = self._descend(parent)
         try:
-            kind = stat.S_IFMT(os.stat(part, dir_fd=folder.descriptor, follow_symlinks=False).st_mode)
+            kind = stat.S_IFMT(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode)
         except FileNotFoundError:
-            return None, b""
-        return kind, os.readlink(part, dir_fd=folder.descriptor) if kind == stat.S_IFLNK else b""
+            return None
+        return os.readlink(name, dir_fd=folder.descriptor) if kind == stat.S_IFLNK else kind == stat.S_IFDIR
 
     def _descend(self, path: bytes) -> Folder:
         """Opens ``path`` from its nearest open ancestor; raises OSError unless it is directories all the way."""
@@ -216,8 +184,8 @@ class Folders:
             folder = self._remember(Folder(folder.below(part), descriptor, mtime_ns))
         return folder
 
-    def make(self, path: bytes) -> Folder:
-        """The directory at a real path, with what is missing on the way."""
+    def make(self, path: bytes, *, replace: bool = True) -> Folder:
+        """The directory at a real path, with what is missing on the way; ``replace`` as for :meth:`reach`."""
         above, pending = path, []
         while (folder := self._open.get(above)) is None:
             above, _, part = above.rpartition(b"/")
@@ -229,6 +197,8 @@ class Folders:
             except FileNotFoundError:
                 folder = self._make(folder, part)
             except NotADirectoryError:
+                if not replace:
+                    raise
                 # As umoci does: what needs a directory here gets one, whatever stood there.
                 self._warn(f'"{printable(folder.below(part))}" was a file and became a directory')
                 self.remove(folder, part)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
-from msb_pull.layer.copying import copy_entry
-from msb_pull.layer.folders import WHITEOUT, BadPath
+from msb_pull.layer.copying import REFUSED, copy_entry
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.rules import BadPath, is_whiteout, join, make_waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from msb_pull.layer.folders import Folder, Folders
-
-PLINKS = b".wh..wh.plnk"
-# Other devices, too many links, file systems or policies without hard links: then a copy does.
-_REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
 class _Link:
@@ -31,7 +26,7 @@ class _Link:
 
     @property
     def path(self) -> bytes:
-        return self.folder + b"/" + self.name if self.folder else self.name
+        return join(self.folder, self.name)
 
     def refuse(self, what: str) -> LayerError:
         return LayerError(self.index, self.shown, what)
@@ -57,7 +52,7 @@ class Links:
         link = _Link(index, shown, folder.path, name, target)
         if not target:
             raise link.refuse("a hard link to a directory")
-        if target.rpartition(b"/")[2].startswith(WHITEOUT):
+        if is_whiteout(target.rpartition(b"/")[2]):
             raise link.refuse("a hard link to a whiteout")
         if not self._make(link):
             # A later entry of that name shall win over this one, an earlier one shall not.
@@ -68,24 +63,8 @@ class Links:
     def finish(self) -> None:
         """Makes the links whose targets came later, in whatever order; notes those without any."""
         pending = [link for link in self._waiting.values() if not self._taken(link)]
-        made = True
-        while pending and made:
-            made = False
-            by_target: dict[bytes, list[_Link]] = {}
-            for link in pending:
-                by_target.setdefault(link.target, []).append(link)
-            ready = list(by_target)
-            while ready:
-                target = ready.pop()
-                links = by_target.get(target, [])
-                if links and self._make(links[0]):
-                    made = True
-                    del by_target[target]
-                    for link in links:
-                        self._make(link)
-                        ready.append(link.path)
-            pending = [link for links in by_target.values() for link in links]
-        self.missing = sorted((link.index, link.path, link.target) for link in pending)
+        left = make_waiting(pending, lambda link: link.path, self._leads_to, self._make)
+        self.missing = sorted((link.index, link.path, link.target) for link in left)
 
     def look_up(self, path: bytes) -> tuple[Folder, bytes, os.stat_result] | None:
         """What stands at a clean path, symlinks followed on the way but not at its end; None for nothing."""
@@ -97,6 +76,15 @@ class Links:
             return folder, name, os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def _leads_to(self, link: _Link) -> bytes:
+        parent, _, name = link.target.rpartition(b"/")
+        if self._folders.find(parent) is not None:
+            return link.target
+        try:
+            return join(self._folders.resolve(parent), name)
+        except BadPath as error:
+            raise link.refuse(f"its link target: {error}") from None
 
     def _make(self, link: _Link) -> bool:
         """False when the target is not there."""
@@ -140,7 +128,7 @@ class Links:
             # With directory descriptors Python would follow a symlink at the end.
             os.link(target, link.name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _REFUSED:
+            if error.errno not in REFUSED:
                 raise
             copy_entry(source, target, directory, link.name)
             self.copied.append(link.index)

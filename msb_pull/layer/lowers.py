@@ -6,18 +6,18 @@ import errno
 import os
 import stat
 
+from msb_pull.layer.rules import OPAQUE, BadPath, join, resolve, whiteout_of
+from msb_pull.remove import listed
+
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Any
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
-_MAX_HOPS = 40
 _MAX_OPEN = 64
 _MAX_SHOWN = 1 << 14
 _NOTHING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
@@ -36,6 +36,10 @@ class Inside:
 
     def read_link(self, name: bytes) -> bytes:
         """The target of a symlink."""
+        raise NotImplementedError
+
+    def directories(self) -> Iterable[bytes]:
+        """The names of the directories in it."""
         raise NotImplementedError
 
 
@@ -121,44 +125,29 @@ class MergedView:
         shown = self._shown[known] if known in self._shown else self._top()
         while pending:
             part = pending.pop()
-            known = known + b"/" + part if known else part
+            known = join(known, part)
             shown = self._child(shown, part, known) if shown is not None and shown.is_directory else None
-            if len(self._shown) < _MAX_SHOWN:
-                self._shown[known] = shown
+            if len(self._shown) >= _MAX_SHOWN:
+                self._shown.clear()
+            self._shown[known] = shown
         return shown
 
     def resolve(self, path: bytes) -> bytes | None:
-        """Follows the symlinks of the view, against its own root; None for a loop or a way through a file.
+        """Follows the symlinks of the view (:func:`rules.resolve`); None for a loop or a way through a file."""
+        try:
+            return resolve(path, self._look_on_the_way)
+        except BadPath:
+            return None
 
-        What does not exist yet is taken as it is written.
-        """
-        real: list[bytes] = []
-        ahead = path.split(b"/")[::-1]
-        hops = 0
-        while ahead:
-            part = ahead.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del real[-1:]
-                continue
-            if part.startswith(_WHITEOUT):
-                return None
-            here = b"/".join((*real, part))
-            shown = self.look(here)
-            if shown is not None and shown.is_symlink:
-                hops += 1
-                if hops > _MAX_HOPS:
-                    return None
-                target = self.read_link(shown)
-                if target.startswith(b"/"):
-                    real = []
-                ahead.extend(target.split(b"/")[::-1])
-                continue
-            if shown is not None and not shown.is_directory:
-                return None
-            real.append(part)
-        return b"/".join(real)
+    def _look_on_the_way(self, path: bytes) -> bytes | bool | None:
+        shown = self.look(path)
+        if shown is None:
+            return None
+        if shown.is_symlink:
+            return self.read_link(shown)
+        if not shown.is_directory:
+            raise BadPath("a file is on the way to it")
+        return True
 
     def read_link(self, shown: Shown) -> bytes:
         """The target of a symlink, byte for byte."""
@@ -190,13 +179,28 @@ class MergedView:
             parent = pending.pop()
             if not hides:
                 directory = self._directory(-1, parent)
-                hides = directory is not None and _facts(directory, _OPAQUE) is not None
+                hides = directory is not None and _facts(directory, OPAQUE) is not None
             self._hiding[parent] = hides
         return hides
 
     def own_has(self, path: bytes) -> bool:
         """Whether the own layer has a directory at ``path``."""
         return self._directory(-1, path) is not None
+
+    def own_directories(self, path: bytes) -> Iterator[bytes]:
+        """The directories of the own layer at and below ``path``, parents first."""
+        pending = [path]
+        while pending:
+            here = pending.pop()
+            directory = self._directory(-1, here)
+            if directory is None:
+                continue
+            yield here
+            if isinstance(directory, Inside):
+                names = directory.directories()
+            else:
+                names = [name for name, is_directory in listed(directory) if is_directory]
+            pending += [join(here, name) for name in sorted(names)]
 
     def _top(self) -> Shown | None:
         layers = sorted([*self._roots, *([-1] if self._inside else [])])
@@ -208,7 +212,7 @@ class MergedView:
         inside: list[int] = []
         for layer in layers:
             inside.append(layer)
-            if _facts(self._root(layer), _OPAQUE) is not None:
+            if _facts(self._root(layer), OPAQUE) is not None:
                 break
         top = self._root(first)
         facts = top.look(b"") if isinstance(top, Inside) else os.fstat(top)
@@ -233,9 +237,6 @@ class MergedView:
             if directory is None:
                 continue
             facts = _facts(directory, part)
-            if facts is not None and layer == -1 and path in self._implied and not stat.S_ISDIR(facts.st_mode):
-                # It has moved there, to the place of a directory that moved away.
-                continue
             if facts is not None and not stat.S_ISDIR(facts.st_mode):
                 # Below a directory a file is hidden; below one that is only implied, a symlink shows where it leads.
                 if first is None and (fallback is None or stat.S_ISLNK(facts.st_mode)):
@@ -254,7 +255,7 @@ class MergedView:
                         if beneath is not None and beneath.is_directory:
                             first = beneath.facts, beneath.layer
                     break
-            if _facts(directory, _WHITEOUT + part) is not None:
+            if _facts(directory, whiteout_of(part)) is not None:
                 break
         first = first or fallback
         return Shown(path, *first, tuple(inside)) if first is not None else None
@@ -266,10 +267,10 @@ class MergedView:
     def _is_opaque(self, directory: int | Inside, name: bytes, path: bytes) -> bool:
         if isinstance(directory, Inside):
             within = directory.enter(path)
-            return within is not None and within.look(_OPAQUE) is not None
+            return within is not None and within.look(OPAQUE) is not None
         inner = os.open(name, _OPEN_DIR, dir_fd=directory)
         try:
-            return _facts(inner, _OPAQUE) is not None
+            return _facts(inner, OPAQUE) is not None
         finally:
             os.close(inner)
 
@@ -286,7 +287,7 @@ class MergedView:
         current = self._open[layer, known] if known else self._roots[layer]
         while pending:
             part = pending.pop()
-            known = known + b"/" + part if known else part
+            known = join(known, part)
             try:
                 current = os.open(part, _OPEN_DIR, dir_fd=current)
             except OSError as error:

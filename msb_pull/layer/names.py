@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from msb_pull.layer.rules import MAX_LEVELS, check_whiteout, is_whiteout
+
 _MAX_COMPONENT = 255
-_MAX_LEVELS = 1024
 
 
 def clean(name: bytes) -> bytes:
@@ -30,8 +31,10 @@ def clean(name: bytes) -> bytes:
             parts.pop()
             continue
         if len(part) > _MAX_COMPONENT:
+            if is_whiteout(part):
+                check_whiteout(part)
             raise ValueError(f"a component of the name is longer than {_MAX_COMPONENT} bytes")
         parts.append(part)
-    if len(parts) > _MAX_LEVELS:
-        raise ValueError(f"the path is deeper than {_MAX_LEVELS} levels")
+    if len(parts) > MAX_LEVELS:
+        raise ValueError(f"the path is deeper than {MAX_LEVELS} levels")
     return b"/".join(parts)

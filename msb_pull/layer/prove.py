@@ -12,7 +12,7 @@ from msb_pull.layer.kept import Kept
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
 from msb_pull.layer.record import Notes, Record
-from msb_pull.layer.standing import derived_anew
+from msb_pull.layer.standing import derived_anew, without_means
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -164,7 +164,7 @@ def _tree(record: Record, notes: Notes) -> Tree:
 
 def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
     """Puts a tree on the layers below, and yields where the notes do not say what these give."""
-    noted = [_unhashed(fact) for fact in notes.derived]
+    noted = [without_means(fact) for fact in notes.derived]
     anew: list[Fact] | None = None
     for lowers in task.stacks:
         try:
@@ -180,10 +180,6 @@ def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
         tree.settle(notes.derived)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ContentError("the notes of the layer are damaged", cause=repr(error)) from None
-
-
-def _unhashed(fact: Any) -> Any:
-    return {key: value for key, value in fact.items() if key != "sha256"} if isinstance(fact, dict) else fact
 
 
 def _is_original(task: LayerTask, real: bytes, handle: int) -> bool:

@@ -13,7 +13,6 @@ from isal import isal_zlib
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.limits import Limits
-from msb_pull.layer.names import clean
 
 # The child that writes records needs neither typing nor json, and importing them takes long.
 TYPE_CHECKING = False
@@ -195,18 +194,6 @@ class Notes:
             unkept=report.unkept,
             warnings=report.warnings[:100],
         )
-
-    def path_of(self, entry: Entry, said: bytes | None = None) -> bytes:
-        """Where an entry lies on disk, relative to the layer's directory; ``said`` is its clean name, if known."""
-        path = self.placed.get(entry.index) or (clean(entry.name) if said is None else said)
-        return self.moved_path(path) if self.moved else path
-
-    def moved_path(self, path: bytes) -> bytes:
-        """Where settling moved a path to."""
-        for old, new in self.moved:
-            if path == old or path.startswith(old + b"/"):
-                path = (new + path[len(old) :]).strip(b"/")
-        return path
 
     def save(self, path: Path) -> None:
         """Writes the notes as JSON."""

@@ -48,16 +48,18 @@ class UnpackReport:
     """What was unpacked, and what is left to do once the layers below are known. Paths are bytes.
 
     ``placed``: by entry index, paths of what does not lie where its name says (a symlink led there). ``implied``:
-    directories without an entry, parents first, ``b""`` the top. ``missing_links``: (entry index, path, target) of hard
-    links to lower layers. ``turned``: whiteouts that stand elsewhere now, or nowhere (``b""``), because what they name
-    came in the same layer. ``copied``: entry indexes of hard links that became copies. ``unkept``: those of entries
-    with attributes that the file system did not take. ``jailed``: what held the child, for a debug line.
+    directories without an entry, parents first, ``b""`` the top. ``hollow``: those of them that only whiteouts imply.
+    ``missing_links``: (entry index, path, target) of hard links to lower layers. ``turned``: whiteouts that stand
+    elsewhere now, or nowhere (``b""``), because what they name came in the same layer. ``copied``: entry indexes of
+    hard links that became copies. ``unkept``: those of entries with attributes that the file system did not take.
+    ``jailed``: what held the child, for a debug line.
     """
 
     __slots__ = (
         "content_bytes",
         "copied",
         "entries",
+        "hollow",
         "implied",
         "jailed",
         "missing_links",
@@ -75,6 +77,7 @@ class UnpackReport:
         self.jailed = ""
         self.placed: dict[int, bytes] = {}
         self.implied: list[bytes] = []
+        self.hollow: list[bytes] = []
         self.missing_links: list[tuple[int, bytes, bytes]] = []
         self.turned: list[tuple[bytes, bytes]] = []
         self.copied: list[int] = []
@@ -89,7 +92,7 @@ class UnpackReport:
     @property
     def noted(self) -> int:
         """About how many bytes the paths in it take."""
-        paths = [*self.placed.values(), *self.implied]
+        paths = [*self.placed.values(), *self.implied, *self.hollow]
         for _, path, target in self.missing_links:
             paths += path, target
         for pair in self.turned:
@@ -105,6 +108,7 @@ class UnpackReport:
             "jailed": self.jailed,
             "placed": list(self.placed.items()),
             "implied": self.implied,
+            "hollow": self.hollow,
             "missing_links": self.missing_links,
             "turned": self.turned,
             "copied": self.copied,
@@ -126,6 +130,7 @@ class UnpackReport:
         report.jailed = as_text(values["jailed"])
         report.placed = {int(index): _path(path) for index, path in values["placed"]}
         report.implied = [_path(path) for path in values["implied"]]
+        report.hollow = [_path(path) for path in values["hollow"]]
         report.missing_links = [(int(index), _path(a), _path(b)) for index, a, b in values["missing_links"]]
         report.turned = [(_path(a), _path(b)) for a, b in values["turned"]]
         report.copied = [int(index) for index in values["copied"]]

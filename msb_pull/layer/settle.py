@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
-from msb_pull.layer.copying import CREATE, copy_bytes
-from msb_pull.layer.derive import Wishes, ancestry, derive
-from msb_pull.layer.folders import OPEN_DIRECTORY, BadPath, Folder, Folders
+from msb_pull.layer.copying import CREATE, REFUSED, TooMuch, copy_bytes
+from msb_pull.layer.derive import Wishes, ancestry, attributes_of, derive
+from msb_pull.layer.folders import OPEN_DIRECTORY, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
-from msb_pull.layer.whiteouts import is_leftover, resolve_pairs
+from msb_pull.layer.rules import AUFS, BadPath, is_leftover
+from msb_pull.layer.whiteouts import resolve_pairs
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 from msb_pull.remove import listed
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from msb_pull.layer.derive import Fact
     from msb_pull.layer.unpack import UnpackReport
 
+_UNLIMITED = 1 << 62
 # No entry of a layer can have this name: all that begins so is AUFS's and left out.
-_ASIDE = b".wh..wh.aside"
+_ASIDE = AUFS + b"aside"
 
 
 class Settled:
@@ -54,20 +56,21 @@ class Settled:
         ]
 
 
-def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path]) -> Settled:
+def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_bytes: int = _UNLIMITED) -> Settled:
     """Settles what lies in ``staging`` on ``lowers`` (layer directories, nearest first, settled themselves).
 
-    Raises ContentError when a hard link's target is in no layer, OSError.
+    Copies of what lies below may take what ``max_bytes`` leaves beside the layer's own content. Raises ContentError
+    when they take more, or when a hard link's target is in no layer, OSError.
     """
     links = [(path, target) for _, path, target in report.missing_links]
-    wishes = Wishes(report.implied, links, hidden=None, unclaimed=report.implied)
-    converted = frozenset(new.rpartition(b"/")[0] for _, new in report.turned if new)
-    facts = derive(staging, wishes, lowers, converted)
+    converted = [new.rpartition(b"/")[0] for _, new in report.turned if new]
+    wishes = Wishes(report.implied, links, hollow=report.hollow, converted=converted)
+    facts = derive(staging, wishes, lowers)
     warnings: list[str] = []
     root = os.open(staging, OPEN_DIRECTORY)
     try:
         with MergedView(lowers) as view:
-            _Applier(root, view, warnings).apply(facts)
+            _Applier(root, view, warnings, max_bytes - report.content_bytes).apply(facts)
     except BadPath as error:
         raise ContentError(f"the layer cannot be put on those below it: {error}") from None
     finally:
@@ -75,22 +78,16 @@ def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path]) -> Settl
     return Settled(facts, warnings)
 
 
-def derive_again(facts: Sequence[Fact], layer: Path, lowers: Sequence[Path]) -> list[Fact]:
-    """What :func:`settle` would have derived for the same layer on other ``lowers``; writes nothing, raises like it.
-
-    ``facts`` is what it derived, ``layer`` the directory that was settled with them. If the result is not equal to
-    ``facts``, the layer as it lies there does not belong on top of those: an image would show the metadata, or even
-    the files, of another one.
-    """
-    return derive(layer, Wishes.of_facts(facts), lowers, frozenset())
-
-
 class _Applier:
-    """Writes derived facts into a staging tree; the times of directories it writes into stay as they were."""
+    """Writes derived facts into a staging tree; the times of directories it writes into stay as they were.
 
-    def __init__(self, root: int, view: MergedView, warnings: list[str]) -> None:
+    ``room`` is how many bytes copies may take.
+    """
+
+    def __init__(self, root: int, view: MergedView, warnings: list[str], room: int) -> None:
         self._view = view
         self._warnings = warnings
+        self._room = room
         self._xattrs = any(name == OVERRIDE_STAT for name, _ in user_attributes(root))
         self._folders = Folders(
             root,
@@ -99,37 +96,62 @@ class _Applier:
             warn=warnings.append,
             top_mtime_ns=os.fstat(root).st_mtime_ns,
         )
+        # Where the first copy of each lower file lies.
+        self._copies: dict[str, bytes] = {}
 
     def apply(self, facts: Sequence[Fact]) -> None:
+        """Every move before the first fact of a directory, which a later move may make or fill; raises OSError."""
         try:
-            # Every move before the first fact of a directory, which a later move may make or fill.
+            claims = {fact["path"]: self._claim(fact["from"]) for fact in facts if fact["kind"] == "claimed"}
+            for fact in facts:
+                if fact["kind"] == "dropped":
+                    self._drop(os.fsencode(fact["path"]))
+            touched: dict[bytes, None] = {}
             for fact in facts:
                 if fact["kind"] == "moved":
-                    self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"]))
-            beside: dict[bytes, None] = {}
+                    touched |= dict.fromkeys(self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"])))
             for fact in facts:
                 path = os.fsencode(fact["path"])
                 if fact["kind"] == "directory":
                     self._dress(path, fact)
+                elif fact["kind"] == "claimed":
+                    self._dress(path, claims[fact["path"]])
                 elif fact["kind"] == "link":
                     self._copy(path, fact)
-                    beside[path.rpartition(b"/")[0]] = None
-            resolve_pairs(self._folders, beside)
+                    touched[path.rpartition(b"/")[0]] = None
+            resolve_pairs(self._folders, touched)
             self._folders.close()
         finally:
             self._folders.abandon()
+
+    def _claim(self, path: str) -> Fact:
+        """How a directory of the layer looks that is about to move."""
+        folder = self._folders.find(os.fsencode(path))
+        assert folder is not None
+        override, xattrs = attributes_of(folder.descriptor)
+        mode = stat.S_IMODE(os.fstat(folder.descriptor).st_mode)
+        return {"override": override, "xattrs": xattrs, "mtime_ns": folder.mtime_ns, "mode": mode}
+
+    def _drop(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        holder = self._folders.find(parent)
+        assert holder is not None
+        self._folders.remove(holder, name)
 
     def _dress(self, path: bytes, fact: Fact) -> None:
         folder = self._folders.find(path)
         if folder is None:
             return
         folder.mtime_ns = fact["mtime_ns"]
+        if "mode" in fact:
+            os.fchmod(folder.descriptor, fact["mode"])
         if self._xattrs:
             set_attribute(folder.descriptor, OVERRIDE_STAT, fact["override"].encode("ascii"))
             for name, value in fact["xattrs"].items():
                 set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
 
-    def _move(self, old: bytes, new: bytes) -> None:
+    def _move(self, old: bytes, new: bytes) -> list[bytes]:
+        """Returns the directories in which a whiteout may now stand beside what it names."""
         folders = self._folders
         parent, _, name = old.rpartition(b"/")
         holder = folders.find(parent)
@@ -141,7 +163,7 @@ class _Applier:
         folders.make(new)
         touched = self._merge(_ASIDE, new)
         folders.remove(folders.top, _ASIDE)
-        resolve_pairs(folders, [b"", *ancestry(new), *touched])
+        return [b"", *ancestry(new), *touched]
 
     def _merge(self, source: bytes, target: bytes) -> list[bytes]:
         """Moves the entries of one directory into another, folder into folder; what stands there already stays.
@@ -193,16 +215,43 @@ class _Applier:
             raise ContentError(f'hard link "{printable(path)}": its place is gone')
         if self._is_taken(folder, name):
             return
+        if self._link_to_copy(folder, name, fact):
+            return
         if "symlink" in fact:
             os.symlink(os.fsencode(fact["symlink"]), name, dir_fd=folder.descriptor)
         else:
             source = self._view.open(shown)
             try:
                 self._copy_file(source, folder.descriptor, name, fact)
+            except TooMuch:
+                raise ContentError(
+                    f'hard link "{printable(path)}": the copies of what lies below take more than a layer may have',
+                    hint="if you trust the image, allow more with --max-layer-size",
+                ) from None
             finally:
                 os.close(source)
         when = (fact["mtime_ns"], fact["mtime_ns"])
         os.utime(name, ns=when, dir_fd=folder.descriptor, follow_symlinks=False)
+        self._copies.setdefault(fact["real"], path)
+
+    def _link_to_copy(self, folder: Folder, name: bytes, fact: Fact) -> bool:
+        """Whether a copy of the same file is there, so that a link does."""
+        parent, _, copy = self._copies.get(fact["real"], b"").rpartition(b"/")
+        if not copy:
+            return False
+        held = os.dup(folder.descriptor)
+        try:
+            beside = self._folders.find(parent)
+            assert beside is not None
+            os.link(copy, name, src_dir_fd=beside.descriptor, dst_dir_fd=held, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            fact["copied"] = True
+            return False
+        finally:
+            os.close(held)
+        return True
 
     def _is_taken(self, folder: Folder, name: bytes) -> bool:
         """Whether what moved, or another link that moved, stands where a link is to be; it stays."""
@@ -224,6 +273,6 @@ class _Applier:
                 set_attribute(copy, OVERRIDE_STAT, fact["override"].encode("ascii"))
                 for attribute, value in fact["xattrs"].items():
                     set_attribute(copy, os.fsencode(attribute), base64.b64decode(value))
-            copy_bytes(source, copy)
+            self._room -= copy_bytes(source, copy, self._room)
         finally:
             os.close(copy)

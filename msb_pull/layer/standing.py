@@ -9,14 +9,19 @@ from __future__ import annotations
 import stat
 
 from msb_pull.layer.derive import Wishes, derive_on
+from msb_pull.layer.expected import Tree
 from msb_pull.layer.lowers import Inside, MergedView
+from msb_pull.layer.record import entries
+from msb_pull.layer.rules import join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import Any
 
     from msb_pull.layer.derive import Fact
-    from msb_pull.layer.expected import Node, Tree
+    from msb_pull.layer.record import Notes
 
 
 class _Facts:
@@ -31,8 +36,9 @@ class _Facts:
 class _Place(Inside):
     """A directory of the layer as its record says."""
 
-    def __init__(self, nodes: Mapping[bytes, Node], path: bytes) -> None:
-        self._nodes = nodes
+    def __init__(self, tree: Tree, path: bytes) -> None:
+        self._tree = tree
+        self._nodes = tree.nodes
         self._path = path
 
     def look(self, name: bytes) -> _Facts | None:
@@ -42,21 +48,45 @@ class _Place(Inside):
 
     def enter(self, path: bytes) -> _Place | None:
         node = self._nodes.get(path)
-        return _Place(self._nodes, path) if node is not None and node.kind == stat.S_IFDIR else None
+        return _Place(self._tree, path) if node is not None and node.kind == stat.S_IFDIR else None
 
     def read_link(self, name: bytes) -> bytes:
         return self._nodes[self._below(name)].link
 
+    def directories(self) -> Iterator[bytes]:
+        for path in self._tree.inside(self._path):
+            if self._nodes[path].kind == stat.S_IFDIR:
+                yield path.rpartition(b"/")[2]
+
     def _below(self, name: bytes) -> bytes:
-        return self._path + b"/" + name if self._path else name
+        return join(self._path, name)
 
 
-def derived_anew(tree: Tree, lowers: Sequence[str]) -> list[Fact]:
-    """The facts that settling has derived for a layer whose tree has no moves applied yet, on these directories.
+def derived_anew(tree: Tree, lowers: Sequence[Path | str], *, hashed: bool = False) -> list[Fact]:
+    """The facts that settling has derived for a layer whose tree is not settled yet, on these directories.
 
-    ``sha256`` is missing in them. Raises ContentError, OSError.
+    ``sha256`` is missing in them unless they are ``hashed``. Raises ContentError, OSError.
     """
-    implied = tree.implied
-    wishes = Wishes(implied, [(path, target) for _, path, target in tree.missing], hidden=None, unclaimed=implied)
-    with MergedView(lowers, own=_Place(tree.nodes, b""), implied=wishes.unclaimed) as view:
-        return derive_on(view, wishes, lowers, frozenset(tree.converted))
+    links = [(path, target) for _, path, target in tree.missing]
+    wishes = Wishes(tree.implied, links, hollow=tree.hollow, converted=tree.converted)
+    with MergedView(lowers, own=_Place(tree, b""), implied=wishes.implied) as view:
+        return derive_on(view, wishes, lowers, hashed=hashed)
+
+
+def without_means(fact: Any) -> Any:
+    """A fact less what the disk alone can say: the hash of a copy, and that no hard link could be had."""
+    return {key: fact[key] for key in fact if key not in ("sha256", "copied")} if isinstance(fact, dict) else fact
+
+
+def belongs_on(record: Path, notes: Notes, lowers: Sequence[Path | str]) -> bool:
+    """Whether a layer that was settled elsewhere shows on these directories what it would if settled on them.
+
+    If not, an image would show the metadata, or even the files, of another one. Raises ContentError when a hard link's
+    target is in no layer, or the record is damaged; OSError.
+    """
+    tree = Tree(notes)
+    for entry in entries(record):
+        tree.add(entry)
+    tree.finish()
+    anew = derived_anew(tree, lowers, hashed=True)
+    return anew == [{key: fact[key] for key in fact if key != "copied"} for fact in notes.derived]

@@ -23,12 +23,13 @@ from msb_pull.layer.attributes import (
     override_stat,
 )
 from msb_pull.layer.copying import CREATE
-from msb_pull.layer.folders import IMPLIED, IMPLIED_MODE, WHITEOUT, BadPath, Folder, Folders
+from msb_pull.layer.folders import IMPLIED, IMPLIED_MODE, Folder, Folders
 from msb_pull.layer.limits import LayerError, printable
-from msb_pull.layer.links import PLINKS, Links
+from msb_pull.layer.links import Links
 from msb_pull.layer.names import clean
+from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, is_leftover, is_plink, is_whiteout
 from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
-from msb_pull.layer.whiteouts import check_whiteout, is_leftover, resolve_pairs
+from msb_pull.layer.whiteouts import remove_hollow, resolve_pairs
 from msb_pull.layer.xattrs import list_attributes, remove_attribute, set_attribute
 
 TYPE_CHECKING = False
@@ -54,13 +55,14 @@ class TreeWriter:
     ``exact_modes`` says that the process's umask is 0, so that what is created needs no chmod. Without ``xattrs``
     nothing is kept of owners and modes but what the disk shows. After :meth:`finish`, ``placed`` says where entries
     went that did not go where they said, ``turned`` where whiteouts did, ``links.missing`` which hard links wait for a
-    lower layer, and ``implied`` which directories had no entry.
+    lower layer, ``implied`` which directories had no entry, and ``hollow`` those of them that only whiteouts imply.
     """
 
     def __init__(self, root: int, *, xattrs: bool = True, exact_modes: bool = False) -> None:
         self.placed: dict[int, bytes] = {}
         self.turned: list[tuple[bytes, bytes]] = []
         self.implied: list[bytes] = []
+        self.hollow: list[bytes] = []
         self.unkept: list[int] = []
         self.warnings: list[str] = []
         self.more_warnings = 0
@@ -92,6 +94,8 @@ class TreeWriter:
     def finish(self) -> None:
         """Makes the links whose targets came later, resolves whiteouts, gives directories their times."""
         self.links.finish()
+        needed = {path.rpartition(b"/")[0] for _, path, _ in self.links.missing}
+        self.hollow = remove_hollow(self._folders, self._marked, needed)
         self.turned = resolve_pairs(self._folders, self._marked)
         if self._plinks:
             self._folders.remove(self._folders.top, PLINKS)
@@ -107,7 +111,7 @@ class TreeWriter:
     def _add(self, entry: Entry, path: bytes, chunk: Callable[[], memoryview]) -> None:
         parent, _, name = path.rpartition(b"/")
         kind = entry.type
-        if name.startswith(WHITEOUT) or is_leftover(path):
+        if is_whiteout(name) or is_leftover(path):
             self._marker(entry, path, name, chunk)
         elif kind == DIR:
             self._directory(entry, path)
@@ -223,9 +227,10 @@ class TreeWriter:
             target = clean(entry.linkname)
         except ValueError as error:
             self._refuse(entry, f"its link target: {error}")
+        folder = self._parent(entry, path)
         if target == path and self.links.look_up(path) is not None:
             return
-        self.links.add(entry.index, entry.name, self._parent(entry, path), name, target)
+        self.links.add(entry.index, entry.name, folder, name, target)
         if target in self._plinks:
             self.placed.setdefault(self._plinks[target], self.placed.get(entry.index, path))
 
@@ -241,14 +246,19 @@ class TreeWriter:
     def _marker(self, entry: Entry, path: bytes, name: bytes, chunk: Callable[[], memoryview]) -> None:
         """A whiteout, an opaque marker or what AUFS left at the top."""
         if is_leftover(path):
-            if path.startswith(PLINKS + b"/") and path.count(b"/") == 1 and entry.type == REG:
+            if is_plink(path) and entry.type == REG:
                 self._file(self._plink_folder(), name, entry, _S_IFREG, chunk)
                 self._plinks[path] = entry.index
             else:
                 self._folders.keeper.write(entry, chunk)
             return
         check_whiteout(name)
-        folder = self._parent(entry, path)
+        try:
+            folder = self._parent(entry, path, replace=False)
+        except NotADirectoryError:
+            # Below a file nothing can be hidden.
+            self._folders.keeper.write(entry, chunk)
+            return
         if not folder.path and is_leftover(name):
             # A symlink led to the top, where only AUFS has such names.
             self._folders.keeper.write(entry, chunk)
@@ -267,10 +277,10 @@ class TreeWriter:
             folder = self._folders.adopt(self._folders.top, PLINKS, 0)
         return folder
 
-    def _parent(self, entry: Entry, path: bytes) -> Folder:
-        """The directory an entry goes into; raises BadPath."""
+    def _parent(self, entry: Entry, path: bytes, *, replace: bool = True) -> Folder:
+        """The directory an entry goes into; raises as :meth:`Folders.reach` does."""
         parent, _, name = path.rpartition(b"/")
-        folder = self._folders.reach(parent)
+        folder = self._folders.reach(parent, replace=replace)
         if folder.path != parent:
             self.placed[entry.index] = folder.below(name)
         return folder

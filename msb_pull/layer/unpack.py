@@ -79,6 +79,7 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     report.content_bytes = reader.content_bytes
     report.placed = tree.placed
     report.implied = tree.implied
+    report.hollow = tree.hollow
     report.missing_links = tree.links.missing
     report.turned = tree.turned
     report.warnings = tree.warnings

@@ -1,81 +1,93 @@
-"""Whiteouts of one layer. They stay plain empty files for the reader to apply, and spare what came with them.
-
-By the image-spec a whiteout hides only what lower layers hold. A reader of an overlay cannot know that of a name that
-stands beside its own whiteout, so the pair is resolved at the end of the layer, as umoci does for overlayfs.
-"""
+"""Whiteouts of one layer on the disk. They stay plain empty files for the reader to apply, and spare what came with
+them."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from msb_pull.layer.folders import WHITEOUT
+from msb_pull.layer.rules import OPAQUE, hidden_by, hollow, is_whiteout, turned, whiteout_of
 from msb_pull.remove import listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from msb_pull.layer.folders import Folder, Folders
 
-OPAQUE = b".wh..wh..opq"
-# AUFS kept books in the top directory of a layer; old images still carry them.
-AUFS = b".wh..wh."
-_NAMELESS = frozenset((WHITEOUT, WHITEOUT + b".", WHITEOUT + b".."))
 
+def remove_hollow(folders: Folders, marked: Iterable[bytes], needed: Collection[bytes]) -> list[bytes]:
+    """Removes the directories that only whiteouts imply and that a whiteout of the same layer names.
 
-def check_whiteout(name: bytes) -> None:
-    """Raises ValueError for a whiteout of nothing, of ``.`` or of ``..``."""
-    if name in _NAMELESS:
-        raise ValueError("a whiteout of nothing")
+    Returns the others that only whiteouts imply, parents first: whether they stay is for the layers below to say.
+    ``marked`` are the directories with whiteouts, ``needed`` those that something else will come into. Raises OSError.
+    """
 
+    def names(path: bytes) -> list[bytes]:
+        folder = folders.find(path)
+        # What is no directory any more is none that a whiteout implies.
+        return [b"."] if folder is None else [name for name, _ in listed(folder.descriptor)]
 
-def is_leftover(path: bytes) -> bool:
-    """Whether a path belongs to what AUFS left at the top."""
-    top = path.partition(b"/")[0]
-    return top.startswith(AUFS) and top != OPAQUE
+    left: list[bytes] = []
+    gone: set[bytes] = set()
+    for path in hollow(marked, folders.implied, needed, names):
+        parent, _, name = path.rpartition(b"/")
+        if parent in gone:
+            gone.add(path)
+            continue
+        folder = folders.reach(parent)
+        if _kind(folder.descriptor, whiteout_of(name)) is None:
+            left.append(path)
+        else:
+            folders.remove(folder, name)
+            gone.add(path)
+    return left
 
 
 def resolve_pairs(folders: Folders, marked: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     """Resolves the whiteouts of names that stand beside them, in the directories ``marked``.
 
-    Beside a file the whiteout goes; beside a directory it becomes that directory's opaque marker. Returns where each
-    of them was and is (``b""``: nowhere).
+    Returns where each of them was and is (``b""``: nowhere).
     """
-    turned: list[tuple[bytes, bytes]] = []
+    found: list[tuple[bytes, bytes]] = []
     for path in marked:
         folder = folders.find(path)
         if folder is None:
             continue
         for name, _ in sorted(listed(folder.descriptor)):
-            if name.startswith(WHITEOUT) and name != OPAQUE:
-                turned += _resolve_pair(folders, folder.path, name)
-    return turned
+            if is_whiteout(name) and name != OPAQUE:
+                found += _resolve_pair(folders, path, name)
+    return found
 
 
 def _resolve_pair(folders: Folders, parent: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
     folder = folders.reach(parent)
-    hidden = name[len(WHITEOUT) :]
-    try:
-        facts = os.stat(hidden, dir_fd=folder.descriptor, follow_symlinks=False)
-    except FileNotFoundError:
+    whiteout = folder.below(name)
+    kind = _kind(folder.descriptor, hidden_by(name))
+    if kind is None:
         return []
-    if stat.S_ISDIR(facts.st_mode):
-        return [(folder.below(name), _make_opaque(folders, folder, name, hidden))]
-    os.unlink(name, dir_fd=folder.descriptor)
-    return [(folder.below(name), b"")]
+    place = turned(whiteout, directory=kind == stat.S_IFDIR)
+    if place:
+        _make_opaque(folders, folder, name, place.rpartition(b"/")[0])
+    else:
+        os.unlink(name, dir_fd=folder.descriptor)
+    return [(whiteout, place)]
 
 
-def _make_opaque(folders: Folders, folder: Folder, name: bytes, hidden: bytes) -> bytes:
+def _make_opaque(folders: Folders, folder: Folder, name: bytes, hidden: bytes) -> None:
     held = os.dup(folder.descriptor)
     try:
-        inside = folders.reach(folder.below(hidden))
-        try:
-            os.stat(OPAQUE, dir_fd=inside.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
+        inside = folders.reach(hidden)
+        if _kind(inside.descriptor, OPAQUE) is None:
             os.rename(name, OPAQUE, src_dir_fd=held, dst_dir_fd=inside.descriptor)
         else:
             os.unlink(name, dir_fd=held)
-        return inside.below(OPAQUE)
     finally:
         os.close(held)
+
+
+def _kind(directory: int, name: bytes) -> int | None:
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return None

@@ -9,10 +9,12 @@ import stat
 import tempfile
 from pathlib import Path
 
+from msb_pull.layer.expected import Tree
 from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.prove import LayerTask, prove
-from msb_pull.layer.record import Notes
+from msb_pull.layer.record import Notes, entries
 from msb_pull.layer.settle import Settled
+from msb_pull.layer.standing import derived_anew
 from msb_pull.layer.unpack import UnpackOptions, UnpackReport, unpack
 
 OVERRIDE = "user.containers.override_stat"
@@ -141,6 +143,15 @@ def assert_proven(
     assert not found.damages, found.damages
     assert found.denied == []
     assert found.diff_id == diff_id
+
+
+def derived(record: Path, lowers: list[Path]) -> list[dict]:
+    """What settling the layer of a record on other layers would derive."""
+    layer = Tree(Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain=""))
+    for entry in entries(record):
+        layer.add(entry)
+    layer.finish()
+    return derived_anew(layer, lowers, hashed=True)
 
 
 def override(path: Path) -> str:

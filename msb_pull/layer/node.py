@@ -1,0 +1,127 @@
+"""What stands at a path of a layer, as its record and its notes say."""
+
+from __future__ import annotations
+
+import os
+import stat
+from binascii import a2b_base64
+
+from msb_pull.layer.attributes import clamp_time, disk_mode, disk_name, override_stat
+from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, REG
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from msb_pull.layer.entry import Entry
+
+_KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+_SYMLINK = override_stat(stat.S_IFLNK, 0o777, 0, 0)
+_IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
+
+
+class Node:
+    """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
+
+    ``kind`` is the type on disk (devices are empty files, ``device`` is their number); ``mtime_ns`` is None where
+    nothing is said of it. ``origin`` is where the original of a copy from a lower layer lies, whose content is in no
+    payload, and ``sha256`` (hex) what the notes say of it; ``copy`` is the entry whose payload stands here as well as
+    elsewhere. Of the attributes of a ``partial`` one the file system did not take all. A directory is ``implied`` while
+    no entry describes it.
+    """
+
+    __slots__ = (
+        *("attributes", "copy", "device", "implied", "index", "kind", "link", "mode", "mtime_ns", "override"),
+        *("origin", "partial", "sha256", "size"),
+    )
+
+    def __init__(self, kind: int, mode: int, override: bytes, mtime_ns: int | None) -> None:
+        self.kind = kind
+        self.mode = mode
+        self.override = override
+        self.mtime_ns = mtime_ns
+        self.size = 0
+        self.index = self.copy = -1
+        self.partial = False
+        self.sha256 = ""
+        self.origin: bytes | None = None
+        self.device: tuple[int, int] | None = None
+        self.link = b""
+        self.attributes: dict[bytes, bytes] = {}
+        self.implied = False
+
+    @classmethod
+    def of_nothing(cls) -> Node:
+        """A directory that no entry describes."""
+        node = cls(stat.S_IFDIR, 0o755, _IMPLIED, None)
+        node.implied = True
+        return node
+
+    @classmethod
+    def of_entry(cls, entry: Entry) -> Node:
+        """What an entry makes that is neither a link nor a whiteout."""
+        kind = _KINDS[entry.type]
+        on_disk = kind if kind == stat.S_IFDIR else stat.S_IFREG
+        override = override_stat(kind, entry.mode, entry.uid, entry.gid)
+        node = cls(on_disk, disk_mode(on_disk, entry.mode), override, clamp_time(entry.mtime_ns))
+        for name, value in (entry.xattrs or {}).items():
+            kept = disk_name(name)
+            if kept is not None:
+                node.attributes[kept] = value
+        if entry.type == REG:
+            node.size = entry.size
+            node.index = entry.index if entry.stored else -1
+        elif entry.type in (CHR, BLK):
+            node.device = entry.devmajor, entry.devminor
+        return node
+
+    @classmethod
+    def of_symlink(cls, entry: Entry) -> Node:
+        """A symlink, whose owner most systems have no room for."""
+        override = override_stat(stat.S_IFLNK, entry.mode, entry.uid, entry.gid)
+        node = cls(stat.S_IFLNK, 0, override, clamp_time(entry.mtime_ns))
+        node.link = entry.linkname
+        return node
+
+    @classmethod
+    def of_whiteout(cls, entry: Entry) -> Node:
+        """The empty file that stands for a whiteout."""
+        override = override_stat(stat.S_IFREG, entry.mode, entry.uid, entry.gid)
+        return cls(stat.S_IFREG, disk_mode(stat.S_IFREG, entry.mode), override, clamp_time(entry.mtime_ns))
+
+    @classmethod
+    def of_fact(cls, fact: dict[str, Any]) -> Node:
+        """A copy from a lower layer, as derived (:mod:`msb_pull.layer.derive`); raises ValueError, KeyError."""
+        if "symlink" in fact:
+            node = cls(stat.S_IFLNK, 0, _SYMLINK, fact["mtime_ns"])
+            node.link = os.fsencode(fact["symlink"])
+        else:
+            override = fact["override"].encode("ascii")
+            mode = int(override.split(b":")[2], 8)
+            node = cls(stat.S_IFREG, disk_mode(stat.S_IFREG, mode), override, fact["mtime_ns"])
+            node.size = int(fact["size"])
+            node.sha256 = str(fact.get("sha256", ""))
+            node.attributes = decoded(fact["xattrs"].items())
+        node.origin = os.fsencode(fact["real"])
+        return node
+
+    def dress(self, fact: dict[str, Any]) -> None:
+        """Gives a directory what was derived for it."""
+        self.override = fact["override"].encode("ascii")
+        self.mtime_ns = fact["mtime_ns"]
+        self.attributes = decoded(fact["xattrs"].items())
+
+    def duplicate(self) -> Node:
+        """Another inode with the same facts, where a hard link was refused."""
+        made = Node(self.kind, self.mode, self.override, self.mtime_ns)
+        made.size, made.link, made.attributes, made.partial = self.size, self.link, self.attributes, self.partial
+        made.device = self.device
+        made.copy = self.index if self.index >= 0 else self.copy
+        return made
+
+
+def decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
+    """Attributes from facts; raises ValueError."""
+    return {os.fsencode(name): a2b_base64(value) for name, value in attributes}
