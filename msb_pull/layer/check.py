@@ -12,6 +12,7 @@ from msb_pull.layer.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.keeping import Keeping
 from msb_pull.layer.limits import printable
 from msb_pull.layer.recreate import Listener, stream
+from msb_pull.layer.rules import join
 from msb_pull.layer.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 
 # Importing typing takes longer than verifying a small layer.
@@ -264,15 +265,16 @@ class Check(Listener):
         ones = self._open_ones
         while ones and ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
             os.close(ones.pop()[1])
-        if len(ones) > _DEPTH:
-            os.close(ones.pop()[1])
         if not ones:
             ones.append((b"", os.dup(self._root)))
         above, current = ones[-1]
-        if not path:
-            return current
-        current = _descend(current, path[len(above) + 1 if above else 0 :])
-        ones.append((path, current))
+        rest = path[len(above) + 1 if above else 0 :]
+        for name in rest.split(b"/") if rest else ():
+            above, current = join(above, name), os.open(name, _OPEN_DIR, dir_fd=current)
+            ones.append((above, current))
+            if len(ones) > _DEPTH:
+                # The top stays, and the way back up begins near here.
+                os.close(ones.pop(1)[1])
         return current
 
     def _compare(self, path: bytes, node: Node, facts: os.stat_result, name: bytes, directory: int) -> Iterator[Damage]:

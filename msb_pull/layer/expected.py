@@ -255,7 +255,7 @@ class Tree:
                 self._set(place, node)
 
     def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
-        copies: dict[bytes, Node] = {}
+        copies: dict[str, Node] = {}
         for fact in facts:
             path = os.fsencode(fact["path"])
             if fact["kind"] == "directory":
@@ -263,10 +263,10 @@ class Tree:
                 if node is not None and node.implied:
                     node.dress(fact)
             elif fact["kind"] == "link" and path not in self.nodes:
-                node = copies.get(real := os.fsencode(fact["real"]))
-                if node is None or fact.get("copied"):
-                    node = Node.of_fact(fact)
-                self._put(path, copies.setdefault(real, node))
+                copy = None if fact.get("copied") else copies.get(fact["real"])
+                if copy is None:
+                    copies[fact["real"]] = copy = Node.of_fact(fact)
+                self._put(path, copy)
         if any(fact["kind"] in ("moved", "link") for fact in facts):
             for path in [path for path in self.nodes if is_whiteout(path.rpartition(b"/")[2])]:
                 self._turn(path)

@@ -252,6 +252,8 @@ class MergedView:
                     # What lies below shows through in nothing but the facts of an implied directory itself.
                     if first is None:
                         beneath = self._beneath(parent, part, path)
+                        if beneath is not None and beneath.is_symlink:
+                            return beneath
                         if beneath is not None and beneath.is_directory:
                             first = beneath.facts, beneath.layer
                     break

@@ -96,7 +96,7 @@ class _Applier:
             warn=warnings.append,
             top_mtime_ns=os.fstat(root).st_mtime_ns,
         )
-        # Where the first copy of each lower file lies.
+        # Where the last copy of each lower file lies.
         self._copies: dict[str, bytes] = {}
 
     def apply(self, facts: Sequence[Fact]) -> None:
@@ -232,7 +232,7 @@ class _Applier:
                 os.close(source)
         when = (fact["mtime_ns"], fact["mtime_ns"])
         os.utime(name, ns=when, dir_fd=folder.descriptor, follow_symlinks=False)
-        self._copies.setdefault(fact["real"], path)
+        self._copies[fact["real"]] = path
 
     def _link_to_copy(self, folder: Folder, name: bytes, fact: Fact) -> bool:
         """Whether a copy of the same file is there, so that a link does."""

@@ -7,21 +7,14 @@ and 30 that are refused; ``400-450`` tries those.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import random
-from pathlib import Path
 
 import pytest
 
 from msb_pull.errors import ContentError
-from msb_pull.layer.kept import keep_aside
-from msb_pull.layer.prove import LayerTask, prove
-from msb_pull.layer.record import Notes
-from msb_pull.layer.settle import settle
-from msb_pull.layer.unpack import UnpackOptions, unpack
-from tests.layer.archive import END, derived, directory, everything, hardlink, hdr, override, reg, symlink
+from tests.layer.archive import directory, everything, hardlink, hdr, override, reg, symlink
+from tests.layer.stacks import Layer, ranges
 
 NAMES = [b"a", b"b", b"c"]
 TRICKS = [*NAMES, b"..", b".wh.a", b".wh.b", b".wh..wh..opq", b".wh..wh.plnk"]
@@ -44,48 +37,6 @@ def entry(dice: random.Random, index: int) -> bytes:
     if kind < 0.9:
         return hardlink(name(dice), name(dice))
     return hdr(name(dice), typ=b"6")
-
-
-def seeds() -> range:
-    first, dash, last = os.environ.get("MSB_PULL_RANDOM_SEEDS", "20").partition("-")
-    return range(int(first), int(last)) if dash else range(int(first))
-
-
-class Layer:
-    """One random layer on those below it, as a pull would leave it."""
-
-    def __init__(self, folder: Path, entries: list[bytes], below: list[Path]) -> None:
-        self.tree, self.record, self.notes = (folder / name for name in ("tree", "record", "notes"))
-        self.stream = b"".join(entries) + END
-        self.below = below
-        self.tree.mkdir(parents=True, mode=0o700)
-        root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with self.record.open("wb") as record:
-                report = unpack(io.BytesIO(self.stream), root, record.fileno(), UnpackOptions())
-        finally:
-            os.close(root)
-        self.settled = settle(self.tree, report, below)
-        self.kept = self.tree.with_name("kept")
-        keep_aside(self.tree, self.kept)
-        self.diff_id = "sha256:" + hashlib.sha256(self.stream).hexdigest()
-        notes = Notes.of(report, self.settled, diff_id=self.diff_id, tar_bytes=len(self.stream), chain="")
-        notes.save(self.notes)
-
-    def check(self) -> None:
-        task = LayerTask(
-            str(self.tree),
-            str(self.record),
-            str(self.notes),
-            self.diff_id,
-            False,
-            str(self.kept),
-            [list(map(str, self.below))],
-        )
-        found = prove(task, lambda done, total, entries: None)
-        assert found.damages == []
-        assert found.diff_id == self.diff_id
-        assert derived(self.record, self.below) == self.settled.derived
 
 
 FOUND = {
@@ -156,7 +107,7 @@ def test_a_whiteout_spares_a_link_to_what_it_hides(victim):
     assert os.listdir(above.tree) == ["b"]
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", ranges(os.environ.get("MSB_PULL_RANDOM_SEEDS", "20")))
 def test_random_layers(victim, seed):
     dice = random.Random(seed)
     secret = everything(victim)
