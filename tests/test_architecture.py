@@ -40,7 +40,7 @@ CHILD = {
     *("limits", "names", "report", "ring", "unpack", "jail", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),
-    *("kept", "holes", "keeping", "standing", "derive", "lowers"),
+    *("kept", "holes", "keeping", "standing", "derive", "lowers", "rules", "node"),
 }
 
 OWNERS = {  # third-party package -> who alone may import it

@@ -6,7 +6,8 @@ Facts are plain JSON values; names in them are decoded with surrogate escapes. T
   (base64) and ``mtime_ns``; ``asked`` is the path before anything moved, ``hidden`` says that the layer itself hides
   what lies below
 - ``dropped``: nothing but whiteouts implied the directory ``path``, and there is none below; this comes before moves
-- ``moved``: ``path`` had no entry and is a symlink below, so its contents belong to ``to``
+- ``moved``: ``asked`` had no entry, and ``path``, where it would go, is a symlink below, so its contents belong to
+  ``to``
 - ``merged``: ``asked`` had no entry, but moved to ``path``, which has one
 - ``claimed``: ``path`` had no entry, but the directory that was at ``from``, which has one, moved to it
 - ``link``: a hard link at ``path`` (``asked_path`` before the moves) to ``from``, found at ``real`` in a lower layer;

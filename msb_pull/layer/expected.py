@@ -143,9 +143,7 @@ class Tree:
                 claims[os.fsencode(fact["path"])] = self.nodes[os.fsencode(fact["from"])]
             elif fact["kind"] == "dropped":
                 self._drop(os.fsencode(fact["path"]))
-        for fact in facts:
-            if fact["kind"] == "moved":
-                self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"]))
+        self._move({os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"})
         for path, node in claims.items():
             self._set(path, node)
         self._derived(facts)
@@ -244,15 +242,18 @@ class Tree:
 
     # Settling
 
-    def _move(self, old: bytes, new: bytes) -> None:
-        """Moves the contents of a directory into another; what stands there already stays, as settling has it."""
-        moving = [(path, self.nodes[path]) for path in self._below(old)]
-        self._drop(old)
-        self._parents(new + b"/")
-        for path, node in moving:
-            place = join(new, path[len(old) + 1 :])
-            if place not in self.nodes and not is_leftover(place):
-                self._set(place, node)
+    def _move(self, moves: dict[bytes, bytes]) -> None:
+        """Moves the contents of directories into others; what stands there already stays, as settling has it."""
+        aside: dict[bytes, list[tuple[bytes, Node]]] = {}
+        for old in sorted(moves, key=lambda path: -path.count(b"/")):
+            aside[old] = [(path[len(old) + 1 :], self.nodes[path]) for path in self._below(old)]
+            self._drop(old)
+        for old, new in moves.items():
+            self._parents(new + b"/")
+            for below, node in aside[old]:
+                place = join(new, below)
+                if place not in self.nodes and not is_leftover(place):
+                    self._set(place, node)
 
     def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
         copies: dict[str, Node] = {}
@@ -260,7 +261,7 @@ class Tree:
             path = os.fsencode(fact["path"])
             if fact["kind"] == "directory":
                 node = self.nodes.get(path)
-                if node is not None and node.implied:
+                if node is not None and node.kind == stat.S_IFDIR:
                     node.dress(fact)
             elif fact["kind"] == "link" and path not in self.nodes:
                 copy = None if fact.get("copied") else copies.get(fact["real"])

@@ -106,10 +106,7 @@ class _Applier:
             for fact in facts:
                 if fact["kind"] == "dropped":
                     self._drop(os.fsencode(fact["path"]))
-            touched: dict[bytes, None] = {}
-            for fact in facts:
-                if fact["kind"] == "moved":
-                    touched |= dict.fromkeys(self._move(os.fsencode(fact["path"]), os.fsencode(fact["to"])))
+            touched = self._move({fact["asked"]: fact["to"] for fact in facts if fact["kind"] == "moved"})
             for fact in facts:
                 path = os.fsencode(fact["path"])
                 if fact["kind"] == "directory":
@@ -150,20 +147,29 @@ class _Applier:
             for name, value in fact["xattrs"].items():
                 set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
 
-    def _move(self, old: bytes, new: bytes) -> list[bytes]:
-        """Returns the directories in which a whiteout may now stand beside what it names."""
+    def _move(self, moves: dict[str, str]) -> dict[bytes, None]:
+        """Moves the contents of directories; returns those in which a whiteout may now stand beside what it names.
+
+        All go aside first, the deepest first: then each is where it was, and none lies where another one goes.
+        """
+        touched: dict[bytes, None] = {}
+        if not moves:
+            return touched
         folders = self._folders
-        parent, _, name = old.rpartition(b"/")
-        holder = folders.find(parent)
-        if holder is None:
-            raise ContentError(f'"{printable(old)}" leads into itself through a symlink below')
-        # Aside first: the place it moves to may lie above it.
-        folders.release(old)
-        os.rename(name, _ASIDE, src_dir_fd=holder.descriptor, dst_dir_fd=folders.top.descriptor)
-        folders.make(new)
-        touched = self._merge(_ASIDE, new)
+        os.mkdir(_ASIDE, 0o700, dir_fd=folders.top.descriptor)
+        aside = {old: _ASIDE + b"/%d" % number for number, old in enumerate(moves)}
+        for old in sorted(moves, key=lambda path: -path.count("/")):
+            parent, _, name = os.fsencode(old).rpartition(b"/")
+            folders.release(os.fsencode(old))
+            holder = folders.find(parent)
+            assert holder is not None
+            os.rename(name, aside[old], src_dir_fd=holder.descriptor, dst_dir_fd=folders.top.descriptor)
+        for old, to in moves.items():
+            new = os.fsencode(to)
+            folders.make(new)
+            touched |= dict.fromkeys((b"", *ancestry(new), *self._merge(aside[old], new)))
         folders.remove(folders.top, _ASIDE)
-        return [b"", *ancestry(new), *touched]
+        return touched
 
     def _merge(self, source: bytes, target: bytes) -> list[bytes]:
         """Moves the entries of one directory into another, folder into folder; what stands there already stays.

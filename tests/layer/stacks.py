@@ -149,8 +149,8 @@ def _facts(place: bytes) -> tuple[object, ...]:
 
 def unpacked_by_umoci(folder: Path, stack: list[list[bytes]]) -> Said:
     """The tree that umoci makes of the same image; wants root."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
     simple_layout(folder / "layout", [b"".join(entries) + END for entries in stack], compression="plain")
-    shutil.rmtree(folder / "bundle", ignore_errors=True)
     image = f"{folder / 'layout'}:1"
     run = subprocess.run(
         ["umoci", "raw", "unpack", "--image", image, folder / "bundle"], capture_output=True, text=True
