@@ -65,6 +65,7 @@ class Store(Layout):
             store._check_version()
             if create:
                 store._make()
+                store.homes.register(store._lock_homes, lambda: store.database(create=True))
             store._check_owner()
         except OSError as error:
             raise local_error(error, home) from error
@@ -84,7 +85,7 @@ class Store(Layout):
 
         return Recovery(
             self.database_path,
-            Backup(self.own / "images", sync=self._sync),
+            Backup(self.homes.copies, sync=self._sync),
             lock,
             self._warn,
             create=create,
@@ -151,6 +152,9 @@ class Store(Layout):
     ) -> AbstractContextManager[None]:
         """What the one holds that makes a layer; Busy when somebody else does and ``wait`` is False."""
         return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
+
+    def _lock_homes(self) -> AbstractContextManager[None]:
+        return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
 
     # Writing
 
