@@ -8,6 +8,7 @@ of images in ``.msb-pull/images``. Any other has a name of its own, written down
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _NAME_FILE = ".msb-pull-home"
 _PATH_FILE = "path"
 # The first line of that file, if Microsandbox finds the layers through a link in the home.
 _MICROSANDBOX = b"microsandbox"
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
@@ -112,8 +114,9 @@ class Homes:
             return self._flat
         if (name := _name_of(self._home)) and (self._folder / name).is_dir():
             return self._folder / name
-        # Before there were names, all homes kept their copies in one folder. Nothing lies in the other one.
-        return self._folder / "none" if self._folder.is_dir() else self._flat
+        # Before there were names, all homes kept their copies in one folder; a lost database is not made of another's.
+        old = (self._home / "oci.db").exists() and not self._folder.is_dir()
+        return self._flat if old else self._folder / "none"
 
     def others(self) -> list[OtherHome]:
         """All other homes that are known to have images here."""
@@ -138,12 +141,23 @@ class Homes:
     ) -> None:
         """Makes this home known, under ``lock``, with copies of the images it has; raises OSError, LocalError.
 
-        A place that cannot be written to is left as it is: nothing gets recorded there either.
+        A place that cannot be written to is left as it is: nothing gets recorded there either. On a full disk it waits
+        for the next time, or nothing could be removed.
         """
         if self._is_part() or self._is_known():
             return
         if not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
             return
+        try:
+            self._register(lock, database)
+        except (OSError, LocalError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _FULL:
+                raise
+
+    def _register(
+        self, lock: Callable[[], AbstractContextManager[None]], database: Callable[[], AbstractContextManager[Database]]
+    ) -> None:
         with lock():
             if self._is_known():
                 return

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerState", "Staging", "Store"]
 
 VERSION = 1
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDERS = ("staging", "partial", "records", "locks", "l", "images")
 
 
@@ -65,11 +66,22 @@ class Store(Layout):
             store._check_version()
             if create:
                 store._make()
-                store.homes.register(store._lock_homes, lambda: store.database(create=True))
+                store.register()
             store._check_owner()
         except OSError as error:
             raise local_error(error, home) from error
         return store
+
+    def register(self) -> None:
+        """Makes the home known to a layers folder that is not its own; raises OSError, LocalError.
+
+        Whoever removes anything calls it first, or would hold its own images for another home's.
+        """
+
+        def lock() -> AbstractContextManager[None]:
+            return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
+
+        self.homes.register(lock, lambda: self.database(create=True))
 
     def database(self, *, create: bool) -> Database:
         """Opens the database, made anew from what is kept beside the layers if it is lost or damaged.
@@ -152,9 +164,6 @@ class Store(Layout):
     ) -> AbstractContextManager[None]:
         """What the one holds that makes a layer; Busy when somebody else does and ``wait`` is False."""
         return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
-
-    def _lock_homes(self) -> AbstractContextManager[None]:
-        return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
 
     # Writing
 
@@ -308,15 +317,20 @@ class Store(Layout):
             os.replace(draft, self.own / "version")
 
     def _check_owner(self) -> None:
-        """Warns of a store that somebody else owns or may write to: its layers can be changed unseen."""
+        """Warns of a store that somebody else owns or may write to: its database and layers can be changed unseen."""
         try:
             facts = os.stat(self.layers)
         except FileNotFoundError:
             return
         if facts.st_uid != os.geteuid():
             self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); files made now will not")
-        elif facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            self._warn(f"{self.layers} can be written to by other users; `chmod go-w` closes it")
+            return
+        loose = [str(x) for x in (self.home, self.layers) if x.exists() and x.stat().st_mode & _OTHERS_WRITE]
+        if loose:
+            import shlex
+
+            names = " ".join(map(shlex.quote, loose))
+            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` ends that")
 
 
 def _make_private(folder: Path) -> None:

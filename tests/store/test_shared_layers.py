@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -267,8 +268,9 @@ def test_the_copies_of_an_older_version_are_taken_over(apart):
     before(one)
     looking = apart.open(apart.one, create=False)
     assert looking.has_images
-    one.database_path.unlink()
+    one.database_path.write_bytes(b"no database")
     assert references(looking) == ["localhost/a:1"]
+    one.database_path.unlink()
     assert references(apart.open(apart.one)) == ["localhost/a:1"]
     assert list((one.own / "images").iterdir()) == []
     two = apart.open(apart.two)
@@ -317,6 +319,45 @@ def test_an_interrupted_registration_is_done_again(apart, monkeypatch):
     assert references(apart.open(apart.one)) == ["localhost/a:1"]
 
 
+def test_on_a_full_disk_an_image_can_be_removed_before_its_home_is_known(apart, monkeypatch):
+    one = apart.open(apart.one)
+    pull(one, "localhost/a:1", "xy")
+    before(one)
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    remove(apart.open(apart.one), "localhost/a:1")
+    prune(apart.open(apart.one))
+    assert apart.there() == set()
+
+
+def test_the_first_to_prune_is_a_home_of_an_older_version(apart):
+    one, two = apart.open(apart.one), apart.open(apart.two)
+    pull(one, "localhost/a:1", "xy")
+    pull(two, "localhost/b:1", "xz")
+    (two.home / ".msb-pull-home").unlink()
+    before(one)
+    ended(run("prune", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    assert apart.there() == set("xyz")
+    ended(run("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    assert apart.there() == set("xz")
+
+
+@pytest.mark.parametrize("home", ["none", "empty", "without images"])
+def test_a_home_that_nobody_knows_removes_nothing(world, home):
+    pull(world.open(world.one), "localhost/a:1", "xy")
+    if home != "none":
+        world.two.mkdir(exist_ok=True)
+    if home == "without images":
+        with world.open(world.two).database(create=True):
+            pass
+    ended(run("prune", "--all", "-y", "--home", world.two, "--layers-dir", world.layers))
+    assert world.there() == set("xy")
+    assert references(world.open(world.one)) == ["localhost/a:1"]
+
+
 # As programs
 
 
@@ -355,8 +396,7 @@ def test_homes_that_pull_and_prune_at_the_same_time(tmp_path):
     assert list((tmp_path / "shared").glob("*.extracted")) == []
 
 
-def test_another_home_does_not_slow_a_look(tmp_path):
-    """Looking registers nothing."""
+def test_looking_makes_no_home_known(tmp_path):
     world = World(tmp_path, "neither's")
     pull(world.open(world.one), "localhost/a:1", "xy")
     ended(run("ls", "--home", world.two, "--layers-dir", world.layers))
