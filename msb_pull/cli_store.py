@@ -73,7 +73,7 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
     selection = parse_filters(filters) if everything else None
     store = run.store(create=False)
     if not dry_run:
-        store.register()
+        store.register(needed=False)
     plan = plan_prune(store, selection)
     for remark in plan.remarks:
         run.warn(remark)

@@ -8,7 +8,6 @@ of images in ``.msb-pull/images``. Any other has a name of its own, written down
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ _NAME_FILE = ".msb-pull-home"
 _PATH_FILE = "path"
 # The first line of that file, if Microsandbox finds the layers through a link in the home.
 _MICROSANDBOX = b"microsandbox"
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
@@ -141,23 +139,12 @@ class Homes:
     ) -> None:
         """Makes this home known, under ``lock``, with copies of the images it has; raises OSError, LocalError.
 
-        A place that cannot be written to is left as it is: nothing gets recorded there either. On a full disk it waits
-        for the next time, or nothing could be removed.
+        A place that cannot be written to is left as it is: nothing gets recorded there either.
         """
         if self._is_part() or self._is_known():
             return
         if not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
             return
-        try:
-            self._register(lock, database)
-        except (OSError, LocalError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _FULL:
-                raise
-
-    def _register(
-        self, lock: Callable[[], AbstractContextManager[None]], database: Callable[[], AbstractContextManager[Database]]
-    ) -> None:
         with lock():
             if self._is_known():
                 return
@@ -273,6 +260,9 @@ def _write(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
         draft.chmod(0o600)
         draft.replace(path)
+    except OSError as error:
+        # Writing names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerState", "Staging", "Store"]
 
 VERSION = 1
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDERS = ("staging", "partial", "records", "locks", "l", "images")
 
@@ -66,22 +67,28 @@ class Store(Layout):
             store._check_version()
             if create:
                 store._make()
-                store.register()
+                store.register(needed=False)
             store._check_owner()
         except OSError as error:
             raise local_error(error, home) from error
         return store
 
-    def register(self) -> None:
-        """Makes the home known to a layers folder that is not its own; raises OSError, LocalError.
+    def register(self, *, needed: bool) -> None:
+        """Makes the home known to a layers folder that is not its own; raises LocalError.
 
-        Whoever removes anything calls it first, or would hold its own images for another home's.
+        Whoever records an image calls it with ``needed``. Whoever only removes would take its own images for another
+        home's if it was not known, but on a full disk that can wait.
         """
 
         def lock() -> AbstractContextManager[None]:
             return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
 
-        self.homes.register(lock, lambda: self.database(create=True))
+        try:
+            self.homes.register(lock, lambda: self.database(create=True))
+        except (OSError, LocalError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if needed or not (isinstance(cause, OSError) and cause.errno in _FULL):
+                raise error if isinstance(error, LocalError) else local_error(error, self.own) from error
 
     def database(self, *, create: bool) -> Database:
         """Opens the database, made anew from what is kept beside the layers if it is lost or damaged.
