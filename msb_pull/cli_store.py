@@ -72,7 +72,11 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
 
     selection = parse_filters(filters) if everything else None
     store = run.store(create=False)
+    if not dry_run:
+        store.register(needed=False)
     plan = plan_prune(store, selection)
+    for remark in plan.remarks:
+        run.warn(remark)
     if plan.empty or dry_run:
         run.write(_removed_document(plan, dry_run=dry_run), _removed_lines(plan))
         would = f"Would remove {_contents(plan)} ({format_size(plan.size)})."

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from msb_pull import events
@@ -178,6 +179,12 @@ class LayerCheck:
             verdict = Verdict.UNREADABLE
             first = "/" + printable(found.denied[0])
             remarks.append(f"{counted(len(found.denied), 'path')} this user may not read, the first of them {first}")
+        if found.writable_by_others:
+            count = counted(found.writable_by_others, "path")
+            directory = self._store.layer_dir(self._layer.key)
+            remarks.append(
+                f"{count} of it other users may write to; `chmod -R go-w {quote(str(directory))}` closes that"
+            )
         if found.damages:
             verdict = Verdict.DAMAGED
         return self._report(verdict, found.damages, "; ".join(remarks), found)

@@ -11,6 +11,7 @@ from msb_pull import events
 from msb_pull.errors import Cancelled, NotFoundError, local_error
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.remove import disk_usage
+from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.layout import LayerState
 
@@ -41,7 +42,8 @@ class PrunePlan:
     """What would be removed: images by reference, layers by name, files of ours that belong to nothing.
 
     ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
-    ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays.
+    ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays. ``remarks`` say
+    what stays for the sake of a home that cannot be looked into.
     """
 
     images: tuple[str, ...]
@@ -51,6 +53,7 @@ class PrunePlan:
     leftovers: int
     leftover_size: int = 0
     versions: frozenset[tuple[str, str, str]] = frozenset()
+    remarks: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -67,8 +70,9 @@ class PrunePlan:
 def plan_prune(store: Store, selection: Selection | None, *, now: float | None = None) -> PrunePlan:
     """Looks, and changes nothing. With ``selection`` the images it takes are to go too.
 
-    Left alone: images that another program has recorded too, every layer that a remaining row reaches, and every
-    directory that neither a record of ours nor an image that goes knows. ``now`` is seconds since 1970.
+    Left alone: images that another program has recorded too, every layer that a remaining row or an image of another
+    home reaches, and every directory that neither a record of ours nor an image that goes knows. ``now`` is seconds
+    since 1970. Raises LocalError where layers would go and it cannot be known what another home needs.
     """
     with store.database(create=False) as database:
         stored = database.images()
@@ -81,11 +85,12 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     names = {image.reference for image in doomed}
     kept = reached | {str(layer.key) for image in stored if image.reference not in names for layer in image.layers}
     known = {layer.key for image in doomed for layer in image.layers}
-    layers = [
-        Removal(str(key), store.disk_usage(key))
-        for key in _layers_there(store)
-        if str(key) not in kept and (key in known or _is_ours(store, key))
-    ]
+    going = [key for key in _layers_there(store) if str(key) not in kept and (key in known or _is_ours(store, key))]
+    # Whoever removes no layer need not be able to look into every home.
+    elsewhere = Elsewhere(store.homes) if going or doomed else None
+    if elsewhere is not None:
+        kept |= elsewhere.layers
+    layers = [Removal(str(key), store.disk_usage(key)) for key in going if str(key) not in kept]
     leftovers = store.places.leftovers()
     return PrunePlan(
         images=tuple(sorted(names)),
@@ -95,6 +100,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         leftovers=len(leftovers) + len(_dead_links(store)),
         leftover_size=sum(_size(path) for path in leftovers),
         versions=frozenset(_version(image) for image in doomed),
+        remarks=elsewhere.remarks({str(key) for key in going}) if elsewhere is not None else (),
     )
 
 
@@ -113,9 +119,10 @@ def apply_prune(
     False, Cancelled between two removals.
     """
     with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel, wait=wait):
+        elsewhere = Elsewhere(store.homes).layers if plan.layers or plan.images else set()
         images = _forget(store, plan)
         with store.database(create=False) as database:
-            reached = database.layer_digests()
+            reached = database.layer_digests() | elsewhere
         planned = [layer for layer in plan.layers if layer.name not in reached]
         # Another prune or rm may have been faster; what it took was not freed here.
         layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
@@ -144,14 +151,16 @@ def apply_prune(
 def remove_images(store: Store, references: Sequence[str], *, observer: Observer, cancel: threading.Event) -> PrunePlan:
     """Forgets images (canonical references) and removes the layers that nothing else reaches; returns what went.
 
-    Raises NotFoundError before anything is removed when one is unknown, Cancelled.
+    Raises NotFoundError before anything is removed when one is unknown, LocalError when it cannot be known what another
+    home needs, Cancelled.
     """
     with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
         with store.database(create=False) as database:
             mine = {layer.key for reference in references for layer in _layers_of(database.find(reference), reference)}
+        elsewhere = Elsewhere(store.homes).layers
         with store.database(create=True) as database:
             database.remove(references)
-            reached = database.layer_digests()
+            reached = database.layer_digests() | elsewhere
         layers = []
         for key in sorted(mine):
             if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:

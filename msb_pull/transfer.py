@@ -330,6 +330,7 @@ class Transfer:
     def _record(self) -> None:
         resolved = self._resolved
         keys = {layer.digest: layer.key for layer in self._layers}
+        self._store.register(needed=True)
         with self._store.database(create=True) as database:
             database.record(
                 ImageRecord(

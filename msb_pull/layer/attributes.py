@@ -15,6 +15,8 @@ MAX_TIME_NS = ((1 << 63) - 1) * 1_000_000_000
 ESCAPE = b"user.containers.override_"
 # Attributes that belong to the host the image was built on (umoci leaves out the same).
 _HOST_BOUND = frozenset((b"security.selinux", b"security.evm", b"security.ima", b"system.nfs4_acl"))
+# The bits of an image's modes that get onto the disk; the attribute has all of them.
+DISK_MODES = 0o755
 _READERS_OWN = (ESCAPE, b"user.overlay.", b"user.fuseoverlayfs.", b"user.msb.")
 # Linux knows no other (xattr(7)). A name without one of them must never be escaped: "stat" would become our own.
 _NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
@@ -58,8 +60,11 @@ def _number(field: bytes, base: int, limit: int) -> int | None:
 
 
 def disk_mode(kind: int, mode: int) -> int:
-    """The mode on disk: the owner can always read and write, set-uid, set-gid and sticky never get there."""
-    return (mode & 0o777) | (0o700 if kind == stat.S_IFDIR else 0o600)
+    """The mode on disk: the owner can always read and write, nobody else can write, and no set-uid, set-gid or sticky.
+
+    What is for all to write in an image (``/tmp``, ``/dev/null``) is so within it, not for every user of the host.
+    """
+    return (mode & DISK_MODES) | (0o700 if kind == stat.S_IFDIR else 0o600)
 
 
 def clamp_time(nanoseconds: int) -> int:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from msb_pull.layer.attributes import OVERRIDE_STAT
+from msb_pull.layer.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.expected import content_paths
 from msb_pull.layer.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.keeping import Keeping
@@ -65,7 +65,8 @@ class Check(Listener):
 
     Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
     many entries have been seen, ``is_original`` compares an open file with that of a path in the layers below,
-    ``denied`` takes what this user may not look into.
+    ``denied`` takes what this user may not look into. ``writable_by_others`` counts modes that have more of the image's
+    bits than get onto the disk today: layers that an earlier version unpacked are as good as any other.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Check(Listener):
     ) -> None:
         super().__init__(self._content_differs)
         self.denied: list[bytes] = []
+        self.writable_by_others = 0
         self._root = root
         self._nodes = nodes
         self._attributes = attributes
@@ -290,8 +292,11 @@ class Check(Listener):
             for extra in link_attributes(directory, name) if self._attributes else ():
                 yield Damage(path, "attribute", "nothing", printable(extra))
             return
-        if stat.S_IMODE(facts.st_mode) != node.mode:
-            yield Damage(path, "mode", f"{node.mode:04o}", f"{stat.S_IMODE(facts.st_mode):04o}")
+        if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
+            if mode == node.mode | _writable_by_others(node):
+                self.writable_by_others += 1
+            else:
+                yield Damage(path, "mode", f"{node.mode:04o}", f"{mode:04o}")
         if node.kind == stat.S_IFREG:
             if facts.st_size != node.size:
                 yield Damage(path, "size", str(node.size), str(facts.st_size))
@@ -320,6 +325,13 @@ class Check(Listener):
                 yield Damage(path, "attribute", printable(kept), "another value")
             elif kept not in there and not (node.partial and self._keeping.refuses(kept, value, there, override)):
                 yield Damage(path, "attribute", printable(kept), "nothing")
+
+
+def _writable_by_others(node: Node) -> int:
+    """The bits that the image's mode has and the disk has not any more."""
+    if node.override is None or node.implied:
+        return 0
+    return (parse_override_stat(node.override)[2] or 0) & 0o022
 
 
 def _as_expected(node: Node, handle: int) -> bool:

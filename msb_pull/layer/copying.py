@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from msb_pull.layer.attributes import disk_mode
 from msb_pull.layer.holes import data_ranges
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 
@@ -37,9 +38,9 @@ def copy_entry(source: int, name: bytes, directory: int, new: bytes) -> None:
 
 
 def copy_contents(original: int, copy: int) -> None:
-    """Copies mode (no set-uid bits), ``user.`` attributes and bytes between open files, in the kernel where it can."""
+    """Copies mode (as far as it gets onto the disk), ``user.`` attributes and bytes between open files."""
     facts = os.fstat(original)
-    os.fchmod(copy, facts.st_mode & 0o777 | 0o600)
+    os.fchmod(copy, disk_mode(stat.S_IFREG, facts.st_mode))
     for name, value in user_attributes(original):
         set_attribute(copy, name, value)
     copy_bytes(original, copy)

@@ -53,9 +53,9 @@ class LayerTask:
 
 class Findings:
     """What was found. ``denied`` are the paths that this user may not look into; ``diff_id`` is that of the stream made
-    again, "" when none was made."""
+    again, "" when none was made. ``writable_by_others`` counts the paths that an earlier version left so."""
 
-    __slots__ = ("bytes", "damages", "denied", "diff_id", "entries")
+    __slots__ = ("bytes", "damages", "denied", "diff_id", "entries", "writable_by_others")
 
     def __init__(self) -> None:
         self.damages: list[Damage] = []
@@ -63,6 +63,7 @@ class Findings:
         self.diff_id = ""
         self.bytes = 0
         self.entries = 0
+        self.writable_by_others = 0
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -72,6 +73,7 @@ class Findings:
             "diff_id": self.diff_id,
             "bytes": self.bytes,
             "entries": self.entries,
+            "writable_by_others": self.writable_by_others,
         }
 
     @classmethod
@@ -82,6 +84,7 @@ class Findings:
         found.denied = [os.fsencode(path) for path in values["denied"]]
         found.bytes, found.entries = int(values["bytes"]), int(values["entries"])
         found.diff_id = str(values["diff_id"])
+        found.writable_by_others = int(values["writable_by_others"])
         return found
 
 
@@ -142,6 +145,7 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
             _make_again(check, record, task.diff_id, kept, found, lambda done: progress(done, total, False))
             if not notes.copied:
                 found.damages += (Damage(b"", "overwritten", "nothing", "a file") for _ in kept.superfluous())
+        found.writable_by_others = check.writable_by_others
         # A mode that was changed may be what closes a file to its owner.
         damaged = {damage.path for damage in found.damages}
         found.denied = [path for path in dict.fromkeys(check.denied) if path not in damaged]

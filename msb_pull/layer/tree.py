@@ -14,6 +14,7 @@ import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
 from msb_pull.layer.attributes import (
+    DISK_MODES,
     MAX_ID,
     MAX_TIME_NS,
     OVERRIDE_STAT,
@@ -52,10 +53,12 @@ _DEFAULT_ACL = b"system.posix_acl_default"
 class TreeWriter:
     """One layer's tree below ``root``, an open descriptor of an empty directory that nobody else writes to.
 
-    ``exact_modes`` says that the process's umask is 0, so that what is created needs no chmod. Without ``xattrs``
-    nothing is kept of owners and modes but what the disk shows. After :meth:`finish`, ``placed`` says where entries
-    went that did not go where they said, ``turned`` where whiteouts did, ``links.missing`` which hard links wait for a
-    lower layer, ``implied`` which directories had no entry, and ``hollow`` those of them that only whiteouts imply.
+    ``exact_modes`` says that the process's umask takes nothing away that gets onto the disk, so that what is created
+    needs no chmod. Without ``xattrs`` nothing is kept of owners and modes but what the disk shows.
+
+    After :meth:`finish`, ``placed`` says where entries went that did not go where they said, ``turned`` where whiteouts
+    did, ``links.missing`` which hard links wait for a lower layer, ``implied`` which directories had no entry, and
+    ``hollow`` those of them that only whiteouts imply.
     """
 
     def __init__(self, root: int, *, xattrs: bool = True, exact_modes: bool = False) -> None:
@@ -134,7 +137,7 @@ class TreeWriter:
     def _file(
         self, folder: Folder, name: bytes, entry: Entry, kind: int, chunk: Callable[[], memoryview] | None
     ) -> None:
-        mode = entry.mode & 0o777 | 0o600
+        mode = entry.mode & DISK_MODES | 0o600
         try:
             target = open(name, CREATE, mode, dir_fd=folder.descriptor)
         except FileExistsError:

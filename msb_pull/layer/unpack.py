@@ -10,6 +10,7 @@ import isal
 
 import msb_pull
 from msb_pull.errors import LocalError, MsbPullError, local_error
+from msb_pull.layer.attributes import DISK_MODES
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
@@ -44,8 +45,8 @@ def unpack(
 ) -> UnpackReport:
     """Unpacks ``stream`` below the open directory ``root`` and writes its record into the open file ``record``.
 
-    ``exact_modes`` says that the process's umask is 0. Raises LayerError for what is wrong with the layer, OSError
-    (its ``filename`` the path of the entry) for what is wrong with the disk.
+    ``exact_modes`` says that the process's umask leaves the modes as they are. Raises LayerError for what is wrong
+    with the layer, OSError (its ``filename`` the path of the entry) for what is wrong with the disk.
     """
     writer = RecordWriter(record)
     reader = TarReader(stream, limits=options.limits(), record=writer)
@@ -110,7 +111,8 @@ def child_main() -> NoReturn:
     parent, memory, root, record = map(int, sys.argv[1:5])
     options = UnpackOptions.from_arguments(sys.argv[5:])
     stream = RingReader(memory, 0)
-    os.umask(0)
+    # It takes nothing away from the modes that get onto the disk.
+    os.umask(0o777 & ~DISK_MODES)
     # Nothing per entry makes cycles, and looking for some would cost on every few hundred files.
     gc.disable()
     # Once jailed, Python can open no more modules; the text of an error needs a codec.

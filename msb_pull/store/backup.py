@@ -1,7 +1,7 @@
 """What the database knows of our images, once more in small files, from which a lost database is made anew.
 
-``<layers>/.msb-pull/images/<sha256 of the reference>.json`` holds the raw bytes of manifest and config, and what does
-not follow from them. It is written before the rows are, and goes after them.
+``<sha256 of the reference>.json`` in the home's folder beside the layers (:mod:`msb_pull.store.homes`) holds the raw
+bytes of manifest and config, and what does not follow from them. It is written before the rows, and goes after them.
 """
 
 from __future__ import annotations
@@ -95,11 +95,21 @@ class Backup:
                 yield None
 
     def _files(self) -> Iterator[Path]:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            yield from (path for path in self._folder.iterdir() if path.suffix == ".json")
+        return copies_in(self._folder)
 
     def _path(self, reference: str) -> Path:
-        return self._folder / f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
+        return self._folder / copy_name(reference)
+
+
+def copy_name(reference: str) -> str:
+    """The name of the file with the copy of an image."""
+    return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
+
+
+def copies_in(folder: Path) -> Iterator[Path]:
+    """All such files in a folder that may be missing."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield from (path for path in folder.iterdir() if path.suffix == ".json")
 
 
 def _read(path: Path) -> ImageRecord:

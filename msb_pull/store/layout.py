@@ -7,6 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from msb_pull.store.homes import Homes
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,6 +40,7 @@ class Layout:
         self.layers = layers
         self.database_path = home / "oci.db"
         self.own = layers / ".msb-pull"
+        self.homes = Homes(home, layers, self.own)
 
     def layer_dir(self, layer: Name) -> Path:
         """The directory of a layer, there or not."""
@@ -98,7 +101,7 @@ class Layout:
         if self.database_path.exists():
             return True
         try:
-            with os.scandir(self.own / "images") as kept:
+            with os.scandir(self.homes.copies) as kept:
                 return next(kept, None) is not None
         except OSError:
             return False

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["LayerState", "Staging", "Store"]
 
 VERSION = 1
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDERS = ("staging", "partial", "records", "locks", "l", "images")
 
 
@@ -65,10 +67,28 @@ class Store(Layout):
             store._check_version()
             if create:
                 store._make()
+                store.register(needed=False)
             store._check_owner()
         except OSError as error:
             raise local_error(error, home) from error
         return store
+
+    def register(self, *, needed: bool) -> None:
+        """Makes the home known to a layers folder that is not its own; raises LocalError.
+
+        Whoever records an image calls it with ``needed``. Whoever only removes would take its own images for another
+        home's if it was not known, but on a full disk that can wait.
+        """
+
+        def lock() -> AbstractContextManager[None]:
+            return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
+
+        try:
+            self.homes.register(lock, lambda: self.database(create=True))
+        except (OSError, LocalError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if needed or not (isinstance(cause, OSError) and cause.errno in _FULL):
+                raise error if isinstance(error, LocalError) else local_error(error, self.own) from error
 
     def database(self, *, create: bool) -> Database:
         """Opens the database, made anew from what is kept beside the layers if it is lost or damaged.
@@ -84,7 +104,7 @@ class Store(Layout):
 
         return Recovery(
             self.database_path,
-            Backup(self.own / "images", sync=self._sync),
+            Backup(self.homes.copies, sync=self._sync),
             lock,
             self._warn,
             create=create,
@@ -304,15 +324,20 @@ class Store(Layout):
             os.replace(draft, self.own / "version")
 
     def _check_owner(self) -> None:
-        """Warns of a store that somebody else owns or may write to: its layers can be changed unseen."""
+        """Warns of a store that somebody else owns or may write to: its database and layers can be changed unseen."""
         try:
             facts = os.stat(self.layers)
         except FileNotFoundError:
             return
         if facts.st_uid != os.geteuid():
             self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); files made now will not")
-        elif facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            self._warn(f"{self.layers} can be written to by other users; `chmod go-w` closes it")
+            return
+        loose = [str(x) for x in (self.home, self.layers) if x.exists() and x.stat().st_mode & _OTHERS_WRITE]
+        if loose:
+            import shlex
+
+            names = " ".join(map(shlex.quote, loose))
+            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` ends that")
 
 
 def _make_private(folder: Path) -> None:

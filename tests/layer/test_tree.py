@@ -146,7 +146,7 @@ def test_a8_a9_impossible_names_are_refused(layer, entry, why):
 def test_a9_the_root_takes_its_facts_from_its_entry(layer, name):
     report = extract(layer, directory(name, uid=7, mode=0o1777, mtime=1234), reg(b"f"))
     assert override(layer) == "7:0:041777"
-    assert layer.stat().st_mode & 0o7777 == 0o777
+    assert layer.stat().st_mode & 0o7777 == 0o755
     assert layer.stat().st_mtime == 1234
     assert b"" not in report.implied
 
@@ -571,7 +571,7 @@ def test_a43_device_numbers_out_of_range_are_refused(layer, major, minor):
 
 def test_a44_no_set_uid_bit_reaches_the_disk(layer):
     extract(layer, reg(b"su", mode=0o4755), reg(b"sg", mode=0o2755), directory(b"t", mode=0o1777), hdr(b"c", typ=b"6"))
-    assert [(layer / name).stat().st_mode & 0o7777 for name in ("su", "sg", "t")] == [0o755, 0o755, 0o777]
+    assert [(layer / name).stat().st_mode & 0o7777 for name in ("su", "sg", "t")] == [0o755, 0o755, 0o755]
     assert override(layer / "su") == "0:0:0104755"
 
 
@@ -583,7 +583,7 @@ def test_a44_a_set_gid_directory_above_passes_nothing_on(layer):
     assert found == [0, 0, 0, 0]
 
 
-MODES = [0, 0o200, 0o400, 0o444, 0o555, 0o111, 0o644, 0o755, 0o777, 0o4755, 0o7777]
+MODES = [0, 0o200, 0o400, 0o444, 0o555, 0o111, 0o644, 0o666, 0o755, 0o775, 0o777, 0o4755, 0o7777]
 
 
 @pytest.mark.parametrize("mask", [0o077, 0, 0o777])
@@ -599,8 +599,8 @@ def test_a45_a46_every_mode_whatever_the_umask(layer, mask):
     finally:
         os.umask(before)
     for mode in MODES:
-        assert (layer / f"f{mode:o}").stat().st_mode & 0o7777 == (mode & 0o777) | 0o600
-        assert (layer / f"d{mode:o}").stat().st_mode & 0o7777 == (mode & 0o777) | 0o700
+        assert (layer / f"f{mode:o}").stat().st_mode & 0o7777 == (mode & 0o755) | 0o600
+        assert (layer / f"d{mode:o}").stat().st_mode & 0o7777 == (mode & 0o755) | 0o700
         assert override(layer / f"f{mode:o}") == f"0:0:0{stat.S_IFREG | mode:o}"
         assert override(layer / f"d{mode:o}") == f"0:0:0{stat.S_IFDIR | mode:o}"
     assert (layer / "implied").stat().st_mode & 0o7777 == 0o755

@@ -139,6 +139,9 @@ def test_d25_a_store_that_others_may_write_to_is_warned_of(tmp_path):
     store.layers.chmod(0o770)
     Store.open(tmp_path / "home", warn=warnings.append)
     assert "written to by other users" in warnings[0]
+    store.home.chmod(0o702)
+    Store.open(tmp_path / "home", warn=warnings.append)
+    assert f"`chmod go-w {store.home} {store.layers}`" in warnings[1]
 
 
 def test_d23_a_store_of_another_user_is_warned_of(tmp_path, monkeypatch):
