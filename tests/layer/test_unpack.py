@@ -35,6 +35,8 @@ from tests.layer.archive import (
     xattr,
 )
 
+pytestmark = pytest.mark.disk
+
 LAYER = [
     directory(b"./", uid=3, mode=0o755),
     *(

@@ -22,6 +22,8 @@ from tests.conftest import REPOSITORY, program_environment
 from tests.store.support import digest, fill, publish
 from tests.unprivileged import as_nobody, folder_of_nobody
 
+pytestmark = pytest.mark.disk
+
 KEY = LayerKey(digest("x"))
 
 
