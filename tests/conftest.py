@@ -13,10 +13,13 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.mounts import KINDS, mount, unmount
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
@@ -24,11 +27,15 @@ REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
 KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
 
-
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    kinds = [kind for kind in KINDS if kind != "vfat"]
+    parser.addoption("--on", choices=kinds, help="put all temporary folders on a file system of this kind (root)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """What tests mount is seen by this process and its children alone, and is gone with them however they end.
 
     A run that was killed would otherwise leave a dead mount in a temporary folder that no later run can remove.
@@ -37,6 +44,19 @@ def pytest_configure() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) == 0:
             libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    # The processes of xdist are children of the one that mounts.
+    if (kind := config.getoption("on")) and not hasattr(config, "workerinput"):
+        place = Path(tempfile.mkdtemp(prefix=f"msb-pull-{kind}-"))
+        folder = place / "disk"
+        folder.mkdir()
+        place.chmod(0o755)
+        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
+        if why := mount(kind, folder, "4G"):
+            raise pytest.UsageError(f"--on {kind}: {why}")
+        config.add_cleanup(lambda: unmount(folder))
+        folder.chmod(0o1777)
+        os.environ["TMPDIR"] = str(folder)
+        tempfile.tempdir = None
 
 
 # A machine that is busy with other things must not fail a property.

@@ -34,6 +34,7 @@ from msb_pull.source.credentials import CredentialStore
 from msb_pull.source.registry import RegistryClient, RegistryOptions
 from msb_pull.source.retry import Clock
 from msb_pull.store.store import Store
+from tests.counting import wait_for
 from tests.fault_auth import TokenService, errors
 from tests.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.make_sample import BASE, TOP, file, folder, layer_tar
@@ -429,10 +430,8 @@ def test_killed_at_half_of_a_large_layer_then_at_most_the_rest_is_fetched(tmp_pa
         registry.set_total_rate(25e6)
         home = Home(tmp_path)
         process = home.start("pull", "-q", *LINUX, name)
-        end = time.monotonic() + 60
-        while registry.bytes_sent(blob) < len(layer) / 2:
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.005)
+        wait_for(lambda: process.poll() is not None or registry.bytes_sent(blob) >= len(layer) / 2, 60)
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=10)
         registry.set_total_rate(None)

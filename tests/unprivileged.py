@@ -49,6 +49,6 @@ def as_nobody(command: list[str], reachable: list[Path]) -> list[str]:
 @contextmanager
 def folder_of_nobody():
     """A temporary folder that uid 65534 owns and reaches (pytest's own lie below a 0700 folder)."""
-    with tempfile.TemporaryDirectory(prefix="msb-pull-nobody-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="msb-pull-nobody-") as name:
         os.chown(name, NOBODY, NOBODY)
         yield Path(name)

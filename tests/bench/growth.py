@@ -1,6 +1,6 @@
-"""Measures how time and memory of a pull grow with entries, layers and file sizes.
+"""Measures how time and memory of a pull grow with entries, layers, file sizes and holes.
 
-    python tests/bench/growth.py [entries] [layers] [sizes] [--most 1000000] [--rounds 1] [--out DIR]
+    python tests/bench/growth.py [entries] [layers] [sizes] [segments] [--most 1000000] [--rounds 1] [--out DIR]
 
 Images are made on the way (OCI layouts in $RIG/store/growth, deleted afterwards) and pulled cold from there, so that no
 network takes part. "To the step before" compares the CPU time per unit: 1.0 is linear. Elapsed time also holds the
@@ -27,6 +27,7 @@ WORK = RIG / "store" / "growth"
 ENTRIES = (1_000, 10_000, 100_000, 300_000, 1_000_000)
 LAYERS = (1, 8, 32, 127)
 SIZES = (1_000, 1_000_000, 100_000_000, 1_000_000_000, 5_000_000_000)
+SEGMENTS = (1_000, 8_000, 64_000)
 OCI = "application/vnd.oci.image"
 
 
@@ -75,6 +76,20 @@ def one_file(out, size: int) -> None:
     while left:
         left -= out.write(source.read(min(left, 1 << 20)))
     out.write(bytes(-size % 512))
+
+
+def sparse_files(out, segments: int, count: int = 20) -> None:
+    """``count`` files of as many holes, with their maps before their bytes (GNU tar's manual, format 1.0)."""
+    lines = b"%d\n" % segments + b"".join(b"%d\n1\n" % (2 * number + 1) for number in range(segments))
+    body = lines + bytes(-len(lines) % 512) + b"x" * segments
+    for number in range(count):
+        info = tarfile.TarInfo(f"sparse{number}")
+        info.size, info.mtime, info.mode = len(body), 1_700_000_000, 0o644
+        info.pax_headers = {
+            "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": info.name,
+            "GNU.sparse.realsize": str(2 * segments + 1),
+        }  # fmt: skip
+        out.write(info.tobuf(tarfile.PAX_FORMAT) + body + bytes(-len(body) % 512))
 
 
 class Layout:
@@ -128,6 +143,8 @@ def make(axis: str, amount: int, folder: Path) -> None:
     elif axis == "layers":
         for number in range(amount):
             layout.layer(lambda out, number=number: small_files(out, 100, number * 1000))
+    elif axis == "segments":
+        layout.layer(lambda out: sparse_files(out, amount))
     else:
         layout.layer(lambda out: one_file(out, amount))
     layout.close()
@@ -166,8 +183,8 @@ def grow(axis: str, steps: list[int], rounds: int) -> tuple[list[Run], str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    axes = {"entries": ENTRIES, "layers": LAYERS, "sizes": SIZES}
-    parser.add_argument("axes", nargs="*", metavar="AXIS", help="entries, layers, sizes; default: all")
+    axes = {"entries": ENTRIES, "layers": LAYERS, "sizes": SIZES, "segments": SEGMENTS}
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help="entries, layers, sizes, segments; default: all")
     parser.add_argument("--most", type=int, default=None, help="leave out the steps above this amount")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RIG / "bench")

@@ -71,6 +71,13 @@ class Place:
         )  # fmt: skip
         return Said(done.returncode, self.alike(done.stdout), self.alike(done.stderr))
 
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Starts the program and leaves it running."""
+        return subprocess.Popen(
+            self.argv(*words), env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
     def alike(self, text: str) -> str:
         """``text`` without what differs from run to run."""
         base, top = self.added.layer_digests

@@ -113,7 +113,8 @@ class Screen:
     def wait(self, condition, seconds=15.0):
         end = time.monotonic() + seconds
         while not condition(rows := self.rows()):
-            assert time.monotonic() < end, "\n".join(rows)
+            if time.monotonic() > end:
+                pytest.fail("\n".join(rows))
             time.sleep(0.05)
         return rows
 

@@ -33,6 +33,8 @@ from tests.layer.archive import (
 )
 from tests.unprivileged import as_nobody, folder_of_nobody
 
+pytestmark = pytest.mark.disk
+
 KINDS = {
     stat.S_IFREG: "0100",
     stat.S_IFDIR: "040",
@@ -225,7 +227,7 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree, "set_attribute", full)
-        report = extract(tmp_path / "l", attributes_of((b"user.big", b"x" * 5000), (b"user.small", b"y")), reg(b"f"))
+        report = extract(tmp_path / "l", attributes_of((b"user.big", b"x" * 70_000), (b"user.small", b"y")), reg(b"f"))
     assert override(tmp_path / "l/f") == "0:0:0100644"
     assert names(tmp_path / "l/f") == ["user.small"]
     assert len(report.warnings) == 1

@@ -26,6 +26,8 @@ from tests.layer.archive import (
     xattr,
 )
 
+pytestmark = pytest.mark.disk
+
 
 def refused(layer, *entries, why, **options):
     with pytest.raises(LayerError, match=why) as caught:
@@ -180,7 +182,7 @@ def test_a11_a_long_component_in_a_known_directory(layer):
 
 def test_a12_thousands_of_levels_are_refused(layer):
     refused(layer, reg(b"d/" * 5000 + b"f"), why="deeper than 1024")
-    refused(layer, directory(b"d/" * 800), symlink(b"s", b"d/" * 800), reg(b"s/" + b"e/" * 400 + b"f"), why="deeper")
+    refused(layer, directory(b"d/" * 500), symlink(b"s", b"d/" * 500), reg(b"s/" + b"e/" * 600 + b"f"), why="deeper")
 
 
 def test_a13_control_characters_are_escaped_in_messages(layer):
@@ -628,7 +630,8 @@ def test_a49_times_to_the_nanosecond(layer, seconds, expected):
 @pytest.mark.parametrize("seconds", [b"9223372036854775807", b"99999999999999999999"])
 def test_a49_times_beyond_every_file_system(layer, seconds):
     extract(layer, pax((b"mtime", seconds)), reg(b"f"), pax((b"mtime", seconds)), directory(b"d"))
-    assert (layer / "f").stat().st_mtime > 2**31 < (layer / "d").stat().st_mtime
+    # Some file systems end in 2038.
+    assert (layer / "f").stat().st_mtime >= 2**31 - 1 <= (layer / "d").stat().st_mtime
 
 
 def test_a50_access_time_is_the_modification_time(layer):

@@ -20,6 +20,7 @@ from msb_pull.layer.limits import LayerError
 from msb_pull.layer.settle import Settled
 from msb_pull.layer.unpack import LayerProcess, UnpackOptions, UnpackReport
 from tests.conftest import REPOSITORY
+from tests.counting import wait_for
 from tests.layer.archive import (
     END,
     assert_proven,
@@ -33,6 +34,8 @@ from tests.layer.archive import (
     tree,
     xattr,
 )
+
+pytestmark = pytest.mark.disk
 
 LAYER = [
     directory(b"./", uid=3, mode=0o755),
@@ -227,13 +230,11 @@ def test_a_staging_directory_that_is_a_symlink_is_refused(tmp_path):
 # Life and death
 
 
-def test_killing_is_quick_and_may_be_repeated(start):
+def test_killing_may_be_repeated(start):
     process = start()
     process.write(b"".join(LAYER)[:1000])
-    began = time.monotonic()
     for _ in range(3):
         process.kill()
-    assert time.monotonic() - began < 1
 
 
 def test_killing_after_the_end(start):
@@ -370,10 +371,7 @@ def test_a_child_dies_with_its_parent(tmp_path, jailed):
         time.sleep(0.3)
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + 2
-        while _is_running(pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not _is_running(pid)
+        wait_for(lambda: not _is_running(pid))
 
 
 def _is_running(pid: int) -> bool:

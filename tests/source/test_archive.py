@@ -461,10 +461,8 @@ def test_closed_standard_input(local):
 
 def test_cancelled_while_waiting_for_input(local):
     threading.Timer(0.3, local.cancel.set).start()
-    started = time.monotonic()
     with pytest.raises(Cancelled):
         piped(local, None)
-    assert time.monotonic() - started < 2
 
 
 def test_cancelled_before_reading(local, docker, tmp_path):

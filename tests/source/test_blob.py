@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import pytest
 
@@ -12,7 +11,7 @@ from msb_pull import events
 from msb_pull.errors import ContentError, NetworkError, NotFoundError
 from msb_pull.readers import BlobReader, DigestMismatch
 from tests.fault_registry import Fault
-from tests.source.support import LAYER, cancelled_within, describe, drain, name
+from tests.source.support import LAYER, describe, drain, hears_a_cancel, name
 
 SIZE = len(LAYER)
 
@@ -73,10 +72,8 @@ def test_b76_a_wrong_length_is_refused_before_reading(registry, bench, image, fa
 
 def test_b76_an_endless_body_is_left_after_one_byte_too_many(registry, bench, image):
     registry.always("/blobs/", Fault(endless=True))
-    started = time.monotonic()
     with pytest.raises(ContentError, match="longer than the manifest says"):
         bench().blob(image, LAYER)
-    assert time.monotonic() - started < 5
 
 
 def test_b76_a_short_body_without_length_is_no_success(registry, bench, image):
@@ -264,19 +261,19 @@ def test_b45_a_trickle_is_as_good_as_broken(registry, bench, image):
 def test_b46_a_cancel_is_heard_while_nothing_arrives(registry, bench, image):
     registry.script("/blobs/", Fault(stall_after=1000))
     here = bench()
-    assert cancelled_within(here, lambda: here.blob(image, LAYER)) < 0.6
+    hears_a_cancel(here, lambda: here.blob(image, LAYER))
 
 
 def test_b46_a_cancel_is_heard_before_the_first_byte_of_an_answer(registry, bench, image):
     registry.script("/blobs/", Fault(delay=30))
     here = bench()
-    assert cancelled_within(here, lambda: here.blob(image, LAYER)) < 0.6
+    hears_a_cancel(here, lambda: here.blob(image, LAYER))
 
 
 def test_b46_a_cancel_is_heard_while_waiting_for_another_try(registry, bench, image):
     registry.always("/blobs/", Fault(status=503))
     here = bench(real_time=True)
-    assert cancelled_within(here, lambda: here.blob(image, LAYER)) < 0.6
+    hears_a_cancel(here, lambda: here.blob(image, LAYER))
 
 
 def test_b87_slots_come_free_when_a_stream_is_left_early(registry, bench):
@@ -323,11 +320,19 @@ def test_a_missing_blob_is_not_found(registry, bench, image):
 def test_limit_rate_holds_for_all_threads_together(registry, bench):
     blobs = [random.Random(n).randbytes(100_000) for n in range(4)]
     registry.add_image("acme/app", "1", blobs)
-    source = bench(real_time=True, limit_rate=400_000).source(name(registry))
-    started = time.monotonic()
+    here = bench(limit_rate=400_000)
+    source = here.source(name(registry))
     threads = [threading.Thread(target=drain, args=(source, describe(x))) for x in blobs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert 0.8 < time.monotonic() - started < 1.6
+    # A tenth of a second is free. Waits side by side count one by one here, so that there is no upper bound.
+    assert here.time.passed > 0.899
+
+
+def test_limit_rate_waits_no_longer_than_it_says(registry, bench, image):
+    here = bench(limit_rate=SIZE * 2)
+    for _ in range(4):
+        here.blob(image, LAYER)
+    assert 1.899 < here.time.passed < 2.001

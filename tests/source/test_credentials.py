@@ -8,7 +8,6 @@ import json
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from msb_pull.errors import UsageError
 from msb_pull.source import helpers
 from msb_pull.source.auth_file import HUB_KEY, Credential
 from msb_pull.source.credentials import CredentialStore
-from tests.source.support import cancelled_within
+from tests.source.support import hears_a_cancel
 
 
 def encoded(username: str, password: str) -> str:
@@ -259,18 +258,16 @@ def test_b28_helpers_that_are_not_there(home, name):
 
 
 def test_b28_a_helper_that_hangs(home):
-    home.helper("x", "exec sleep 30")
-    started = time.monotonic()
+    home.helper("x", "exec sleep 1000")
     with pytest.raises(helpers.HelperError, match="did not answer"):
         helpers.ask("x", "k", home.environment, threading.Event(), timeout=0.5)
-    assert time.monotonic() - started < 3
 
 
 def test_b28_a_helper_that_hangs_hears_a_cancel(home, bench):
-    home.helper("x", "exec sleep 30")
+    home.helper("x", "exec sleep 1000")
     home.docker({"credsStore": "x"})
     here = bench(home.store())
-    assert cancelled_within(here, lambda: home.store().find("ghcr.io", "a", cancel=here.cancel)) < 1
+    hears_a_cancel(here, lambda: home.store().find("ghcr.io", "a", cancel=here.cancel))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from msb_pull.source.adapter import CONNECT_TIMEOUT
 from msb_pull.source.credentials import CredentialStore
 from tests.fault_registry import Fault, FaultRegistry
 from tests.source.raw import RawServer, answer, read_head, trickle
-from tests.source.support import LAYER, cancelled_within, name
+from tests.source.support import LAYER, hears_a_cancel, name
 from tests.source.test_transport import silent_server
 from tests.test_proxies import NAME, Proxy, context_for
 
@@ -247,4 +247,4 @@ def test_a_cancel_is_heard_through_a_proxy_in_tls(bench, monkeypatch, tmp_path):
         server.always("/blobs/", Fault(delay=30))
         monkeypatch.setenv("HTTPS_PROXY", f"https://{proxy.host}")
         here = bench(CredentialStore.nobody({"SSL_CERT_FILE": str(tmp_path / "ca.pem")}))
-        cancelled_within(here, lambda: here.blob(f"{NAME}/acme/app:1", LAYER), after=1.0)
+        hears_a_cancel(here, lambda: here.blob(f"{NAME}/acme/app:1", LAYER), after=1.0)

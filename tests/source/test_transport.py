@@ -17,7 +17,7 @@ import requests
 
 from msb_pull import __version__, events
 from msb_pull.errors import AccessError, ExitCode, LocalError, NetworkError, NotFoundError, UsageError
-from msb_pull.source import redact
+from msb_pull.source import connecting, redact
 from msb_pull.source.credentials import CredentialStore
 from msb_pull.source.endpoint import endpoints, is_loopback
 from msb_pull.source.proxies import proxies_for
@@ -25,7 +25,7 @@ from msb_pull.source.retry import retry_after
 from msb_pull.source.tls import SHARED, TrustStore
 from tests.fault_auth import TokenService, basic, errors, require_basic
 from tests.fault_registry import Fault, FaultRegistry
-from tests.source.support import LAYER, Tunnel, cancelled_within, describe, name, server_context
+from tests.source.support import LAYER, Tunnel, describe, hears_a_cancel, name, server_context
 
 
 @pytest.fixture
@@ -192,11 +192,9 @@ def test_b33_nobody_there_is_told_at_once(bench):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = bench()
-    started = time.monotonic()
     with pytest.raises(NetworkError, match=f"no answer from 127.0.0.1:{port}") as caught:
         here.resolve(f"127.0.0.1:{port}/a/b:1")
     assert caught.value.cause == "connection refused"
-    assert time.monotonic() - started < 1
     assert here.time.waits == []
 
 
@@ -409,7 +407,7 @@ def test_b37_socks_without_pysocks_says_so(bench, monkeypatch):
 
 
 def test_an_address_that_does_not_answer_is_joined_by_the_next(registry, bench, image, monkeypatch):
-    """Broken IPv6 is common: the first address says nothing, the second is used within a second."""
+    """Broken IPv6 is common: the first address says nothing, which must not cost the time a connection may take."""
     real = socket.getaddrinfo
 
     def lookup(host, port, *arguments, **named):
@@ -422,12 +420,12 @@ def test_an_address_that_does_not_answer_is_joined_by_the_next(registry, bench, 
         )
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    begun, start = [], connecting._Race._start
+    monkeypatch.setattr(connecting._Race, "_start", lambda race, to: begun.append(to[4][0]) or start(race, to))
     with silent_server("127.0.0.2") as silent:
-        started = time.monotonic()
-        bench(plain_http=frozenset({f"two.localhost:{registry.port}"})).resolve(
-            f"two.localhost:{registry.port}/acme/app:1"
-        )
-    assert 0.2 < time.monotonic() - started < 2
+        host = f"two.localhost:{registry.port}"
+        bench(plain_http=frozenset({host}), timeout=600.0).resolve(f"{host}/acme/app:1")
+    assert begun == ["127.0.0.2", "127.0.0.1"]
 
 
 @contextlib.contextmanager
@@ -487,26 +485,26 @@ def test_b45_a_connect_that_hangs_hears_a_cancel(bench):
     with silent_server() as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
         here = bench(plain_http=frozenset({host}))
-        assert cancelled_within(here, lambda: here.resolve(f"{host}/a/b:1")) < 0.6
+        hears_a_cancel(here, lambda: here.resolve(f"{host}/a/b:1"))
 
 
 def test_b46_a_tls_hello_that_is_never_answered_hears_a_cancel(bench):
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = bench()
-        assert cancelled_within(here, lambda: here.resolve(f"127.0.0.1:{server.getsockname()[1]}/a/b:1")) < 0.6
+        hears_a_cancel(here, lambda: here.resolve(f"127.0.0.1:{server.getsockname()[1]}/a/b:1"))
 
 
 def test_b46_a_name_that_takes_for_ever_hears_a_cancel(bench, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", slow_lookup(socket.getaddrinfo))
     here = bench()
-    assert cancelled_within(here, lambda: here.resolve("slow.localhost:1/a/b:1")) < 0.6
+    hears_a_cancel(here, lambda: here.resolve("slow.localhost:1/a/b:1"))
 
 
 def slow_lookup(real):
     def lookup(host, *arguments, **named):
         if named.get("flags"):
             return real(host, *arguments, **named)
-        time.sleep(2)
+        time.sleep(60)
         raise socket.gaierror(socket.EAI_AGAIN, "later")
 
     return lookup

@@ -56,9 +56,8 @@ def test_d1_one_waits_for_the_other_and_says_for_whom(folder):
     told: list[str] = []
     with holder(folder) as process:
         threading.Timer(1.4, process.kill).start()
-        started = time.monotonic()
         with hold(Locks(folder), on_wait=told.append):
-            assert 1.2 < time.monotonic() - started < 4
+            assert process.wait(10) == -9
     assert told == [f"msb-pull (pid {process.pid})"]
 
 
@@ -94,10 +93,8 @@ def test_cancelled_while_waiting_for_a_process(folder):
     cancel = threading.Event()
     with holder(folder):
         threading.Timer(0.3, cancel.set).start()
-        started = time.monotonic()
         with pytest.raises(Cancelled), hold(Locks(folder), cancel=cancel):
             pass
-        assert time.monotonic() - started < 0.8
 
 
 def test_d2_threads_of_one_process_queue(folder):

@@ -15,6 +15,8 @@ from msb_pull.store import exchange
 from msb_pull.store.store import LayerState, Store
 from tests.store.support import NEVER, digest, publish, pull
 
+pytestmark = pytest.mark.disk
+
 REAL_RENAME = os.rename
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,11 @@ from msb_pull.store import probe
 from msb_pull.store.store import Store
 from tests.imagebuild import simple_layout
 from tests.make_sample import BASE, TOP, file, layer_tar
+from tests.mounts import mounted
 from tests.store.support import NEVER, publish
 from tests.treecompare import describe
+
+pytestmark = pytest.mark.disk
 
 
 @pytest.fixture
@@ -68,28 +69,6 @@ def test_trouble_of_another_kind_is_told_as_such(store, monkeypatch):
     monkeypatch.setattr(os, "setxattr", full)
     with pytest.raises(LocalError, match="no space left"):
         store.check_file_system(need_xattrs=True)
-
-
-@contextmanager
-def mounted(tmp_path, kind: str, size: str, *options: str):
-    """A small file system of its own; needs root and loop devices."""
-    maker = shutil.which(f"mkfs.{kind}") or shutil.which(f"mkfs.{kind}", path="/sbin:/usr/sbin")
-    if os.geteuid() != 0 or (kind != "tmpfs" and maker is None):
-        pytest.skip(f"cannot make a {kind}")
-    folder, image = tmp_path / "mounted", tmp_path / "image"
-    folder.mkdir()
-    if kind == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-    else:
-        subprocess.run(["truncate", "-s", size, image], check=True)
-        subprocess.run([maker, *options, str(image)], check=True, capture_output=True)
-        command = ["mount", "-o", "loop", str(image), str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip(f"cannot mount a {kind}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_d32_fat(tmp_path):
@@ -159,7 +138,7 @@ def test_a_file_system_that_does_not_tell_its_size(store, monkeypatch):
 
 
 def test_d34_without_inodes_the_message_counts_them(tmp_path):
-    with mounted(tmp_path, "ext4", "4M", "-q", "-F", "-N", "32") as folder:
+    with mounted(tmp_path, "ext4", "4M", "-F", "-N", "32") as folder:
         store = Store.open(folder / "home")
         for number in range(64):
             try:

@@ -22,6 +22,8 @@ from tests.make_sample import BASE, TOP, file, layer_tar
 from tests.store.support import NEVER
 from tests.treecompare import describe
 
+pytestmark = pytest.mark.disk
+
 LONG = "n" * 252
 
 

@@ -1,0 +1,53 @@
+"""What takes the place of a clock in tests: waiting for something that will be, and counting what is done.
+
+How long a thing takes says something of the machine and what else it does; how often something is done is the same
+everywhere. How time grows is measured by ``tests/bench/growth.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 30.0, pause: float = 0.005) -> T:
+    """What ``condition`` returns, once that counts as true; a test that waits in vain for so many seconds fails."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds:g} s in vain")
+        time.sleep(pause)
+    return found
+
+
+def steps(action: Callable[[], Any]) -> int:
+    """How many lines of Python the calling thread runs in ``action`` and how many functions it calls, those in C too.
+
+    Twice as many things to do should be twice as many steps. What one call into C does with much data is not seen.
+    """
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "c_call"
+
+    former = sys.gettrace(), sys.getprofile()
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    try:
+        action()
+    finally:
+        sys.settrace(former[0])
+        sys.setprofile(former[1])
+    return count
