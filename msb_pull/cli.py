@@ -68,6 +68,7 @@ def _root(
         "limit_rate",
         "max_layer_size",
         "max_entries",
+        "max_window",
     ),
     examples="""\
 msb-pull pull ubuntu:22.04

@@ -184,6 +184,7 @@ class Transfer:
             self._store,
             self._source,
             UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs),
+            max_window=options.max_window,
             image=self._name,
             observer=self._observer,
             stopped=self._stopped,
