@@ -37,7 +37,7 @@ GROUND = {"errors", "escape", "events", "config", "config_file", "places", "read
 # The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {
     *("prover", "prove", "check", "expected", "recreate"),
-    *("limits", "names", "report", "ring", "unpack", "jail", "record"),
+    *("limits", "names", "report", "ring", "unpack", "jail", "seccomp", "group", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),
     *("kept", "holes", "keeping", "standing", "derive", "lowers"),

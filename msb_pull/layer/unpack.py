@@ -10,6 +10,7 @@ import isal
 
 import msb_pull
 from msb_pull.errors import LocalError, MsbPullError, local_error
+from msb_pull.layer.group import ProcessGroup
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
@@ -34,8 +35,6 @@ _ENTRY_ERRORS = {
     errno.EINVAL: "the file system does not take its name",
     errno.EFBIG: "the file is larger than the limit",
 }
-# A child that was killed gets this long to vanish; only a broken disk or kernel holds it longer.
-_KILL_SECONDS = 5.0
 _PIECE = 1 << 16
 
 
@@ -96,8 +95,8 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     return report
 
 
-# The child: 0 is the socket of the ring, 1 takes the report; arguments are the parent's id, descriptors of the ring's
-# memory, root and record, options.
+# The child: 0 is the socket of the ring, 1 takes the report, a line; arguments are the parent's id, descriptors of the
+# ring's memory, root and record, options.
 
 
 def child_main() -> NoReturn:
@@ -139,6 +138,7 @@ def _say(answer: dict[str, Any]) -> None:
         data += piece
         if len(data) > _PIECE:
             del data[: os.write(1, data)]
+    data += b"\n"
     while data:
         del data[: os.write(1, data)]
 
@@ -197,6 +197,7 @@ class LayerProcess:
             raise
         finally:
             self._ring.started()
+        self._group = ProcessGroup(self._process)
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
@@ -226,21 +227,14 @@ class LayerProcess:
         raise error
 
     def kill(self) -> None:
-        """Ends the child if it still runs. Any thread may call it, any number of times."""
-        import subprocess
-
-        process = self._process
-        if process.poll() is None:
-            process.kill()
-        try:
-            process.wait(_KILL_SECONDS)
-        except subprocess.TimeoutExpired:
+        """Ends the child and what it may have started. Any thread may call it, any number of times."""
+        if not self._group.end():
             return
         # A write that waited for the child has failed by now, and lets go.
         with self._lock:
             self._answer = self._answer or LocalError("the unpacking process was ended")
             self._ring.close()
-            for stream in (process.stdout, process.stderr):
+            for stream in (self._process.stdout, self._process.stderr):
                 assert stream is not None
                 stream.close()
 
@@ -250,12 +244,32 @@ class LayerProcess:
 
         with contextlib.suppress(ConnectionError):
             self._ring.end()
-        out, err = self._process.communicate()
+        out = self._heard()
+        # Nothing may be published while one of them could still write into it.
+        if not self._group.end():
+            return LocalError(
+                "what the unpacking process started does not end", hint="look for its processes, then pull again"
+            )
         try:
             answer = json.loads(out)
         except ValueError:
-            return self._crashed(err)
-        return answer if isinstance(answer, dict) else self._crashed(err)
+            return self._crashed()
+        return answer if isinstance(answer, dict) else self._crashed()
+
+    def _heard(self) -> bytes:
+        """The child's last line, or what there is of it at its end."""
+        import contextlib
+
+        assert self._process.stdout is not None
+        out, handle = bytearray(), self._process.stdout.fileno()
+        # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
+        while not out.endswith(b"\n") and (piece := os.read(handle, _PIECE)):
+            out += piece
+        if not out.endswith(b"\n") and hasattr(os, "waitid"):
+            # How it ends is all there will be to say; kill() may have heard that already.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return bytes(out)
 
     def _error(self, answer: dict[str, Any]) -> MsbPullError:
         if "layer" in answer:
@@ -268,7 +282,14 @@ class LayerProcess:
             where = os.fsdecode(os.path.join(os.fsencode(where), as_bytes(name).lstrip(b"/")))
         return local_error(OSError(number, os.strerror(number), where), self._staging)
 
-    def _crashed(self, stderr: bytes) -> MsbPullError:
+    def _crashed(self) -> MsbPullError:
+        assert self._process.stderr is not None
+        handle = self._process.stderr.fileno()
+        os.set_blocking(handle, False)
+        try:
+            stderr = os.read(handle, _PIECE)
+        except BlockingIOError:
+            stderr = b""
         lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
         status = self._process.returncode
         if status < 0:
