@@ -20,6 +20,10 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         # It came while modules were loaded; nothing has been done yet that would have to be told of.
         code = 130
+    except MemoryError:
+        # Not even the modules that tell of errors may fit.
+        os.write(2, b"error: out of memory\n  hint: raise what limits it (`ulimit -v`, the memory of a container)\n")
+        code = 7
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

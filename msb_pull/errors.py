@@ -110,8 +110,34 @@ class Cancelled(MsbPullError):
     kind = "cancelled"
 
 
+def exhausted(error: BaseException) -> LocalError | None:
+    """What to raise (the limit) when the system has no memory, thread or process left; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    # Python has no error of its own for threads; a library that finds no room is one that cannot be imported.
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return no_more_tasks()
+    unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
+        return LocalError(
+            "out of memory",
+            hint="raise what limits it (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+        )
+    return None
+
+
+def no_more_tasks(cause: str | None = None) -> LocalError:
+    """No thread or process can be started. The kernel's reason is of little use: it is the same for every limit."""
+    return LocalError(
+        "no more threads or processes can be started",
+        cause=cause,
+        hint="raise their limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
+    )
+
+
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
+    if spent := exhausted(error):
+        return spent
     # Of two names (symlink, link, rename) the second is the one that was to be made.
     named = error.filename2 or error.filename
     where = os.fsdecode(named) if named else os.fspath(path)

@@ -32,7 +32,19 @@ WORK = {
     *("api", "pull", "plan", "fetch", "handoff", "transfer"),
     *("verify", "proof", "repair", "prune", "save", "listing", "merge", "select"),
 }
-GROUND = {"errors", "escape", "events", "config", "config_file", "places", "readers", "remove", "sizes"}
+GROUND = {
+    "errors",
+    "escape",
+    "events",
+    "config",
+    "config_file",
+    "places",
+    "readers",
+    "remove",
+    "sizes",
+    "threads",
+    "pools",
+}
 
 # The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {

@@ -1,17 +1,57 @@
-"""A child process that leads a process group of its own, and its end together with all that it has started."""
+"""A child process that leads a process group of its own: its start, and its end together with all it has started."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+
+import isal
+
+import msb_pull
+from msb_pull.errors import exhausted, no_more_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Sequence
 
 # What was killed gets this long to vanish; only a broken disk or kernel holds it longer.
 _PATIENCE = 5.0
 _INTERVAL = 0.01
+_PATHS = "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
+
+
+def start_child(
+    code: str, words: Sequence[str], *, stdin: int, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Runs ``code`` in an interpreter that has the standard library, this package and ISA-L alone, and no environment.
+
+    Raises LocalError when there can be no more processes, OSError for any other reason.
+    """
+    import subprocess
+    from pathlib import Path
+
+    paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+    try:
+        return subprocess.Popen(
+            # Isolated, without site-packages.
+            [sys.executable, "-I", "-S", "-B", "-c", _PATHS + code, *paths, *words],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=pass_fds,
+            env={},
+            cwd="/",
+            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
+            start_new_session=True,
+        )
+    except OSError as error:
+        # A program that cannot be run has a name, a process that cannot be made has none.
+        if error.filename is None:
+            raise exhausted(error) or no_more_tasks(error.strerror) from None
+        raise
 
 
 class ProcessGroup:

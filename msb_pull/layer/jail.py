@@ -181,6 +181,13 @@ def _checked(result: int) -> int:
     return result
 
 
+def is_short_of_memory() -> bool:
+    """Whether this process was given less memory than any layer may take."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] < _MEMORY
+
+
 def _limit_resources(max_file_size: int) -> None:
     import resource
     import signal

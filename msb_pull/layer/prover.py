@@ -12,10 +12,8 @@ import select
 import sys
 import time
 
-import isal
-
-import msb_pull
 from msb_pull.errors import LocalError
+from msb_pull.layer.group import start_child
 from msb_pull.layer.prove import Findings, LayerTask, prove
 
 # Importing typing takes longer than verifying a small layer.
@@ -68,10 +66,7 @@ def _say(answer: dict[str, Any]) -> None:
         data = data[os.write(1, data) :]
 
 
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
-    "from msb_pull.layer.prover import child_main; child_main()"
-)
+_BOOTSTRAP = "from msb_pull.layer.prover import child_main; child_main()"
 
 
 class Prover:
@@ -79,21 +74,8 @@ class Prover:
 
     def __init__(self) -> None:
         import subprocess
-        from pathlib import Path
 
-        paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
-        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env={},
-            cwd="/",
-            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-            start_new_session=True,
-        )
+        self._process = start_child(_BOOTSTRAP, [str(os.getpid())], stdin=subprocess.PIPE)
         self._said = b""
 
     def prove(self, task: LayerTask, progress: Progress) -> Findings:

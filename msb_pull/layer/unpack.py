@@ -6,11 +6,8 @@ import errno
 import os
 import sys
 
-import isal
-
-import msb_pull
 from msb_pull.errors import LocalError, MsbPullError, local_error
-from msb_pull.layer.group import ProcessGroup
+from msb_pull.layer.group import ProcessGroup, start_child
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
@@ -124,6 +121,8 @@ def child_main() -> NoReturn:
     except MemoryError:
         what = "the layer needs more memory than a layer may take"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
+        if jail.is_short_of_memory():
+            answer = {"os": {"errno": errno.ENOMEM, "name": None}}
     except OSError as error:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
@@ -143,37 +142,19 @@ def _say(answer: dict[str, Any]) -> None:
         del data[: os.write(1, data)]
 
 
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
-    "from msb_pull.layer.unpack import child_main; child_main()"
-)
+_BOOTSTRAP = "from msb_pull.layer.unpack import child_main; child_main()"
 
 
 def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> subprocess.Popen[bytes]:
-    import subprocess
     from contextlib import ExitStack
-    from pathlib import Path as AnyPath
 
     with ExitStack() as opened:
         root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         opened.callback(os.close, root)
         kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         opened.callback(os.close, kept)
-        paths = [str(AnyPath(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
         words = [*map(str, (os.getpid(), ring.memory, root, kept)), *options.as_arguments()]
-        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, *words],
-            stdin=ring.socket,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=(ring.memory, root, kept),
-            env={},
-            cwd="/",
-            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-            start_new_session=True,
-        )
+        return start_child(_BOOTSTRAP, words, stdin=ring.socket, pass_fds=(ring.memory, root, kept))
 
 
 class LayerProcess:

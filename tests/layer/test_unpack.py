@@ -164,6 +164,16 @@ def test_memory_is_an_error_of_the_layer(start, monkeypatch):
         feed(start(), END)
 
 
+def test_less_memory_than_a_layer_may_take_is_not_the_layers_fault(start, monkeypatch):
+    monkeypatch.setattr(unpack, "_BOOTSTRAP", unpack._BOOTSTRAP.replace(
+        "child_main()",
+        "import resource, msb_pull.layer.unpack as u; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28)); "
+        "u.unpack = lambda *a, **k: bytearray(1 << 29); child_main()",
+    ))  # fmt: skip
+    with pytest.raises(LocalError, match="out of memory"):
+        feed(start(), END)
+
+
 # A77, D34: the disk
 
 
