@@ -148,12 +148,32 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
         return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
+    if error.errno == errno.EFBIG:
+        return too_large(where)
     hint = None
     if error.errno == errno.EXDEV:
         hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         hint = "a folder was to be there; the store can be another one, with --home"
     return LocalError(f"{where}: {error.strerror or error}", hint=hint)
+
+
+def file_size_limit() -> int | None:
+    """How many bytes a file may have that this process writes (`ulimit -f`), None for any number."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def too_large(where: str) -> LocalError:
+    """A file would have more bytes than this process may write, or than its file system takes."""
+    most = file_size_limit()
+    if most is None:
+        return LocalError(f"{where}: the file system takes no file of this size", hint="choose another one")
+    return LocalError(
+        f"{where}: a file may have {most} bytes at most", hint="raise the limit of file sizes, `ulimit -f`"
+    )
 
 
 _SPACE_HINT = (

@@ -1,4 +1,4 @@
-"""A system without threads, processes or memory to spare: the work is done, or it ends with 7 and what to raise."""
+"""Limits of threads, processes, memory and file sizes: the work is done, or it ends with 7 and what to raise."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ LITTLE_MEMORY = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, ({left} << 20, {left} << 20))
 """
+SMALL_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({left}, {left}))
+"""
 NO_MEMORY_TO_LOAD = """
 import sys
 class Finder:
@@ -64,7 +68,8 @@ def run(before: str, left: object, *words: str) -> tuple[int, str]:
     """Exit code and standard error of the program under such a limit."""
     code = f"{before.format(left=left)}\nfrom msb_pull.__main__ import main\nmain()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        # Where files must be small, some Pythons leave half of the bytecode of what they load.
+        [sys.executable, "-B", "-c", code, *words],
         env=program_environment(), capture_output=True, text=True, timeout=60, cwd=REPOSITORY,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -145,6 +150,24 @@ def test_little_memory(place, tmp_path, command, left):
 def test_no_memory_for_the_program_itself(place, tmp_path, module):
     code, said = run(NO_MEMORY_TO_LOAD, module, *commands(place, tmp_path / "home")["pull"])
     assert (code, MEMORY in said, "`ulimit -v`" in said) == ((0, False, False) if "bars" in module else (7, True, True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("left", [1 << 10, 6 << 10, 40 << 10, 200 << 10, 4 << 20])
+def test_small_files(place, tmp_path, command, left):
+    """Four megabytes are enough for all that a small image needs."""
+    code, said = run(SMALL_FILES, left, *commands(place, tmp_path / "home")[command])
+    if left in (1 << 10, 4 << 20):
+        assert code == (0 if left > 1 << 20 else 7)
+    if code:
+        assert (code, f"a file may have {left} bytes at most" in said, "`ulimit -f`" in said) == (7, True, True), said
+
+
+def test_a_file_of_a_layer_that_is_larger_than_files_may_be(tmp_path):
+    """The layer is as good as any other."""
+    layout = simple_layout(tmp_path / "layout", [reg(b"d/large", bytes(3_000_000)) + END])
+    code, said = run(SMALL_FILES, 1 << 20, "pull", f"oci:{layout}", "--home", str(tmp_path / "home"))
+    assert (code, "/d/large: a file may have 1048576 bytes at most" in said) == (7, True)
 
 
 def test_a_pool_without_threads_says_so(monkeypatch):

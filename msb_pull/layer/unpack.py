@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 
-from msb_pull.errors import LocalError, MsbPullError, local_error
+from msb_pull.errors import LocalError, MsbPullError, file_size_limit, local_error
 from msb_pull.layer.group import ProcessGroup, start_child
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
@@ -59,13 +59,19 @@ def unpack(
     except OSError as error:
         if entry is None:
             raise
-        if error.errno in _ENTRY_ERRORS:
+        if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
             raise LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno]) from error
         error.filename = entry.name
         raise
     finally:
         tree.close()
     return _report(reader, tree)
+
+
+def _is_limited(options: UnpackOptions) -> bool:
+    """Whether files may have fewer bytes than a layer may, so that one which is too large is not the layer's fault."""
+    most = file_size_limit()
+    return most is not None and most < options.max_bytes
 
 
 def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
