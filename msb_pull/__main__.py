@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False
@@ -15,6 +16,9 @@ def main() -> NoReturn:
     """Runs the program with the words of the command line and ends the process with its exit code."""
     # Nearly everything that a start makes lives to the end: looking for garbage in it is time lost (5 ms).
     gc.set_threshold(50_000)
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        # Python (before 3.14) leaves the half of a module's bytecode that fits, and cannot load it from then on.
+        sys.dont_write_bytecode = True
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:

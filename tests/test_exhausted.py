@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import marshal
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,18 @@ def test_small_files(place, tmp_path, command, left):
         assert code == (0 if left > 1 << 20 else 7)
     if code:
         assert (code, f"a file may have {left} bytes at most" in said, "`ulimit -f`" in said) == (7, True, True), said
+
+
+def test_no_half_of_a_module_is_left_where_files_must_be_small(tmp_path):
+    """Python would not load it any more, whatever the limit is then."""
+    copy = shutil.copytree(REPOSITORY / "msb_pull", tmp_path / "msb_pull", ignore=shutil.ignore_patterns("__pycache__"))
+    code = SMALL_FILES.format(left=8000) + "from msb_pull.__main__ import main; main()"
+    env = {**program_environment(), "PYTHONPATH": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, "ls"], env=env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "No images.\n")
+    for written in copy.rglob("*.pyc"):
+        marshal.loads(written.read_bytes()[16:])
 
 
 def test_a_file_of_a_layer_that_is_larger_than_files_may_be(tmp_path):
