@@ -171,7 +171,9 @@ def test_no_half_of_a_module_is_left_where_files_must_be_small(tmp_path):
     code = SMALL_FILES.format(left=8000) + "from msb_pull.__main__ import main; main()"
     env = {**program_environment(), "PYTHONPATH": str(tmp_path)}
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code, "ls"], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "ls"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         assert (done.returncode, done.stderr) == (0, "No images.\n")
     for written in copy.rglob("*.pyc"):
         marshal.loads(written.read_bytes()[16:])
