@@ -6,7 +6,7 @@ MsbPullError                 exit 1
 ├── AccessError              exit 4   credentials missing or refused
 ├── NetworkError             exit 5   trying again may help
 ├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
-├── LocalError               exit 7   disk full, no permission, store locked
+├── LocalError               exit 7   disk full, no permission, store locked, a limit of the system
 └── Cancelled                exit 130 or 143
 """
 

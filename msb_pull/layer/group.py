@@ -9,7 +9,7 @@ import time
 import isal
 
 import msb_pull
-from msb_pull.errors import exhausted, no_more_tasks
+from msb_pull.errors import LocalError, exhausted, no_more_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,16 @@ def start_child(
         if error.filename is None:
             raise exhausted(error) or no_more_tasks(error.strerror) from None
         raise
+
+
+def crashed(what: str, cause: str | None, stderr: bytes) -> LocalError:
+    """The error of a child that ended without an answer: its last line on standard error, else ``cause``."""
+    lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
+    last = lines[-1] if lines else cause
+    # Before it could tell its parent properly: while it loaded its modules, say.
+    if last and last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
+        return spent
+    return LocalError(what, cause=last)
 
 
 class ProcessGroup:

@@ -12,8 +12,7 @@ import select
 import sys
 import time
 
-from msb_pull.errors import LocalError
-from msb_pull.layer.group import start_child
+from msb_pull.layer.group import crashed, start_child
 from msb_pull.layer.prove import Findings, LayerTask, prove
 
 # Importing typing takes longer than verifying a small layer.
@@ -21,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from msb_pull.errors import LocalError
     from msb_pull.layer.prove import Progress
 
 _INTERVAL = 0.1
@@ -133,5 +133,4 @@ class Prover:
         assert self._process.stderr is not None
         self._process.kill()
         status = self._process.wait(_ENDING)
-        lines = self._process.stderr.read().decode("utf-8", "backslashreplace").strip().splitlines()
-        return LocalError("the verifying process crashed", cause=lines[-1] if lines else f"{error!r}, status {status}")
+        return crashed("the verifying process crashed", f"{error!r}, status {status}", self._process.stderr.read())

@@ -7,7 +7,7 @@ import os
 import sys
 
 from msb_pull.errors import LocalError, MsbPullError, file_size_limit, local_error
-from msb_pull.layer.group import ProcessGroup, start_child
+from msb_pull.layer.group import ProcessGroup, crashed, start_child
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
@@ -277,10 +277,6 @@ class LayerProcess:
             stderr = os.read(handle, _PIECE)
         except BlockingIOError:
             stderr = b""
-        lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
         status = self._process.returncode
-        if status < 0:
-            return LocalError(
-                f"the unpacking process was killed by signal {-status}", cause=lines[-1] if lines else None
-            )
-        return LocalError("the unpacking process crashed", cause=lines[-1] if lines else f"exit status {status}")
+        how = f"was killed by signal {-status}" if status < 0 else "crashed"
+        return crashed(f"the unpacking process {how}", None if status < 0 else f"exit status {status}", stderr)

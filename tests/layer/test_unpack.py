@@ -277,6 +277,12 @@ def test_a_crash_is_told_with_its_last_line(start, monkeypatch):
     assert caught.value.cause == "RuntimeError: a bug"
 
 
+def test_a_child_that_cannot_even_load_its_modules(start, monkeypatch):
+    monkeypatch.setattr(unpack, "_BOOTSTRAP", "raise MemoryError")
+    with pytest.raises(LocalError, match="out of memory"):
+        feed(start(), END)
+
+
 def answers(value) -> str:
     return f"import os; os.write(1, {json.dumps(value).encode()!r})"
 
