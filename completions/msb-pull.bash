@@ -41,7 +41,7 @@ _msb_pull() {
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
         [pull]='-f --force --as -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
-            --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries'
+            --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
         [verify]='--quick --repair --authfile'
@@ -57,7 +57,7 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --filter --sort -o --output '
+        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort -o --output '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in

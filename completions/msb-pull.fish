@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --filter --sort -o --output
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort -o --output
                 set skip yes
             case '-*'
             case '*'
@@ -77,6 +77,7 @@ complete -c msb-pull -n '__msb_pull_is pull' -l allow-no-xattr -d 'Accept a file
 complete -c msb-pull -n '__msb_pull_is pull' -l limit-rate -x -d 'Most bytes a second'
 complete -c msb-pull -n '__msb_pull_is pull' -l max-layer-size -x -d 'Largest unpacked layer'
 complete -c msb-pull -n '__msb_pull_is pull' -l max-entries -x -d 'Most files in a layer'
+complete -c msb-pull -n '__msb_pull_is pull' -l max-window -x -d 'Largest zstd window'
 complete -c msb-pull -n '__msb_pull_is pull prune' -s n -l dry-run -d 'Say what would be done'
 
 complete -c msb-pull -n '__msb_pull_is ls prune' -l filter -x -a 'reference= platform= until= incomplete=true' -d 'Only some images'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False
@@ -17,11 +18,18 @@ def main() -> NoReturn:
     gc.set_threshold(50_000)
     # No file that this makes is for others to write, however open the user's other files are to be.
     os.umask(os.umask(0o077) | 0o022)
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        # Python (before 3.14) leaves the half of a module's bytecode that fits, and cannot load it from then on.
+        sys.dont_write_bytecode = True
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
         # It came while modules were loaded; nothing has been done yet that would have to be told of.
         code = 130
+    except MemoryError:
+        # Not even the modules that tell of errors may fit.
+        os.write(2, b"error: out of memory\n  hint: raise what limits it (`ulimit -v`, the memory of a container)\n")
+        code = 7
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

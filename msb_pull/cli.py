@@ -68,6 +68,7 @@ def _root(
         "limit_rate",
         "max_layer_size",
         "max_entries",
+        "max_window",
     ),
     examples="""\
 msb-pull pull ubuntu:22.04
@@ -265,9 +266,13 @@ def main(argv: Sequence[str], streams: Streams | None = None) -> int:
     """Runs one command line and returns its exit code."""
     interrupts = Interrupts()
     session = Session(streams or Streams.of_process(), interrupts, argv)
-    interrupts.install(session.say_farewell)
+
+    def work() -> None:
+        interrupts.install(session.say_farewell)
+        _parse_and_run(list(argv) or ["--help"], session)
+
     try:
-        return session.guard(lambda: _parse_and_run(list(argv) or ["--help"], session))
+        return session.guard(work)
     finally:
         session.display.close()
         interrupts.remove()

@@ -158,6 +158,14 @@ MaxEntries = Annotated[
         metavar="N", help="Most files in a layer that are accepted; default: 5000000.", rich_help_panel=_LIMITS
     ),
 ]
+MaxWindow = Annotated[
+    Text,
+    typer.Option(
+        metavar="SIZE",
+        help="Largest window of zstd that is accepted, memory for each layer at work; default: 128MiB.",
+        rich_help_panel=_LIMITS,
+    ),
+]
 Authfile = Annotated[
     Text,
     typer.Option(
@@ -176,6 +184,7 @@ def _settings_options(
     limit_rate: LimitRate = None,
     max_layer_size: MaxLayerSize = None,
     max_entries: MaxEntries = None,
+    max_window: MaxWindow = None,
     authfile: Authfile = None,
 ) -> None:
     """The settings that only some commands take as options."""

@@ -57,6 +57,7 @@ def pull_images(
         jobs=settings.jobs,
         max_layer_size=settings.max_layer_size,
         max_entries=settings.max_entries,
+        max_window=settings.max_window,
         allow_no_xattr=allow_no_xattr,
         name=name,
         dry_run=dry_run,

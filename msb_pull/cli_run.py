@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull import config
 from msb_pull.display import Display, error_document
-from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, local_error
+from msb_pull.errors import Cancelled, ExitCode, MsbPullError, UsageError, exhausted, local_error
 from msb_pull.streams import OutputClosed, Streams
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class Session:
             return _PIPE_CLOSED
         except MsbPullError as error:
             return self._told(error)
-        except MemoryError:
-            return self._told(LocalError("out of memory"))
         except OSError as error:
             return self._told(local_error(error, error.filename or "system call").with_traceback(error.__traceback__))
         except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
+            if spent := exhausted(error):
+                return self._told(spent.with_traceback(error.__traceback__))
             bug = MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG)
             return self._told(bug.with_traceback(error.__traceback__))
         return self.interrupts.exit_code if self.interrupts.number else self.code

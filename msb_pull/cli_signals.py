@@ -8,6 +8,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from msb_pull.threads import start_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,11 +41,11 @@ class Interrupts:
             # What the caller has ignored (nohup, a job in the background of a script) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._former[number] = signal.signal(number, _leave_it_to_the_thread)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        start_thread(self._watch, "signals")
 
     def remove(self) -> None:
         """Stops to listen; once a signal has come the thread stays, to end a process that cannot end by itself."""
-        if self.number is None:
+        if self.number is None and self._write >= 0:
             signal.set_wakeup_fd(-1)
             for number, handler in self._former.items():
                 signal.signal(number, handler)

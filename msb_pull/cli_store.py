@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -141,6 +142,7 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
         jobs=settings.jobs,
         max_layer_size=settings.max_layer_size,
         max_entries=settings.max_entries,
+        max_window=settings.max_window,
         # What the pull was allowed to do without, its repair is too.
         allow_no_xattr=True,
     )
@@ -248,7 +250,9 @@ def _unwritten(error: OSError, path: Path) -> LocalError:
     if named.parent != path.parent:
         return local_error(error, path.parent)
     told = local_error(OSError(error.errno, error.strerror, str(path)), path.parent)
-    return LocalError(told.message, cause=told.cause, hint=_ELSEWHERE)
+    # A limit of this process is the same in every place.
+    hint = told.hint if error.errno == errno.EFBIG else _ELSEWHERE
+    return LocalError(told.message, cause=told.cause, hint=hint)
 
 
 @contextlib.contextmanager

@@ -22,12 +22,14 @@ POLICIES = ("missing", "always", "newer", "never")
 PROGRESS_MODES = ("auto", "bars", "plain", "json", "none")
 COLOR_MODES = ("auto", "always", "never")
 MAX_JOBS = 64
+# The largest window that libzstd takes, and that its own tool writes (`zstd --long=31`).
+_LARGEST_WINDOW = 2 << 30
 
 # The settings that options set, by the name of the option.
 OPTIONS = frozenset(
     (
         *("home", "layers_dir", "config", "progress", "color"),
-        *("policy", "platform", "jobs", "limit_rate", "max_layer_size", "max_entries", "authfile"),
+        *("policy", "platform", "jobs", "limit_rate", "max_layer_size", "max_entries", "max_window", "authfile"),
     )
 )
 
@@ -76,6 +78,7 @@ class Settings:
     limit_rate: int | None = None
     max_layer_size: int = 64 << 30
     max_entries: int = 5_000_000
+    max_window: int = 128 << 20
     authfile: Path | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     progress: str = "auto"
@@ -110,6 +113,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         limit_rate=take("limit_rate", _size, None),
         max_layer_size=take("max_layer_size", _size, 64 << 30),
         max_entries=take("max_entries", _entries, 5_000_000),
+        max_window=take("max_window", _window, 128 << 20),
         authfile=take("authfile", _path, None),
         registries=given.registries,
         progress=take("progress", _one_of(PROGRESS_MODES), "auto"),
@@ -246,6 +250,13 @@ def _size(value: Any) -> int:
     size = parse_size(_text(value))
     if size < 1:
         raise ValueError("must be above 0")
+    return size
+
+
+def _window(value: Any) -> int:
+    size = _size(value)
+    if size > _LARGEST_WINDOW:
+        raise ValueError(f"{_shown(value)} is more than 2GiB, the largest window there is")
     return size
 
 

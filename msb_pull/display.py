@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msb_pull.escape import visible
 from msb_pull.streams import Streams, is_terminal, painted, wants_color, write_aside, write_out
+from msb_pull.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -97,8 +98,7 @@ class Display:
             self._pending.pop(key, None)
             self._pending[key] = event
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._draw, name="display", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._draw, "display")
 
     def settle(self) -> None:
         """Waits until everything that was observed is drawn and the live rows are gone."""
@@ -218,6 +218,9 @@ class Display:
                         self._changed.notify_all()
                     if not closing:
                         self._changed.wait_for(lambda: self._settling or self._closing, _INTERVAL)
+        except MemoryError:
+            # Without a picture; the work itself says so if it has too little as well.
+            return
         finally:
             with self._changed:
                 self._settling = False

@@ -6,7 +6,7 @@ MsbPullError                 exit 1
 ├── AccessError              exit 4   credentials missing or refused
 ├── NetworkError             exit 5   trying again may help
 ├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
-├── LocalError               exit 7   disk full, no permission, store locked
+├── LocalError               exit 7   disk full, no permission, store locked, a limit of the system
 └── Cancelled                exit 130 or 143
 """
 
@@ -110,8 +110,34 @@ class Cancelled(MsbPullError):
     kind = "cancelled"
 
 
+def exhausted(error: BaseException) -> LocalError | None:
+    """What to raise (the limit) when the system has no memory, thread or process left; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    # Python has no error of its own for threads; a library that finds no room is one that cannot be imported.
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return no_more_tasks()
+    unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
+        return LocalError(
+            "out of memory",
+            hint="raise what limits it (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+        )
+    return None
+
+
+def no_more_tasks(cause: str | None = None) -> LocalError:
+    """No thread or process can be started. The kernel's reason is of little use: it is the same for every limit."""
+    return LocalError(
+        "no more threads or processes can be started",
+        cause=cause,
+        hint="raise their limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
+    )
+
+
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
     """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
+    if spent := exhausted(error):
+        return spent
     # Of two names (symlink, link, rename) the second is the one that was to be made.
     named = error.filename2 or error.filename
     where = os.fsdecode(named) if named else os.fspath(path)
@@ -122,12 +148,32 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
         return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
+    if error.errno == errno.EFBIG:
+        return too_large(where)
     hint = None
     if error.errno == errno.EXDEV:
         hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         hint = "a folder was to be there; the store can be another one, with --home"
     return LocalError(f"{where}: {error.strerror or error}", hint=hint)
+
+
+def file_size_limit() -> int | None:
+    """How many bytes a file may have that this process writes (`ulimit -f`), None for any number."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def too_large(where: str) -> LocalError:
+    """A file would have more bytes than this process may write, or than its file system takes."""
+    most = file_size_limit()
+    if most is None:
+        return LocalError(f"{where}: the file system takes no file of this size", hint="choose another one")
+    return LocalError(
+        f"{where}: a file may have {most} bytes at most", hint="raise the limit of file sizes, `ulimit -f`"
+    )
 
 
 _SPACE_HINT = (

@@ -60,6 +60,7 @@ class LayerFetcher:
         source: Source,
         options: UnpackOptions,
         *,
+        max_window: int,
         image: str,
         observer: Observer,
         stopped: Callable[[], bool],
@@ -67,6 +68,7 @@ class LayerFetcher:
         self._store = store
         self._source = source
         self._options = options
+        self._max_window = max_window
         self._image = image
         self._observer = observer
         self._stopped = stopped
@@ -108,7 +110,7 @@ class LayerFetcher:
         )
         process = LayerProcess(staging.path, staging.record, self._options)
         try:
-            pipe = _Pipe(task, process, self._options.max_bytes)
+            pipe = _Pipe(task, process, self._options.max_bytes, self._max_window)
             with contextlib.ExitStack() as ending:
                 feeding = ending.enter_context(Handoff(pipe.pass_on))
                 inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
@@ -166,12 +168,13 @@ class LayerFetcher:
 class _Pipe:
     """Inflates, hashes and counts a layer on its way into the child."""
 
-    def __init__(self, task: LayerTask, process: LayerProcess, max_bytes: int) -> None:
+    def __init__(self, task: LayerTask, process: LayerProcess, max_bytes: int, max_window: int) -> None:
         self.tar_bytes = 0
         self.warning: str | None = None
         self._task = task
         self._process = process
         self._max_bytes = max_bytes
+        self._max_window = max_window
         self._hash = task.diff_id.hasher()
         self._decompressor: Decompressor | None = None
         self._head = b""
@@ -211,7 +214,8 @@ class _Pipe:
 
     def _inflate(self, chunk: bytes) -> Iterator[bytes]:
         if self._decompressor is None:
-            self._decompressor, self.warning = open_decompressor(chunk[:6], self._task.descriptor.media_type)
+            media_type = self._task.descriptor.media_type
+            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._max_window)
         for piece in self._decompressor.feed(chunk):
             self.tar_bytes += len(piece)
             # Headers and padding come on top of what the files hold, so the child's own count stops a layer first,

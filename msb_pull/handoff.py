@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from msb_pull.pools import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ class Handoff:
 
     def __init__(self, work: Callable[[bytes], None]) -> None:
         self._work = work
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="handoff")
+        self._pool = Pool(1, thread_name_prefix="handoff")
         self._waiting: deque[Future[None]] = deque()
 
     def __enter__(self) -> Handoff:

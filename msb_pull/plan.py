@@ -30,6 +30,7 @@ class PullOptions:
     jobs: int = 4
     max_layer_size: int = 64 << 30
     max_entries: int = 5_000_000
+    max_window: int = 128 << 20
     allow_no_xattr: bool = False
     name: str | None = None
     dry_run: bool = False

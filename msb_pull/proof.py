@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from msb_pull import events
-from msb_pull.errors import Cancelled
+from msb_pull.errors import Cancelled, LocalError
 from msb_pull.layer.check import Damage
 from msb_pull.layer.limits import printable
 from msb_pull.layer.prove import Findings, LayerTask, prove
 from msb_pull.layer.prover import Prover
+from msb_pull.pools import Pool
 from msb_pull.sizes import counted
 from msb_pull.store.store import LayerState
 
@@ -74,8 +75,11 @@ def run_checks(checks: Sequence[LayerCheck], jobs: int) -> list[LayerReport]:
         return [check.run(prove) for check in checks]
     work = _Work(checks)
     count = max(1, min(jobs, len(checks)))
-    with ThreadPoolExecutor(count, thread_name_prefix="verify") as pool:
-        ended = [pool.submit(work.serve) for _ in range(count)]
+    with Pool(count, thread_name_prefix="verify") as pool:
+        ended = [pool.submit(work.serve)]
+        with contextlib.suppress(LocalError):
+            # With fewer threads than were wanted it takes longer.
+            ended += [pool.submit(work.serve) for _ in range(count - 1)]
     errors = [error for future in ended if (error := future.exception()) is not None]
     # The first real one has stopped the others.
     for error in sorted(errors, key=lambda error: isinstance(error, Cancelled)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from msb_pull.layer.settle import Settled, settle
 from msb_pull.layer.standing import belongs_on
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
+from msb_pull.pools import Pool
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.locks import Busy
 from msb_pull.store.rows import ImageRecord
@@ -185,6 +186,7 @@ class Transfer:
             self._store,
             self._source,
             UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs),
+            max_window=options.max_window,
             image=self._name,
             observer=self._observer,
             stopped=self._stopped,
@@ -383,7 +385,7 @@ class _Pool:
     """A thread pool that stops its work before it lets an error pass."""
 
     def __init__(self, size: int, failed: threading.Event) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="layer")
+        self._pool = Pool(size, thread_name_prefix="layer")
         self._failed = failed
         self.submit = self._pool.submit
 

@@ -32,12 +32,24 @@ WORK = {
     *("api", "pull", "plan", "fetch", "handoff", "transfer"),
     *("verify", "proof", "repair", "prune", "save", "listing", "merge", "select"),
 }
-GROUND = {"errors", "escape", "events", "config", "config_file", "places", "readers", "remove", "sizes"}
+GROUND = {
+    "errors",
+    "escape",
+    "events",
+    "config",
+    "config_file",
+    "places",
+    "readers",
+    "remove",
+    "sizes",
+    "threads",
+    "pools",
+}
 
 # The modules that run in the children that unpack and verify, without site-packages but for one module of it.
 CHILD = {
     *("prover", "prove", "check", "expected", "recreate"),
-    *("limits", "names", "report", "ring", "unpack", "jail", "record"),
+    *("limits", "names", "report", "ring", "unpack", "jail", "seccomp", "group", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),
     *("kept", "holes", "keeping", "standing", "derive", "lowers", "rules", "node"),

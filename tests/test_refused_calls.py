@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from msb_pull.layer import jail, seccomp
 from msb_pull.store import exchange
 from tests.conftest import REPOSITORY
 
@@ -19,10 +20,10 @@ ENTER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from msb_pull.layer import jail
-def refuse(*arguments):
+def refuse():
     raise OSError(int(sys.argv[4]), os.strerror(int(sys.argv[4])))
-jail.landlock_version = lambda: 6
-setattr(jail, sys.argv[3], refuse)
+every = jail.steps
+jail.steps = lambda root: {name: refuse if name == sys.argv[3] else lambda: None for name in every(root)}
 print(jail.enter(os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECTORY), max_file_size=1 << 20))
 """
 
@@ -46,17 +47,55 @@ class Refusing:
 
 
 @linux
-@pytest.mark.parametrize("step", ["_checked", "_restrict"])
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
-def test_unpacking_goes_on_without_a_jail_that_is_refused(tmp_path, step, number):
+@pytest.mark.parametrize("step", jail.steps(-1))
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOSPC])
+def test_unpacking_goes_on_without_a_wall_that_is_refused(tmp_path, step, number):
     ran = enter(tmp_path, step, number)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == f"resource limits only (this system refuses more: {os.strerror(number)})\n"
+    others = [name for name in jail.steps(-1) if name != step]
+    assert ran.stdout == f"{', '.join([*others, 'resource limits'])}; not {step} ({os.strerror(number)})\n"
+
+
+@linux
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
+def test_a_filter_that_a_system_refuses_is_not_offered(monkeypatch, number):
+    def refuse(program: bytes | None) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(seccomp, "_seccomp", refuse)
+    assert not seccomp.available()
+    assert "filter" not in jail.describe()
+
+
+@linux
+def test_there_is_no_filter_for_processors_that_are_not_known(monkeypatch):
+    names = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:4], "riscv64")))
+    assert not seccomp.available()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+        seccomp.install()
+
+
+@linux
+def test_no_user_namespace_is_made_where_nothing_filters_its_calls(monkeypatch, tmp_path):
+    """Whoever makes one may do more in it than before."""
+    made = []
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chroot", refuse)
+    monkeypatch.setattr(seccomp, "available", lambda: False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: made.append(True))
+    monkeypatch.setattr(os, "fchdir", lambda descriptor: None)
+    with pytest.raises(PermissionError):
+        jail._change_root(-1)
+    assert made == []
 
 
 @linux
 def test_a_jail_that_fails_for_another_reason_is_an_error(tmp_path):
-    ran = enter(tmp_path, "_restrict", errno.EBADF)
+    ran = enter(tmp_path, "its folder as root", errno.EBADF)
     assert ran.returncode != 0
     assert os.strerror(errno.EBADF) in ran.stderr
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isal import isal_zlib
 
 from msb_pull.errors import ContentError
-from msb_pull.readers import gzip_header_is_whole
+from msb_pull.readers import gzip_header_is_whole, is_zstd_skippable, zstd_window
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PIECE = 512 * 1024
-# A window of 2 GiB is the most the format's own tool writes (`zstd --long=31`).
+# What libzstd itself refuses; ours is the limit that is no power of two.
 _MAX_WINDOW_LOG = 31
+# RFC 8878 asks for 8 MiB at least; `zstd --long` writes this much, and other readers take no more.
+MAX_WINDOW = 128 << 20
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
@@ -48,16 +50,18 @@ def detect(head: bytes) -> str:
             raise ContentError(f"{name} compressed layers are not supported", hint="ask for a gzip or zstd image")
     if head.startswith(_GZIP):
         return "gzip"
-    skippable = head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F
-    return "zstd" if head.startswith(_ZSTD) or skippable else "none"
+    return "zstd" if head.startswith(_ZSTD) or is_zstd_skippable(head) else "none"
 
 
-def open_decompressor(head: bytes, media_type: str) -> tuple[Decompressor, str | None]:
-    """The decompressor for a blob that begins with ``head``, and a warning when the media type says otherwise."""
+def open_decompressor(head: bytes, media_type: str, max_window: int = MAX_WINDOW) -> tuple[Decompressor, str | None]:
+    """The decompressor for a blob that begins with ``head``, and a warning when the media type says otherwise.
+
+    A zstd frame that wants a window of more than ``max_window`` bytes is refused; gzip has one of 32 KiB.
+    """
     found = detect(head)
     claimed = "gzip" if media_type.endswith("gzip") else "zstd" if media_type.endswith("zstd") else "none"
     warning = None if found == claimed else f"the media type {media_type} is wrong, the content is {_NAMES[found]}"
-    return _DECOMPRESSORS[found](), warning
+    return _Zstd(max_window) if found == "zstd" else _Gzip() if found == "gzip" else _Plain(), warning
 
 
 class _Gzip:
@@ -117,36 +121,50 @@ class _Gzip:
 class _Zstd:
     """All frames of a zstd file, skippable ones passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_window: int) -> None:
+        self._max_window = max_window
         self._frame = self._new_frame()
+        self._header = b""
         self._inside = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         left: bytes | memoryview = data
         try:
-            while left or not (self._frame.needs_input or self._frame.eof):
+            while left or (self._inside and not self._frame.needs_input):
                 if not self._inside:
-                    left = self._begin_frame(left)
+                    left = self._begin_frame(bytes(left))
                     continue
                 piece = self._frame.decompress(left, PIECE)
                 if piece:
                     yield piece
                 left = self._frame.unused_data if self._frame.eof else b""
-                if self._frame.eof:
-                    self._inside = False
-        except zstd.ZstdError as error:
+                self._inside = not self._frame.eof
+        except (zstd.ZstdError, ValueError) as error:
             raise ContentError("the zstd stream is damaged", cause=str(error)) from None
 
     def finish(self) -> None:
-        if self._inside:
+        if self._inside or self._header:
             raise ContentError("the zstd stream is cut")
 
-    def _begin_frame(self, data: bytes | memoryview) -> memoryview:
-        """Gives the first byte of a frame on its own: of one that comes whole, and small, libzstd checks more than of
-        one in pieces, so that it would depend on the network whether a damaged one is refused."""
+    def _begin_frame(self, data: bytes) -> memoryview:
+        """Holds a header back until it says how much memory its frame wants.
+
+        Then the first byte goes on its own: of a frame that comes whole, and small, libzstd checks more than of one in
+        pieces, so that it would depend on the network whether a damaged one is refused.
+        """
+        self._header += data
+        window = zstd_window(self._header)
+        if window is None:
+            return memoryview(b"")
+        if window > self._max_window:
+            raise ContentError(
+                f"the zstd stream wants a window of {window} bytes, more than {self._max_window}",
+                hint="raise --max-window if that is right",
+            )
         if self._frame.eof:
             self._frame = self._new_frame()
         self._inside = True
+        data, self._header = self._header, b""
         self._frame.decompress(data[:1])
         return memoryview(data)[1:]
 
@@ -164,4 +182,3 @@ class _Plain:
 
 
 _NAMES = {"gzip": "gzip", "zstd": "zstd", "none": "not compressed"}
-_DECOMPRESSORS: dict[str, type[_Gzip] | type[_Zstd] | type[_Plain]] = {"gzip": _Gzip, "zstd": _Zstd, "none": _Plain}

@@ -1,9 +1,12 @@
-"""The jail of a child that unpacks: Landlock, no new privileges, resource limits.
+"""The jail of a child that unpacks: its folder as its root, Landlock, a filter of system calls, resource limits.
 
 Landlock (kernel documentation ``userspace-api/landlock.rst``) leaves it nothing but its staging directory; the best
 version that the kernel offers is used. Version 1 (Linux 5.13 to 5.18) refuses every hard link and rename from one
-directory to another, so it cannot be used. Where there is none, or where the policy of a container refuses it, the
-limits alone hold.
+directory to another, so it cannot be used. It says nothing of times, modes, attributes and of what ``stat`` tells. Of
+these calls the filter (:mod:`msb_pull.layer.seccomp`) allows those on open files, and those by name that unpacking
+needs: ``stat``, and the times of symlinks. Where the directory is the root of the process, these find no other file.
+
+Each holds without the others. What there is not, or what the policy of a container refuses, is done without.
 """
 
 from __future__ import annotations
@@ -12,17 +15,28 @@ import errno
 import os
 import sys
 
+from msb_pull.layer import seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG = 1
 _RULE_PATH_BENEATH = 1
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_CLONE_NEWUSER = 0x10000000
 _SIGKILL = 9
 _FIRST_USABLE = 2
-# What kernels say that lack a call, and the seccomp policies of containers that forbid it.
-_NOT_OFFERED = frozenset((errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP))
+# What kernels say that lack a call, and the policies of containers and security modules that forbid it; the last two
+# for user namespaces that are used up or switched off.
+_NOT_OFFERED = frozenset(
+    (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSPC, errno.EUSERS)
+)
 # Any layer of plain files fits into 50 MiB; only hostile numbers of links or implied directories take more.
 _MEMORY = 1 << 30
 _OPEN_FILES = 1024
+_LIMITS = "resource limits"
 
 # Access rights of the file system by the version that brought them (include/uapi/linux/landlock.h).
 _RIGHTS_1 = (1 << 13) - 1
@@ -44,11 +58,16 @@ def landlock_version() -> int:
 
 
 def describe() -> str:
-    """One line on what protects the host from a hostile layer here."""
+    """One line on what protects the host from a hostile layer here, as far as that can be told without trying."""
     version = landlock_version()
+    held = []
     if version >= _FIRST_USABLE:
-        return f"Landlock version {version}, no new privileges, resource limits"
-    return f"resource limits only ({_reason(version)})"
+        held.append(f"Landlock version {version}")
+    if seccomp.available():
+        held.append("a filter of system calls")
+    if sys.platform.startswith("linux"):
+        held.append("no new privileges")
+    return ", ".join([*held, _LIMITS]) + ("" if version >= _FIRST_USABLE else f"; {_why_not(version)}")
 
 
 def die_with(parent: int) -> None:
@@ -70,33 +89,68 @@ def enter(root: int, *, max_file_size: int) -> str:
     restriction as if it had none is no error; what else goes wrong raises OSError.
     """
     _limit_resources(max_file_size)
+    held, refused = [], []
+    for name, step in steps(root).items():
+        try:
+            step()
+            held.append(name)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+            refused.append(f"not {name} ({error.strerror})")
+    return "; ".join([", ".join([*held, _LIMITS]), *refused])
+
+
+def steps(root: int) -> dict[str, Callable[[], None]]:
+    """What :func:`enter` does to the process beside limits, by what it is called, in the order that it must have."""
     if not sys.platform.startswith("linux"):
-        return f"resource limits only ({_reason(0)})"
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        version = landlock_version()
-        if version >= _FIRST_USABLE:
-            _restrict(root, version)
-    except OSError as error:
-        if error.errno not in _NOT_OFFERED:
-            raise
-        return f"resource limits only (this system refuses more: {error.strerror})"
-    return describe()
+        return {}
+    version = landlock_version()
+    return {
+        # The kernel asks this of whoever restricts itself without being root.
+        "no new privileges": _no_new_privileges,
+        "its folder as root": lambda: _change_root(root),
+        f"Landlock version {version}" if version >= _FIRST_USABLE else "Landlock": lambda: _restrict(root, version),
+        # The last, since it allows none of the others.
+        "a filter of system calls": seccomp.install,
+    }
 
 
-def _reason(version: int) -> str:
+def _why_not(version: int) -> str:
     if version:
         return f"Landlock version {version} would forbid hard links; Linux 5.19 has one that does not"
     return "no Landlock in this system"
+
+
+def _no_new_privileges() -> None:
+    import ctypes
+
+    _checked(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _change_root(root: int) -> None:
+    """Makes ``root`` what ``/`` means. Who may not, may in a user namespace of its own, where the system allows one.
+
+    What that namespace allows beyond it must be forbidden by the filter, so there is none without.
+    """
+    os.fchdir(root)
+    try:
+        os.chroot(".")
+    except PermissionError:
+        if not seccomp.available():
+            raise
+        import ctypes
+
+        _checked(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER))
+        os.chroot(".")
 
 
 def _restrict(root: int, version: int) -> None:
     import ctypes
     from struct import pack
 
+    if version < _FIRST_USABLE:
+        raise OSError(errno.ENOSYS, _why_not(version))
     libc = ctypes.CDLL(None, use_errno=True)
     handled = _RIGHTS_1 | _REFER
     if version >= 3:
@@ -125,6 +179,13 @@ def _checked(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def is_short_of_memory() -> bool:
+    """Whether this process was given less memory than any layer may take."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] < _MEMORY
 
 
 def _limit_resources(max_file_size: int) -> None:

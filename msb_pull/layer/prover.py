@@ -12,10 +12,7 @@ import select
 import sys
 import time
 
-import isal
-
-import msb_pull
-from msb_pull.errors import LocalError
+from msb_pull.layer.group import crashed, start_child
 from msb_pull.layer.prove import Findings, LayerTask, prove
 
 # Importing typing takes longer than verifying a small layer.
@@ -23,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from msb_pull.errors import LocalError
     from msb_pull.layer.prove import Progress
 
 _INTERVAL = 0.1
@@ -68,10 +66,7 @@ def _say(answer: dict[str, Any]) -> None:
         data = data[os.write(1, data) :]
 
 
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
-    "from msb_pull.layer.prover import child_main; child_main()"
-)
+_BOOTSTRAP = "from msb_pull.layer.prover import child_main; child_main()"
 
 
 class Prover:
@@ -79,21 +74,8 @@ class Prover:
 
     def __init__(self) -> None:
         import subprocess
-        from pathlib import Path
 
-        paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
-        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env={},
-            cwd="/",
-            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-            start_new_session=True,
-        )
+        self._process = start_child(_BOOTSTRAP, [str(os.getpid())], stdin=subprocess.PIPE)
         self._said = b""
 
     def prove(self, task: LayerTask, progress: Progress) -> Findings:
@@ -151,5 +133,4 @@ class Prover:
         assert self._process.stderr is not None
         self._process.kill()
         status = self._process.wait(_ENDING)
-        lines = self._process.stderr.read().decode("utf-8", "backslashreplace").strip().splitlines()
-        return LocalError("the verifying process crashed", cause=lines[-1] if lines else f"{error!r}, status {status}")
+        return crashed("the verifying process crashed", f"{error!r}, status {status}", self._process.stderr.read())

@@ -10,8 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 
+from msb_pull.errors import file_size_limit, too_large
+
 # A multiple of tar's blocks, so that no header lies in two slots.
-SLOT = 512 * 1024
+_BLOCK = 512
+SLOT = 1024 * _BLOCK
 SLOTS = 12
 _COUNT = 4
 _EMPTY = memoryview(b"")
@@ -23,8 +26,8 @@ class RingWriter:
     def __init__(self) -> None:
         import socket
 
-        self.memory = _memory()
-        self._map = mmap.mmap(self.memory, SLOT * SLOTS)
+        self.memory, self._size = _memory()
+        self._map = mmap.mmap(self.memory, self._size * SLOTS)
         self._ours, self._theirs = socket.socketpair()
         self.socket = self._theirs.fileno()
         self._free = SLOTS
@@ -44,12 +47,12 @@ class RingWriter:
                 self._free = len(os.read(self._ours.fileno(), SLOTS))
                 if not self._free:
                     raise BrokenPipeError
-            piece = view[: SLOT - self._filled]
-            at = self._slot * SLOT + self._filled
+            piece = view[: self._size - self._filled]
+            at = self._slot * self._size + self._filled
             self._map[at : at + len(piece)] = piece
             self._filled += len(piece)
             view = view[len(piece) :]
-            if self._filled == SLOT:
+            if self._filled == self._size:
                 self._pass()
 
     def end(self) -> None:
@@ -76,7 +79,8 @@ class RingReader:
     """The child's end; ``read`` gives what the parent wrote, slot by slot."""
 
     def __init__(self, memory: int, socket: int) -> None:
-        self._view = memoryview(mmap.mmap(memory, SLOT * SLOTS, prot=mmap.PROT_READ))
+        self._size = os.fstat(memory).st_size // SLOTS
+        self._view = memoryview(mmap.mmap(memory, self._size * SLOTS, prot=mmap.PROT_READ))
         os.close(memory)
         self._socket = socket
         self._slot = -1
@@ -92,12 +96,19 @@ class RingReader:
                 return _EMPTY
             count += more
         self._slot = (self._slot + 1) % SLOTS
-        at = self._slot * SLOT
+        at = self._slot * self._size
         return self._view[at : at + int.from_bytes(count, "little")]
 
 
-def _memory() -> int:
-    """A descriptor of memory without a name; where the system has none (macOS), of a temporary file without a name."""
+def _memory() -> tuple[int, int]:
+    """A descriptor of memory without a name, and the size of a slot in it; of a temporary file where there is none.
+
+    The limit of file sizes counts for such memory as well. Raises LocalError where it leaves no room.
+    """
+    most = file_size_limit()
+    slot = SLOT if most is None else min(SLOT, most // SLOTS // _BLOCK * _BLOCK)
+    if not slot:
+        raise too_large("memory shared with the unpacking process")
     try:
         memory = os.memfd_create("msb-pull")
     except (AttributeError, OSError):
@@ -105,5 +116,5 @@ def _memory() -> int:
 
         with tempfile.TemporaryFile(buffering=0) as file:
             memory = os.dup(file.fileno())
-    os.ftruncate(memory, SLOT * SLOTS)
-    return memory
+    os.ftruncate(memory, slot * SLOTS)
+    return memory, slot

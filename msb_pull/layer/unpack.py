@@ -6,11 +6,9 @@ import errno
 import os
 import sys
 
-import isal
-
-import msb_pull
-from msb_pull.errors import LocalError, MsbPullError, local_error
+from msb_pull.errors import LocalError, MsbPullError, file_size_limit, local_error
 from msb_pull.layer.attributes import DISK_MODES
+from msb_pull.layer.group import ProcessGroup, crashed, start_child
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
@@ -35,8 +33,6 @@ _ENTRY_ERRORS = {
     errno.EINVAL: "the file system does not take its name",
     errno.EFBIG: "the file is larger than the limit",
 }
-# A child that was killed gets this long to vanish; only a broken disk or kernel holds it longer.
-_KILL_SECONDS = 5.0
 _PIECE = 1 << 16
 
 
@@ -64,13 +60,19 @@ def unpack(
     except OSError as error:
         if entry is None:
             raise
-        if error.errno in _ENTRY_ERRORS:
+        if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
             raise LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno]) from error
         error.filename = entry.name
         raise
     finally:
         tree.close()
     return _report(reader, tree)
+
+
+def _is_limited(options: UnpackOptions) -> bool:
+    """Whether files may have fewer bytes than a layer may, so that one which is too large is not the layer's fault."""
+    most = file_size_limit()
+    return most is not None and most < options.max_bytes
 
 
 def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
@@ -98,8 +100,8 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     return report
 
 
-# The child: 0 is the socket of the ring, 1 takes the report; arguments are the parent's id, descriptors of the ring's
-# memory, root and record, options.
+# The child: 0 is the socket of the ring, 1 takes the report, a line; arguments are the parent's id, descriptors of the
+# ring's memory, root and record, options.
 
 
 def child_main() -> NoReturn:
@@ -128,6 +130,8 @@ def child_main() -> NoReturn:
     except MemoryError:
         what = "the layer needs more memory than a layer may take"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
+        if jail.is_short_of_memory():
+            answer = {"os": {"errno": errno.ENOMEM, "name": None}}
     except OSError as error:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
@@ -142,41 +146,24 @@ def _say(answer: dict[str, Any]) -> None:
         data += piece
         if len(data) > _PIECE:
             del data[: os.write(1, data)]
+    data += b"\n"
     while data:
         del data[: os.write(1, data)]
 
 
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
-    "from msb_pull.layer.unpack import child_main; child_main()"
-)
+_BOOTSTRAP = "from msb_pull.layer.unpack import child_main; child_main()"
 
 
 def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> subprocess.Popen[bytes]:
-    import subprocess
     from contextlib import ExitStack
-    from pathlib import Path as AnyPath
 
     with ExitStack() as opened:
         root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         opened.callback(os.close, root)
         kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         opened.callback(os.close, kept)
-        paths = [str(AnyPath(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
         words = [*map(str, (os.getpid(), ring.memory, root, kept)), *options.as_arguments()]
-        # Isolated, without site-packages: the child needs the standard library, this package and ISA-L alone.
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, *paths, *words],
-            stdin=ring.socket,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=(ring.memory, root, kept),
-            env={},
-            cwd="/",
-            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-            start_new_session=True,
-        )
+        return start_child(_BOOTSTRAP, words, stdin=ring.socket, pass_fds=(ring.memory, root, kept))
 
 
 class LayerProcess:
@@ -200,6 +187,7 @@ class LayerProcess:
             raise
         finally:
             self._ring.started()
+        self._group = ProcessGroup(self._process)
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
@@ -229,21 +217,14 @@ class LayerProcess:
         raise error
 
     def kill(self) -> None:
-        """Ends the child if it still runs. Any thread may call it, any number of times."""
-        import subprocess
-
-        process = self._process
-        if process.poll() is None:
-            process.kill()
-        try:
-            process.wait(_KILL_SECONDS)
-        except subprocess.TimeoutExpired:
+        """Ends the child and what it may have started. Any thread may call it, any number of times."""
+        if not self._group.end():
             return
         # A write that waited for the child has failed by now, and lets go.
         with self._lock:
             self._answer = self._answer or LocalError("the unpacking process was ended")
             self._ring.close()
-            for stream in (process.stdout, process.stderr):
+            for stream in (self._process.stdout, self._process.stderr):
                 assert stream is not None
                 stream.close()
 
@@ -253,12 +234,32 @@ class LayerProcess:
 
         with contextlib.suppress(ConnectionError):
             self._ring.end()
-        out, err = self._process.communicate()
+        out = self._heard()
+        # Nothing may be published while one of them could still write into it.
+        if not self._group.end():
+            return LocalError(
+                "what the unpacking process started does not end", hint="look for its processes, then pull again"
+            )
         try:
             answer = json.loads(out)
         except ValueError:
-            return self._crashed(err)
-        return answer if isinstance(answer, dict) else self._crashed(err)
+            return self._crashed()
+        return answer if isinstance(answer, dict) else self._crashed()
+
+    def _heard(self) -> bytes:
+        """The child's last line, or what there is of it at its end."""
+        import contextlib
+
+        assert self._process.stdout is not None
+        out, handle = bytearray(), self._process.stdout.fileno()
+        # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
+        while not out.endswith(b"\n") and (piece := os.read(handle, _PIECE)):
+            out += piece
+        if not out.endswith(b"\n") and hasattr(os, "waitid"):
+            # How it ends is all there will be to say; kill() may have heard that already.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return bytes(out)
 
     def _error(self, answer: dict[str, Any]) -> MsbPullError:
         if "layer" in answer:
@@ -271,11 +272,14 @@ class LayerProcess:
             where = os.fsdecode(os.path.join(os.fsencode(where), as_bytes(name).lstrip(b"/")))
         return local_error(OSError(number, os.strerror(number), where), self._staging)
 
-    def _crashed(self, stderr: bytes) -> MsbPullError:
-        lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
+    def _crashed(self) -> MsbPullError:
+        assert self._process.stderr is not None
+        handle = self._process.stderr.fileno()
+        os.set_blocking(handle, False)
+        try:
+            stderr = os.read(handle, _PIECE)
+        except BlockingIOError:
+            stderr = b""
         status = self._process.returncode
-        if status < 0:
-            return LocalError(
-                f"the unpacking process was killed by signal {-status}", cause=lines[-1] if lines else None
-            )
-        return LocalError("the unpacking process crashed", cause=lines[-1] if lines else f"exit status {status}")
+        how = f"was killed by signal {-status}" if status < 0 else "crashed"
+        return crashed(f"the unpacking process {how}", None if status < 0 else f"exit status {status}", stderr)

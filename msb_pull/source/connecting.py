@@ -9,11 +9,11 @@ import os
 import select
 import socket
 import ssl
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.source.sockets import SLICE, Deadline, OutOfTime, PatientSocket, tls_socket_class
+from msb_pull.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -163,17 +163,16 @@ def _lookup(host: str, port: int, patience: Patience) -> list[Any]:
     def look() -> None:
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, MemoryError) as error:
             found.append(error)
 
-    thread = threading.Thread(target=look, name="lookup", daemon=True)
-    thread.start()
+    thread = start_thread(look, "lookup")
     while thread.is_alive():
         patience.check()
         thread.join(SLICE)
     if isinstance(found[0], UnicodeError):
         raise socket.gaierror(socket.EAI_NONAME, "the name is not valid")
-    if isinstance(found[0], OSError):
+    if isinstance(found[0], (OSError, MemoryError)):
         raise found[0]
     addresses: list[Any] = found[0]
     return addresses

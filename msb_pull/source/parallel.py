@@ -13,9 +13,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.errors import MsbPullError
+from msb_pull.errors import LocalError, MsbPullError
 from msb_pull.source.body import GATHER_BYTES
 from msb_pull.source.failures import Failure, RangeIgnored
+from msb_pull.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,9 +119,9 @@ class PartsReader:
             self.add_thread()
 
     def add_thread(self) -> None:
-        """One more connection."""
-        self._threads.append(threading.Thread(target=self._work, name="part", daemon=True))
-        self._threads[-1].start()
+        """One more connection, if there can be a thread for it: without, the others take longer."""
+        with contextlib.suppress(LocalError):
+            self._threads.append(start_thread(self._work, "part"))
 
     def reach(self, position: int) -> bool:
         """Whether the byte at ``position`` is here, so that :meth:`read` begins with it; forgets what lies before it.
@@ -186,7 +187,7 @@ class PartsReader:
         try:
             while (segment := self._claim()) is not None:
                 self._fetch(segment)
-        except (Failure, RangeIgnored, MsbPullError) as error:
+        except (Failure, RangeIgnored, MsbPullError, MemoryError) as error:
             self._fail(error)
         except BaseException as error:
             # A mistake in here must not leave the reader waiting.

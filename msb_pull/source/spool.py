@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip_lib
 
 from msb_pull.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.readers import gzip_header_is_whole
+from msb_pull.readers import gzip_header_is_whole, is_zstd_skippable
 from msb_pull.source.files import unreadable
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ else:
 
 _CHUNK = 1 << 20
 _MAGIC = 6
+# What decompressing one archive may take: zstd a window of 128 MiB, xz the dictionary of its level 9 and more.
+_MAX_WINDOW_LOG = 27
+_MAX_MEMORY = 1 << 28
 # Until a read would block no longer than this, the flag that asks to stop is looked at.
 _PATIENCE = 0.2
 
@@ -154,12 +157,19 @@ class _Inflater:
                     data, self._held = self._held, None
                 piece = self._stream.decompress(data, _CHUNK)
             except _damage() as error:
-                raise ContentError(f"{self._label}: its {self._name} stream is damaged", cause=str(error)) from None
+                raise self._refused(error) from None
             data = b""
             if piece:
                 yield piece
             if not self._stream.eof and self._stream.needs_input:
                 return
+
+    def _refused(self, error: Exception) -> ContentError:
+        # zstd and xz say so when a stream wants more memory than they were allowed, and nothing else of memory.
+        if "memory" in str(error).lower():
+            what = f"its {self._name} stream wants more memory than an archive may take"
+            return ContentError(f"{self._label}: {what}", cause=str(error), hint="unpack the archive first")
+        return ContentError(f"{self._label}: its {self._name} stream is damaged", cause=str(error))
 
     def finish(self) -> None:
         """Raises ContentError when the last stream was cut."""
@@ -170,7 +180,7 @@ class _Inflater:
 def _format(head: bytes) -> str | None:
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"
-    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
+    if head.startswith(b"\x28\xb5\x2f\xfd") or is_zstd_skippable(head):
         return "zstd"
     if head.startswith(b"BZh"):
         return "bzip2"
@@ -182,7 +192,7 @@ def _decompressor(name: str, label: str) -> Callable[[], Any]:
     if name == "gzip":
         return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     if name == "zstd":
-        return zstd.ZstdDecompressor
+        return lambda: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
     try:
         if name == "bzip2":
             from bz2 import BZ2Decompressor
@@ -190,7 +200,7 @@ def _decompressor(name: str, label: str) -> Callable[[], Any]:
             return BZ2Decompressor
         from lzma import FORMAT_XZ, LZMADecompressor
 
-        return lambda: LZMADecompressor(format=FORMAT_XZ, memlimit=1 << 28)
+        return lambda: LZMADecompressor(format=FORMAT_XZ, memlimit=_MAX_MEMORY)
     except ImportError:
         raise ContentError(f"{label}: this Python cannot read {name}", hint="unpack the archive first") from None
 

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import LocalError, local_error
+from msb_pull.errors import LocalError, file_size_limit, local_error, too_large
 from msb_pull.store.schema import MIGRATIONS, OWN_COLUMNS, OWN_TABLE, REQUIRED, TABLES
 
 if TYPE_CHECKING:
@@ -113,7 +113,17 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "wait for the other program, or end it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
+    if code in _CANNOT_GROW and _is_limited(path):
+        return too_large(str(path))
     return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")
+
+
+def _is_limited(path: Path) -> bool:
+    """Whether this process may hardly write larger files than the database has already."""
+    most = file_size_limit()
+    files = [path.with_name(path.name + suffix) for suffix in ("", "-journal", "-wal", "-shm")]
+    largest = max((x.stat().st_size for x in files if x.exists()), default=0)
+    return most is not None and largest + 2 * _LEAST_BYTES > most
 
 
 def _is_full(path: Path) -> bool:

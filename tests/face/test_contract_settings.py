@@ -68,6 +68,8 @@ WORDS = {
     "x --limit-rate 0": usage("--limit-rate: must be above 0"),
     "x --max-layer-size -1": usage(f"--max-layer-size: '-1' {SIZE_HELP}"),
     "x --max-entries 0": usage("--max-entries: '0' is not a number above 0"),
+    "x --max-window 0": usage("--max-window: must be above 0"),
+    "x --max-window 3GiB": usage("--max-window: '3GiB' is more than 2GiB, the largest window there is"),
     "x --policy often": usage("--policy: 'often' is not one of missing, always, newer, never"),
     "x --progress x": usage("--progress: 'x' is not one of auto, bars, plain, json, none"),
     "x --color x": usage("--color: 'x' is not one of auto, always, never"),

@@ -49,6 +49,7 @@ OWN = {
 --anonymous
 --max-layer-size SIZE
 --max-entries N
+--max-window SIZE
 --allow-no-xattr
 --as REF
 -n, --dry-run

@@ -66,6 +66,9 @@ def deep(number: int) -> bytes:
 
 
 SPARSE = (b"GNU.sparse.map", b"0,512"), (b"GNU.sparse.size", b"%d" % (8 << 60))
+# A zstd frame (RFC 8878) of two gibibytes of zeros, 128 KiB in each block of four bytes.
+ZSTD_HEAD = b"\x28\xb5\x2f\xfd\0" + bytes([(31 - 10) << 3])
+ZSTD_ZEROS = (1 << 1 | (128 << 10) << 3).to_bytes(3, "little") + b"\0"
 BOMBS = {
     "10 GiB in one file": ([packed(announced(10 * GIB)), *zeros(10 * GIB)], "--max-layer-size"),
     "10 GiB in many files": ([packed(announced(64 * MIB)), ZEROS] * 160, "--max-layer-size"),
@@ -77,6 +80,7 @@ BOMBS = {
     "a long name of 4 GiB": ([packed(announced(4 * GIB, typ=b"L")), *zeros(4 * GIB)], "extension header of 4294967296"),
     "a sparse file of 8 EiB": ([packed(pax(*SPARSE), reg(b"s", b"x" * 512), END)], "--max-layer-size"),
     "10 million entries": (repeated(directory(b"d") * 50_000, 200), "--max-entries"),
+    "a zstd window of 2 GiB": ([ZSTD_HEAD, ZSTD_ZEROS * (2 * GIB >> 17)], "--max-window"),
     "directories without entries": ([packed(*map(deep, range(100)), END)], "directories than a layer may have"),
     "attributes in a thousand headers": (repeated(ATTRIBUTES, 1000), "extension headers of more than"),
 }

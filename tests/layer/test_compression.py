@@ -59,9 +59,54 @@ def test_a70_a_cut_last_frame_is_refused():
     refused(SKIPPABLE + SKIPPABLE[:-1], "cut")
 
 
-def test_a70_large_windows():
-    options = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.enable_long_distance_matching: 1}
+def windowed(descriptor: int) -> bytes:
+    """A frame with this window descriptor (RFC 8878) and one last block: a zero that is repeated."""
+    block = (1 | 1 << 1 | 100_000 << 3).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd\0" + bytes([descriptor]) + block
+
+
+def window(log: int, eighths: int = 0) -> int:
+    return (log - 10) << 3 | eighths
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_zstd_windows_up_to_the_limit_are_taken(step):
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
     assert inflate(zstd.compress(DATA, options=options)) == DATA
+    assert inflate(windowed(window(27)), step) == bytes(100_000)
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+@pytest.mark.parametrize("before", [b"", SKIPPABLE, zstd.compress(b"first")], ids=["first", "skipped", "second"])
+def test_zstd_windows_beyond_the_limit_are_refused_and_the_option_named(before, step):
+    for descriptor, size in ((window(27, 1), 150_994_944), (window(31), 2 << 30), (0xFF, 15 << 38)):
+        with pytest.raises(ContentError, match=f"wants a window of {size} bytes, more than 134217728") as refusal:
+            inflate(before + windowed(descriptor), step)
+        assert "--max-window" in (refusal.value.hint or "")
+
+
+def test_a_frame_whose_window_is_its_content_counts_too():
+    content = (200 << 20).to_bytes(4, "little")
+    refused(b"\x28\xb5\x2f\xfd\xa0" + content + bytes(20), "wants a window of 209715200 bytes")
+    dictionary = b"\x28\xb5\x2f\xfd\xa1\x07" + content + bytes(20)
+    refused(dictionary, "wants a window of 209715200 bytes")
+    assert inflate(zstd.compress(bytes(300))) == bytes(300)
+
+
+def test_the_limit_of_windows_is_any_number_of_bytes():
+    for limit, taken in ((150_994_944, True), (150_994_943, False), (2 << 30, True)):
+        blob = windowed(window(27, 1))
+        decompressor, _ = open_decompressor(blob[:6], TYPES["zstd"], limit)
+        if taken:
+            assert b"".join(decompressor.feed(blob)) == bytes(100_000)
+        else:
+            with pytest.raises(ContentError, match="more than 150994943"):
+                list(decompressor.feed(blob))
+
+
+def test_what_follows_the_last_frame_is_a_frame():
+    refused(ZSTD + b"garbage", "damaged")
+    refused(ZSTD + b"\x28\xb5", "cut")
 
 
 def test_a71_every_member_wherever_they_are_cut():

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msb_pull.errors import LocalError
+from msb_pull.layer import ring
 from msb_pull.layer.ring import SLOT, SLOTS, RingReader, RingWriter
 
 pytestmark = pytest.mark.timeout(60)
@@ -53,6 +55,23 @@ def test_bytes_arrive_as_they_were_written(sizes):
 def test_sizes_around_the_slots(size):
     data = os.urandom(size)
     assert passed([data]) == data
+
+
+@pytest.mark.parametrize("most", [SLOTS * 512, 100_000, SLOT * SLOTS - 1, SLOT * SLOTS + 1])
+def test_the_memory_is_no_larger_than_files_may_be(monkeypatch, most):
+    monkeypatch.setattr(ring, "file_size_limit", lambda: most)
+    data = os.urandom(200_001)
+    assert passed([data, data]) == data + data
+    writer, reader = pair()
+    assert most - SLOTS * 512 < writer._map.size() <= most or writer._map.size() == SLOT * SLOTS
+    writer.close()
+    os.close(reader._socket)
+
+
+def test_no_room_for_any_memory(monkeypatch):
+    monkeypatch.setattr(ring, "file_size_limit", lambda: SLOTS * 512 - 1)
+    with pytest.raises(LocalError, match="shared with the unpacking process"):
+        RingWriter()
 
 
 def test_every_piece_but_the_last_is_a_whole_slot():

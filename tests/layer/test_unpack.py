@@ -15,7 +15,7 @@ import isal
 import pytest
 
 from msb_pull.errors import ContentError, LocalError
-from msb_pull.layer import jail, report, unpack
+from msb_pull.layer import report, unpack
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.settle import Settled
 from msb_pull.layer.unpack import LayerProcess, UnpackOptions, UnpackReport
@@ -114,7 +114,7 @@ def test_child_and_process_make_the_same_tree(tmp_path, start, jailed, mask):
     assert said.placed == {403: b"d1/placed"}
     assert said.implied == [b"implied", b"w"]
     assert said.turned == [(b"w/.wh.x", b"w/x/.wh..wh..opq")]
-    assert said.jailed == (jail.describe() if jailed else "off")
+    assert "resource limits" in said.jailed if jailed else said.jailed == "off"
 
 
 @pytest.mark.parametrize("data", [b"", bytes(512), END, bytes(10240)])
@@ -164,6 +164,16 @@ def test_memory_is_an_error_of_the_layer(start, monkeypatch):
         "child_main()", "import msb_pull.layer.unpack as u; u.unpack = lambda *a, **k: bytearray(1 << 40); child_main()"
     ))  # fmt: skip
     with pytest.raises(ContentError, match="more memory"):
+        feed(start(), END)
+
+
+def test_less_memory_than_a_layer_may_take_is_not_the_layers_fault(start, monkeypatch):
+    monkeypatch.setattr(unpack, "_BOOTSTRAP", unpack._BOOTSTRAP.replace(
+        "child_main()",
+        "import resource, msb_pull.layer.unpack as u; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28)); "
+        "u.unpack = lambda *a, **k: bytearray(1 << 29); child_main()",
+    ))  # fmt: skip
+    with pytest.raises(LocalError, match="out of memory"):
         feed(start(), END)
 
 
@@ -268,6 +278,12 @@ def test_a_crash_is_told_with_its_last_line(start, monkeypatch):
     assert caught.value.cause == "RuntimeError: a bug"
 
 
+def test_a_child_that_cannot_even_load_its_modules(start, monkeypatch):
+    monkeypatch.setattr(unpack, "_BOOTSTRAP", "raise MemoryError")
+    with pytest.raises(LocalError, match="out of memory"):
+        feed(start(), END)
+
+
 def answers(value) -> str:
     return f"import os; os.write(1, {json.dumps(value).encode()!r})"
 
@@ -309,6 +325,53 @@ def test_no_report_at_all(start, monkeypatch, text):
         feed(start(), b"")
 
 
+LEAVES_ONE_BEHIND = """
+import os, sys, time
+os.write(1, {said!r})
+if os.fork() == 0:
+    while True:
+        os.close(os.open(str(sys.argv[-1]) + "/written", os.O_WRONLY | os.O_CREAT))
+        time.sleep(0.001)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "whole"),
+    [
+        *((then, True) for then in ("", "os.close(1)", "time.sleep(100)", "os._exit(3)", "os.kill(os.getpid(), 9)")),
+        *((then, False) for then in ("", "os.close(1)", "os._exit(3)", "os.kill(os.getpid(), 9)")),
+    ],
+)
+def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tmp_path, then, whole):
+    """Not even what holds its pipes open: it could go on writing into what is published."""
+    said = encoded({"report": EMPTY}) + b"\n" if whole else b"{"
+    script = LEAVES_ONE_BEHIND.format(said=said, then=then)
+    monkeypatch.setattr(unpack, "_BOOTSTRAP", script)
+    monkeypatch.setattr(UnpackOptions, "as_arguments", lambda self: [str(tmp_path)])
+    process = start()
+    if whole:
+        process.finish()
+    else:
+        with pytest.raises(LocalError, match=r"crashed|killed"):
+            threading.Timer(1.0, process.kill).start()
+            process.finish()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child(process), 0)
+    (tmp_path / "written").unlink(missing_ok=True)
+    time.sleep(0.05)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_process_that_cannot_be_ended_is_an_error(start, monkeypatch):
+    """The kernel itself may hold one, on a disk that does not answer."""
+    monkeypatch.setattr(unpack.ProcessGroup, "end", lambda self: False)
+    process = start()
+    with pytest.raises(LocalError, match="does not end"):
+        feed(process, END)
+    monkeypatch.undo()
+
+
 def test_the_child_has_a_session_an_empty_environment_and_no_other_files(start, monkeypatch):
     monkeypatch.setenv("SECRET", "x")
     with open(os.devnull, "rb") as other:
@@ -319,7 +382,7 @@ def test_the_child_has_a_session_an_empty_environment_and_no_other_files(start, 
         time.sleep(0.3)
         assert os.getsid(pid) == pid != os.getsid(0)
         assert Path(f"/proc/{pid}/environ").read_bytes() == b""
-        assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+        assert Path(f"/proc/{pid}/cwd").readlink() in (Path("/"), process._staging)
         found = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
     # libffi 3.5, below ctypes, keeps its own file open.
     found = {number: target for number, target in found.items() if "/libffi.so" not in target}

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import zlib
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -758,3 +759,23 @@ def test_gzip_headers_with_a_name_may_come_in_pieces(step):
     found = b"".join(x for at in range(0, len(blob), step) for x in inflate.feed(blob[at : at + step]))
     inflate.finish()
     assert found == b"content" * 2
+
+
+def zstd_of_two_gibibytes() -> bytes:
+    return b"\x28\xb5\x2f\xfd\0" + bytes([(31 - 10) << 3]) + bytes(20)
+
+
+def xz_of_gibibytes() -> bytes:
+    lzma = pytest.importorskip("lzma")
+    small = lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 4096}])
+    # The block header: its size, flags, filter, size of properties, dictionary, padding, CRC32 (xz file format, 3.1).
+    header = small[12:16] + bytes([37]) + small[17:20]
+    return small[:12] + header + zlib.crc32(header).to_bytes(4, "little") + small[24:]
+
+
+@pytest.mark.parametrize(("name", "made"), [("zstd", zstd_of_two_gibibytes), ("xz", xz_of_gibibytes)])
+def test_a_compressed_archive_that_wants_much_memory(local, tmp_path, name, made):
+    (tmp_path / "x").write_bytes(made())
+    said = local.refused(ContentError, f"docker-archive:{tmp_path}/x")
+    assert f"its {name} stream wants more memory than an archive may take" in said
+    assert said.endswith("unpack the archive first")

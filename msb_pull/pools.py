@@ -1,0 +1,23 @@
+"""Pools of threads, apart from single ones, since loading what they need takes longer than all else at a start."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.errors import exhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+
+class Pool(ThreadPoolExecutor):
+    """A pool whose :meth:`submit` raises LocalError when it needs one more thread and there can be no more."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """As it is everywhere."""
+        try:
+            return super().submit(work, *arguments, **named)
+        except RuntimeError as error:
+            raise exhausted(error) or error from None
