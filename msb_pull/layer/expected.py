@@ -18,6 +18,7 @@ from msb_pull.layer.rules import (
     is_whiteout,
     join,
     make_waiting,
+    places_after,
     resolve,
     turned,
     whiteout_of,
@@ -27,7 +28,7 @@ from msb_pull.layer.tar import DIR, LNK, REG, SYM
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -115,7 +116,10 @@ class Tree:
             lambda link: self._link(link[0], self._real(link[1][0]), link[1][1]),
         )
         self.missing = sorted((index, path, target) for path, (target, index) in left)
-        self._drop_hollow()
+        marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
+        if any(path and self.nodes[path].implied for path in marked):
+            links = [path for _, path, _ in self.missing]
+            self.hollow = self._drop_hollow(marked, frozenset(self.implied), links)
         for path in self._whiteouts:
             if self._turn(path):
                 self.converted.add(hidden_by(path))
@@ -143,7 +147,11 @@ class Tree:
                 claims[os.fsencode(fact["path"])] = self.nodes[os.fsencode(fact["from"])]
             elif fact["kind"] == "dropped":
                 self._drop(os.fsencode(fact["path"]))
-        self._move({os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"})
+        moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}
+        if moves:
+            self._move(moves)
+            left = places_after(moves, self.hollow)
+            self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
         for path, node in claims.items():
             self._set(path, node)
         self._derived(facts)
@@ -214,19 +222,23 @@ class Tree:
 
     # The end of the layer
 
-    def _drop_hollow(self) -> None:
-        """Directories that only whiteouts imply are none where a whiteout of the same layer names them."""
-        marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
-        if not any(path and self.nodes[path].implied for path in marked):
-            return
-        needed = {path.rpartition(b"/")[0] for _, path, _ in self.missing}
-        for path in hollow(marked, frozenset(self.implied), needed, self._names):
+    def _drop_hollow(self, marked: Iterable[bytes], implied: Collection[bytes], links: Iterable[bytes]) -> list[bytes]:
+        """Directories that only whiteouts imply are none where a whiteout of the same layer names them; the others.
+
+        ``links`` will come yet.
+        """
+        left = []
+        needed = {path.rpartition(b"/")[0] for path in links}
+        for path in hollow(marked, implied, needed, self._names):
             if path in self.nodes and whiteout_of(path) in self.nodes:
                 self._drop(path)
             elif path in self.nodes:
-                self.hollow.append(path)
+                left.append(path)
+        return left
 
     def _names(self, path: bytes) -> list[bytes]:
+        if path not in self.nodes:
+            return [b"."]
         return [inside.rpartition(b"/")[2] for inside in self.inside(path)]
 
     def _turn(self, path: bytes) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import TypeVar
 
     Link = TypeVar("Link")
@@ -99,6 +99,14 @@ class Places:
             place = None if place is None else join(place, name)
             self._known[known] = place
         return place
+
+
+def places_after(moves: Mapping[bytes, bytes], paths: Iterable[bytes]) -> dict[bytes, None]:
+    """Where ``paths`` are once the contents of directories have moved; the moved ones themselves are gone."""
+    places = Places()
+    for old in sorted(moves):
+        places.move(old, moves[old])
+    return {place: None for path in paths if path not in moves and (place := places.of(path)) is not None}
 
 
 # Hard links

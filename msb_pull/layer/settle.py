@@ -19,8 +19,8 @@ from msb_pull.layer.derive import Wishes, ancestry, attributes_of, derive
 from msb_pull.layer.folders import OPEN_DIRECTORY, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
-from msb_pull.layer.rules import AUFS, BadPath, is_leftover
-from msb_pull.layer.whiteouts import resolve_pairs
+from msb_pull.layer.rules import AUFS, BadPath, is_leftover, places_after
+from msb_pull.layer.whiteouts import remove_hollow, resolve_pairs
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 from msb_pull.remove import listed
 
@@ -70,7 +70,7 @@ def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_b
     root = os.open(staging, OPEN_DIRECTORY)
     try:
         with MergedView(lowers) as view:
-            _Applier(root, view, warnings, max_bytes - report.content_bytes).apply(facts)
+            _Applier(root, view, warnings, max_bytes - report.content_bytes).apply(facts, report.hollow)
     except BadPath as error:
         raise ContentError(f"the layer cannot be put on those below it: {error}") from None
     finally:
@@ -99,14 +99,22 @@ class _Applier:
         # Where the last copy of each lower file lies.
         self._copies: dict[str, bytes] = {}
 
-    def apply(self, facts: Sequence[Fact]) -> None:
-        """Every move before the first fact of a directory, which a later move may make or fill; raises OSError."""
+    def apply(self, facts: Sequence[Fact], hollow: Sequence[bytes]) -> None:
+        """Every move before the first fact of a directory, which a later move may make or fill; raises OSError.
+
+        ``hollow`` are the directories that only whiteouts imply.
+        """
         try:
             claims = {fact["path"]: self._claim(fact["from"]) for fact in facts if fact["kind"] == "claimed"}
             for fact in facts:
                 if fact["kind"] == "dropped":
                     self._drop(os.fsencode(fact["path"]))
-            touched = self._move({fact["asked"]: fact["to"] for fact in facts if fact["kind"] == "moved"})
+            moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}
+            touched = self._move(moves)
+            if moves:
+                needed = {os.fsencode(x["path"]).rpartition(b"/")[0] for x in facts if x["kind"] == "link"}
+                left = places_after(moves, hollow)
+                remove_hollow(self._folders, left, left, needed)
             for fact in facts:
                 path = os.fsencode(fact["path"])
                 if fact["kind"] == "directory":
@@ -147,7 +155,7 @@ class _Applier:
             for name, value in fact["xattrs"].items():
                 set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
 
-    def _move(self, moves: dict[str, str]) -> dict[bytes, None]:
+    def _move(self, moves: dict[bytes, bytes]) -> dict[bytes, None]:
         """Moves the contents of directories; returns those in which a whiteout may now stand beside what it names.
 
         All go aside first, the deepest first: then each is where it was, and none lies where another one goes.
@@ -158,14 +166,13 @@ class _Applier:
         folders = self._folders
         os.mkdir(_ASIDE, 0o700, dir_fd=folders.top.descriptor)
         aside = {old: _ASIDE + b"/%d" % number for number, old in enumerate(moves)}
-        for old in sorted(moves, key=lambda path: -path.count("/")):
-            parent, _, name = os.fsencode(old).rpartition(b"/")
-            folders.release(os.fsencode(old))
+        for old in sorted(moves, key=lambda path: -path.count(b"/")):
+            parent, _, name = old.rpartition(b"/")
+            folders.release(old)
             holder = folders.find(parent)
             assert holder is not None
             os.rename(name, aside[old], src_dir_fd=holder.descriptor, dst_dir_fd=folders.top.descriptor)
-        for old, to in moves.items():
-            new = os.fsencode(to)
+        for old, new in moves.items():
             folders.make(new)
             touched |= dict.fromkeys((b"", *ancestry(new), *self._merge(aside[old], new)))
         folders.remove(folders.top, _ASIDE)

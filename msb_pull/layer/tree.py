@@ -98,7 +98,7 @@ class TreeWriter:
         """Makes the links whose targets came later, resolves whiteouts, gives directories their times."""
         self.links.finish()
         needed = {path.rpartition(b"/")[0] for _, path, _ in self.links.missing}
-        self.hollow = remove_hollow(self._folders, self._marked, needed)
+        self.hollow = remove_hollow(self._folders, self._marked, self._folders.implied, needed)
         self.turned = resolve_pairs(self._folders, self._marked)
         if self._plinks:
             self._folders.remove(self._folders.top, PLINKS)

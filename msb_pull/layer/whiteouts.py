@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from msb_pull.layer.folders import Folder, Folders
 
 
-def remove_hollow(folders: Folders, marked: Iterable[bytes], needed: Collection[bytes]) -> list[bytes]:
+def remove_hollow(
+    folders: Folders, marked: Iterable[bytes], implied: Collection[bytes], needed: Collection[bytes]
+) -> list[bytes]:
     """Removes the directories that only whiteouts imply and that a whiteout of the same layer names.
 
     Returns the others that only whiteouts imply, parents first: whether they stay is for the layers below to say.
-    ``marked`` are the directories with whiteouts, ``needed`` those that something else will come into. Raises OSError.
+    ``marked`` are directories with whiteouts, ``implied`` those without an entry, ``needed`` those that something else
+    will come into. Raises OSError.
     """
 
     def names(path: bytes) -> list[bytes]:
@@ -30,7 +33,7 @@ def remove_hollow(folders: Folders, marked: Iterable[bytes], needed: Collection[
 
     left: list[bytes] = []
     gone: set[bytes] = set()
-    for path in hollow(marked, folders.implied, needed, names):
+    for path in hollow(marked, implied, needed, names):
         parent, _, name = path.rpartition(b"/")
         if parent in gone:
             gone.add(path)

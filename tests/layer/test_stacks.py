@@ -80,6 +80,12 @@ def test_a_whiteout_where_a_symlink_leads_to_no_directory(show, target):
     assert set(all_of_it) == {b"file", b"way"}
 
 
+def test_a_whiteout_of_the_directory_that_its_way_leads_through(show):
+    trees, all_of_it = show([directory(b"c"), symlink(b"c/b", b"..")], [reg(b"c/b/.wh.c")])
+    assert trees[1] == {".wh.c": ""}
+    assert all_of_it == {}
+
+
 # What an entry says counts for more than what is implied
 
 
