@@ -128,11 +128,18 @@ class Homes:
                 found.append(OtherHome(name, path, self._folder / name, microsandbox))
         if not self._is_part():
             # Copies in the common folder may also be those of a home that has not been used since there are names.
-            above = self._layers.parent if self._layers.name == "layers" else None
-            there = above is not None and (above / "oci.db").exists()
-            if there or any(copies_in(self._flat)):
+            above = self._above()
+            if self._lies_in_a_home() or any(copies_in(self._flat)):
                 found.append(OtherHome("", str(above or ""), self._flat, above is not None))
         return found
+
+    def _above(self) -> Path | None:
+        """The home that the layers folder is a part of, if it is one."""
+        return self._layers.parent if self._layers.name == "layers" else None
+
+    def _lies_in_a_home(self) -> bool:
+        above = self._above()
+        return above is not None and (above / "oci.db").exists()
 
     def register(
         self, lock: Callable[[], AbstractContextManager[None]], database: Callable[[], AbstractContextManager[Database]]
@@ -195,12 +202,13 @@ class Homes:
 
         first = not any((self._folder / name / _PATH_FILE).exists() for name in _listed(self._folder))
         entry.mkdir(mode=0o700, parents=True, exist_ok=True)
-        common = list(copies_in(self._flat))
-        # A database that is lost or damaged is made anew from them.
+        # A home that is new has no images, whosever the copies are.
+        if not (self._home / "oci.db").exists():
+            return
+        common = [] if self._lies_in_a_home() else list(copies_in(self._flat))
+        # A database that is damaged is made anew from them.
         for path in common if first else ():
             _write(entry / path.name, path.read_bytes())
-        if not (self._home / "oci.db").exists() and not any(copies_in(entry)):
-            return
         with database() as opened:
             names = opened.references()
             for name in names:

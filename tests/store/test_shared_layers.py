@@ -270,7 +270,6 @@ def test_the_copies_of_an_older_version_are_taken_over(apart):
     assert looking.has_images
     one.database_path.write_bytes(b"no database")
     assert references(looking) == ["localhost/a:1"]
-    one.database_path.unlink()
     assert references(apart.open(apart.one)) == ["localhost/a:1"]
     assert list((one.own / "images").iterdir()) == []
     two = apart.open(apart.two)
@@ -343,6 +342,33 @@ def test_the_first_to_prune_is_a_home_of_an_older_version(apart):
     assert apart.there() == set("xyz")
     ended(run("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers))
     assert apart.there() == set("xz")
+
+
+@pytest.mark.parametrize("kind", ["the first's", "neither's"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_new_home_has_no_images_of_a_home_without_a_name(tmp_path, kind, lost):
+    world = World(tmp_path, kind)
+    one = world.open(world.one)
+    pull(one, "localhost/a:1", "xy")
+    if kind == "neither's":
+        before(one)
+    if lost:
+        one.database_path.rename(tmp_path / "lost")
+    two = world.open(world.two)
+    assert references(two) == []
+    pull(two, "localhost/b:1", "xz")
+    if lost and kind == "the first's":
+        with pytest.raises(LocalError, match="cannot be known"):
+            remove(two, "localhost/b:1")
+    else:
+        remove(two, "localhost/b:1")
+        assert world.there() == set("xy")
+    if lost:
+        (tmp_path / "lost").rename(one.database_path)
+    assert references(world.open(world.one)) == ["localhost/a:1"]
+    for home in (world.two, world.one):
+        prune(world.open(home))
+    assert set("xy") <= world.there()
 
 
 @pytest.mark.parametrize("home", ["none", "empty", "without images"])
