@@ -181,11 +181,11 @@ def _checked(result: int) -> int:
     return result
 
 
-def is_short_of_memory() -> bool:
-    """Whether this process was given less memory than any layer may take."""
+def limits_memory() -> bool:
+    """Whether this process may take as much memory as any layer may, neither less nor (without a jail) all there is."""
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] < _MEMORY
+    return resource.getrlimit(resource.RLIMIT_AS)[0] == _MEMORY
 
 
 def _limit_resources(max_file_size: int) -> None:

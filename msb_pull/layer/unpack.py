@@ -130,7 +130,7 @@ def child_main() -> NoReturn:
     except MemoryError:
         what = "the layer needs more memory than a layer may take"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
-        if jail.is_short_of_memory():
+        if not jail.limits_memory():
             answer = {"os": {"errno": errno.ENOMEM, "name": None}}
     except OSError as error:
         name = error.filename
