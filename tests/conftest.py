@@ -59,6 +59,28 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None
 
 
+# What starts the program many times or works for seconds on end; -m "not slow" is the quick selection.
+SLOW = {
+    *("test_bad_networks", "test_chaos", "test_concurrency", "test_crash", "test_disk_full", "test_end_to_end"),
+    *("test_examples", "test_file_systems", "test_logins", "test_microsandbox_store", "test_packaging", "test_provers"),
+    *("test_proxies", "test_real_images", "test_readme", "test_repair", "test_secrets", "test_side_by_side"),
+    *("test_store_mutations", "test_verify", "test_round_trip", "fuzz/test_corpus", "readers/test_independent"),
+    *("face/test_contract_pull", "face/test_contract_screen", "face/test_contract_settings"),
+    *("face/test_contract_store", "face/test_show", "face/test_store_commands", "face/test_terminal"),
+    *("layer/test_bombs", "layer/test_sentinel", "source/test_deadlines", "source/test_real_registry"),
+    *("store/test_kills", "store/test_recovery"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow, and begins with what may take longest, so that no process works on it alone at the end."""
+    tests = REPOSITORY / "tests"
+    for item in items:
+        if item.path.relative_to(tests).with_suffix("").as_posix() in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 # A machine that is busy with other things must not fail a property.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
