@@ -61,14 +61,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # What starts the program many times or works for seconds on end; -m "not slow" is the quick selection.
 SLOW = {
-    *("test_bad_networks", "test_chaos", "test_concurrency", "test_crash", "test_disk_full", "test_end_to_end"),
-    *("test_examples", "test_file_systems", "test_logins", "test_microsandbox_store", "test_packaging", "test_provers"),
-    *("test_proxies", "test_real_images", "test_readme", "test_repair", "test_secrets", "test_side_by_side"),
-    *("test_store_mutations", "test_verify", "test_round_trip", "fuzz/test_corpus", "readers/test_independent"),
-    *("face/test_contract_pull", "face/test_contract_screen", "face/test_contract_settings"),
-    *("face/test_contract_store", "face/test_show", "face/test_store_commands", "face/test_terminal"),
-    *("layer/test_bombs", "layer/test_sentinel", "source/test_deadlines", "source/test_real_registry"),
-    *("store/test_kills", "store/test_recovery"),
+    *("test_api", "test_bad_networks", "test_catalogue", "test_chaos", "test_concurrency", "test_crash"),
+    *("test_disk_full", "test_end_to_end", "test_examples", "test_file_systems", "test_hostile_texts", "test_logins"),
+    *("test_microsandbox_store", "test_new_home", "test_no_home", "test_one_registry_credentials", "test_packaging"),
+    *("test_provers", "test_proxies", "test_prune", "test_readme", "test_real_images", "test_refused_calls"),
+    *("test_remove", "test_repair", "test_round_trip", "test_secrets", "test_side_by_side", "test_store_mutations"),
+    *("test_token_expiry", "test_verify", "test_verify_everything", "test_verify_records"),
+    *("face/test_command_line", "face/test_completions", "face/test_contract_pull", "face/test_contract_screen"),
+    *("face/test_contract_settings", "face/test_contract_store", "face/test_contract_words", "face/test_show"),
+    *("face/test_signals", "face/test_store_commands", "face/test_terminal", "fuzz/test_corpus"),
+    *("layer/test_bombs", "layer/test_random", "layer/test_record", "layer/test_sentinel", "layer/test_settle"),
+    *("readers/test_independent", "source/test_certificate_folders", "source/test_deadlines", "source/test_parallel"),
+    *("source/test_real_registry", "source/test_refused_parts", "store/test_kills", "store/test_recovery"),
 }
 
 
