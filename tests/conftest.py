@@ -59,6 +59,32 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None
 
 
+# What starts the program many times or works for seconds on end; -m "not slow" is the quick selection.
+SLOW = {
+    *("test_api", "test_bad_networks", "test_catalogue", "test_chaos", "test_concurrency", "test_crash"),
+    *("test_disk_full", "test_end_to_end", "test_examples", "test_file_systems", "test_hostile_texts", "test_logins"),
+    *("test_microsandbox_store", "test_new_home", "test_no_home", "test_one_registry_credentials", "test_packaging"),
+    *("test_provers", "test_proxies", "test_prune", "test_readme", "test_real_images", "test_refused_calls"),
+    *("test_remove", "test_repair", "test_round_trip", "test_secrets", "test_side_by_side", "test_store_mutations"),
+    *("test_token_expiry", "test_verify", "test_verify_everything", "test_verify_records"),
+    *("face/test_command_line", "face/test_completions", "face/test_contract_pull", "face/test_contract_screen"),
+    *("face/test_contract_settings", "face/test_contract_store", "face/test_contract_words", "face/test_show"),
+    *("face/test_signals", "face/test_store_commands", "face/test_terminal", "fuzz/test_corpus"),
+    *("layer/test_bombs", "layer/test_random", "layer/test_record", "layer/test_sentinel", "layer/test_settle"),
+    *("readers/test_independent", "source/test_certificate_folders", "source/test_deadlines", "source/test_parallel"),
+    *("source/test_real_registry", "source/test_refused_parts", "store/test_kills", "store/test_recovery"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow, and begins with what may take longest, so that no process works on it alone at the end."""
+    tests = REPOSITORY / "tests"
+    for item in items:
+        if item.path.relative_to(tests).with_suffix("").as_posix() in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 # A machine that is busy with other things must not fail a property.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")

@@ -143,7 +143,7 @@ class FaultRegistry:
         self.host = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.scheme = "https" if tls else "http"
         self.url = f"{self.scheme}://{self.host}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def __enter__(self) -> FaultRegistry:

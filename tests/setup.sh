@@ -2,8 +2,9 @@
 # Sets up everything the tests want, and runs them. Nothing outside this folder changes but, where apt and root (or
 # sudo without a password) are there, the Debian packages below.
 #
-#   tests/setup.sh [--dev] [--no-apt] [--no-run] [pytest arguments …]
+#   tests/setup.sh [--dev] [--quick] [--no-apt] [--no-run] [pytest arguments …]
 #
+#   --quick    only the tests that are not marked as slow: less than a minute instead of six
 #   --dev      also ruff and mypy, and run both before the tests
 #   --no-apt   install no Debian packages; tests that need them are skipped, and say so
 #   --no-run   set up only
@@ -11,10 +12,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dev='' apt=yes run=yes
+dev='' quick='' apt=yes run=yes
 while (($#)); do
     case $1 in
         --dev) dev=yes ;;
+        --quick) quick=yes ;;
         --no-apt) apt='' ;;
         --no-run) run='' ;;
         *) break ;;
@@ -77,4 +79,5 @@ if [ -n "$dev" ]; then
     "$venv/bin/mypy"
 fi
 say "tests"
-exec "$venv/bin/python" -m pytest "$@"
+# A process for each core; whoever is done takes over tests of the others.
+exec "$venv/bin/python" -m pytest -n auto --dist worksteal ${quick:+-m "not slow"} "$@"

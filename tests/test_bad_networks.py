@@ -43,7 +43,7 @@ from tests.test_end_to_end import LINUX, Home
 from tests.treecompare import describe, differences
 
 # The environment of a test is cleaned before it runs, so these are read here.
-ROUNDS = int(os.environ.get("MSB_TEST_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("MSB_TEST_ROUNDS", "12"))
 SEED = os.environ.get("MSB_TEST_SEED", "1")
 ONLY = os.environ.get("MSB_TEST_ONLY")
 RETRIES = 3

