@@ -11,6 +11,7 @@ import ctypes
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) == 0:
             libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    # A shell ignores Ctrl-C for what it starts in the background, and what is started from there inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The processes of xdist are children of the one that mounts.
     if (kind := config.getoption("on")) and not hasattr(config, "workerinput"):
         place = Path(tempfile.mkdtemp(prefix=f"msb-pull-{kind}-"))
@@ -70,7 +73,8 @@ SLOW = {
     *("face/test_command_line", "face/test_completions", "face/test_contract_pull", "face/test_contract_screen"),
     *("face/test_contract_settings", "face/test_contract_store", "face/test_contract_words", "face/test_show"),
     *("face/test_signals", "face/test_store_commands", "face/test_terminal", "fuzz/test_corpus"),
-    *("layer/test_bombs", "layer/test_random", "layer/test_record", "layer/test_sentinel", "layer/test_settle"),
+    *("layer/test_bombs", "layer/test_linear", "layer/test_random", "layer/test_record"),
+    *("layer/test_sentinel", "layer/test_settle", "layer/test_stacks"),
     *("readers/test_independent", "source/test_certificate_folders", "source/test_deadlines", "source/test_parallel"),
     *("source/test_real_registry", "source/test_refused_parts", "store/test_kills", "store/test_recovery"),
 }

@@ -51,3 +51,10 @@ def steps(action: Callable[[], Any]) -> int:
         sys.settrace(former[0])
         sys.setprofile(former[1])
     return count
+
+
+def assert_linear(action: Callable[[int], Any], size: int) -> None:
+    """Twice as much takes at most two and a half times as many steps."""
+    action(size)  # What is loaded or cached on first use is no growth.
+    once, twice = (steps(lambda: action(count)) for count in (size, 2 * size))
+    assert twice < 2.5 * once, f"{once} steps for {size}, {twice} for {2 * size}"

@@ -16,8 +16,6 @@ CLOCKS = {"monotonic", "perf_counter", "process_time", "thread_time", "time", "c
 PROCESSOR = {"ru_utime", "ru_stime", "children_user", "elapsed"}
 FILES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if path.parent.name != "bench")
 
-TO_DO = {"layer/test_settle.py"}
-
 
 @cache
 def tree(name: str) -> ast.Module:
@@ -102,9 +100,7 @@ def wrong(name: str) -> list[str]:
     return sorted(said)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=pytest.mark.xfail(reason="to do", strict=False)) if x in TO_DO else x for x in FILES]
-)
+@pytest.mark.parametrize("name", FILES)
 def test_no_assertion_compares_the_reading_of_a_clock(name):
     assert wrong(name) == []
 

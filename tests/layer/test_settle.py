@@ -27,6 +27,8 @@ from tests.layer.archive import (
     xattr,
 )
 
+pytestmark = pytest.mark.disk
+
 
 class Stack:
     """Layers put on each other, each settled on those below."""

@@ -16,6 +16,9 @@ from tests.conftest import need
 from tests.layer.archive import directory, extract, hardlink, pax, reg, symlink, tree, xattr
 from tests.layer.stacks import build, compare, compare_with_umoci, ranges, scratch, shown, tame, wild
 
+# The environment of a test is cleaned before it runs.
+STACKS = os.environ.get("MSB_PULL_STACKS", "200")
+
 
 @pytest.fixture
 def show(tmp_path):
@@ -198,7 +201,7 @@ def test_the_listing_shows_what_lies_there(show, stack):
 @pytest.mark.parametrize("make", [wild, tame])
 def test_random_stacks(make):
     taken = 0
-    for seed in ranges(os.environ.get("MSB_PULL_STACKS", "300")):
+    for seed in ranges(STACKS):
         with scratch() as folder:
             try:
                 taken += compare(folder, make(random.Random(seed)))
@@ -212,7 +215,7 @@ def test_random_stacks(make):
 def test_random_stacks_are_what_umoci_unpacks():
     need("umoci")
     compared = 0
-    for seed in ranges(os.environ.get("MSB_PULL_STACKS", "150")):
+    for seed in ranges(STACKS):
         dice = random.Random(seed)
         with scratch() as folder:
             try:
