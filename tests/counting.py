@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -56,5 +57,5 @@ def steps(action: Callable[[], Any]) -> int:
 def assert_linear(action: Callable[[int], Any], size: int) -> None:
     """Twice as much takes at most two and a half times as many steps."""
     action(size)  # What is loaded or cached on first use is no growth.
-    once, twice = (steps(lambda: action(count)) for count in (size, 2 * size))
+    once, twice = (steps(partial(action, count)) for count in (size, 2 * size))
     assert twice < 2.5 * once, f"{once} steps for {size}, {twice} for {2 * size}"
