@@ -11,13 +11,15 @@ from msb_pull import events
 from msb_pull.errors import Cancelled, ContentError, MsbPullError, NotFoundError
 from msb_pull.proof import Verdict
 from msb_pull.sizes import counted
+from msb_pull.store.keys import LayerKey
 from msb_pull.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from msb_pull.events import Observer
+    from msb_pull.image.digest import Digest
     from msb_pull.plan import PullOptions
     from msb_pull.source.registry import RegistryClient
     from msb_pull.store.rows import ImageRecord
@@ -105,11 +107,12 @@ def _fetch_damaged(
             # Not before the lock is held, or another version of the image would be meant.
             with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
                 image = _proven(store, reference)
-                mine = set() if image is None else left & set(map(str, image.layer_keys))
+                mine = set() if image is None else left & _forms(image)
                 needed |= mine
                 if image is None or not mine or image.source != "registry":
                     continue
-                _fetch_again(store, image, client(), replace(options, refetch=frozenset(mine)), observer, cancel)
+                for keys in _keys(image, mine):
+                    _fetch_again(store, image, keys, client(), options, observer, cancel)
                 left -= mine
                 needed -= mine
         except Cancelled:
@@ -127,6 +130,23 @@ def _fetch_damaged(
     return failures
 
 
+def _forms(image: ImageRecord) -> set[str]:
+    """The names that an image's layers may have in the store."""
+    return {str(name) for key in image.layer_keys for name in (key, LayerKey(key.digest))}
+
+
+def _keys(image: ImageRecord, wanted: Collection[str]) -> Iterator[dict[Digest, LayerKey]]:
+    """Under which name to fetch each layer; twice, where two forms of one of them are ``wanted``."""
+    left = set(wanted)
+    while left:
+        keys = {key.digest: key if str(key) in left else LayerKey(key.digest) for key in image.layer_keys}
+        keys = {digest: key for digest, key in keys.items() if str(key) in left}
+        if not keys:
+            return
+        yield keys
+        left.difference_update(map(str, keys.values()))
+
+
 def _proven(store: Store, reference: str) -> ImageRecord | None:
     with store.database(create=False) as database:
         return next((image.record for image in database.prove([reference])), None)
@@ -135,12 +155,13 @@ def _proven(store: Store, reference: str) -> ImageRecord | None:
 def _fetch_again(
     store: Store,
     image: ImageRecord,
+    keys: dict[Digest, LayerKey],
     client: RegistryClient,
     options: PullOptions,
     observer: Observer,
     cancel: threading.Event,
 ) -> None:
-    """Fetches some layers by the manifest and config that are recorded, whatever the tag means by now."""
+    """Fetches the layers that ``keys`` names, by the manifest and config that are recorded, whatever the tag means."""
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
     from msb_pull.image.reference import Reference
     from msb_pull.source.interface import ResolvedImage
@@ -157,6 +178,7 @@ def _fetch_again(
         config=image.config,
         source="registry",
     )
-    keys = {key.digest: key for key in image.layer_keys}
+    options = replace(options, refetch=frozenset(map(str, keys.values())))
+    names = {key.digest: key for key in image.layer_keys} | keys
     with closing(client.source(reference)) as source:
-        Transfer(resolved, source, store, options, observer, cancel, keys).fetch_again()
+        Transfer(resolved, source, store, options, observer, cancel, names).fetch_again()

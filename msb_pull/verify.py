@@ -11,6 +11,7 @@ from msb_pull.errors import LocalError, MsbPullError, NotFoundError
 from msb_pull.layer.check import DERIVED
 from msb_pull.proof import LayerCheck, LayerReport, Verdict, run_checks
 from msb_pull.store.database import StoredLayer
+from msb_pull.store.keys import LayerKey
 from msb_pull.store.proven import Difference
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from msb_pull.events import Observer
     from msb_pull.store.database import Database, StoredImage
-    from msb_pull.store.keys import LayerKey
     from msb_pull.store.proven import ProvenImage
     from msb_pull.store.store import Store
 
@@ -190,7 +190,8 @@ def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
 
 @dataclass(slots=True)
 class _Wanted:
-    """A layer to verify. ``below`` are the names of all layers that lie below it in any image."""
+    """A layer to verify. ``below`` are the names of all layers that lie below it in any image, ``stacks`` where each of
+    these lies, nearest first, None if nothing proves the layer to be one of ours."""
 
     layer: StoredLayer
     images: list[str]
@@ -217,6 +218,12 @@ def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLaye
             wanted.below.update(str(x.key) for x in layers[:position])
             if stack not in wanted.stacks:
                 wanted.stacks.append(stack)
+    for image, layers in proofs:
+        for layer in layers:
+            plain = LayerKey(layer.key.digest)
+            if plain not in found and store.has_layer(plain):
+                # Microsandbox, which knows one form of each layer, reads this one. Its base has gone with its image.
+                found[plain] = _Wanted(replace(layer, key=plain), [image.reference], [], set())
     return list(found.values())
 
 

@@ -181,6 +181,22 @@ def test_a_layer_of_two_bases_is_repaired_on_each(registry, home):
         assert [describe(tree) for tree in trees] == good
 
 
+def test_the_form_of_a_layer_that_microsandbox_alone_reads_is_proven_and_repaired(registry, home):
+    """Its rows know layers by their digests: the plain form stays while any image has the layer, on whatever base."""
+    shared = gz(reg(b"a/b", b"shared") + END)
+    for name, base in (("one", directory(b"a", mode=0o700, uid=1)), ("two", directory(b"a"))):
+        added = registry.add_image(f"acme/{name}", "1", [gz(base + END), shared])
+        assert home.pull(f"{registry.host}/acme/{name}:1").returncode == 0
+    assert home.run("rm", f"{registry.host}/acme/one:1").returncode == 0
+    plain = home.layers / f"{added.layer_digests[1]}.extracted"
+    (plain / "a" / "b").write_text("damage")
+    run = home.run("verify")
+    assert run.returncode == 6 and {row[1] for row in rows(run)} == {"/a/b"}, run.stderr
+    run = home.run("verify", "--repair")
+    assert run.returncode == 0 and (plain / "a" / "b").read_text() == "shared", run.stderr
+    assert home.run("verify").returncode == 0
+
+
 def test_layers_of_ours_without_a_record_are_fetched_again(registry, home):
     """Nothing says that they are bad, but nothing could say that they are good either."""
     name, added = sample(registry)
