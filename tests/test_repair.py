@@ -197,6 +197,20 @@ def test_the_form_of_a_layer_that_microsandbox_alone_reads_is_proven_and_repaire
     assert home.run("verify").returncode == 0
 
 
+@pytest.mark.parametrize("kind", ["tar", "json"])
+@pytest.mark.parametrize("command", [("verify", "--repair"), ("pull", "--force")])
+def test_a_folder_in_the_place_of_a_record_gives_way(registry, home, kind, command):
+    name, added = sample(registry)
+    assert home.pull(name).returncode == 0
+    place = home.layers / ".msb-pull" / "records" / f"{added.layer_digests[0]}.{kind}"
+    place.unlink()
+    (place / "inside").mkdir(parents=True)
+    assert home.run("verify").returncode == 6
+    run = home.run(*command) if command[0] == "verify" else home.pull(name, "--force")
+    assert run.returncode == 0, run.stderr
+    assert home.run("verify").returncode == 0
+
+
 def test_layers_of_ours_without_a_record_are_fetched_again(registry, home):
     """Nothing says that they are bad, but nothing could say that they are good either."""
     name, added = sample(registry)

@@ -289,8 +289,12 @@ class Store(Layout):
             os.replace(kept, staging.kept.with_name("former kept"))
         if staging.kept.exists():
             os.replace(staging.kept, kept)
-        os.replace(staging.record, self.record_path(layer))
-        os.replace(staging.notes, self.notes_path(layer))
+        for made, place in (staging.record, self.record_path(layer)), (staging.notes, self.notes_path(layer)):
+            try:
+                os.replace(made, place)
+            except IsADirectoryError:
+                os.replace(place, made.with_name(f"former {made.name}"))
+                os.replace(made, place)
 
     def _refuse_symlink(self, layer: Name) -> None:
         if self.layer_state(layer) is LayerState.SYMLINK:
