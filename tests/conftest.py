@@ -65,7 +65,15 @@ def pytest_configure(config: pytest.Config) -> None:
 # What starts the program many times or works for seconds on end; -m "not slow" is the quick selection.
 SLOW = {
     *("test_api", "test_bad_networks", "test_catalogue", "test_chaos", "test_concurrency", "test_crash"),
-    *("test_disk_full", "test_end_to_end", "test_examples", "test_file_systems", "test_hostile_texts", "test_logins"),
+    *(
+        "test_disk_full",
+        "test_end_to_end",
+        "test_examples",
+        "test_file_systems",
+        "test_hostile_texts",
+        "test_interrupted_save",
+        "test_logins",
+    ),
     *("test_microsandbox_store", "test_new_home", "test_no_home", "test_one_registry_credentials", "test_packaging"),
     *("test_provers", "test_proxies", "test_prune", "test_readme", "test_real_images", "test_refused_calls"),
     *("test_remove", "test_repair", "test_round_trip", "test_secrets", "test_side_by_side", "test_store_mutations"),

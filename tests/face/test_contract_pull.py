@@ -322,7 +322,7 @@ def test_a_blob_that_the_registry_lacks(place):
         assert "whoever pushed it has to push it again" in done.error
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals(place, number, code):
     """In the middle of a layer; also as a document, and with further images left untried."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
