@@ -339,13 +339,19 @@ class Chaos:
         with self.guard:
             self.longest = max(self.longest, (time.monotonic() - began, str(step)))
             self.codes[step.words[0], code] += 1
-            if code not in step.codes or _mistaken(step, error):
+            # Python ends with 1 where Ctrl-C comes before it has begun to load the program.
+            if (code not in step.codes and (code != 1 or not _is_pythons_own(step, error))) or _mistaken(step, error):
                 self.failures.append(f"{step} ended with {code}\n{out}{error}")
         return out
 
 
 def _mistaken(step: Step, error: str) -> bool:
-    """Whether a traceback was printed, other than that of Python for Ctrl-C before it has loaded the program."""
-    if step.number == signal.SIGINT and error.rstrip().endswith("KeyboardInterrupt") and "/msb_pull/" not in error:
+    """Whether a traceback was printed, other than Python's own."""
+    if _is_pythons_own(step, error):
         return False
     return "Traceback" in error or "mistake in msb-pull" in error
+
+
+def _is_pythons_own(step: Step, error: str) -> bool:
+    """Whether Ctrl-C came before the program was loaded."""
+    return step.number == signal.SIGINT and error.rstrip().endswith("KeyboardInterrupt") and "/msb_pull/" not in error
