@@ -108,6 +108,14 @@ def test_b86_relative_addresses(registry, bench, image, location):
     assert registry.count("/manifests/") == 2
 
 
+def test_addresses_in_utf_8(registry, bench, image):
+    # http.server writes headers byte by byte, http.client reads them so: as latin-1.
+    location = "/files/blöb".encode().decode("latin-1")
+    registry.files["/files/blöb"] = (LAYER, "application/octet-stream")
+    registry.always("/blobs/", Fault(redirect=location))
+    assert bench().blob(image, LAYER) == LAYER
+
+
 def test_b86_ten_redirects_and_no_more(registry, bench, image):
     registry.script("/manifests/1", Fault(redirect="{path}"), times=10)
     bench().resolve(image)
