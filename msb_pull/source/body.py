@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import ContentError, MsbPullError
+from msb_pull.readers import ON_THE_WAY
 from msb_pull.source.answers import is_web_page, web_page
 from msb_pull.source.failures import BROKEN, Failure, RangeIgnored, failure_of
 
@@ -70,7 +71,7 @@ class Body:
             raise ContentError(
                 "the registry sends another length than the manifest says",
                 cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length, limit=20)}",
-                hint="the registry or something between changed the content; try again or use another mirror",
+                hint=ON_THE_WAY,
             )
 
     def read(self, size: int) -> bytes:

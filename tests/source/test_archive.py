@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -661,6 +663,16 @@ def test_malformed_extended_headers(local, tmp_path, payload):
     file = write(tmp_path / "x.tar", [(extended, payload), *docker_members(DockerImage([ONE]))], tarfile.USTAR_FORMAT)
     said = local.refused(ContentError, f"docker-archive:{file}")
     assert "malformed" in said or "cut off" in said
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_layers_in_formats_that_are_not_read_are_named(local, tmp_path, pack):
+    members = [
+        regular(info.name, pack(data) if info.name == LAYER else data)
+        for info, data in docker_members(DockerImage([ONE]))
+    ]
+    said = local.refused(ContentError, f"docker-archive:{write(tmp_path / 'x.tar', members)}")
+    assert "bzip2 or xz" in said and LAYER in said
 
 
 def test_many_records_are_read_without_copying_what_follows():

@@ -206,6 +206,13 @@ def test_b60_b63_attestations_and_artifacts_are_passed_over(registry, bench, ima
     assert str(bench().resolve(name(registry, tag="multi")).digest) == digest
 
 
+@pytest.mark.parametrize("kind", ["", "application/json"])
+def test_an_entry_that_does_not_say_its_type_may_be_an_image(registry, bench, image, kind):
+    digest = registry.image.manifest_digest
+    add_index(registry, "multi", entry(registry, digest, media_type=kind))
+    assert str(bench().resolve(name(registry, tag="multi")).digest) == digest
+
+
 def test_b61_one_entry_without_a_platform(registry, bench, image):
     add_index(registry, "multi", entry(registry, registry.image.manifest_digest, None))
     here = bench()
