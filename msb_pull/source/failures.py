@@ -194,8 +194,10 @@ def _told(error: BaseException, otherwise: str) -> str:
 
 
 def _reading(cause: BaseException) -> Failure | None:
-    if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, http.client.RemoteDisconnected):
-        return Failure("what it answers is not HTTP")
+    if isinstance(cause, http.client.BadStatusLine | http.client.UnknownProtocol) and not isinstance(
+        cause, http.client.RemoteDisconnected
+    ):
+        return Failure("what it answers is not HTTP/1")
     if isinstance(cause, urllib3.exceptions.IncompleteRead):
         return Failure("the connection ended before the end of the answer", dropped=True)
     if isinstance(cause, OSError) and cause.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):

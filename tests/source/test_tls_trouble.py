@@ -153,4 +153,4 @@ def test_what_is_no_http_is_named_so(bench):
 
     with RawServer(talk) as server, pytest.raises(NetworkError) as caught:
         bench(plain_http=frozenset({server.host})).resolve(f"{server.host}/acme/app:1")
-    assert "not HTTP" in caught.value.cause
+    assert "not HTTP/1" in caught.value.cause
