@@ -35,17 +35,19 @@ _CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _DOCKER_CONFIGS = _CONFIGS | {"application/octet-stream", "application/json", "text/html", ""}
 # Media types of entries that leave it to the document; the spec wants better ones, podman takes these.
 _UNSAID = frozenset({"", "application/json"})
+# Docker writes a dot, the OCI a plus, and some builders the one in place of the other.
+_COMPRESSIONS = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _LAYER_TYPES = frozenset(
     {
         *(
             f"application/vnd.oci.image.layer.{kind}v1.tar{compression}"
             for kind in ("", "nondistributable.")
-            for compression in ("", "+gzip", "+zstd")
+            for compression in _COMPRESSIONS
         ),
         *(
             f"application/vnd.docker.image.rootfs.{kind}diff.tar{compression}"
             for kind in ("", "foreign.")
-            for compression in ("", ".gzip", ".zstd")
+            for compression in _COMPRESSIONS
         ),
     }
 )
