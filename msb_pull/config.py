@@ -179,6 +179,11 @@ def _default_home(environ: Mapping[str, str]) -> Path:
 
 
 def _registry(path: Path, name: str, table: Mapping[str, Any]) -> RegistrySettings:
+    if not name or "/" in name or " " in name or not name.isprintable():
+        # No reference could ever mean it, so what it says would be passed over without a word.
+        raise UsageError(
+            f'{path}: registries."{name}": not the host of a registry', hint="write it like registry.example.com:5000"
+        )
     convert: dict[str, Callable[[Any], Any]] = {
         "mirrors": _mirrors,
         "plain_http": _flag,
@@ -205,6 +210,8 @@ def _path(value: Any) -> Path:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{_shown(value)} is not a text" if not isinstance(value, str) else "must not be empty")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
     return value
 
 
@@ -264,6 +271,8 @@ def _mirrors(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
         raise ValueError("must be a list of addresses")
     for address in value:
+        if not address.isprintable() or " " in address:
+            raise ValueError(f"{_shown(address)} is no address")
         if not address.startswith(("https://", "http://")) or len(address.split("://", 1)[1]) == 0:
             raise ValueError(
                 f"{address.rpartition('@')[2].partition('?')[0]!r} does not start with https:// or http://"

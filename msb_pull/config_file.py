@@ -72,7 +72,9 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
 
     try:
         return tomli.loads(data.decode())
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Besides its own errors tomli lets through those for bytes that are no text, numbers of thousands of digits and
+        # deep nesting.
         raise UsageError(f"{path}: not valid TOML", cause=str(error)) from None
 
 

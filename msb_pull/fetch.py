@@ -18,7 +18,7 @@ from msb_pull.errors import ContentError, local_error
 from msb_pull.handoff import Handoff
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.unpack import LayerProcess, UnpackOptions, UnpackReport
-from msb_pull.readers import CHUNK, BlobReader, DigestMismatch
+from msb_pull.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,8 +86,10 @@ class LayerFetcher:
             self._warn(f"{error.message}; fetching it again from the start")
         try:
             return self._fetch_once(task, resources)
-        except DigestMismatch:
+        except DigestMismatch as error:
             self._forget(task)
+            if not self._source.remote:
+                error.hint = COPY_AGAIN
             raise
 
     def _fetch_once(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:

@@ -31,6 +31,11 @@ class Readable(Protocol):
     def close(self) -> None: ...
 
 
+# What to do about content that is not what its digest says: from a network, and from a folder or an archive.
+ON_THE_WAY = "the registry or something between changed the content; try again or use another mirror"
+COPY_AGAIN = "it was copied in part or changed: copy it again"
+
+
 class DigestMismatch(ContentError):
     """A blob arrived whole, but it is not the one that was asked for."""
 
@@ -91,7 +96,7 @@ class BlobReader:
             raise DigestMismatch(
                 f"blob {self._digest.short} does not match its digest",
                 cause=f"expected {self._digest}, received {self._digest.algorithm}:{found}",
-                hint="the registry or something between changed the content; try again or use another mirror",
+                hint=ON_THE_WAY,
             )
 
     def _from_kept(self) -> Iterator[bytes]:

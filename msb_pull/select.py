@@ -61,7 +61,7 @@ def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selectio
         elif key == "platform":
             platforms.append(Platform.parse(value))
         elif key == "until":
-            before.append(now - _duration(value))
+            before.append(_moment(now, value))
         elif key == "incomplete" and value.lower() in _TRUTH:
             incomplete.append(_TRUTH[value.lower()])
         else:
@@ -72,14 +72,16 @@ def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selectio
 _KEYS = "filters are reference=GLOB, platform=OS/ARCH, until=24h and incomplete=true"
 
 
-def _duration(text: str) -> timedelta:
+def _moment(now: datetime, text: str) -> datetime:
+    """The time as long before ``now`` as ``text`` says; raises UsageError."""
     if not _DURATION.fullmatch(text):
         raise UsageError(f"--filter until={text}: no duration", hint="write it like 90m, 24h, 7d or 1h30m")
-    seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhdw])", text))
     try:
-        return timedelta(seconds=seconds)
-    except OverflowError:
-        raise UsageError(f"--filter until={text}: too long") from None
+        # ValueError is for numbers of thousands of digits.
+        seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhdw])", text))
+        return now - timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        raise UsageError(f"--filter until={text[:40]}: too long") from None
 
 
 def _named(reference: str, pattern: str) -> bool:

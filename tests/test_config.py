@@ -129,7 +129,15 @@ def test_unknown_keys_are_refused_with_the_nearest(folder, text, said, hint):
         ('[registries."a"]\nmirrors = "x"', 'registries."a".mirrors: must be a list'),
         ('[registries."a"]\nmirrors = ["x"]', "does not start with https://"),
         ('[registries."a"]\nplain_http = 1', 'registries."a".plain_http: 1 is neither true nor false'),
+        ('[registries."https://a:5000"]\nplain_http = true', 'registries."https://a:5000": not the host'),
+        ('[registries."a:5000/"]\nplain_http = true', 'registries."a:5000/": not the host'),
+        ('[registries.""]\nplain_http = true', 'registries."": not the host'),
+        ('[registries."a"]\nmirrors = ["https://a\\u0000"]', 'registries."a".mirrors: '),
+        ('[registries."a"]\nmirrors = ["https://a b"]', 'registries."a".mirrors: '),
+        ('home = "a\\u0000b"', "home: must not hold a NUL character"),
         ("home = ", "not valid TOML"),
+        ("home = " + "[" * 3000, "not valid TOML"),
+        ("jobs = " + "9" * 6000, "not valid TOML"),
     ],
 )
 def test_types_are_checked_with_the_name_of_the_key(folder, text, said):

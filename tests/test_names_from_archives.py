@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull import PullOptions, Store, events, pull_image
+from msb_pull import ContentError, PullOptions, Store, events, pull_image
 from tests.imagebuild import DockerImage, archive_bytes, docker_archive, oci_archive, regular, simple_layout
 
 NAME = "example.com/app:1"
@@ -52,3 +52,21 @@ def test_the_same_image_again_is_nothing_to_tell(tmp_path, store):
 def test_a_name_that_the_user_gave_is_what_the_user_wants(tmp_path, store):
     pulled(made(tmp_path, "oci", b"one"), store)
     assert pulled(made(tmp_path, "oci", b"two"), store, name=NAME)[1] == []
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker-archive"])
+def test_a_changed_layer_of_a_local_image_is_nothing_of_a_registry(tmp_path, store, kind):
+    image = made(tmp_path, kind, b"one")
+    path = Path(image.partition(":")[2])
+    if path.is_dir():
+        path = next(x for x in (path / "blobs/sha256").iterdir() if x.read_bytes().startswith(b"\x1f\x8b"))
+    data = path.read_bytes()
+    if kind == "oci":
+        # The system in a gzip header, which says nothing of the content.
+        path.write_bytes(data[:9] + b"\x55" + data[10:])
+    else:
+        path.write_bytes(data.replace(b"one\0", b"two\0"))
+    with pytest.raises(ContentError) as caught:
+        pulled(image, store)
+    assert "does not match its digest" in caught.value.message
+    assert caught.value.hint == "it was copied in part or changed: copy it again"

@@ -33,17 +33,21 @@ _CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 # What some registries and builders have put in place of Docker's type, "" being none at all; Docker takes them for
 # images too (moby, distribution/config.go). Only the OCI's own manifests are used for anything but images.
 _DOCKER_CONFIGS = _CONFIGS | {"application/octet-stream", "application/json", "text/html", ""}
+# Media types of entries that leave it to the document; the spec wants better ones, podman takes these.
+_UNSAID = frozenset({"", "application/json"})
+# Docker writes a dot, the OCI a plus, and some builders the one in place of the other.
+_COMPRESSIONS = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _LAYER_TYPES = frozenset(
     {
         *(
             f"application/vnd.oci.image.layer.{kind}v1.tar{compression}"
             for kind in ("", "nondistributable.")
-            for compression in ("", "+gzip", "+zstd")
+            for compression in _COMPRESSIONS
         ),
         *(
             f"application/vnd.docker.image.rootfs.{kind}diff.tar{compression}"
             for kind in ("", "foreign.")
-            for compression in ("", ".gzip", ".zstd")
+            for compression in _COMPRESSIONS
         ),
     }
 )
@@ -83,8 +87,13 @@ class Index:
     manifests: tuple[Descriptor, ...]
 
     def images(self) -> list[Descriptor]:
-        """The entries that may be images: no attestations, artifacts or types unknown here (image-spec allows them)."""
-        return [entry for entry in self.manifests if _may_be_image(entry)]
+        """The entries that may be images: no attestations, artifacts or types unknown here (image-spec allows them).
+
+        Where none says that it is one, those that do not say what they are: their documents will.
+        """
+        possible = [entry for entry in self.manifests if _may_be_image(entry)]
+        said = [entry for entry in possible if _kind(entry.media_type)]
+        return said or [entry for entry in possible if entry.media_type in _UNSAID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +242,7 @@ def _may_be_image(entry: Descriptor) -> bool:
         return False
     if entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return False
-    if entry.platform and "unknown" in (entry.platform.os, entry.platform.architecture):
-        return False
-    return _kind(entry.media_type) is not None
+    return not (entry.platform and "unknown" in (entry.platform.os, entry.platform.architecture))
 
 
 def _check_repeats(manifest: Manifest, diff_ids: tuple[Digest, ...], what: str) -> None:

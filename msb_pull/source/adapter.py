@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import socket
 from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
+from requests.utils import get_auth_from_url
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
@@ -131,6 +133,12 @@ class PatientAdapter(HTTPAdapter):
         socks = proxy.lower().startswith("socks")
         manager.pool_classes_by_scheme = _socks_pools(self._patience) if socks else self._pools
         return manager
+
+    def proxy_headers(self, proxy: str) -> dict[str, str]:
+        """Called by requests for what only a proxy sees: its login, in UTF-8 as Go and curl send it, not latin-1."""
+        username, password = get_auth_from_url(proxy)
+        pair = f"{username}:{password}".encode("utf-8", "replace")
+        return {"Proxy-Authorization": "Basic " + base64.b64encode(pair).decode("ascii")} if username else {}
 
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: bool | str, cert: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ _BODY_LIMIT = 64 * 1024
 _DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
 # Networks of hotels and companies answer in place of whoever was asked.
 PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or look at HTTPS_PROXY"
-_PAGES = (b"<!doctype html", b"<html")
+_PAGE = re.compile(rb"<(?!\?xml)|<\?xml[^>]*>\s*<(!doctype\s+)?html", re.IGNORECASE)
+# What may stand before a document.
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _UNKNOWN = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"})
 
 
@@ -110,8 +113,8 @@ def is_web_page(answer: Answer, body: bytes = b"") -> bool:
     named = answer.headers.get("Content-Type", "").strip().lower().startswith(("text/html", "application/xhtml"))
     if not body:
         return named
-    start = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
-    return start.startswith(_PAGES) or (named and start.startswith(b"<"))
+    start = body.lstrip(_BLANK)[:200]
+    return _PAGE.match(start) is not None or (named and start.startswith(b"<"))
 
 
 def web_page(answer: Answer, part: str) -> Failure:
@@ -127,6 +130,10 @@ def check_document(answer: Answer, body: bytes, part: str) -> None:
     """
     if is_web_page(answer, body):
         raise web_page(answer, part)
+    start = body.lstrip(_BLANK)[:1]
+    if start in (b"", b"<"):
+        # Storage behind a registry answers with XML when it is asked itself.
+        raise Failure(f"{answer.host} sent {'XML' if start else 'nothing'} in place of the {part}", answered=True)
     if answer.open_ended and not _is_json(body):
         raise Failure(f"the {part} was cut off after {len(body)} bytes", answered=True)
 

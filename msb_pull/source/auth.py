@@ -96,7 +96,7 @@ class Authenticator:
         """
         challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
         if challenge is None:
-            return None
+            return None if used else self.introduce(target, urlsplit(answer.url).scheme, anybody=True)
         slot = self._slot(target)
         with slot.lock:
             if slot.header is not None and slot.header != used:
@@ -108,15 +108,16 @@ class Authenticator:
             self._exchange(slot, challenge, target, answer.url, again=used is not None)
             return slot.header if slot.header != used else None
 
-    def introduce(self, target: Target, scheme: str) -> str | None:
+    def introduce(self, target: Target, scheme: str, *, anybody: bool = False) -> str | None:
         """What to send to a registry that has turned the nameless away without a challenge; None without a login.
 
         Such registries challenge at ``/v2/`` alone, where they are asked once (as Docker does before anything else).
+        ``anybody``: they have asked for a name, or for a token that may be had without one, so no login is needed.
         Raises AccessError when credentials are refused, Failure for trouble with the token service.
         """
         slot = self._slot(target)
         with slot.lock:
-            if slot.introduced or slot.header is not None or self._credential(slot, target) is None:
+            if slot.introduced or slot.header is not None or not (self._credential(slot, target) or anybody):
                 return slot.header
             slot.introduced = True
             address = target.endpoint.api(scheme)
@@ -194,8 +195,8 @@ class Authenticator:
         token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
         header = _bearer(token, target, f"the token service {answer.host} answered without one")
         life = document.get("expires_in")
-        seconds = float(life) if isinstance(life, int | float) and not isinstance(life, bool) else _SHORTEST_LIFE
-        slot.expires = self._clock.monotonic() + max(min(seconds, 1e9), _SHORTEST_LIFE) * _RENEW_AT
+        seconds = life if isinstance(life, int | float) and not isinstance(life, bool) else 0
+        slot.expires = self._clock.monotonic() + max(_SHORTEST_LIFE, min(seconds, 1e9)) * _RENEW_AT
         slot.header, slot.challenge, slot.scope = header, challenge, scope
         renewed = document.get("refresh_token")
         if slot.refresh_token and isinstance(renewed, str) and renewed:

@@ -72,7 +72,7 @@ class AuthFile:
             return Credential(registry_token=token)
         pair = self._pair(key, entry, warn)
         if isinstance(identity, str) and identity:
-            return Credential(username=pair[0] if pair else "", identity_token=identity)
+            return Credential(username=pair[0] if pair else "", identity_token=whole(identity))
         return Credential(username=pair[0], password=pair[1]) if pair else None
 
     def _pair(self, key: str, entry: Mapping[str, Any], warn: Callable[[str], None]) -> tuple[str, str] | None:
@@ -83,7 +83,7 @@ class AuthFile:
                 warn(f"{self.path}: the entry for {printable(key)} cannot be read and is left out")
             return pair
         if isinstance(username, str) and isinstance(password, str) and username and password:
-            return username, password
+            return whole(username), whole(password)
         return None
 
 
@@ -167,6 +167,11 @@ def _decode(auth: str) -> tuple[str, str] | None:
     if not colon or not username:
         return None
     return _text(username), _text(password.rstrip(b"\0"))
+
+
+def whole(text: str) -> str:
+    """A text from JSON as it can be sent: half surrogates become U+FFFD, as Go reads them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _text(data: bytes) -> str:

@@ -160,6 +160,12 @@ class RegistryBlob:
             self._window_start, self._window_bytes = self._clock.monotonic(), 0
         with self._body.answer.until() if self._document else contextlib.nullcontext():
             data = self._body.read(self._limiter.piece(min(size, self._size - self._position)))
+        if not data and self._body.ambiguous and not self._body.answer.open_ended:
+            # What came was whole, but encoded and so shorter: worth another pass from the start, which decodes.
+            self._delivered(self)
+            raise DigestMismatch(
+                f"{self._image}: blob {self._descriptor.digest.short} is shorter than the manifest says"
+            )
         if not data:
             raise self._body.early_end(f"the answer ended after {self._position} of {self._size} bytes")
         self._connections.add(len(data))

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import ContentError, MsbPullError
+from msb_pull.readers import ON_THE_WAY
 from msb_pull.source.answers import is_web_page, web_page
 from msb_pull.source.failures import BROKEN, Failure, RangeIgnored, failure_of
 
@@ -53,7 +54,7 @@ class Body:
             raise RangeIgnored("a range of an encoded answer cannot be decoded")
 
     def _check_length(self, expected: int, decode: bool) -> None:
-        length = self.answer.headers.get("Content-Length")
+        length = self.answer.length
         if self.encoded:
             # Some name the encoding of the blob itself, whose bytes are what is wanted; some really add one. The
             # length tells them apart, and where there is none, only the digest can.
@@ -61,16 +62,16 @@ class Body:
                 self.ambiguous = not decode
                 self._decode = decode
             else:
-                self._decode = length.strip() != str(expected)
-        elif length is not None and length.strip() != str(expected):
+                self._decode = length != str(expected)
+        elif length is not None and length != str(expected):
             if is_web_page(self.answer):
                 raise web_page(self.answer, "blob")
             if self.answer.status == 206:
                 raise RangeIgnored("the answer has another length than the range that it says it is")
             raise ContentError(
                 "the registry sends another length than the manifest says",
-                cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length.strip(), limit=20)}",
-                hint="the registry or something between changed the content; try again or use another mirror",
+                cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length, limit=20)}",
+                hint=ON_THE_WAY,
             )
 
     def read(self, size: int) -> bytes:

@@ -156,21 +156,21 @@ def _greet(host: str, port: int, timeout: float, patience: Patience) -> bool | N
 
 def _lookup(host: str, port: int, patience: Patience) -> list[Any]:
     """getaddrinfo cannot be interrupted and may take half a minute, so a name is looked up on a thread of its own."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     found: list[Any] = []
 
     def look() -> None:
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             found.append(error)
 
     thread = start_thread(look, "lookup")
     while thread.is_alive():
         patience.check()
         thread.join(SLICE)
-    if isinstance(found[0], UnicodeError):
+    if isinstance(found[0], ValueError):
         raise socket.gaierror(socket.EAI_NONAME, "the name is not valid")
     if isinstance(found[0], (OSError, MemoryError)):
         raise found[0]

@@ -199,7 +199,7 @@ class CredentialStore:
                 question.warn(f"credential helper {name!r} of {path}: {error}")
                 return None
             if answer is not None:
-                username, secret = answer
+                username, secret = (auth_file.whole(text) for text in answer)
                 if username == "<token>":
                     return Credential(identity_token=secret)
                 return Credential(username=username, password=secret)

@@ -116,6 +116,11 @@ class DockerImage:
         with FileBlob(extent, f"{self._files.label}: {place}") as blob:
             head = blob.read(6)
             compression = _compression(head)
+            if head.startswith((b"BZh", b"\xfd7zXZ\0")):
+                raise ContentError(
+                    f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not read",
+                    hint="load the archive with docker or podman and save it again",
+                )
             digest = diff_id
             if compression:
                 hasher = hashlib.sha256()

@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 
 
 # What the layers below raise when a connection or an answer breaks.
-BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+# An address with a name or a password that cannot be written as they want it is a UnicodeError of theirs.
+BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, UnicodeError)
 
 
 # What proxies say to requests in the clear and to CONNECT alike.
 PROXY_LOGIN = "the proxy wants a user name and password (407 Proxy Authentication Required)"
 PROXY_LOGIN_HINT = "put the right ones into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
+# TLS alerts that every later hello would get as well; others (internal_error) may come from a server in trouble.
+_LASTING_ALERTS = (
+    *("HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "UNRECOGNIZED_NAME", "ACCESS_DENIED"),
+    *("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "CERTIFICATE_EXPIRED", "CERTIFICATE_UNKNOWN"),
+)
 # http.client says only in its text what a proxy has answered to CONNECT.
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})", re.ASCII)
 
@@ -108,13 +114,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
     if isinstance(cause, requests.exceptions.InvalidProxyURL | urllib3.exceptions.ProxySchemeUnknown):
-        return Failure(
-            "the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY"
-        )
+        return bad_proxy()
     if isinstance(cause, requests.exceptions.InvalidSchema) and "SOCKS" in str(cause):
         hint = "install PySocks (`pip install pysocks`)"
         return Failure("the proxy is a SOCKS one, for which PySocks is missing", retry=False, hint=hint)
-    if isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+    if isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | UnicodeError):
         return Failure("the address cannot be used", retry=False)
     if isinstance(cause, urllib3.exceptions.ProxyError):
         inner = [
@@ -128,6 +132,11 @@ def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
         # PySocks need not be installed, so its classes cannot be named.
         return Failure("the proxy does not accept the user name and password", retry=False, hint=PROXY_LOGIN_HINT)
     return None
+
+
+def bad_proxy() -> Failure:
+    """The failure for a proxy whose address is none."""
+    return Failure("the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY")
 
 
 def _tunnel_refused(status: int, phrase: str) -> Failure:
@@ -152,7 +161,13 @@ def _certificate(cause: BaseException) -> Failure | None:
         reason = printable(cause.reason or str(cause)).replace("_", " ").lower()
         not_tls = cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
         not_tls = not_tls or cause.reason == "RECORD_LAYER_FAILURE"
-        return Failure(f"TLS failed: {reason}", retry=not not_tls, not_tls=not_tls)
+        lasting = "ALERT" in (cause.reason or "") and (cause.reason or "").endswith(_LASTING_ALERTS)
+        hint = (
+            "it may want a client certificate (`certs.d` of docker or podman) or another version of TLS"
+            if lasting
+            else None
+        )
+        return Failure(f"TLS failed: {reason}", retry=not (not_tls or lasting), not_tls=not_tls, hint=hint)
     return None
 
 
@@ -179,6 +194,10 @@ def _told(error: BaseException, otherwise: str) -> str:
 
 
 def _reading(cause: BaseException) -> Failure | None:
+    if isinstance(cause, http.client.BadStatusLine | http.client.UnknownProtocol) and not isinstance(
+        cause, http.client.RemoteDisconnected
+    ):
+        return Failure("what it answers is not HTTP/1")
     if isinstance(cause, urllib3.exceptions.IncompleteRead):
         return Failure("the connection ended before the end of the answer", dropped=True)
     if isinstance(cause, OSError) and cause.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):

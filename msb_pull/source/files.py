@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.errors import ContentError, LocalError, NotFoundError, local_error
 from msb_pull.image.documents import DOCUMENT_LIMIT
+from msb_pull.readers import COPY_AGAIN
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -190,7 +191,7 @@ def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
         raise ContentError(
             f"{files.label}: {name} has another size than announced",
             cause=f"expected {descriptor.size} bytes, found {extent.size}",
-            hint="it was copied in part or changed: copy it again",
+            hint=COPY_AGAIN,
         )
     return extent
 

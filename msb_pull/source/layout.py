@@ -10,6 +10,7 @@ from msb_pull.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import load_json
 from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
+from msb_pull.readers import COPY_AGAIN
 from msb_pull.source.files import Folder, open_checked
 from msb_pull.source.local import LocalSource
 from msb_pull.source.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
@@ -73,8 +74,8 @@ class LayoutImage:
         name = _blob_name(descriptor.digest)
         what = f"{self._files.label}: {name}"
         if descriptor.data is not None and not self._files.has(name):
-            return verified(descriptor.data, descriptor, what, "inline data")
-        return verified(self.open(descriptor).read_all(what), descriptor, what, "content")
+            return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
+        return verified(self.open(descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
 
     def _choose(self, index: Index, wanted: str | None, folder: str | None) -> Sequence[Named[tuple[int, Descriptor]]]:
         """The entries that are meant: one image, or the same one for several platforms."""

@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment
 
-from requests.utils import get_environ_proxies
+from requests.utils import get_environ_proxies, select_proxy
 
 from msb_pull.source.endpoint import is_loopback, literal
+from msb_pull.source.failures import bad_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PORTS = {"http": 80, "https": 443}
+_KINDS = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 
 
 def proxies_for(url: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Proxies by scheme for one request, {} for a direct one."""
+    """The proxy for one request by the scheme of its address, {} for a direct one; raises Failure for no address."""
     if _direct(url, environment.get("no_proxy") or environment.get("NO_PROXY") or ""):
         return {}
     # Where the environment names none, a desktop's settings count, which have exceptions of their own.
-    return dict(getproxies() if getproxies_environment() else get_environ_proxies(url))
+    proxy = select_proxy(url, dict(getproxies() if getproxies_environment() else get_environ_proxies(url)))
+    if proxy and not _usable(proxy):
+        raise bad_proxy()
+    return {urlsplit(url).scheme: proxy} if proxy else {}
+
+
+def _usable(proxy: str) -> bool:
+    """Whether this is an address, if only ``host:port``; the layers below have no one error for those that are none."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}")
+        name, _ = parts.hostname or "", parts.port
+        name.encode("idna")
+    except ValueError:
+        return False
+    return parts.scheme in _KINDS and bool(name) and name.isprintable() and " " not in name
 
 
 def _direct(url: str, no_proxy: str) -> bool:

@@ -180,9 +180,9 @@ class RegistrySource:
     def blob(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified; from the next endpoint when one delivers something else."""
         for _ in range(len(self._endpoints) + 1):
-            with self._open_blob(descriptor, 0, document=True) as stream:
-                data = b"".join(iter(lambda: stream.read(1 << 20), b""))
             try:
+                with self._open_blob(descriptor, 0, document=True) as stream:
+                    data = b"".join(iter(lambda: stream.read(1 << 20), b""))
                 return verified(data, descriptor, self._what, "config")
             except ContentError as error:
                 trouble = error

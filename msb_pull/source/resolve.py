@@ -9,6 +9,7 @@ from msb_pull.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, is_image, parse_config, parse_document
 from msb_pull.image.platform import choose, no_image
+from msb_pull.readers import ON_THE_WAY
 from msb_pull.source.interface import ResolvedImage
 
 if TYPE_CHECKING:
@@ -151,24 +152,24 @@ def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[b
     return data, parse_config(data, manifest, what)
 
 
-def verified(data: bytes, descriptor: Descriptor, what: str, part: str) -> bytes:
-    """``data`` if it has the size and digest that the descriptor says; raises ContentError."""
+def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
+    """``data`` if it has the size and digest that the descriptor says; raises ContentError with ``hint``."""
     if len(data) != descriptor.size:
         raise ContentError(
             f"{what}: its {part} has another size than announced",
             cause=f"expected {descriptor.size} bytes, received {len(data)}",
         )
-    return matching(data, descriptor.digest, what, part)
+    return matching(data, descriptor.digest, what, part, hint)
 
 
-def matching(data: bytes, digest: Digest, what: str, part: str) -> bytes:
-    """``data`` if it has this digest; raises ContentError."""
+def matching(data: bytes, digest: Digest, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
+    """``data`` if it has this digest; raises ContentError with ``hint``."""
     found = Digest.of(data, digest.algorithm)
     if found != digest:
         raise ContentError(
             f"{what}: its {part} does not match its digest",
             cause=f"expected {digest}, received {found}",
-            hint="the registry or something between changed the content; try again or use another mirror",
+            hint=hint,
         )
     return data
 

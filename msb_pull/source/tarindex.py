@@ -17,6 +17,7 @@ from msb_pull.source.sparse import PREFIX, BadMap, Sparse, number_field, octal, 
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterator
 
 _BLOCK = 512
 # An archive of a hundred images has a few thousand members; long names and PAX headers a few hundred bytes.
@@ -102,27 +103,31 @@ class TarFiles:
 
     def _scan(self, cancel: threading.Event) -> None:
         at = 0
-        extension: dict[str, bytes] = {}
+        pax: dict[str, bytes] = {}
+        long: dict[str, bytes] = {}
         for _ in range(_MAX_MEMBERS):
             if cancel.is_set():
                 raise Cancelled("interrupted")
             header = self._read(at, _BLOCK)
             # Some programs leave out the two blocks of zeros at the end.
-            if header == _ZEROS or (not header and at and not extension):
+            if header == _ZEROS or (not header and at and not (pax or long)):
                 return
             self._check(header, at)
             kind = header[156:157]
-            pax_size = extension.get("size") if kind not in _EXTENSIONS else None
+            pax_size = pax.get("size") if kind not in _EXTENSIONS else None
             size = self._number(pax_size, header, at) if kind not in _WITHOUT_CONTENT else 0
             start = at + _BLOCK
             if start + size > self._length:
                 raise self._damaged(f"cut off: the member at byte {at} has {size} bytes")
             end = start + size
-            if kind in (b"L", b"K", b"x"):
-                extension |= self._extension(kind, start, size, at)
+            if kind == b"x":
+                # Of several the last counts alone, as in Go; GNU's long names come before what it says.
+                pax = self._extension(kind, start, size, at)
+            elif kind in (b"L", b"K"):
+                long |= self._extension(kind, start, size, at)
             elif kind != b"g":
-                end = self._add(header, kind, extension, start, size)
-                extension = {}
+                end = self._add(header, kind, pax | long, start, size)
+                pax, long = {}, {}
             at = (end + _BLOCK - 1) // _BLOCK * _BLOCK
         raise ContentError(f"{self.label}: it has more than {_MAX_MEMBERS} members, which no archive of images has")
 
@@ -177,20 +182,17 @@ class TarFiles:
             return {"linkpath": data.partition(b"\0")[0]}
         found: dict[str, bytes] = {}
         pairs: list[bytes] = []
-        while data.strip(b"\0"):
-            length = data.partition(b" ")[0]
-            end = int(length) if length.isdigit() and len(length) < 10 else 0
-            key, equals, value = data[len(length) + 1 : end].partition(b"=")
-            if not len(length) + 2 < end <= len(data) or not equals or not value.endswith(b"\n"):
-                raise self._damaged(f"damaged: the extended header at byte {at} is malformed")
-            if key in (b"path", b"linkpath", b"size"):
-                found[key.decode()] = value[:-1]
-            elif key in (PREFIX + b"offset", PREFIX + b"numbytes"):
-                # The first version of sparse files repeats these two, which the second joins by commas.
-                pairs.append(value[:-1])
-            elif key.startswith(PREFIX):
-                found[f"sparse.{_text(key.removeprefix(PREFIX))}"] = value[:-1]
-            data = data[end:]
+        try:
+            for key, value in pax_records(data):
+                if key in (b"path", b"linkpath", b"size"):
+                    found[key.decode()] = value
+                elif key in (PREFIX + b"offset", PREFIX + b"numbytes"):
+                    # The first version of sparse files repeats these two, which the second joins by commas.
+                    pairs.append(value)
+                elif key.startswith(PREFIX):
+                    found[f"sparse.{_text(key.removeprefix(PREFIX))}"] = value
+        except ValueError:
+            raise self._damaged(f"damaged: the extended header at byte {at} is malformed") from None
         return found | ({"sparse.map": b",".join(pairs)} if pairs else {})
 
     def _read(self, at: int, size: int) -> bytes:
@@ -201,6 +203,23 @@ class TarFiles:
 
     def _damaged(self, why: str) -> ContentError:
         return ContentError(f"{self.label}: the archive is {why}")
+
+
+def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records ``LENGTH KEY=VALUE\\n`` of a PAX header, which zeros may follow; raises ValueError.
+
+    No more is copied of ``data`` than a record at a time, since there may be a hundred thousand of them.
+    """
+    at, stop = 0, len(data.rstrip(b"\0"))
+    while at < stop:
+        space = data.find(b" ", at, at + 10)
+        digits = data[at:space] if space > at else b""
+        end = at + int(digits) if digits.isdigit() else 0
+        key, equals, value = data[space + 1 : end].partition(b"=")
+        if not space + 2 < end <= stop or not equals or not value.endswith(b"\n"):
+            raise ValueError("a record is malformed")
+        yield key, value[:-1]
+        at = end
 
 
 def _inside(name: str) -> str | None:

@@ -94,9 +94,18 @@ class Answer:
         return self._patience.until(Deadline(self._deadline.seconds) if fresh else self._deadline)
 
     @property
+    def length(self) -> str | None:
+        """Content-Length, None where it says nothing: chunks say themselves where they end (RFC 9112 6.3).
+
+        One that is repeated counts once; where they differ, the layer below has refused the answer.
+        """
+        lengths = self.header_values("Content-Length")
+        return lengths[0].partition(",")[0].strip() if lengths and not self.response.raw.chunked else None
+
+    @property
     def open_ended(self) -> bool:
         """Whether nothing but the end of the connection says where the body ends, so that a cut looks like an end."""
-        return "Content-Length" not in self.headers and not self.response.raw.chunked
+        return self.length is None and not self.response.raw.chunked
 
     def close(self) -> None:
         """Gives the connection back when the body was read to its end, else ends it; idempotent."""
@@ -271,7 +280,7 @@ class Transport:
     def _redirected(self, url: str, location: str) -> str:
         """Where a redirect leads; raises Failure for what is no web address, or one that gives up encryption."""
         try:
-            target = urljoin(url, location)
+            target = urljoin(url, _as_sent(location))
             parts = urlsplit(target)
             usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
         except ValueError:
@@ -318,6 +327,14 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port of an address."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+
+
+def _as_sent(header: str) -> str:
+    """A header as the text that servers mean: http.client takes every byte for a letter, they send UTF-8."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 def _unquoted(text: str) -> str:

@@ -361,6 +361,8 @@ def test_errors_do_not_quote_megabytes(where):
         "application/vnd.docker.image.rootfs.diff.tar",
         "application/vnd.docker.image.rootfs.diff.tar.gzip",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        f"{OCI_LAYER}.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar+gzip",
     ],
 )
 def test_images_are_images(kind):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -22,6 +24,7 @@ from msb_pull.image.manifest import OCI_LAYER
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source import archive, spool, tarindex
+from msb_pull.source.tarindex import pax_records
 from tests.conftest import need
 from tests.imagebuild import (
     REF_NAME,
@@ -660,6 +663,43 @@ def test_malformed_extended_headers(local, tmp_path, payload):
     file = write(tmp_path / "x.tar", [(extended, payload), *docker_members(DockerImage([ONE]))], tarfile.USTAR_FORMAT)
     said = local.refused(ContentError, f"docker-archive:{file}")
     assert "malformed" in said or "cut off" in said
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_layers_in_formats_that_are_not_read_are_named(local, tmp_path, pack):
+    members = [
+        regular(info.name, pack(data) if info.name == LAYER else data)
+        for info, data in docker_members(DockerImage([ONE]))
+    ]
+    said = local.refused(ContentError, f"docker-archive:{write(tmp_path / 'x.tar', members)}")
+    assert "bzip2 or xz" in said and LAYER in said
+
+
+def test_many_records_are_read_without_copying_what_follows():
+    longest = []
+
+    class Watched(bytes):
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            longest.append(len(found))
+            return found
+
+    records = 10_000
+    assert len(list(pax_records(Watched(b"6 a=b\n" * records + bytes(100))))) == records
+    assert max(longest) < 10
+
+
+def test_of_several_extended_headers_the_last_counts(local, tmp_path):
+    def extended(payload):
+        info = tarfile.TarInfo("x")
+        info.type, info.size = tarfile.XHDTYPE, len(payload)
+        return info, payload
+
+    name = "elsewhere"
+    members = [x for x in docker_members(DockerImage([ONE])) if x[0].name != LAYER]
+    members = [*changed(members, Layers=[name]), extended(b"11 path=zz\n"), extended(b"6 a=b\n")]
+    file = write(tmp_path / "x.tar", [*members, regular(name, ONE)], tarfile.USTAR_FORMAT)
+    assert local.layers(f"docker-archive:{file}") == [ONE]
 
 
 def test_huge_extended_header(local, tmp_path):

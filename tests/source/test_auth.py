@@ -295,7 +295,19 @@ def test_b8_an_endless_answer_is_cut(registry, bench, image):
 
 @pytest.mark.parametrize(
     ("lifetime", "still_good_after"),
-    [(None, 53), (300, 269), ("300", 53), (1, 53), (0, 53), (-5, 53), (True, 53), ([], 53), (1e300, 10_000)],
+    [
+        (None, 53),
+        (300, 269),
+        ("300", 53),
+        (1, 53),
+        (0, 53),
+        (-5, 53),
+        (True, 53),
+        ([], 53),
+        (1e300, 10_000),
+        (10**400, 10_000),
+        (float("nan"), 53),
+    ],
 )
 def test_b9_lifetimes(registry, bench, image, lifetime, still_good_after):
     tokens = TokenService(registry, lifetime=lifetime)

@@ -70,6 +70,22 @@ def test_b76_a_wrong_length_is_refused_before_reading(registry, bench, image, fa
     assert registry.count("/blobs/") == 1
 
 
+def test_a_length_beside_chunks_does_not_count(registry, bench, image):
+    registry.always("/blobs/", Fault(chunked=True, headers=[("Transfer-Encoding", "chunked"), ("Content-Length", "7")]))
+    assert bench().blob(image, LAYER) == LAYER
+
+
+def test_a_length_that_stands_twice_is_one_length(registry, bench, image):
+    registry.always("/blobs/", Fault(headers=[("Content-Length", str(len(LAYER)))] * 2))
+    assert bench().blob(image, LAYER) == LAYER
+
+
+def test_two_lengths_are_none(registry, bench, image):
+    registry.always("/blobs/", Fault(headers=[("Content-Length", str(len(LAYER))), ("Content-Length", "7")]))
+    with pytest.raises(NetworkError):
+        bench().blob(image, LAYER)
+
+
 def test_b76_an_endless_body_is_left_after_one_byte_too_many(registry, bench, image):
     registry.always("/blobs/", Fault(endless=True))
     with pytest.raises(ContentError, match="longer than the manifest says"):
@@ -205,6 +221,18 @@ def test_b83_where_only_the_digest_can_tell_the_second_pass_decodes(registry, be
         if first != LAYER:
             raise DigestMismatch("as the reader above would say")
     assert drain(source, describe(LAYER)) == LAYER
+
+
+def test_what_was_made_shorter_on_the_way_is_decoded_in_the_second_pass(registry, bench, image):
+    # As proxies do it that compress whatever looks like text.
+    text = b'{"some": "text"}' * 5000
+    registry.add_blob(text)
+    registry.always("/blobs/", Fault(gzip=True, chunked=True))
+    source = bench().source(image)
+    with pytest.raises(DigestMismatch, match="shorter"):
+        drain(source, describe(text))
+    assert drain(source, describe(text)) == text
+    assert registry.count("/blobs/") == 2
 
 
 def test_b83_an_encoded_blob_is_resumed_from_its_start(registry, bench, image):

@@ -309,6 +309,15 @@ def test_identity_and_registry_tokens_in_the_file(home):
     assert home.find("quay.io") == Credential(registry_token="reg")
 
 
+def test_half_surrogates_are_read_as_go_reads_them(home):
+    home.docker('{"auths": {"ghcr.io": {"username": "a\\ud800", "password": "\\udc00b\\ud83d\\ude00"},'
+                '"quay.io": {"identitytoken": "\\ud800"}}, "credHelpers": {"gcr.io": "x"}}')  # fmt: skip
+    home.helper("x", """echo '{"Username": "a", "Secret": "b\\\\ud800"}'""")
+    assert home.find() == Credential("a\ufffd", "\ufffdb\U0001f600")
+    assert home.find("quay.io") == Credential(identity_token="\ufffd")
+    assert home.find("gcr.io") == Credential("a", "b\ufffd")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "5", "not json, has secret-word", "[" * 100_000])
 def test_b30_a_file_that_cannot_be_understood_is_named(home, content):
     path = home.docker(content)

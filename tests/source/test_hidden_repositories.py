@@ -1,4 +1,4 @@
-"""Registries that turn the nameless away with 403 or 404, and say only at ``/v2/`` how to log in."""
+"""Registries that turn the nameless away without a challenge, and say only at ``/v2/`` how to log in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hide(registry, status: int, *, ping: str = "/v2/") -> None:
     registry.authorize = authorize
 
 
-@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("guard", ["basic", "token"])
 def test_a_stored_login_is_used_after_asking_where_the_challenge_is(registry, bench, image, status, guard):
     if guard == "basic":
@@ -116,3 +116,17 @@ def test_a_mirror_is_asked_the_same_way_with_its_own_login(registry, other, benc
     bench(store, mirrors={registry.host: (other.url,)}).resolve(name(registry))
     assert registry.count() == 0
     assert other.asked("/manifests/")[-1].headers["authorization"] == basic("bob", "sesame")
+
+
+def test_who_has_no_login_gets_a_token_where_the_challenge_is(registry, bench, image):
+    TokenService(registry)
+    hide(registry, 401)
+    assert bench().blob(image, LAYER) == LAYER
+
+
+def test_a_registry_that_never_challenges_is_asked_once_where_it_should(registry, bench, image):
+    registry.always("/v2/", Fault(status=401, body=errors("UNAUTHORIZED", "go away")))
+    with pytest.raises(AccessError) as caught:
+        bench(login()).resolve(image)
+    assert "go away" in caught.value.cause
+    assert [x.path for x in registry.asked()] == ["/v2/acme/app/manifests/1", "/v2/"]

@@ -43,6 +43,7 @@ def page_in_place_of(bench, image, action=None):
     [
         (PAGE, HTML), (PAGE, {}), (PAGE, {"Content-Type": "application/json"}), (b"<HTML>", HTML),
         (b"\xef\xbb\xbf<html>", HTML), (b"<?xml version='1.0'?><html>", HTML), (b"<body>", HTML),
+        (b"<?xml version='1.0'?>\n<!DOCTYPE html PUBLIC 'x'>", {}), (b"<!-- hotel --><html>", {}), (b"<head>", {}),
     ],
 )  # fmt: skip
 def test_a_page_in_place_of_a_manifest(registry, bench, image, body, headers):
@@ -51,6 +52,17 @@ def test_a_page_in_place_of_a_manifest(registry, bench, image, body, headers):
     assert registry.host in error.cause
     assert "manifest" in error.cause
     assert registry.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "word"), [(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"), (b"", "nothing")]
+)
+def test_what_else_is_no_manifest_is_named_and_asked_for_again(registry, bench, image, body, word):
+    registry.script("/manifests/", Fault(status=200, body=body, headers={"Content-Type": "application/xml"}), times=3)
+    with pytest.raises(NetworkError) as caught:
+        bench(retries=2).resolve(image)
+    assert caught.value.cause == f"{registry.host} sent {word} in place of the manifest"
+    bench().resolve(image)
 
 
 def test_a_page_in_place_of_a_manifest_by_its_digest(registry, bench, image):

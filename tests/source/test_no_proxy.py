@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from msb_pull.errors import NetworkError, NotFoundError
 from msb_pull.source.credentials import CredentialStore
 from msb_pull.source.proxies import proxies_for
+from tests.fault_auth import basic
 from tests.source.support import LAYER, name
 
 PROXY = "http://proxy.example:3128"
@@ -72,6 +74,32 @@ def test_a_registry_on_this_machine_is_reached_past_a_proxy(registry, other, ben
     monkeypatch.setenv("HTTP_PROXY", other.url)
     bench(CredentialStore.nobody({}), plain_http=frozenset({registry.host})).resolve(name(registry))
     assert other.count() == 0
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://", "http://u:p@", "http://[::1", "http://a:b:c", "ftp://a", "http://a:99999", "http://..:1", "a b:1"],
+)
+def test_a_proxy_whose_address_is_none_is_named(bench, monkeypatch, proxy):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(NetworkError) as caught:
+        bench().resolve("registry.example/acme/app:1")
+    assert caught.value.cause == "the address of the proxy cannot be used"
+    assert "HTTPS_PROXY" in caught.value.hint
+
+
+@pytest.mark.parametrize("proxy", ["a:1", "//a:1", "HTTP://a", "socks5h://u:p@[::1]:1080", "https://a.example"])
+def test_every_spelling_of_a_proxy_is_taken(monkeypatch, proxy):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert proxies_for("https://registry.example/", {}) == {"https": proxy}
+
+
+def test_the_login_at_a_proxy_is_sent_in_utf_8(other, bench, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://bob:gr%C3%BC%E2%82%AC@{other.host}")
+    here = bench(CredentialStore.nobody({}), plain_http=frozenset({"registry.example"}))
+    with pytest.raises(NotFoundError):
+        here.resolve("registry.example/acme/app:1")
+    assert other.asked()[0].headers["proxy-authorization"] == basic("bob", "grü€")
 
 
 def test_all_others_go_to_the_proxy():

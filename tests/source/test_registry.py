@@ -206,6 +206,22 @@ def test_b60_b63_attestations_and_artifacts_are_passed_over(registry, bench, ima
     assert str(bench().resolve(name(registry, tag="multi")).digest) == digest
 
 
+def test_documents_that_are_compressed_on_the_way_are_read(registry, bench):
+    registry.add_image("acme/app", "1", [LAYER], config={"history": [{"created_by": "x" * 500}]})
+    registry.always("/v2/", Fault(gzip=True, chunked=True))
+    here = bench()
+    here.resolve(name(registry))
+    assert here.of(events.Retrying) == []
+    assert registry.count("/blobs/") == 2
+
+
+@pytest.mark.parametrize("kind", ["", "application/json"])
+def test_an_entry_that_does_not_say_its_type_may_be_an_image(registry, bench, image, kind):
+    digest = registry.image.manifest_digest
+    add_index(registry, "multi", entry(registry, digest, media_type=kind))
+    assert str(bench().resolve(name(registry, tag="multi")).digest) == digest
+
+
 def test_b61_one_entry_without_a_platform(registry, bench, image):
     add_index(registry, "multi", entry(registry, registry.image.manifest_digest, None))
     here = bench()

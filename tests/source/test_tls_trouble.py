@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 
 import pytest
@@ -127,3 +128,29 @@ def test_nothing_is_asked_in_the_clear_past_a_proxy(bench, monkeypatch):
             bench(retries=0).resolve("registry.example/a/b:1")
         assert plain.count == 1
     assert "TLS failed" in caught.value.cause
+
+
+def test_an_alert_that_every_hello_would_get_ends_the_pull_at_once(elsewhere, tmp_path, bench):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = server_context(authority)
+    # Since TLS 1.3 the alert comes after the handshake, and may be lost with the connection.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    with FaultRegistry(tls=context) as server:
+        here = bench(ca_certs={server.host: str(tmp_path / "ca.pem")})
+        with pytest.raises(NetworkError) as caught:
+            here.resolve(name(server))
+    assert "alert handshake failure" in caught.value.cause
+    assert "client certificate" in caught.value.hint
+    assert here.of(events.Retrying) == []
+
+
+def test_what_is_no_http_is_named_so(bench):
+    def talk(connection, number):
+        read_head(connection)
+        connection.sendall(b"SSH-2.0-Server\r\n")
+
+    with RawServer(talk) as server, pytest.raises(NetworkError) as caught:
+        bench(plain_http=frozenset({server.host})).resolve(f"{server.host}/acme/app:1")
+    assert "not HTTP/1" in caught.value.cause

@@ -108,6 +108,14 @@ def test_b86_relative_addresses(registry, bench, image, location):
     assert registry.count("/manifests/") == 2
 
 
+def test_addresses_in_utf_8(registry, bench, image):
+    # http.server writes headers byte by byte, http.client reads them so: as latin-1.
+    location = "/files/blöb".encode().decode("latin-1")
+    registry.files["/files/blöb"] = (LAYER, "application/octet-stream")
+    registry.always("/blobs/", Fault(redirect=location))
+    assert bench().blob(image, LAYER) == LAYER
+
+
 def test_b86_ten_redirects_and_no_more(registry, bench, image):
     registry.script("/manifests/1", Fault(redirect="{path}"), times=10)
     bench().resolve(image)
@@ -120,8 +128,12 @@ def test_b86_ten_redirects_and_no_more(registry, bench, image):
 
 
 @pytest.mark.parametrize(
-    "location", ["file:///etc/passwd", "ftp://x/y", "mailto:x", "http://:80/", "https://[bad", "//h:99999/"]
-)
+    "location",
+    [
+        "file:///etc/passwd", "ftp://x/y", "mailto:x", "http://:80/", "https://[bad", "//h:99999/",
+        "http://u:%E2%82%AC@127.0.0.1/", f"http://{'a' * 70}.localhost/", "http://a..localhost/",
+    ],
+)  # fmt: skip
 def test_b86_addresses_that_are_none(registry, bench, image, location):
     registry.always("/manifests/1", Fault(redirect=location))
     with pytest.raises(NetworkError):
@@ -441,11 +453,12 @@ def silent_server(host="127.0.0.1"):
         yield server
 
 
-def test_an_unknown_name_is_told_at_once(bench):
+@pytest.mark.parametrize("host", ["no-such-host.example", f"{'a' * 70}.example", f"{'a' * 70}.localhost"])
+def test_an_unknown_name_is_told_at_once(bench, host):
     here = bench()
     with pytest.raises(NetworkError) as caught:
-        here.resolve("no-such-host.example/a/b:1")
-    assert "no-such-host.example" in caught.value.message
+        here.resolve(f"{host}/a/b:1")
+    assert host in caught.value.message
     assert "cannot be resolved" in caught.value.cause
     assert here.time.waits == []
 
