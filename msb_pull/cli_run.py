@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull import config
 from msb_pull.display import Display, error_document
-from msb_pull.errors import Cancelled, ExitCode, MsbPullError, UsageError, exhausted, local_error
+from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, exhausted, local_error
 from msb_pull.streams import OutputClosed, Streams
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class Session:
                 self.display.document({"status": "failed", "error": self.document_of(error)})
             except OutputClosed:
                 return _PIPE_CLOSED
+            except LocalError as unwritten:
+                self.tell(unwritten)
         return self._code_of(error)
 
     def document_of(self, error: MsbPullError) -> dict[str, Any]:

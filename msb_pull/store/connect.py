@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import LocalError, file_size_limit, local_error, too_large
@@ -216,7 +216,7 @@ def _readable(path: Path) -> sqlite3.Connection:
         if not full and code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise
         # In WAL mode SQLite makes an index beside the file. Where it cannot, nobody else can write either.
-        connection = _read_only(path, "mode=ro&immutable=1")
+        connection = _read_only(path, "mode=ro&immutable=1") if _is_alone(path) else _copied(path)
     try:
         if not _tables(connection):
             connection.close()
@@ -228,6 +228,20 @@ def _readable(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """The database in memory, with what stands only in the log beside it: SQLite reads that where it can write."""
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    with TemporaryDirectory() as folder:
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{path}{suffix}", f"{folder}/{path.name}{suffix}")
+        with closing(sqlite3.connect(f"{folder}/{path.name}")) as copy:
+            copy.backup(memory)
+    return memory
 
 
 def _is_alone(path: Path) -> bool:
