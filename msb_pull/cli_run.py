@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class Session:
         except MsbPullError as error:
             return self._told(error)
         except OSError as error:
-            return self._told(local_error(error, error.filename or "system call").with_traceback(error.__traceback__))
+            return self._told(local_error(error, _place_of(error)).with_traceback(error.__traceback__))
         except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
             if spent := exhausted(error):
                 return self._told(spent.with_traceback(error.__traceback__))
@@ -150,6 +151,11 @@ class Run:
         """Raises Cancelled once a signal has come."""
         if self.cancel.is_set():
             raise Cancelled("interrupted")
+
+
+def _place_of(error: OSError) -> str:
+    """What an error is about that may name nothing, as that of getcwd(2) in a folder that has been removed."""
+    return error.filename or ("the current folder" if error.errno == errno.ENOENT else "system call")
 
 
 def _asks_for_json(argv: Sequence[str]) -> bool:

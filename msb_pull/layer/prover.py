@@ -135,7 +135,12 @@ class Prover:
         return line
 
     def _crashed(self, error: Exception) -> LocalError:
+        import subprocess
+
         assert self._process.stderr is not None
-        self._process.kill()
-        status = self._process.wait(_ENDING)
-        return crashed("the verifying process crashed", f"{error!r}, status {status}", self._process.stderr.read())
+        try:
+            # Who speaks no more is about to end.
+            status = self._process.wait(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0)
+        except subprocess.TimeoutExpired:
+            return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
+        return crashed("the verifying process", status, self._process.stderr.read())

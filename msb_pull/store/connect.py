@@ -99,6 +99,11 @@ def _remove_drafts(path: Path, pattern: str) -> int:
 def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     """What an error of SQLite means for a person."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    try:
+        os.stat(path.parent)
+    except OSError as gone:
+        # A home may be moved while another one looks at it.
+        return local_error(gone, path.parent)
     if code in _DAMAGE:
         return DamagedDatabase(
             f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"

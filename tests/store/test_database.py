@@ -477,6 +477,13 @@ def test_a_database_that_is_not_there_reads_empty_and_is_not_made(path):
     assert not path.exists()
 
 
+def test_a_home_that_is_moved_while_it_is_opened(path):
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    told = connecting.trouble(path.parent / "gone" / "oci.db", error)
+    assert "gone: No such file or directory" in told.message
+
+
 def test_what_stands_in_the_log_is_read_where_nothing_can_be_written(path, tmp_path, monkeypatch):
     """As in a snapshot of a store in use, mounted read-only."""
     write(path, record("localhost/a:1", "x"))
