@@ -20,6 +20,8 @@ _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 # How SQLite fails where it finds no room for a file beside the database, and the room it needs for one.
 _CANNOT_GROW = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 _LEAST_BYTES = 65_536
+# With less than this the log of one removal may not fit beside the database.
+_LOG_BYTES = 4 << 20
 
 
 class DamagedDatabase(LocalError):
@@ -131,12 +133,12 @@ def _is_limited(path: Path) -> bool:
     return most is not None and largest + 2 * _LEAST_BYTES > most
 
 
-def _is_full(path: Path) -> bool:
+def _is_full(path: Path, needed: int = _LEAST_BYTES) -> bool:
     try:
         facts = os.statvfs(path.parent)
     except OSError:
         return False
-    few = facts.f_blocks and facts.f_bavail * facts.f_frsize < _LEAST_BYTES
+    few = facts.f_blocks and facts.f_bavail * facts.f_frsize < needed
     return bool(few or (facts.f_files and not facts.f_favail))
 
 
@@ -184,13 +186,14 @@ def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
 def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
     """A connection, and whether it may keep a log beside the file.
 
-    On a full disk it writes in place and keeps what it replaces in memory: the only way left to remove an image's
-    rows, and so to give space back. A power cut in that moment may damage the database, which is then made anew.
+    On a disk that is nearly full it writes in place and keeps what it replaces in memory: the only way left to remove
+    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then made
+    anew.
     """
     connection = _open(path, "mode=rw")
     try:
         _tables(connection)
-        if not _is_full(path):
+        if not _is_full(path, _LOG_BYTES):
             return connection, True
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF not in _CANNOT_GROW or not _is_full(path):
