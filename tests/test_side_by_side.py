@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ from msb_pull.fetch import LayerFetcher
 from msb_pull.image.reference import parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
+from msb_pull.save import Format, save_images
 from msb_pull.store.store import Store
 from msb_pull.transfer import Transfer
 from msb_pull.verify import Verdict, verify_images
@@ -207,6 +209,33 @@ def test_a_layer_that_is_swapped_this_moment_is_waited_for(tmp_path, layout, mon
     pull.end()
     assert sorted(path.name for path in store.layers.iterdir()) == before
     assert not pull.result.changed
+
+
+def test_a_layer_that_is_swapped_this_moment_can_be_saved(tmp_path, layout):
+    home = tmp_path / "home"
+    Pull(home, layout, "one", 1).end()
+    store = Store.open(home)
+    key = next(x for x in stored_layers(store) if x.digest.hex in digest(LARGE))
+    notes = store.notes_path(key)
+    waiting = threading.Event()
+    saved = []
+
+    def save():
+        def seen(event):
+            if isinstance(event, events.LayerWaiting):
+                waiting.set()
+
+        words = (Store.open(home), ["localhost/one:1"], io.BytesIO(), Format.OCI)
+        saved.append(save_images(*words, observer=seen, cancel=threading.Event()))
+
+    with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
+        notes.rename(notes.with_name("aside"))
+        thread = threading.Thread(target=save)
+        thread.start()
+        assert waiting.wait(PATIENCE)
+        notes.with_name("aside").rename(notes)
+    thread.join(PATIENCE)
+    assert [image.layers for image in saved[0].images] == [3]
 
 
 def stored_layers(store):
