@@ -11,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself would take longer to load than `--version` takes
     from typing import NoReturn
 
+# select(2) knows no descriptor beyond.
+_OPEN_FILES = 1024
+
 
 def main() -> NoReturn:
     """Runs the program with the words of the command line and ends the process with its exit code."""
@@ -21,6 +24,7 @@ def main() -> NoReturn:
     if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
         # Python (before 3.14) leaves the half of a module's bytecode that fits, and cannot load it from then on.
         sys.dont_write_bytecode = True
+    _open_more_files()
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -37,6 +41,14 @@ def main() -> NoReturn:
             continue
     # Taking the interpreter apart module by module would cost 12 ms, a tenth of a pull that has nothing to do.
     os._exit(code)
+
+
+def _open_more_files() -> None:
+    """Takes the number of open files that this may have up to what an image of 127 layers needs (macOS gives 256)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _run(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from msb_pull.cli_group import Group, command, usage_error
 from msb_pull.cli_run import Run, Session
 from msb_pull.cli_signals import Interrupts
 from msb_pull.errors import Cancelled, UsageError
-from msb_pull.streams import OutputClosed, Streams
+from msb_pull.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -284,8 +284,5 @@ def _parse_and_run(argv: list[str], session: Session) -> None:
         program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
     except typer.TyperException as error:
         raise usage_error(error) from error
-    except SystemExit:
-        # Typer's way out when the reader of a help page has gone (`msb-pull --help | head -1`).
-        raise OutputClosed from None
     except typer.Abort:
         raise Cancelled("interrupted") from None

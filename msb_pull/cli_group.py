@@ -72,12 +72,27 @@ def _keep(param: Any, ctx: typer.Context, value: Any) -> Any:
     return param.callback(ctx, param, value) if param.callback is not None else value
 
 
+def _shown_as_result(option: Any) -> Any:
+    option.callback = _show_help
+    return option
+
+
+def _show_help(ctx: typer.Context, param: Any, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        ctx.obj.display.result(ctx.get_help())
+        raise typer.Exit
+
+
 class PlainCommand(typer.core.TyperCommand):
     """A command whose values stay text, with help in sections of plain text."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         """The parameters, none of which turns its text into anything."""
         return [as_typed(param) for param in super().get_params(ctx)]
+
+    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """The help option, whose page goes the way of every result."""
+        return _shown_as_result(super().get_help_option(ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Leaves in every error the command whose help page tells more."""
@@ -117,6 +132,10 @@ class PlainCommand(typer.core.TyperCommand):
 
 class Group(typer.core.TyperGroup):
     """Commands, or images to pull when the first word is none."""
+
+    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """The help option, whose page goes the way of every result."""
+        return _shown_as_result(super().get_help_option(ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Leaves the options of the bare form for ``pull``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from msb_pull import config
 from msb_pull.display import Display, error_document
-from msb_pull.errors import Cancelled, ExitCode, MsbPullError, UsageError, exhausted, local_error
+from msb_pull.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, exhausted, local_error
 from msb_pull.streams import OutputClosed, Streams
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Session:
         except MsbPullError as error:
             return self._told(error)
         except OSError as error:
-            return self._told(local_error(error, error.filename or "system call").with_traceback(error.__traceback__))
+            return self._told(local_error(error, _place_of(error)).with_traceback(error.__traceback__))
         except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
             if spent := exhausted(error):
                 return self._told(spent.with_traceback(error.__traceback__))
@@ -84,6 +85,8 @@ class Session:
                 self.display.document({"status": "failed", "error": self.document_of(error)})
             except OutputClosed:
                 return _PIPE_CLOSED
+            except LocalError as unwritten:
+                self.tell(unwritten)
         return self._code_of(error)
 
     def document_of(self, error: MsbPullError) -> dict[str, Any]:
@@ -148,6 +151,11 @@ class Run:
         """Raises Cancelled once a signal has come."""
         if self.cancel.is_set():
             raise Cancelled("interrupted")
+
+
+def _place_of(error: OSError) -> str:
+    """What an error is about that may name nothing, as that of getcwd(2) in a folder that has been removed."""
+    return error.filename or ("the current folder" if error.errno == errno.ENOENT else "system call")
 
 
 def _asks_for_json(argv: Sequence[str]) -> bool:

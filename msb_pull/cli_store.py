@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError, local_error
+from msb_pull.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError, exhausted, local_error
 from msb_pull.escape import visible, visible_bytes
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.lines import short
@@ -246,6 +246,8 @@ _ELSEWHERE = "choose another place with -o"
 
 def _unwritten(error: OSError, path: Path) -> LocalError:
     """What went wrong with the archive, or with the store that it was to be made from."""
+    if spent := exhausted(error):
+        return spent
     named = Path(os.fsdecode(error.filename)) if error.filename else path
     if named.parent != path.parent:
         return local_error(error, path.parent)

@@ -10,12 +10,23 @@ from msb_pull import __version__
 
 def show_version(*, detailed: bool) -> int:
     """Writes the version to standard output; returns the exit code."""
+    text = version_text(detailed=detailed)
     # Straight to the descriptor: Display would cost more than all the rest.
     try:
-        os.write(1, version_text(detailed=detailed).encode())
+        os.write(1, text.encode())
     except OSError:
-        return 1
+        return _write_patiently(text)
     return 0
+
+
+def _write_patiently(text: str) -> int:
+    """As every other result is written: to whoever reads late, or with the error that says why not."""
+    from msb_pull.cli_run import Session
+    from msb_pull.cli_signals import Interrupts
+    from msb_pull.streams import Streams
+
+    session = Session(Streams.of_process(), Interrupts(), [])
+    return session.guard(lambda: session.display.result(text))
 
 
 def version_text(*, detailed: bool) -> str:

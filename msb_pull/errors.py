@@ -111,7 +111,7 @@ class Cancelled(MsbPullError):
 
 
 def exhausted(error: BaseException) -> LocalError | None:
-    """What to raise (the limit) when the system has no memory, thread or process left; None for any other error."""
+    """What to raise (the limit) when no memory, thread, process or descriptor is left; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
     # Python has no error of its own for threads; a library that finds no room is one that cannot be imported.
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
@@ -122,7 +122,18 @@ def exhausted(error: BaseException) -> LocalError | None:
             "out of memory",
             hint="raise what limits it (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
         )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return LocalError(
+            "too many open files",
+            hint="raise their limit (`ulimit -n`; fs.file-max of the system); --jobs 1 needs the fewest",
+        )
     return None
+
+
+def raise_if_exhausted(error: BaseException) -> None:
+    """Raises the limit as a LocalError: it says nothing of the file that was looked at."""
+    if spent := exhausted(error):
+        raise spent from error
 
 
 def no_more_tasks(cause: str | None = None) -> LocalError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.errors import exhausted
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from concurrent.futures import Future
 
@@ -21,3 +22,20 @@ class Pool(ThreadPoolExecutor):
             return super().submit(work, *arguments, **named)
         except RuntimeError as error:
             raise exhausted(error) or error from None
+
+
+class StoppingPool:
+    """A thread pool that stops its work before it lets an error pass."""
+
+    def __init__(self, size: int, failed: threading.Event) -> None:
+        self._pool = Pool(size, thread_name_prefix="layer")
+        self._failed = failed
+        self.submit = self._pool.submit
+
+    def __enter__(self) -> StoppingPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._failed.set()
+        self._pool.shutdown(wait=True, cancel_futures=error is not None)

@@ -129,7 +129,7 @@ def apply_prune(
         for layer in layers:
             _stop_if_cancelled(cancel)
             remove_layer(store, LayerKey.parse(layer.name))
-        if layers:
+        if layers and store.database_path.exists():
             with store.database(create=True) as database:
                 database.forget_layers(layer.name.partition("+")[0] for layer in layers)
         still = {*_old_partials(store, time.time() if now is None else now), *_stray_records(store, reached)}

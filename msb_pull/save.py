@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import io
 import json
@@ -184,17 +185,29 @@ class _Archive:
         return name
 
     def _stream(self, layer: StoredLayer, name: str) -> int:
-        if not self._store.has_layer(layer.key):
-            raise NotFoundError(
-                f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
-                hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
-            )
-        notes = Notes.load(self._store.notes_path(layer.key))
+        notes = self._notes(layer)
         if name in self._there:
             return notes.tar_bytes
         self._there.add(name)
         self._tar.addfile(_member(name, notes.tar_bytes), _Stream(self._pieces(layer, notes)))
         return notes.tar_bytes
+
+    def _notes(self, layer: StoredLayer) -> Notes:
+        path = self._store.notes_path(layer.key)
+        if self._store.has_layer(layer.key):
+            with contextlib.suppress(FileNotFoundError):
+                return Notes.load(path)
+        # While it is swapped for a new one it counts as missing.
+        with self._store.lock_layer(layer.digest, self._waits_for(layer), self._cancel):
+            if self._store.has_layer(layer.key):
+                return Notes.load(path)
+        raise NotFoundError(
+            f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
+            hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
+        )
+
+    def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
+        return lambda holder: self._observer(events.LayerWaiting("", str(layer.digest), holder))
 
     def _pieces(self, layer: StoredLayer, notes: Notes) -> Iterator[bytes]:
         """The layer's stream; raises ContentError where it is not what the registry signed."""

@@ -19,7 +19,7 @@ from msb_pull.layer.settle import Settled, settle
 from msb_pull.layer.standing import belongs_on
 from msb_pull.layer.unpack import UnpackOptions
 from msb_pull.plan import LayerOutcome, PullOptions, PullResult
-from msb_pull.pools import Pool
+from msb_pull.pools import StoppingPool
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.locks import Busy
 from msb_pull.store.rows import ImageRecord
@@ -159,7 +159,7 @@ class Transfer:
             for layer in self._layers:
                 resources.enter_context(layer.lock)
                 resources.enter_context(layer.resources)
-            pool = resources.enter_context(_Pool(self._options.jobs, self._failed))
+            pool = resources.enter_context(StoppingPool(self._options.jobs, self._failed))
             for layer in sorted(missing, key=lambda x: -x.task.descriptor.size):
                 self._submit(pool, layer)
             for layer in self._layers:
@@ -172,7 +172,7 @@ class Transfer:
                     self._submit(pool, layer)
                     self._finish(pool, layer)
 
-    def _submit(self, pool: _Pool, layer: _Layer) -> None:
+    def _submit(self, pool: StoppingPool, layer: _Layer) -> None:
         if self._fetcher is None:
             # Only a pull that writes needs to know what the file system can do.
             self._fetcher = self._make_fetcher()
@@ -204,6 +204,11 @@ class Transfer:
         except ContentError:
             # Nothing can be said of a damaged one, and this image can do without it.
             return False
+        except FileNotFoundError:
+            # Another process swaps it for a new one this moment.
+            self._wait_for_lock(layer)
+            layer.lock.close()
+            return self._store.has_layer(layer.key) and self._fits(layer)
 
     def _lowers(self, layer: _Layer) -> list[Path]:
         """The directories of the layers below, nearest first."""
@@ -257,7 +262,7 @@ class Transfer:
 
         layer.lock.enter_context(self._store.lock_layer(layer.digest, waiting, _Watch(look)))
 
-    def _finish(self, pool: _Pool, layer: _Layer) -> None:
+    def _finish(self, pool: StoppingPool, layer: _Layer) -> None:
         """In the main thread, bottom first: waits for a layer, and settles it on those below unless that is done."""
         fetched = self._await(layer)
         if layer.elsewhere:
@@ -379,20 +384,3 @@ class _Watch:
     def is_set(self) -> bool:
         self._look()
         return False
-
-
-class _Pool:
-    """A thread pool that stops its work before it lets an error pass."""
-
-    def __init__(self, size: int, failed: threading.Event) -> None:
-        self._pool = Pool(size, thread_name_prefix="layer")
-        self._failed = failed
-        self.submit = self._pool.submit
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._failed.set()
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)

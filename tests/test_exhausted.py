@@ -24,6 +24,7 @@ from tests.test_end_to_end import LINUX, gz
 
 THREADS = "no more threads or processes can be started"
 MEMORY = "out of memory"
+FILES = "too many open files"
 
 # What stands before the program: how much there is of what.
 FEW_THREADS = """
@@ -55,6 +56,14 @@ resource.setrlimit(resource.RLIMIT_AS, ({left} << 20, {left} << 20))
 SMALL_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, ({left}, {left}))
+"""
+FEW_OPEN_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({left}, {left}))
+"""
+FEW_OPEN_FILES_AT_FIRST = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({left}, 1024))
 """
 NO_MEMORY_TO_LOAD = """
 import sys
@@ -148,6 +157,21 @@ def test_little_memory(place, tmp_path, command, left):
         assert THREADS in said or MEMORY in said or "the unpacking process" in said, said
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("left", [*range(6, 20), 24, 28, 32, 40])
+def test_few_open_files(place, tmp_path, command, left):
+    """What cannot be opened for want of a descriptor is not damaged: a script would throw the store away."""
+    code, said = run(FEW_OPEN_FILES, left, *commands(place, tmp_path / "home")[command])
+    if code:
+        assert (code, f"error: {FILES}\n" in said, "`ulimit -n`" in said) == (7, True, True), said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_more_files_are_opened_where_that_may_be(place, tmp_path, command):
+    code, said = run(FEW_OPEN_FILES_AT_FIRST, 10, *commands(place, tmp_path / "home")[command])
+    assert code == 0, said
+
+
 @pytest.mark.parametrize("module", ["msb_pull.cli", "msb_pull.transfer", "msb_pull.bars"])
 def test_no_memory_for_the_program_itself(place, tmp_path, module):
     code, said = run(NO_MEMORY_TO_LOAD, module, *commands(place, tmp_path / "home")["pull"])
@@ -204,5 +228,7 @@ def test_what_counts_as_exhausted():
     library = ImportError("/lib/x.so: failed to map segment from shared object")
     for error in (MemoryError(), OSError(errno.ENOMEM, ""), library):
         assert errors.exhausted(error).message == MEMORY
+    for number in (errno.EMFILE, errno.ENFILE):
+        assert errors.exhausted(OSError(number, "")).message == FILES
     for other in (ImportError("no module named x"), OSError(errno.EAGAIN, ""), RuntimeError("another"), ValueError()):
         assert errors.exhausted(other) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
@@ -14,7 +15,9 @@ from msb_pull.fetch import LayerFetcher
 from msb_pull.image.reference import parse_argument
 from msb_pull.plan import Policy, PullOptions
 from msb_pull.pull import pull_image
+from msb_pull.save import Format, save_images
 from msb_pull.store.store import Store
+from msb_pull.transfer import Transfer
 from msb_pull.verify import Verdict, verify_images
 from tests.imagebuild import LayoutBuilder, compress, sha256
 from tests.make_sample import file, folder, layer_tar
@@ -179,3 +182,62 @@ def test_a_pull_takes_over_what_another_gave_up(tmp_path, layout, monkeypatch):
         first.end()
     other.end()
     assert all(layer.fetched for layer in other.result.layers)
+
+
+def test_a_layer_that_is_swapped_this_moment_is_waited_for(tmp_path, layout, monkeypatch):
+    """Its notes are away meanwhile, though it was there when the pull looked."""
+    home = tmp_path / "home"
+    Pull(home, layout, "one", 1).end()
+    store = Store.open(home)
+    before = sorted(path.name for path in store.layers.iterdir())
+    key = next(x for x in stored_layers(store) if x.digest.hex in digest(LARGE))
+    notes = store.notes_path(key)
+    aside = notes.with_name("aside")
+    real = Transfer._plan
+
+    def plan_and_then(transfer):
+        missing = real(transfer)
+        notes.rename(aside)
+        return missing
+
+    monkeypatch.setattr(Transfer, "_plan", plan_and_then)
+    with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
+        pull = Pull(home, layout, "one", 1)
+        pull.thread.join(1.5)
+        assert [x.digest for x in pull.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
+        aside.rename(notes)
+    pull.end()
+    assert sorted(path.name for path in store.layers.iterdir()) == before
+    assert not pull.result.changed
+
+
+def test_a_layer_that_is_swapped_this_moment_can_be_saved(tmp_path, layout):
+    home = tmp_path / "home"
+    Pull(home, layout, "one", 1).end()
+    store = Store.open(home)
+    key = next(x for x in stored_layers(store) if x.digest.hex in digest(LARGE))
+    notes = store.notes_path(key)
+    waiting = threading.Event()
+    saved = []
+
+    def save():
+        def seen(event):
+            if isinstance(event, events.LayerWaiting):
+                waiting.set()
+
+        words = (Store.open(home), ["localhost/one:1"], io.BytesIO(), Format.OCI)
+        saved.append(save_images(*words, observer=seen, cancel=threading.Event()))
+
+    with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
+        notes.rename(notes.with_name("aside"))
+        thread = threading.Thread(target=save)
+        thread.start()
+        assert waiting.wait(PATIENCE)
+        notes.with_name("aside").rename(notes)
+    thread.join(PATIENCE)
+    assert [image.layers for image in saved[0].images] == [3]
+
+
+def stored_layers(store):
+    with store.database(create=False) as database:
+        return [layer.key for image in database.images() for layer in image.layers]

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from msb_pull.errors import raise_if_exhausted
 from msb_pull.layer.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.expected import content_paths
 from msb_pull.layer.holes import crc_of, first_data, sha256_of
@@ -257,6 +258,7 @@ class Check(Listener):
 
     def _trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
         """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
+        raise_if_exhausted(error)
         if error.errno in _DENIED:
             self.denied.append(path)
         elif error.errno != errno.ENOENT:

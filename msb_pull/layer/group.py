@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # What was killed gets this long to vanish; only a broken disk or kernel holds it longer.
 _PATIENCE = 5.0
 _INTERVAL = 0.01
+_SIGKILL = 9
+_KILLED = "the system does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
 _PATHS = "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
 
 
@@ -54,14 +56,17 @@ def start_child(
         raise
 
 
-def crashed(what: str, cause: str | None, stderr: bytes) -> LocalError:
-    """The error of a child that ended without an answer: its last line on standard error, else ``cause``."""
+def crashed(who: str, status: int, stderr: bytes) -> LocalError:
+    """The error of a child that ended without an answer, with its last line on standard error or its ``status``."""
+    if status < 0:
+        hint = _KILLED if status == -_SIGKILL else None
+        return LocalError(f"{who} was killed by signal {-status}", hint=hint)
     lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-    last = lines[-1] if lines else cause
+    last = lines[-1] if lines else f"exit status {status}"
     # Before it could tell its parent properly: while it loaded its modules, say.
-    if last and last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
+    if last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
         return spent
-    return LocalError(what, cause=last)
+    return LocalError(f"{who} crashed", cause=last)
 
 
 class ProcessGroup:

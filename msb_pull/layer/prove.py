@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from msb_pull.errors import ContentError
+from msb_pull.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.check import DERIVED, Check, Damage, knows_attributes
 from msb_pull.layer.expected import Tree, content_paths
 from msb_pull.layer.holes import same_content
@@ -92,7 +92,7 @@ def prove(task: LayerTask, progress: Progress) -> Findings:
     """Compares, and unless ``task.quick`` makes the layer's stream again.
 
     Never raises for what is wrong with the layer. Raises PermissionError when the layer or its record is closed to this
-    user, and whatever ``progress`` raises.
+    user, LocalError for a limit of the system, and whatever ``progress`` raises.
     """
     found = Findings()
     try:
@@ -102,6 +102,7 @@ def prove(task: LayerTask, progress: Progress) -> Findings:
     except PermissionError:
         raise
     except OSError as error:
+        raise_if_exhausted(error)
         name = os.fsencode(error.filename) if isinstance(error.filename, str) else error.filename or b""
         what = f"{os.fsdecode(name)}: {error.strerror}" if name else str(error.strerror)
         found.damages.append(Damage(b"", "unreadable", "a readable layer", what))
@@ -174,6 +175,7 @@ def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
         try:
             anew = derived_anew(tree, lowers)
         except (ContentError, OSError) as error:
+            raise_if_exhausted(error)
             yield Damage(b"", DERIVED, "what the layers below give", str(error))
             continue
         if anew != noted:
@@ -193,7 +195,8 @@ def _is_original(task: LayerTask, real: bytes, handle: int) -> bool:
             with MergedView(lowers) as view:
                 shown = view.look(real)
                 original = None if shown is None else view.open(shown)
-        except OSError:
+        except OSError as error:
+            raise_if_exhausted(error)
             return False
         if original is None:
             return False

@@ -12,6 +12,7 @@ import select
 import sys
 import time
 
+from msb_pull.errors import LocalError
 from msb_pull.layer.group import crashed, start_child
 from msb_pull.layer.prove import Findings, LayerTask, prove
 
@@ -20,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from msb_pull.errors import LocalError
     from msb_pull.layer.prove import Progress
 
 _INTERVAL = 0.1
@@ -56,6 +56,8 @@ def _answer(task: LayerTask) -> dict[str, Any]:
 
     try:
         return {"found": prove(task, progress).as_plain()}
+    except LocalError as error:
+        return {"failed": [error.message, error.cause, error.hint]}
     except PermissionError as error:
         return {"denied": [error.errno, error.strerror, os.fsdecode(error.filename or task.directory)]}
 
@@ -96,6 +98,9 @@ class Prover:
                 if "denied" in answer:
                     number, what, name = answer["denied"]
                     raise PermissionError(number, what, name)
+                if "failed" in answer:
+                    message, cause, hint = answer["failed"]
+                    raise LocalError(message, cause=cause, hint=hint)
                 if "progress" in answer:
                     done, total, entries = answer["progress"]
                     state = (int(done), int(total), bool(entries))
@@ -130,7 +135,12 @@ class Prover:
         return line
 
     def _crashed(self, error: Exception) -> LocalError:
+        import subprocess
+
         assert self._process.stderr is not None
-        self._process.kill()
-        status = self._process.wait(_ENDING)
-        return crashed("the verifying process crashed", f"{error!r}, status {status}", self._process.stderr.read())
+        try:
+            # Who speaks no more is about to end.
+            status = self._process.wait(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0)
+        except subprocess.TimeoutExpired:
+            return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
+        return crashed("the verifying process", status, self._process.stderr.read())

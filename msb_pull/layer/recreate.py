@@ -6,6 +6,7 @@ import os
 
 from isal.isal_zlib import crc32
 
+from msb_pull.errors import raise_if_exhausted
 from msb_pull.layer.holes import first_data
 from msb_pull.layer.record import Record, RecordStream
 
@@ -54,6 +55,7 @@ class Listener:
 
     def closed(self, path: bytes, stored: int, error: OSError) -> None:
         """A file of which so many bytes were wanted cannot be read."""
+        raise_if_exhausted(error)
         self.damaged(path, f"{stored} bytes", error.strerror or "unreadable")
 
     def lost(self, path: bytes, found: str) -> None:
@@ -300,6 +302,7 @@ class _Beside:
         try:
             found = None if self._kept is None else self._kept.take(payload, self._record.sizes.get(index, stored))
         except OSError as error:
+            raise_if_exhausted(error)
             self._lost(index, error.strerror or "unreadable")
             yield from out.zeros(stored)
             return

@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    # Words of 32 bits of the arguments, lower before upper, and what each may be.
-    Checks = tuple[tuple[int, tuple[int, ...]], ...]
+    # Words of 32 bits of the arguments, lower before upper, and what each may be, or the bits that it may not have.
+    Checks = tuple[tuple[int, tuple[int, ...] | int], ...]
     Call = tuple[int, int, Checks]
 
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. Others would let the kernel send signals: F_SETOWN, F_SETSIG.
@@ -25,11 +25,14 @@ _DESCRIPTORS = ((2, (0, 1, 2, 3, 1030)),)
 # The process itself, and no new limit.
 _ASK_ONLY = ((0, (0,)), (4, (0,)), (5, (0,)))
 
+# No set-uid, set-gid or sticky bit: a program of root's in a folder that others may enter.
+_PLAIN_MODE = 0o7000
+
 # Number on x86-64, on arm64 (asm/unistd.h), what the arguments must be. Often called ones first: kernels before 5.11
 # go through all lines for each call.
 _CALLS: tuple[Call, ...] = (
     (1, 64, ()),  # write: contents, messages to the parent
-    (257, 56, ()),  # openat: Landlock says what
+    (257, 56, ((6, _PLAIN_MODE),)),  # openat: Landlock says what
     (3, 57, ()),  # close
     (190, 7, ()),  # fsetxattr: owners and modes
     (280, 88, ()),  # utimensat: of open files; of symlinks, by name
@@ -43,7 +46,7 @@ _CALLS: tuple[Call, ...] = (
     (316, 276, ()),  # renameat2: what some C libraries make of the one before
     (267, 78, ()),  # readlinkat: links on the way to an entry
     (5, 80, ()),  # fstat
-    (91, 52, ()),  # fchmod
+    (91, 52, ((2, _PLAIN_MODE),)),  # fchmod
     (77, 46, ()),  # ftruncate: sparse files
     (8, 62, ()),  # lseek: the same, and reading a directory again
     (17, 67, ()),  # pread64: links that become copies
@@ -78,7 +81,7 @@ _MACHINES = {"x86_64": (0xC000003E, 317, 0), "aarch64": (0xC00000B7, 277, 1)}
 
 # struct seccomp_data: number, machine, instruction, six arguments of 64 bits.
 _NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
-_LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_LOAD, _IF_EQUAL, _IF_ANY, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _SET_MODE_FILTER = 1
 # Before Linux 5.16 a filter makes all of the process slower, to keep secrets from code that runs beside them (Spectre
@@ -146,6 +149,10 @@ def _program(machine: int, column: int) -> list[tuple[int, int, int, int]]:
 def _checked(checks: Checks) -> Iterator[tuple[int, int, int, int]]:
     for word, values in checks:
         yield _LOAD, 0, 0, _ARGUMENTS_AT + 4 * word
+        if isinstance(values, int):
+            yield _IF_ANY, 0, 1, values
+            yield _RETURN, 0, 0, _ERRNO | errno.ENOSYS
+            continue
         for at, value in enumerate(values):
             # Over the other values and the refusal, to whatever comes next.
             yield _IF_EQUAL, len(values) - at, 0, value

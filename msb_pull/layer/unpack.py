@@ -280,6 +280,4 @@ class LayerProcess:
             stderr = os.read(handle, _PIECE)
         except BlockingIOError:
             stderr = b""
-        status = self._process.returncode
-        how = f"was killed by signal {-status}" if status < 0 else "crashed"
-        return crashed(f"the unpacking process {how}", None if status < 0 else f"exit status {status}", stderr)
+        return crashed("the unpacking process", self._process.returncode, stderr)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from msb_pull.errors import raise_if_exhausted
 from msb_pull.store.proven import UNSOUND, proven_record
 from msb_pull.store.rows import TIME, ImageRecord
 
@@ -91,7 +92,8 @@ class Backup:
         for path in sorted(self._files()):
             try:
                 yield _read(path)
-            except (OSError, *UNSOUND):
+            except (OSError, *UNSOUND) as error:
+                raise_if_exhausted(error)
                 yield None
 
     def _files(self) -> Iterator[Path]:

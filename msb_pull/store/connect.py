@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from msb_pull.errors import LocalError, file_size_limit, local_error, too_large
@@ -20,6 +20,8 @@ _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 # How SQLite fails where it finds no room for a file beside the database, and the room it needs for one.
 _CANNOT_GROW = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 _LEAST_BYTES = 65_536
+# With less than this the log of one removal may not fit beside the database.
+_LOG_BYTES = 4 << 20
 
 
 class DamagedDatabase(LocalError):
@@ -99,6 +101,11 @@ def _remove_drafts(path: Path, pattern: str) -> int:
 def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     """What an error of SQLite means for a person."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    try:
+        os.stat(path.parent)
+    except OSError as gone:
+        # A home may be moved while another one looks at it.
+        return local_error(gone, path.parent)
     if code in _DAMAGE:
         return DamagedDatabase(
             f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
@@ -126,12 +133,12 @@ def _is_limited(path: Path) -> bool:
     return most is not None and largest + 2 * _LEAST_BYTES > most
 
 
-def _is_full(path: Path) -> bool:
+def _is_full(path: Path, needed: int = _LEAST_BYTES) -> bool:
     try:
         facts = os.statvfs(path.parent)
     except OSError:
         return False
-    few = facts.f_blocks and facts.f_bavail * facts.f_frsize < _LEAST_BYTES
+    few = facts.f_blocks and facts.f_bavail * facts.f_frsize < needed
     return bool(few or (facts.f_files and not facts.f_favail))
 
 
@@ -179,13 +186,14 @@ def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
 def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
     """A connection, and whether it may keep a log beside the file.
 
-    On a full disk it writes in place and keeps what it replaces in memory: the only way left to remove an image's
-    rows, and so to give space back. A power cut in that moment may damage the database, which is then made anew.
+    On a disk that is nearly full it writes in place and keeps what it replaces in memory: the only way left to remove
+    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then made
+    anew.
     """
     connection = _open(path, "mode=rw")
     try:
         _tables(connection)
-        if not _is_full(path):
+        if not _is_full(path, _LOG_BYTES):
             return connection, True
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF not in _CANNOT_GROW or not _is_full(path):
@@ -216,7 +224,7 @@ def _readable(path: Path) -> sqlite3.Connection:
         if not full and code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise
         # In WAL mode SQLite makes an index beside the file. Where it cannot, nobody else can write either.
-        connection = _read_only(path, "mode=ro&immutable=1")
+        connection = _read_only(path, "mode=ro&immutable=1") if _is_alone(path) else _copied(path)
     try:
         if not _tables(connection):
             connection.close()
@@ -228,6 +236,20 @@ def _readable(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """The database in memory, with what stands only in the log beside it: SQLite reads that where it can write."""
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    with TemporaryDirectory() as folder:
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{path}{suffix}", f"{folder}/{path.name}{suffix}")
+        with closing(sqlite3.connect(f"{folder}/{path.name}")) as copy:
+            copy.backup(memory)
+    return memory
 
 
 def _is_alone(path: Path) -> bool:

@@ -46,7 +46,11 @@ class OtherHome:
     @property
     def visible(self) -> bool:
         """Whether its database is there to be read: another home may stand under the same path elsewhere."""
-        there = bool(self.path) and Path(self.path, "oci.db").exists()
+        try:
+            there = bool(self.path) and Path(self.path, "oci.db").exists()
+        except OSError:
+            # It lies in a folder of another user's.
+            return False
         return there and (not self.name or _name_of(self.path) == self.name)
 
     def layers(self) -> set[str]:

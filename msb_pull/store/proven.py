@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import MsbPullError
+from msb_pull.errors import MsbPullError, raise_if_exhausted
 from msb_pull.image.digest import Digest, chain_id
 from msb_pull.store.connect import in_memory
 from msb_pull.store.keys import LayerKey
@@ -166,7 +166,8 @@ def _copy(backup: Backup, reference: str) -> tuple[ImageRecord | None, bool]:
     """The copy beside the layers if it proves itself, and whether one is there."""
     try:
         copy = backup.find(reference)
-    except (*UNSOUND, OSError):
+    except (*UNSOUND, OSError) as error:
+        raise_if_exhausted(error)
         return None, False
     return copy, copy is not None
 

@@ -265,3 +265,14 @@ def test_closed_streams(closed):
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     assert os.path.exists(sys.executable)
+
+
+@pytest.mark.parametrize("words", [("ls", "--home", "store"), ("pull", "oci:layout")])
+def test_relative_paths_in_a_folder_that_is_gone(tmp_path, words):
+    line = 'cd "$0" && rmdir "$0" && exec "$@"'
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", line, str(tmp_path / "here"), *program(), *words],
+        env=program_environment(PYTHONPATH=os.path.abspath(".")), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (7, "error: the current folder: No such file or directory\n")

@@ -65,6 +65,39 @@ def test_a_closed_standard_output_is_an_error(home, words):
     assert (done.returncode, done.stderr.splitlines()[0]) == (7, "error: standard output: bad file descriptor")
 
 
+PAGES = [("--version",), ("--version", "-v"), ("--help",), ("pull", "--help"), ("ls", "-h"), ()]
+
+
+@pytest.mark.parametrize("words", PAGES)
+@pytest.mark.parametrize(("to", "why"), [(">/dev/full", "no space left on device"), (">&-", "bad file descriptor")])
+def test_pages_that_cannot_be_written_are_an_error(words, to, why):
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {to}', "sh", *program(), *words],
+        env=environment(""), stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (7, f"error: standard output: {why}\n")
+
+
+@pytest.mark.parametrize("words", PAGES)
+def test_a_page_that_nobody_reads(words):
+    done = subprocess.run(
+        ["bash", "-c", '{ sleep 1; "$@"; echo $? >&2; } | true', "bash", *program(), *words],
+        env=environment(""), stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == "141\n"
+
+
+@pytest.mark.parametrize(("to", "why"), [(">/dev/full", "no space left on device"), (">&-", "bad file descriptor")])
+def test_an_error_whose_document_cannot_be_written(home, to, why):
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {to}', "sh", *command(home, "inspect", "nothing", "--format", "json")],
+        env=environment(""), stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    first, *_, last = done.stderr.splitlines()
+    assert (done.returncode, last) == (3, f"error: standard output: {why}")
+    assert first.endswith("nothing:latest: not in the store")
+
+
 def test_nothing_of_ours_takes_the_place_of_a_closed_standard_error(home, tmp_path):
     file = tmp_path / "saved.tar"
     line = '"$@" 2>&- <&-'

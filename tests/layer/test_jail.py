@@ -64,6 +64,7 @@ CALLS = (
     *("socket", "socket pair", "fork", "thread", "clone3", "prlimit of the parent", "own signals", "chroot", "mount"),
     *("unshare", "ptrace", "process_vm_readv", "process_vm_writev", "io_uring", "bpf", "keyctl", "userfaultfd"),
     *("perf events", "x32", "memory file", "control device", "ask for signals", "limits"),
+    *("set-uid", "set-gid", "set-uid from the start"),
 )
 INSIDE = (
     *("write", "mkdir", "link", "rename", "symlink", "time of a symlink", "sparse", "remove", "list", "attributes"),
@@ -178,6 +179,10 @@ def attributes():
     os.removexattr(whole, "user.x")
 attempt("attributes inside", attributes)
 attempt("mode inside", lambda: os.fchmod(whole, 0o640))
+if "a filter of system calls" in walls:
+    attempt("set-uid", lambda: os.fchmod(whole, 0o4755))
+    attempt("set-gid", lambda: os.fchmod(whole, 0o2755))
+    attempt("set-uid from the start", lambda: os.open("u", os.O_WRONLY | os.O_CREAT, 0o4755, dir_fd=inside))
 attempt("times inside", lambda: os.utime(whole, ns=(1, 1)))
 attempt("copy inside", lambda: os.copy_file_range(whole, os.open("h", os.O_WRONLY, dir_fd=inside), 10))
 attempt("number of open files inside", lambda: resource.getrlimit(resource.RLIMIT_NOFILE))

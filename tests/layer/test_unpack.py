@@ -267,8 +267,9 @@ def test_a_killed_child_is_an_error(start):
     process = start()
     process.write(reg(b"f", b"x"))
     os.kill(child(process), signal.SIGKILL)
-    with pytest.raises(LocalError, match="killed by signal 9"):
+    with pytest.raises(LocalError, match="killed by signal 9") as caught:
         process.finish()
+    assert "memory" in caught.value.hint
 
 
 def test_a_crash_is_told_with_its_last_line(start, monkeypatch):

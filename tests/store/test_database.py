@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -473,6 +475,42 @@ def test_a_database_that_is_not_there_reads_empty_and_is_not_made(path):
         assert database.find("localhost/a:1") is None
         assert database.layer_digests() == set()
     assert not path.exists()
+
+
+def test_a_home_that_is_moved_while_it_is_opened(path):
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    told = connecting.trouble(path.parent / "gone" / "oci.db", error)
+    assert "gone: No such file or directory" in told.message
+
+
+def test_what_stands_in_the_log_is_read_where_nothing_can_be_written(path, tmp_path, monkeypatch):
+    """As in a snapshot of a store in use, mounted read-only."""
+    write(path, record("localhost/a:1", "x"))
+    with sql(path) as reader:
+        # Who has it open keeps the log from being cleared away.
+        reader.execute("SELECT count(*) FROM images").fetchall()
+        write(path, record("localhost/b:1", "y"))
+        snapshot = tmp_path / "snapshot"
+        snapshot.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{path}{suffix}", snapshot / f"oci.db{suffix}")
+    before = {file.name: file.read_bytes() for file in snapshot.iterdir()}
+    plainly = connecting._read_only
+
+    plainly = connecting._read_only
+
+    def refused(path, mode):
+        if "immutable" in mode:
+            return plainly(path, mode)
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(connecting, "_read_only", refused)
+    with Database.open(snapshot / "oci.db", create=False) as database:
+        assert database.references() == ["localhost/a:1", "localhost/b:1"]
+    assert {file.name: file.read_bytes() for file in snapshot.iterdir()} == before
 
 
 def test_d13_write_ahead_log_and_private(path):

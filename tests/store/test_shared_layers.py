@@ -181,8 +181,8 @@ def test_a_copy_of_a_home_is_another_home(apart):
     assert references(one) == ["localhost/a:1"]
 
 
-@pytest.mark.parametrize("gone", ["home", "database", "mount", "another home there"])
-def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart, gone):
+@pytest.mark.parametrize("gone", ["home", "database", "mount", "another home there", "closed"])
+def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart, gone, monkeypatch):
     one, two = apart.open(apart.one), apart.open(apart.two)
     pull(one, "localhost/a:1", "xy")
     pull(two, "localhost/b:1", "xz")
@@ -195,6 +195,8 @@ def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart
     elif gone == "another home there":
         # As in another container.
         assert references(apart.open(apart.one)) == []
+    elif gone == "closed":
+        close(apart.one, monkeypatch)
     removed, remarks = prune(two)
     assert removed.layers == ()
     assert apart.there() == set("xyz")
@@ -207,6 +209,18 @@ def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart
     subprocess.run(advice, check=True)
     removed, remarks = prune(two)
     assert (names(layer.name for layer in removed.layers), remarks) == ("y", ())
+
+
+def close(home, monkeypatch):
+    """As if another user's folder was on the way; root enters those, too."""
+    real = os.stat
+
+    def stat(path, *more, **options):
+        if isinstance(path, (str, os.PathLike)) and str(home) in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
 
 
 def test_a_home_that_comes_back_after_it_was_forgotten_is_known_again(apart):
