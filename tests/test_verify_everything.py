@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull import events
+from msb_pull.errors import ContentError
 from msb_pull.image.reference import parse_argument
 from msb_pull.plan import PullOptions
 from msb_pull.proof import Verdict
@@ -442,3 +444,39 @@ def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
         assert holes.first_data(one.fileno(), ((1 << 39, 4),), 1 << 40) is None
         assert holes.first_data(one.fileno(), (), 1 << 40) == 1 << 39
     assert len(read) < 20
+
+
+def save(it: World) -> Path:
+    saved = it.folder / "saved.tar"
+    with saved.open("wb") as out:
+        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+    return saved
+
+
+def test_a_header_that_was_changed_in_the_record_is_not_saved(world):
+    """No file tells of it: only the digest of the whole stream does."""
+    it = world([reg(b"f", b"x")])
+    record = it.record_of(0, "tar")
+    stripped = gzip.decompress(record.read_bytes())
+    header = reg(b"f", b"x")[:512]
+    assert stripped.startswith(header)
+    record.write_bytes(gzip.compress(reg(b"f", b"x", mtime=5)[:512] + stripped[512:]))
+    with pytest.raises(ContentError, match="does not match its diff_id"):
+        save(it)
+
+
+@pytest.mark.parametrize("size", [5, -5, 1 << 20])
+def test_the_length_in_the_notes_is_not_what_save_writes(world, size):
+    it = world([reg(b"f", b"x")])
+    sound = save(it).read_bytes()
+    notes = it.record_of(0, "json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"tar_bytes": size}) + "\n")
+    assert save(it).read_bytes() == sound
+
+
+def test_damaged_notes_are_no_mistake_of_save(world):
+    it = world([reg(b"a/f", b"x")])
+    notes = it.record_of(0, "json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"derived": [{}]}) + "\n")
+    with pytest.raises(ContentError, match="damaged"):
+        save(it)

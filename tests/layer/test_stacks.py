@@ -169,6 +169,13 @@ def test_the_longest_whiteout_is_kept(show):
     assert all_of_it == {}
 
 
+@pytest.mark.parametrize("length", [252, 255])
+def test_a_directory_whose_whiteout_would_be_too_long_may_hold_whiteouts(show, length):
+    name = b"n" * length
+    _, all_of_it = show([reg(name + b"/x"), reg(name + b"/y")], [reg(name + b"/.wh.x")])
+    assert all_of_it.keys() == {name, name + b"/y"}
+
+
 # The listing
 
 
