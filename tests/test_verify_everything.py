@@ -219,6 +219,14 @@ def test_a_layer_without_its_proof_is_damaged(world, suffix):
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+def of_fact(notes: dict, **changed) -> bytes:
+    """The notes with another first fact before theirs."""
+    first = notes["derived"][0] | changed
+    return json.dumps(notes | {"derived": [first, *notes["derived"]]}).encode() + b"\n"
+
+
 NOTES = {
     "empty": lambda notes: b"",
     "cut": lambda notes: json.dumps(notes).encode()[:-9],
@@ -226,6 +234,15 @@ NOTES = {
     "nested inside": lambda notes: json.dumps(notes).encode()[:-1] + b',"more":' + NESTED + b"}",
     "facts without keys": lambda notes: json.dumps(notes | {"derived": [{}]}).encode(),
     "facts that are none": lambda notes: json.dumps(notes | {"derived": [[], 3, None]}).encode(),
+    "no top": lambda notes: of_fact(notes, kind="dropped", path=""),
+    "a top that moves": lambda notes: of_fact(notes, kind="moved", asked="", path="a", to="z"),
+    "a top that is a file": lambda notes: of_fact(notes, kind="claimed", path="", **{"from": "a/f"}),
+    "a time as text": lambda notes: of_fact(notes, mtime_ns="x"),
+    "a time that is none": lambda notes: of_fact(notes, mtime_ns=10**40),
+    "an odd owner": lambda notes: of_fact(notes, override="abc"),
+    "an odd attribute": lambda notes: of_fact(notes, xattrs={"user.x": "?"}),
+    "a path that leads out": lambda notes: of_fact(notes, path="../../x"),
+    "a name that is none": lambda notes: of_fact(notes, path="\ud800"),
     "moves in a circle": lambda notes: json.dumps(notes | {"moved": [["a", "a/b"], ["a/b", "a"]] * 40}).encode(),
     "odd places": lambda notes: json.dumps(notes | {"placed": {"0": "../../x", "-1": "f"}}).encode(),
     "a number as text": lambda notes: json.dumps(notes | {"entries": "1"}).encode(),

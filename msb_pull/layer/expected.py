@@ -144,7 +144,9 @@ class Tree:
         claims = {}
         for fact in facts:
             if fact["kind"] == "claimed":
-                claims[os.fsencode(fact["path"])] = self.nodes[os.fsencode(fact["from"])]
+                claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
+                if node.kind != stat.S_IFDIR:
+                    raise ValueError("what is no directory stands for one")
             elif fact["kind"] == "dropped":
                 self._drop(os.fsencode(fact["path"]))
         self._move({os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"})
