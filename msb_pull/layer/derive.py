@@ -79,8 +79,15 @@ def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *,
     if wishes.links:
         # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
         with MergedView(lowers) as below:
+            known: dict[bytes, Fact] = {}
             for asked, target in wishes.links:
-                work.facts.append(_link(below, asked, work.place_of(asked), target, hashed=hashed))
+                shown = _target(below, asked, target)
+                if shown.path not in known:
+                    # Many links may lead to one file, which is large.
+                    known[shown.path] = _facts_of_file(below, shown, hashed=hashed)
+                names = {"asked_path": asked, "path": work.place_of(asked), "from": target, "real": shown.path}
+                decoded = {key: os.fsdecode(path) for key, path in names.items()}
+                work.facts.append({"kind": "link", **decoded, **known[shown.path]})
     return work.facts
 
 
@@ -204,7 +211,7 @@ def _is_complete(value: bytes) -> bool:
         return False
 
 
-def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed: bool) -> Fact:
+def _target(view: MergedView, asked: bytes, target: bytes) -> Shown:
     parent, _, name = target.rpartition(b"/")
     real = view.resolve(parent) if parent else b""
     shown = None if real is None else view.look(real + b"/" + name if real else name)
@@ -213,14 +220,11 @@ def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed:
             f'hard link "{printable(asked)}": its target "{printable(target)}" is in no layer',
             hint="the image is broken, or was built for layers that are not in it",
         )
-    fact: Fact = {
-        "kind": "link",
-        "asked_path": os.fsdecode(asked),
-        "path": os.fsdecode(path),
-        "from": os.fsdecode(target),
-        "real": os.fsdecode(shown.path),
-        "mtime_ns": shown.facts.st_mtime_ns,
-    }
+    return shown
+
+
+def _facts_of_file(view: MergedView, shown: Shown, *, hashed: bool) -> Fact:
+    fact: Fact = {"mtime_ns": shown.facts.st_mtime_ns}
     if shown.is_symlink:
         fact["symlink"] = os.fsdecode(view.read_link(shown))
         return fact

@@ -107,11 +107,13 @@ class _Applier:
                 if fact["kind"] == "dropped":
                     self._drop(os.fsencode(fact["path"]))
             touched = self._move({fact["asked"]: fact["to"] for fact in facts if fact["kind"] == "moved"})
+            # Where moves lead to one that has a fact already, the last one counts.
+            dressed = {fact["path"]: fact for fact in facts if fact["kind"] == "directory"}
+            for path, fact in dressed.items():
+                self._dress(os.fsencode(path), fact)
             for fact in facts:
                 path = os.fsencode(fact["path"])
-                if fact["kind"] == "directory":
-                    self._dress(path, fact)
-                elif fact["kind"] == "claimed":
+                if fact["kind"] == "claimed":
                     self._dress(path, claims[fact["path"]])
                 elif fact["kind"] == "link":
                     self._copy(path, fact)

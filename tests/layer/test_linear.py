@@ -40,6 +40,9 @@ STACKS = {
     "directories that files replace": lambda n: [
         [entry for i in range(n) for entry in (directory(b"d%d" % i), reg(b"d%d/f" % i, b"x"), reg(b"d%d" % i))]
     ],
+    "files that others replace in reverse order": lambda n: [
+        [*(reg(b"f%d" % i, b"%08d" % i) for i in range(n)), *(reg(b"f%d" % i) for i in reversed(range(n)))]
+    ],
     "directories that symlinks replace": lambda n: [
         [entry for i in range(n) for entry in (directory(b"d%d" % i), reg(b"d%d/f" % i), symlink(b"d%d" % i, b"x"))]
     ],

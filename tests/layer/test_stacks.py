@@ -11,6 +11,8 @@ import random
 import pytest
 
 from msb_pull.errors import ContentError
+from msb_pull.layer import derive
+from msb_pull.layer.holes import sha256_of
 from msb_pull.layer.settle import settle
 from tests.conftest import need
 from tests.layer.archive import directory, extract, hardlink, pax, reg, symlink, tree, xattr
@@ -140,6 +142,19 @@ def test_holes_of_a_lower_file_stay_holes(tmp_path):
     with open(above.tree / "l", "rb") as file:
         file.seek(size - 4)
         assert file.read() == b"tail"
+
+
+def test_a_file_that_many_links_lead_to_is_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(derive, "sha256_of", lambda handle: read.append(handle) or sha256_of(handle))
+    build(tmp_path, [[symlink(b"s", b"."), reg(b"f", b"x")], [hardlink(b"a", b"f"), hardlink(b"b", b"s/f")]])
+    assert len(read) == 1
+
+
+def test_what_two_moves_say_of_a_directory_is_said_once(show):
+    """An opaque directory hides what the first of them has found below."""
+    below = [symlink(b"a/c/b/b", b"/a"), xattr(b"user.k", b"v") + directory(b"a/c/b")]
+    show(below, [reg(b"a/c/b/b/c/.wh..wh..opq"), reg(b"a/c/b/b/c/b/f")])
 
 
 def test_a_copy_that_could_not_be_linked_is_none_that_is_missing(tmp_path, monkeypatch):
