@@ -463,6 +463,30 @@ def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
     assert len(read) < 20
 
 
+def test_bytes_in_a_file_that_is_one_hole_are_found(world, times):
+    it = world([pax((b"GNU.sparse.map", b""), (b"GNU.sparse.size", b"100000")) + reg(b"f")])
+    assert it.verdicts() == [Verdict.PROVEN]
+    file = it.trees[0] / "f"
+    times(file, lambda: write_at(file, 5000, b"x"))
+    assert it.kinds() == {(b"f", "content")}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_hard_links_of_symlinks_are_compared(world, linked):
+    second = hardlink(b"b", b"a") if linked else symlink(b"b", b"x")
+    it = world([symlink(b"a", b"x"), second])
+    top, when = it.trees[0], os.stat(it.trees[0]).st_mtime_ns
+    (top / "b").unlink()
+    if linked:
+        (top / "b").symlink_to("x")
+        os.utime(top / "b", ns=(top.joinpath("a").lstat().st_mtime_ns,) * 2, follow_symlinks=False)
+    else:
+        os.link(top / "a", top / "b", follow_symlinks=False)
+    os.utime(top, ns=(when, when))
+    assert it.verdicts(quick=True) == [Verdict.DAMAGED]
+    assert {kind for _, kind in it.kinds()} == {"link"}
+
+
 def save(it: World) -> Path:
     saved = it.folder / "saved.tar"
     with saved.open("wb") as out:

@@ -45,7 +45,7 @@ def check_facts(facts: Any) -> list[dict[str, Any]]:
 
 
 def _is_clean(path: bytes) -> bool:
-    """As :func:`msb_pull.layer.names.clean` leaves it; not looked at name by name, since there may be many deep ones."""
+    """As :func:`msb_pull.layer.names.clean` leaves it; not looked at name by name, since many may be deep."""
     inside = b"/" + path + b"/"
     return path.count(b"/") < MAX_LEVELS and not any(odd in inside for odd in (b"\0", b"//", b"/./", b"/../"))
 
