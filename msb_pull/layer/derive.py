@@ -24,7 +24,7 @@ from binascii import b2a_base64
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
 from msb_pull.layer.holes import sha256_of
-from msb_pull.layer.limits import printable
+from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.lowers import MergedView, Shown
 from msb_pull.layer.rules import Places
 from msb_pull.layer.xattrs import user_attributes
@@ -87,7 +87,9 @@ def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *,
                     known[shown.path] = _facts_of_file(below, shown, hashed=hashed)
                 names = {"asked_path": asked, "path": work.place_of(asked), "from": target, "real": shown.path}
                 decoded = {key: os.fsdecode(path) for key, path in names.items()}
-                work.facts.append({"kind": "link", **decoded, **known[shown.path]})
+                fact = known[shown.path]
+                work.note(decoded["real"], fact.get("symlink", ""), *fact.get("xattrs", {}).values())
+                work.facts.append({"kind": "link", **decoded, **fact})
     return work.facts
 
 
@@ -99,6 +101,13 @@ class _Derivation:
         self._view = view
         self._wishes = wishes
         self._known: set[bytes] = set()
+        self._room = MAX_NOTED
+
+    def note(self, *said: str) -> None:
+        """Counts what a fact says that the layer did not have to say; raises ContentError when it is too much."""
+        self._room -= sum(map(len, said)) + NOTE
+        if self._room < 0:
+            raise ContentError("more of the layer depends on those below it than a layer may have")
 
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""
@@ -133,6 +142,7 @@ class _Derivation:
         self._places.move(asked, target)
         self._moved.append(asked)
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
+        self.note(*names.values())
         self.facts.append({"kind": "moved", **names})
         for parent in ancestry(target):
             if parent not in self._known and not self._claimed(parent) and parent not in self._wishes.implied:
@@ -173,6 +183,8 @@ class _Derivation:
             return
         self._known.add(path)
         fact: Fact = {"kind": "directory", "path": os.fsdecode(path), **more}
+        # A short symlink may lead to a thousand directories.
+        self.note(fact["path"])
         if asked is not None:
             fact["asked"] = os.fsdecode(asked)
         fact.update(_facts_of_directory(self._view, shown))
