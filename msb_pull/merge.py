@@ -10,10 +10,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import parse_override_stat
 from msb_pull.layer.expected import expected_tree
-from msb_pull.layer.record import Notes
+from msb_pull.layer.record import Notes, Record
 from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
     """
     root = _Place(None, {})
     for digest, record, notes in layers:
-        nodes = _nodes(record, notes)
+        nodes, _ = expected_tree(Record(record), Notes.load(notes))
         first: dict[int, bytes] = {}
         for path, node in nodes.items():
             first.setdefault(id(node), path)
@@ -80,13 +79,6 @@ def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
             if path and not is_whiteout(path.rpartition(b"/")[2]):
                 _put(root, _listed(path, node, first[id(node)], digest))
     return list(_walk(root))
-
-
-def _nodes(record: Path, notes: Path) -> dict[bytes, Node]:
-    try:
-        return expected_tree(record, Notes.load(notes))[0]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ContentError(f"{record}: the record or the notes of a layer are damaged", cause=repr(error)) from None
 
 
 def _hide(root: _Place, path: bytes) -> None:

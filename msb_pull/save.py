@@ -20,15 +20,16 @@ from msb_pull.image.reference import Reference
 from msb_pull.layer.expected import content_paths, expected_tree
 from msb_pull.layer.kept import Kept
 from msb_pull.layer.limits import printable
-from msb_pull.layer.record import Notes
-from msb_pull.layer.recreate import recreate
+from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.recreate import Listener, stream
 from msb_pull.verify import stored_images
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from msb_pull.events import Observer
+    from msb_pull.layer.node import Node
     from msb_pull.store.database import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 
@@ -145,7 +146,8 @@ class _Archive:
         stream = cast("IO[bytes]", self._out)
         self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE)  # noqa: SIM115
         self._tar.copybufsize = _PIECE  # type: ignore[attr-defined]
-        self._there: set[str] = set()
+        # The size of each member by its name.
+        self._there: dict[str, int] = {}
 
     @property
     def written(self) -> int:
@@ -163,7 +165,7 @@ class _Archive:
     def file(self, name: str, data: bytes) -> None:
         """Adds a small file."""
         if name not in self._there:
-            self._there.add(name)
+            self._there[name] = len(data)
             self._tar.addfile(_member(name, len(data)), io.BytesIO(data))
 
     def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
@@ -185,36 +187,41 @@ class _Archive:
         return name
 
     def _stream(self, layer: StoredLayer, name: str) -> int:
-        notes = self._notes(layer)
-        if name in self._there:
-            return notes.tar_bytes
-        self._there.add(name)
-        self._tar.addfile(_member(name, notes.tar_bytes), _Stream(self._pieces(layer, notes)))
-        return notes.tar_bytes
+        if name not in self._there:
+            record, nodes = self._model(layer)
+            self._there[name] = record.length
+            pieces = self._pieces(layer, record, content_paths(nodes))
+            self._tar.addfile(_member(name, record.length), _Stream(pieces))
+            # Whoever has read as much as he wanted does not ask for the end, which is where the digest is compared.
+            for _ in pieces:
+                pass
+        return self._there[name]
 
-    def _notes(self, layer: StoredLayer) -> Notes:
-        path = self._store.notes_path(layer.key)
+    def _model(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
         if self._store.has_layer(layer.key):
             with contextlib.suppress(FileNotFoundError):
-                return Notes.load(path)
+                return self._loaded(layer)
         # While it is swapped for a new one it counts as missing.
         with self._store.lock_layer(layer.digest, self._waits_for(layer), self._cancel):
             if self._store.has_layer(layer.key):
-                return Notes.load(path)
+                return self._loaded(layer)
         raise NotFoundError(
             f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
             hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
         )
 
+    def _loaded(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
+        record = Record(self._store.record_path(layer.key))
+        nodes, _ = expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
+        return record, nodes
+
     def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
         return lambda holder: self._observer(events.LayerWaiting("", str(layer.digest), holder))
 
-    def _pieces(self, layer: StoredLayer, notes: Notes) -> Iterator[bytes]:
-        """The layer's stream; raises ContentError where it is not what the registry signed."""
-        progress = self._progress(layer, notes.tar_bytes)
+    def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
+        """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
+        progress = self._progress(layer, record.length)
         progress(0)
-        record = self._store.record_path(layer.key)
-        nodes, _ = expected_tree(record, notes)
         hasher = layer.diff_id.hasher()
 
         def refuse(path: bytes, expected: str, found: str) -> None:
@@ -226,10 +233,10 @@ class _Archive:
         root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         kept = Kept(os.fspath(self._store.kept_path(layer.key)))
         try:
-            for piece in recreate(record, root, content_paths(nodes), refuse, kept=kept):
+            for piece in stream(record, root, paths, Listener(refuse), kept=kept):
                 hasher.update(piece)
                 progress(len(piece))
-                yield piece
+                yield bytes(piece)
         finally:
             kept.close()
             os.close(root)

@@ -52,7 +52,7 @@ CHILD = {
     *("limits", "names", "report", "ring", "unpack", "jail", "seccomp", "group", "record"),
     *("tar", "blocks", "entry", "pax", "fields"),
     *("tree", "folders", "links", "whiteouts", "copying", "attributes", "xattrs"),
-    *("kept", "holes", "keeping", "standing", "derive", "lowers", "rules", "node"),
+    *("kept", "holes", "keeping", "standing", "derive", "lowers", "rules", "node", "facts"),
 }
 
 OWNERS = {  # third-party package -> who alone may import it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull import events
+from msb_pull.errors import ContentError
 from msb_pull.image.reference import parse_argument
 from msb_pull.plan import PullOptions
 from msb_pull.proof import Verdict
@@ -217,6 +219,14 @@ def test_a_layer_without_its_proof_is_damaged(world, suffix):
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+def of_fact(notes: dict, **changed) -> bytes:
+    """The notes with another first fact before theirs."""
+    first = notes["derived"][0] | changed
+    return json.dumps(notes | {"derived": [first, *notes["derived"]]}).encode() + b"\n"
+
+
 NOTES = {
     "empty": lambda notes: b"",
     "cut": lambda notes: json.dumps(notes).encode()[:-9],
@@ -224,6 +234,15 @@ NOTES = {
     "nested inside": lambda notes: json.dumps(notes).encode()[:-1] + b',"more":' + NESTED + b"}",
     "facts without keys": lambda notes: json.dumps(notes | {"derived": [{}]}).encode(),
     "facts that are none": lambda notes: json.dumps(notes | {"derived": [[], 3, None]}).encode(),
+    "no top": lambda notes: of_fact(notes, kind="dropped", path=""),
+    "a top that moves": lambda notes: of_fact(notes, kind="moved", asked="", path="a", to="z"),
+    "a top that is a file": lambda notes: of_fact(notes, kind="claimed", path="", **{"from": "a/f"}),
+    "a time as text": lambda notes: of_fact(notes, mtime_ns="x"),
+    "a time that is none": lambda notes: of_fact(notes, mtime_ns=10**40),
+    "an odd owner": lambda notes: of_fact(notes, override="abc"),
+    "an odd attribute": lambda notes: of_fact(notes, xattrs={"user.x": "?"}),
+    "a path that leads out": lambda notes: of_fact(notes, path="../../x"),
+    "a name that is none": lambda notes: of_fact(notes, path="\ud800"),
     "moves in a circle": lambda notes: json.dumps(notes | {"moved": [["a", "a/b"], ["a/b", "a"]] * 40}).encode(),
     "odd places": lambda notes: json.dumps(notes | {"placed": {"0": "../../x", "-1": "f"}}).encode(),
     "a number as text": lambda notes: json.dumps(notes | {"entries": "1"}).encode(),
@@ -442,3 +461,63 @@ def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
         assert holes.first_data(one.fileno(), ((1 << 39, 4),), 1 << 40) is None
         assert holes.first_data(one.fileno(), (), 1 << 40) == 1 << 39
     assert len(read) < 20
+
+
+def test_bytes_in_a_file_that_is_one_hole_are_found(world, times):
+    it = world([pax((b"GNU.sparse.map", b""), (b"GNU.sparse.size", b"100000")) + reg(b"f")])
+    assert it.verdicts() == [Verdict.PROVEN]
+    file = it.trees[0] / "f"
+    times(file, lambda: write_at(file, 5000, b"x"))
+    assert it.kinds() == {(b"f", "content")}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_hard_links_of_symlinks_are_compared(world, linked):
+    second = hardlink(b"b", b"a") if linked else symlink(b"b", b"x")
+    it = world([symlink(b"a", b"x"), second])
+    top, when = it.trees[0], os.stat(it.trees[0]).st_mtime_ns
+    (top / "b").unlink()
+    if linked:
+        (top / "b").symlink_to("x")
+        os.utime(top / "b", ns=(top.joinpath("a").lstat().st_mtime_ns,) * 2, follow_symlinks=False)
+    else:
+        os.link(top / "a", top / "b", follow_symlinks=False)
+    os.utime(top, ns=(when, when))
+    assert it.verdicts(quick=True) == [Verdict.DAMAGED]
+    assert {kind for _, kind in it.kinds()} == {"link"}
+
+
+def save(it: World) -> Path:
+    saved = it.folder / "saved.tar"
+    with saved.open("wb") as out:
+        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+    return saved
+
+
+def test_a_header_that_was_changed_in_the_record_is_not_saved(world):
+    """No file tells of it: only the digest of the whole stream does."""
+    it = world([reg(b"f", b"x")])
+    record = it.record_of(0, "tar")
+    stripped = gzip.decompress(record.read_bytes())
+    header = reg(b"f", b"x")[:512]
+    assert stripped.startswith(header)
+    record.write_bytes(gzip.compress(reg(b"f", b"x", mtime=5)[:512] + stripped[512:]))
+    with pytest.raises(ContentError, match="does not match its diff_id"):
+        save(it)
+
+
+@pytest.mark.parametrize("size", [5, -5, 1 << 20])
+def test_the_length_in_the_notes_is_not_what_save_writes(world, size):
+    it = world([reg(b"f", b"x")])
+    sound = save(it).read_bytes()
+    notes = it.record_of(0, "json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"tar_bytes": size}) + "\n")
+    assert save(it).read_bytes() == sound
+
+
+def test_damaged_notes_are_no_mistake_of_save(world):
+    it = world([reg(b"a/f", b"x")])
+    notes = it.record_of(0, "json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"derived": [{}]}) + "\n")
+    with pytest.raises(ContentError, match="damaged"):
+        save(it)

@@ -146,6 +146,9 @@ class Check(Listener):
                     yield from self._copy(path, node)
             elif node.copy >= 0 and not leave(path):
                 copies.append((path, node.copy))
+            elif node.index < 0 and node.size and node.origin is None and not leave(path):
+                # It is one hole, of which the stream has nothing.
+                yield from self._second(path, (0, -1, 0, 0, ()))
         if copies:
             payloads = {payload[1]: payload for payload in record.payloads}
             for path, index in copies:
@@ -169,7 +172,7 @@ class Check(Listener):
             yield Damage(path, DERIVED, f"the content of {printable(node.origin or b'')} in a layer below", "another")
 
     def _second(self, path: bytes, payload: Payload) -> Iterator[Damage]:
-        """A hard link that is a copy; the payload has been compared with the original."""
+        """A file whose content the stream does not have from it: a hard link that is a copy, or one hole."""
         _, _, expected, stored, sparse = payload
         try:
             handle = _descend(self._root, path, _OPEN_FILE)
@@ -293,6 +296,7 @@ class Check(Listener):
                 yield Damage(path, "target", printable(node.link), printable(target))
             for extra in link_attributes(directory, name) if self._attributes else ():
                 yield Damage(path, "attribute", "nothing", printable(extra))
+            yield from self._compare_links(path, node, facts)
             return
         if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
             if mode == node.mode | _writable_by_others(node):

@@ -17,33 +17,40 @@ REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errn
 _PIECE = 1 << 20
 
 
-def copy_entry(source: int, name: bytes, directory: int, new: bytes) -> None:
-    """Copies what stands at ``name`` in an open directory, never following it; ``new`` must be free. Raises OSError."""
+def copy_entry(source: int, name: bytes, directory: int, new: bytes, room: int) -> int:
+    """Copies what stands at ``name`` in an open directory, never following it; ``new`` must be free.
+
+    Returns how many bytes were copied; raises TooMuch before they are more than ``room``, OSError.
+    """
     facts = os.stat(name, dir_fd=source, follow_symlinks=False)
     when = (facts.st_mtime_ns, facts.st_mtime_ns)
     if stat.S_ISLNK(facts.st_mode):
         os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=directory)
         os.utime(new, ns=when, dir_fd=directory, follow_symlinks=False)
-        return
+        return 0
     original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
     try:
         copy = os.open(new, CREATE, 0o600, dir_fd=directory)
         try:
-            copy_contents(original, copy)
+            done = copy_contents(original, copy, room)
             os.utime(copy, ns=when)
+            return done
         finally:
             os.close(copy)
     finally:
         os.close(original)
 
 
-def copy_contents(original: int, copy: int) -> None:
-    """Copies mode (as far as it gets onto the disk), ``user.`` attributes and bytes between open files."""
+def copy_contents(original: int, copy: int, room: int) -> int:
+    """Copies mode (as far as it gets onto the disk), ``user.`` attributes and bytes between open files.
+
+    Returns the number of bytes as :func:`copy_bytes` does.
+    """
     facts = os.fstat(original)
     os.fchmod(copy, disk_mode(stat.S_IFREG, facts.st_mode))
     for name, value in user_attributes(original):
         set_attribute(copy, name, value)
-    copy_bytes(original, copy)
+    return copy_bytes(original, copy, room)
 
 
 class TooMuch(Exception):

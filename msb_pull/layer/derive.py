@@ -24,7 +24,7 @@ from binascii import b2a_base64
 from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
 from msb_pull.layer.holes import sha256_of
-from msb_pull.layer.limits import printable
+from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.lowers import MergedView, Shown
 from msb_pull.layer.rules import Places
 from msb_pull.layer.xattrs import user_attributes
@@ -79,8 +79,17 @@ def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *,
     if wishes.links:
         # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
         with MergedView(lowers) as below:
+            known: dict[bytes, Fact] = {}
             for asked, target in wishes.links:
-                work.facts.append(_link(below, asked, work.place_of(asked), target, hashed=hashed))
+                shown = _target(below, asked, target)
+                if shown.path not in known:
+                    # Many links may lead to one file, which is large.
+                    known[shown.path] = _facts_of_file(below, shown, hashed=hashed)
+                names = {"asked_path": asked, "path": work.place_of(asked), "from": target, "real": shown.path}
+                decoded = {key: os.fsdecode(path) for key, path in names.items()}
+                fact = known[shown.path]
+                work.note(decoded["real"], fact.get("symlink", ""), *fact.get("xattrs", {}).values())
+                work.facts.append({"kind": "link", **decoded, **fact})
     return work.facts
 
 
@@ -92,6 +101,13 @@ class _Derivation:
         self._view = view
         self._wishes = wishes
         self._known: set[bytes] = set()
+        self._room = MAX_NOTED
+
+    def note(self, *said: str) -> None:
+        """Counts what a fact says that the layer did not have to say; raises ContentError when it is too much."""
+        self._room -= sum(map(len, said)) + NOTE
+        if self._room < 0:
+            raise ContentError("more of the layer depends on those below it than a layer may have")
 
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""
@@ -126,6 +142,7 @@ class _Derivation:
         self._places.move(asked, target)
         self._moved.append(asked)
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
+        self.note(*names.values())
         self.facts.append({"kind": "moved", **names})
         for parent in ancestry(target):
             if parent not in self._known and not self._claimed(parent) and parent not in self._wishes.implied:
@@ -166,6 +183,8 @@ class _Derivation:
             return
         self._known.add(path)
         fact: Fact = {"kind": "directory", "path": os.fsdecode(path), **more}
+        # A short symlink may lead to a thousand directories.
+        self.note(fact["path"])
         if asked is not None:
             fact["asked"] = os.fsdecode(asked)
         fact.update(_facts_of_directory(self._view, shown))
@@ -204,7 +223,7 @@ def _is_complete(value: bytes) -> bool:
         return False
 
 
-def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed: bool) -> Fact:
+def _target(view: MergedView, asked: bytes, target: bytes) -> Shown:
     parent, _, name = target.rpartition(b"/")
     real = view.resolve(parent) if parent else b""
     shown = None if real is None else view.look(real + b"/" + name if real else name)
@@ -213,14 +232,11 @@ def _link(view: MergedView, asked: bytes, path: bytes, target: bytes, *, hashed:
             f'hard link "{printable(asked)}": its target "{printable(target)}" is in no layer',
             hint="the image is broken, or was built for layers that are not in it",
         )
-    fact: Fact = {
-        "kind": "link",
-        "asked_path": os.fsdecode(asked),
-        "path": os.fsdecode(path),
-        "from": os.fsdecode(target),
-        "real": os.fsdecode(shown.path),
-        "mtime_ns": shown.facts.st_mtime_ns,
-    }
+    return shown
+
+
+def _facts_of_file(view: MergedView, shown: Shown, *, hashed: bool) -> Fact:
+    fact: Fact = {"mtime_ns": shown.facts.st_mtime_ns}
     if shown.is_symlink:
         fact["symlink"] = os.fsdecode(view.read_link(shown))
         return fact

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
+from msb_pull.errors import ContentError
 from msb_pull.layer.names import clean
 from msb_pull.layer.node import Node
-from msb_pull.layer.record import entries
 from msb_pull.layer.rules import (
     OPAQUE,
     PLINKS,
@@ -29,29 +29,33 @@ from msb_pull.layer.tar import DIR, LNK, REG, SYM
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-    from pathlib import Path
     from typing import Any
 
     from msb_pull.layer.entry import Entry
-    from msb_pull.layer.record import Notes
+    from msb_pull.layer.record import Notes, Record
 
 
-def expected_tree(record: Path, notes: Notes) -> tuple[dict[bytes, Node], int]:
+def expected_tree(record: Record, notes: Notes) -> tuple[dict[bytes, Node], int]:
     """Every path below the layer's directory (``b""`` is its top) with what must stand there, and the number of entries
-    whose content is gone because a later entry took its place. Raises ContentError.
+    whose content is gone because a later entry took its place. The record is read. Raises ContentError.
 
     The rules are those of the tree writer (:mod:`msb_pull.layer.rules`): the last entry of a name wins, directories
     keep what they hold, a whiteout yields to what came in the same layer.
     """
     tree = Tree(notes)
-    contents = 0
-    for entry in entries(record):
-        contents += entry.stored > 0
-        tree.add(entry)
-    tree.finish()
-    tree.settle(notes.derived)
+    try:
+        for entry in record.entries():
+            tree.add(entry)
+        tree.finish()
+        tree.settle(notes.derived)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ContentError(
+            f"{record.path}: the record or the notes of a layer are damaged",
+            cause=repr(error),
+            hint="`msb-pull verify --repair` mends it",
+        ) from None
     kept = {node.index for node in tree.nodes.values() if node.index >= 0}
-    return tree.nodes, contents - len(kept)
+    return tree.nodes, len(record.payloads) - len(kept)
 
 
 def content_paths(nodes: Mapping[bytes, Node]) -> dict[int, bytes]:
@@ -144,7 +148,9 @@ class Tree:
         claims = {}
         for fact in facts:
             if fact["kind"] == "claimed":
-                claims[os.fsencode(fact["path"])] = self.nodes[os.fsencode(fact["from"])]
+                claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
+                if node.kind != stat.S_IFDIR:
+                    raise ValueError("what is no directory stands for one")
             elif fact["kind"] == "dropped":
                 self._drop(os.fsencode(fact["path"]))
         moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}

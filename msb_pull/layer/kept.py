@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from msb_pull.layer.entry import Entry
     from msb_pull.layer.record import Payload
 
+    Segments = tuple[tuple[int, int], ...]
+
 # All that begins so is AUFS's and left out.
 FOLDER = b".wh..wh.kept"
 # Above so many bytes a person shall know where they went: no directory shows them.
@@ -88,7 +90,10 @@ class Kept:
     """The payloads kept of one layer, to be told apart by size and checksum."""
 
     def __init__(self, folder: str) -> None:
+        self._left: dict[bytes, None] = {}
         self._sizes: dict[int, list[bytes]] = {}
+        # Of files by their size, and how they are read: checksums, and the names with each, the first one last.
+        self._checksums: dict[tuple[int, Segments], dict[int, list[bytes]]] = {}
         self._folder = -1
         try:
             self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -97,6 +102,7 @@ class Kept:
         for name in sorted((name for name, _ in listed(self._folder)), key=lambda name: (len(name), name)):
             size = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_size
             self._sizes.setdefault(size, []).append(name)
+            self._left[name] = None
 
     @property
     def folder(self) -> int:
@@ -106,7 +112,7 @@ class Kept:
     @property
     def left(self) -> list[bytes]:
         """The names of those that nothing has asked for."""
-        return [name for names in self._sizes.values() for name in names]
+        return list(self._left)
 
     def take(self, payload: Payload, size: int) -> tuple[bytes, Payload] | None:
         """The name of the file with the payload of a file of ``size``, and how it lies there; each file once.
@@ -116,10 +122,10 @@ class Kept:
         """
         place, index, expected, stored, sparse = payload
         for length, segments in ((size, sparse), (stored, None)):
-            names = self._sizes.get(length, [])
-            for name in names:
-                if self._checksum(name, segments if segments is not None else ((0, stored),)) == expected:
-                    names.remove(name)
+            names = self._with(length, segments if segments is not None else ((0, stored),)).get(expected, [])
+            while names:
+                if (name := names.pop()) in self._left:
+                    del self._left[name]
                     return name, (place, index, expected, stored, segments)
         return None
 
@@ -141,7 +147,16 @@ class Kept:
         if self._folder >= 0:
             os.close(self._folder)
 
-    def _checksum(self, name: bytes, segments: tuple[tuple[int, int], ...]) -> int:
+    def _with(self, size: int, segments: Segments) -> dict[int, list[bytes]]:
+        """The files of a size by their checksums; each is read once for all payloads that lie alike."""
+        if (size, segments) not in self._checksums:
+            found = self._checksums[size, segments] = {}
+            for name in reversed(self._sizes.get(size, ())):
+                if name in self._left:
+                    found.setdefault(self._checksum(name, segments), []).append(name)
+        return self._checksums[size, segments]
+
+    def _checksum(self, name: bytes, segments: Segments) -> int:
         handle = os.open(name, _OPEN_FILE, dir_fd=self._folder)
         try:
             return crc_of(handle, segments)

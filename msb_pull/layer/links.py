@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 
-from msb_pull.layer.copying import REFUSED, copy_entry
+from msb_pull.layer.copying import REFUSED, TooMuch, copy_entry
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.rules import BadPath, is_whiteout, join, make_waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from msb_pull.layer.folders import Folder, Folders
+
+COPIES = "the copies of what cannot be linked take more than a layer may have"
 
 
 class _Link:
@@ -35,10 +37,12 @@ class _Link:
 class Links:
     """``missing`` holds, after :meth:`finish`, what has no target in this layer: (entry index, path, target).
 
-    ``copied`` holds the entry indexes of those that the file system refused, and that are copies.
+    ``copied`` holds the entry indexes of those that the file system refused, and that are copies; ``room`` is how many
+    bytes these may take.
     """
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, room: int) -> None:
+        self.room = room
         self.missing: list[tuple[int, bytes, bytes]] = []
         self.copied: list[int] = []
         self._folders = folders
@@ -130,7 +134,10 @@ class Links:
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
-            copy_entry(source, target, directory, link.name)
+            try:
+                self.room -= copy_entry(source, target, directory, link.name, self.room)
+            except TooMuch:
+                raise link.refuse(COPIES) from None
             self.copied.append(link.index)
 
     def _taken(self, link: _Link) -> bool:

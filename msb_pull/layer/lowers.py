@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 
 from msb_pull.layer.rules import OPAQUE, BadPath, join, resolve, whiteout_of
@@ -87,6 +88,10 @@ class MergedView:
         self._hiding: dict[bytes, bool] = {}
         self._shown: dict[bytes, Shown | None] = {}
         self._implied = implied
+        # One for each layer is the least that keeps the way to a deep path from being opened again at every step.
+        self._max_open = max(
+            _MAX_OPEN, min(_MAX_OPEN + len(lowers), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        )
         try:
             for layer, path in enumerate(lowers):
                 self._roots[layer] = os.open(path, _OPEN_DIR)
@@ -296,7 +301,7 @@ class MergedView:
                 if error.errno not in _NOTHING:
                     raise
                 return None
-            if len(self._open) >= _MAX_OPEN:
+            if len(self._open) >= self._max_open:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[layer, known] = current
         return current

@@ -220,6 +220,8 @@ class Notes:
         """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
         import json
 
+        from msb_pull.layer.facts import check_facts
+
         try:
             with open(path, "rb", opener=_opened) as file:
                 text = file.read()
@@ -236,13 +238,17 @@ class Notes:
                 chain=_typed(document["chain"], str),
                 placed={int(index): os.fsencode(place) for index, place in document["placed"].items()},
                 moved=[(os.fsencode(old), os.fsencode(new)) for old, new in document["moved"]],
-                derived=_typed(document["derived"], list),
+                derived=check_facts(document["derived"]),
                 copied=[_typed(index, int) for index in document.get("copied", [])],
                 unkept=[_typed(index, int) for index in document.get("unkept", [])],
                 warnings=_typed(document["warnings"], list),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ContentError(f"{path}: the notes of a layer are damaged", cause=repr(error)) from None
+            raise ContentError(
+                f"{path}: the notes of a layer are damaged",
+                cause=repr(error),
+                hint="`msb-pull verify --repair` mends it",
+            ) from None
 
 
 def _opened(path: str, flags: int) -> int:

@@ -14,7 +14,6 @@ from msb_pull.layer.record import Record, RecordStream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from msb_pull.layer.kept import Kept
     from msb_pull.layer.record import Payload
@@ -26,22 +25,6 @@ _BUFFER = 1 << 18
 _CHECKSUM = 4
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-def recreate(
-    record: Path, layer: int, paths: Mapping[int, bytes | None], on_damage: OnDamage, *, kept: Kept | None = None
-) -> Iterator[bytes]:
-    """Yields the tar stream of a layer. ``layer`` is its open directory, ``paths`` says where each payload lies, None
-    of one that is not to be read. Payloads that lie nowhere there are looked for in ``kept``.
-
-    ``on_damage`` is told path, expectation and finding of each payload that is not what it was; the stream then goes
-    on with what there is, padded to its size. Raises ContentError when the record itself is damaged.
-    """
-    read = Record(record)
-    for _ in read.entries():
-        pass
-    for piece in stream(read, layer, paths, Listener(on_damage), kept=kept):
-        yield bytes(piece)
 
 
 class Listener:
@@ -66,7 +49,14 @@ class Listener:
 def stream(
     record: Record, layer: int, paths: Mapping[int, bytes | None], listener: Listener, *, kept: Kept | None = None
 ) -> Iterator[memoryview]:
-    """The same for a record whose entries have been read; a piece is valid until the next one is asked for."""
+    """Yields the tar stream of a layer from its record, whose entries have been read; a piece is valid until the next
+    one is asked for.
+
+    ``layer`` is its open directory, ``paths`` says where each payload lies, None of one that is not to be read.
+    Payloads that lie nowhere there are looked for in ``kept``. ``listener`` is told of each payload that is not what it
+    was; the stream then goes on with what there is, padded to its size. Raises ContentError when the record itself is
+    damaged.
+    """
     headers = _Headers(record)
     files = _Files(layer, listener)
     beside = _Beside(record, paths, kept, listener)

@@ -115,11 +115,13 @@ class _Applier:
                 needed = {os.fsencode(x["path"]).rpartition(b"/")[0] for x in facts if x["kind"] == "link"}
                 left = places_after(moves, hollow)
                 remove_hollow(self._folders, left, left, needed)
+            # Where moves lead to one that has a fact already, the last one counts.
+            dressed = {fact["path"]: fact for fact in facts if fact["kind"] == "directory"}
+            for path, fact in dressed.items():
+                self._dress(os.fsencode(path), fact)
             for fact in facts:
                 path = os.fsencode(fact["path"])
-                if fact["kind"] == "directory":
-                    self._dress(path, fact)
-                elif fact["kind"] == "claimed":
+                if fact["kind"] == "claimed":
                     self._dress(path, claims[fact["path"]])
                 elif fact["kind"] == "link":
                     self._copy(path, fact)

@@ -54,14 +54,15 @@ class TreeWriter:
     """One layer's tree below ``root``, an open descriptor of an empty directory that nobody else writes to.
 
     ``exact_modes`` says that the process's umask takes nothing away that gets onto the disk, so that what is created
-    needs no chmod. Without ``xattrs`` nothing is kept of owners and modes but what the disk shows.
+    needs no chmod; copies of what cannot be linked may take ``max_copied`` bytes. Without ``xattrs`` nothing is kept of
+    owners and modes but what the disk shows.
 
     After :meth:`finish`, ``placed`` says where entries went that did not go where they said, ``turned`` where whiteouts
     did, ``links.missing`` which hard links wait for a lower layer, ``implied`` which directories had no entry, and
     ``hollow`` those of them that only whiteouts imply.
     """
 
-    def __init__(self, root: int, *, xattrs: bool = True, exact_modes: bool = False) -> None:
+    def __init__(self, root: int, *, xattrs: bool = True, exact_modes: bool = False, max_copied: int = 1 << 62) -> None:
         self.placed: dict[int, bytes] = {}
         self.turned: list[tuple[bytes, bytes]] = []
         self.implied: list[bytes] = []
@@ -73,7 +74,7 @@ class TreeWriter:
         self._exact_modes = exact_modes
         _prepare(root, xattrs=xattrs)
         self._folders = Folders(root, xattrs=xattrs, exact_modes=exact_modes, warn=self._warn)
-        self.links = Links(self._folders)
+        self.links = Links(self._folders, max_copied)
         self._known = self._folders.known
         self._marked: dict[bytes, None] = {}
         self._plinks: dict[bytes, int] = {}

@@ -10,6 +10,7 @@ from msb_pull.errors import LocalError, MsbPullError, file_size_limit, local_err
 from msb_pull.layer.attributes import DISK_MODES
 from msb_pull.layer.group import ProcessGroup, crashed, start_child
 from msb_pull.layer.limits import MAX_NOTED, LayerError
+from msb_pull.layer.links import COPIES
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
 from msb_pull.layer.ring import RingReader, RingWriter
@@ -46,7 +47,7 @@ def unpack(
     """
     writer = RecordWriter(record)
     reader = TarReader(stream, limits=options.limits(), record=writer)
-    tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes)
+    tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes)
     entry = None
     try:
         chunk = reader.chunk
@@ -57,6 +58,9 @@ def unpack(
         reader.drain()
         writer.close()
         tree.finish()
+        # Each of them is within it already.
+        if reader.content_bytes > tree.links.room:
+            raise LayerError(reader.entries - 1, b"", COPIES)
     except OSError as error:
         if entry is None:
             raise

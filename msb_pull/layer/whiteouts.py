@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -92,5 +93,8 @@ def _make_opaque(folders: Folders, folder: Folder, name: bytes, hidden: bytes) -
 def _kind(directory: int, name: bytes) -> int | None:
     try:
         return stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
+    except OSError as error:
+        # The whiteout of a long name is longer than any name may be.
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return None

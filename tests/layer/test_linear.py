@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
+from msb_pull.layer.lowers import MergedView
 from tests.counting import assert_linear
 from tests.layer.archive import directory, hardlink, pax, reg, symlink
 from tests.layer.stacks import build
@@ -40,6 +42,9 @@ STACKS = {
     "directories that files replace": lambda n: [
         [entry for i in range(n) for entry in (directory(b"d%d" % i), reg(b"d%d/f" % i, b"x"), reg(b"d%d" % i))]
     ],
+    "files that others replace in reverse order": lambda n: [
+        [*(reg(b"f%d" % i, b"%08d" % i) for i in range(n)), *(reg(b"f%d" % i) for i in reversed(range(n)))]
+    ],
     "directories that symlinks replace": lambda n: [
         [entry for i in range(n) for entry in (directory(b"d%d" % i), reg(b"d%d/f" % i), symlink(b"d%d" % i, b"x"))]
     ],
@@ -51,6 +56,18 @@ STACKS = {
         [entry for i in range(n) for entry in (reg(b".wh.d%d" % i), directory(b"d%d" % i))]
     ],
 }
+
+
+def test_a_deep_path_of_many_layers_is_opened_once_in_each(tmp_path, monkeypatch):
+    lowers, deep, opened, real = [tmp_path / str(number) for number in range(90)], 40, [], os.open
+    for lower in lowers:
+        (lower / ("d/" * deep)).mkdir(parents=True)
+    with MergedView(lowers) as view:
+        monkeypatch.setattr(os, "open", lambda *x, **more: opened.append(x) or real(*x, **more))
+        for level in range(1, deep + 1):
+            assert view.look(b"/".join([b"d"] * level)) is not None
+    # Once to go on from there, and once to see whether it is opaque.
+    assert len(opened) <= 2 * len(lowers) * deep
 
 
 @pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)

@@ -16,8 +16,8 @@ from msb_pull.errors import ContentError
 from msb_pull.layer.expected import content_paths, expected_tree
 from msb_pull.layer.kept import Kept, keep_aside
 from msb_pull.layer.prove import LayerTask, prove
-from msb_pull.layer.record import Notes, entries
-from msb_pull.layer.recreate import recreate
+from msb_pull.layer.record import Notes, Record, entries
+from msb_pull.layer.recreate import Listener, stream
 from msb_pull.layer.settle import settle
 from msb_pull.layer.unpack import UnpackOptions, unpack
 from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
@@ -38,7 +38,8 @@ class Layer:
         keep_aside(self.tree, self.kept)
         Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(folder / "notes")
         self.notes = Notes.load(folder / "notes")
-        self.nodes, self.lost = expected_tree(self.record, self.notes)
+        self.read = Record(self.record)
+        self.nodes, self.lost = expected_tree(self.read, self.notes)
 
     def again(self) -> tuple[bytes, list[bytes]]:
         damaged: list[bytes] = []
@@ -46,7 +47,8 @@ class Layer:
         paths = content_paths(self.nodes)
         try:
             told = lambda path, expected, found: damaged.append(path)  # noqa: E731
-            return b"".join(recreate(self.record, self.root, paths, told, kept=kept)), damaged
+            pieces = stream(self.read, self.root, paths, Listener(told), kept=kept)
+            return b"".join(map(bytes, pieces)), damaged
         finally:
             kept.close()
 

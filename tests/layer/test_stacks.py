@@ -11,6 +11,8 @@ import random
 import pytest
 
 from msb_pull.errors import ContentError
+from msb_pull.layer import derive
+from msb_pull.layer.holes import sha256_of
 from msb_pull.layer.settle import settle
 from tests.conftest import need
 from tests.layer.archive import directory, extract, hardlink, pax, reg, symlink, tree, xattr
@@ -151,6 +153,27 @@ def test_holes_of_a_lower_file_stay_holes(tmp_path):
         assert file.read() == b"tail"
 
 
+def test_a_file_that_many_links_lead_to_is_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(derive, "sha256_of", lambda handle: read.append(handle) or sha256_of(handle))
+    build(tmp_path, [[symlink(b"s", b"."), reg(b"f", b"x")], [hardlink(b"a", b"f"), hardlink(b"b", b"s/f")]])
+    assert len(read) == 1
+
+
+def test_what_short_symlinks_to_deep_directories_make_is_bounded(tmp_path, monkeypatch):
+    """Before it is noted: a thousand directories for each of them took all memory."""
+    monkeypatch.setattr(derive, "MAX_NOTED", 100_000)
+    below = [pax((b"linkpath", b"%d/" % i + b"d/" * 300)) + symlink(b"s%d" % i, b"x") for i in range(2)]
+    with pytest.raises(ContentError, match="depends on those below it than a layer may have"):
+        build(tmp_path, [below, [reg(b"s%d/f" % i) for i in range(2)]])
+
+
+def test_what_two_moves_say_of_a_directory_is_said_once(show):
+    """An opaque directory hides what the first of them has found below."""
+    below = [symlink(b"a/c/b/b", b"/a"), xattr(b"user.k", b"v") + directory(b"a/c/b")]
+    show(below, [reg(b"a/c/b/b/c/.wh..wh..opq"), reg(b"a/c/b/b/c/b/f")])
+
+
 def test_a_copy_that_could_not_be_linked_is_none_that_is_missing(tmp_path, monkeypatch):
     real = os.link
 
@@ -176,6 +199,13 @@ def test_a_whiteout_that_no_directory_can_hold_is_refused_with_the_reason(tmp_pa
 def test_the_longest_whiteout_is_kept(show):
     _, all_of_it = show([reg(b"n" * 251)], [reg(b".wh." + b"n" * 251)])
     assert all_of_it == {}
+
+
+@pytest.mark.parametrize("length", [252, 255])
+def test_a_directory_whose_whiteout_would_be_too_long_may_hold_whiteouts(show, length):
+    name = b"n" * length
+    _, all_of_it = show([reg(name + b"/x"), reg(name + b"/y")], [reg(name + b"/.wh.x")])
+    assert all_of_it.keys() == {name, name + b"/y"}
 
 
 # The listing

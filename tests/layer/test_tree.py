@@ -286,6 +286,18 @@ def test_a21_a_refused_link_becomes_a_copy(layer, monkeypatch, number):
     assert [text for text in report.warnings if "2 hard links became copies" in text]
 
 
+@pytest.mark.parametrize("links", [2, 30])
+def test_copies_of_what_cannot_be_linked_count(layer, monkeypatch, links):
+    def refuse(*_, **__):
+        raise OSError(errno.EMLINK, "too many")
+
+    monkeypatch.setattr(os, "link", refuse)
+    entries = reg(b"f", b"x" * 1000), *(hardlink(b"%d" % number, b"f") for number in range(links))
+    with pytest.raises(LayerError, match="copies of what cannot be linked take more"):
+        extract(layer, *entries, max_bytes=2999)
+    assert sum(path.stat().st_size for path in layer.iterdir()) <= 3000
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK])
 def test_a21_verify_takes_a_copy_for_a_link_and_still_reads_it(tmp_path, monkeypatch, number):
     """It was told as damage of a layer that had just been unpacked, or its content was never looked at."""
