@@ -26,7 +26,7 @@ from msb_pull.layer.attributes import OVERRIDE_STAT, override_stat, parse_overri
 from msb_pull.layer.holes import sha256_of
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.lowers import MergedView, Shown
-from msb_pull.layer.rules import Places
+from msb_pull.layer.rules import OPAQUE, Places, join
 from msb_pull.layer.xattrs import user_attributes
 
 # Importing typing takes longer than verifying a small layer.
@@ -128,6 +128,7 @@ class _Derivation:
                 self.facts.append({"kind": "merged", "path": os.fsdecode(path), "asked": os.fsdecode(asked)})
             else:
                 self._directory(asked, path)
+        self._hide()
         self._claims()
 
     def _directory(self, asked: bytes, path: bytes) -> None:
@@ -161,6 +162,15 @@ class _Derivation:
     def _claimed(self, path: bytes) -> bool:
         """Whether the layer has an entry of its own for a directory."""
         return path not in self._wishes.implied and self._view.own_has(path)
+
+    def _hide(self) -> None:
+        """Below an opaque directory nothing of the lower layers shows, also where its marker has moved to."""
+        opaque = {self._places.of(asked) for asked in self._moved if self._view.own_hides(join(asked, OPAQUE))}
+        for fact in self.facts if opaque else ():
+            if fact["kind"] == "directory":
+                parent = os.fsencode(fact["path"]).rpartition(b"/")[0]
+                if fact["path"] and not opaque.isdisjoint((b"", *ancestry(parent))):
+                    fact.update(_facts_of_directory(self._view, None))
 
     def _claims(self) -> None:
         """What an entry says counts for more than what is derived, also where its directory has moved to."""

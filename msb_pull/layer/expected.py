@@ -21,7 +21,6 @@ from msb_pull.layer.rules import (
     places_after,
     resolve,
     turned,
-    whiteout_of,
 )
 from msb_pull.layer.tar import DIR, LNK, REG, SYM
 
@@ -229,17 +228,14 @@ class Tree:
     # The end of the layer
 
     def _drop_hollow(self, marked: Iterable[bytes], implied: Collection[bytes], links: Iterable[bytes]) -> list[bytes]:
-        """Directories that only whiteouts imply are none where a whiteout of the same layer names them; the others.
+        """Drops directories that only whiteouts imply and the layer itself hides; returns the others.
 
         ``links`` will come yet.
         """
-        left = []
         needed = {path.rpartition(b"/")[0] for path in links}
-        for path in hollow(marked, implied, needed, self._names):
-            if path in self.nodes and whiteout_of(path) in self.nodes:
-                self._drop(path)
-            elif path in self.nodes:
-                left.append(path)
+        gone, left = hollow(marked, implied, needed, self._names, self.nodes.__contains__)
+        for path in gone:
+            self._drop(path)
         return left
 
     def _names(self, path: bytes) -> list[bytes]:

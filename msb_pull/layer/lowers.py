@@ -140,19 +140,22 @@ class MergedView:
     def resolve(self, path: bytes) -> bytes | None:
         """Follows the symlinks of the view (:func:`rules.resolve`); None for a loop or a way through a file."""
         try:
-            return resolve(path, self._look_on_the_way)
+            real = resolve(path, self._look_on_the_way)
         except BadPath:
             return None
+        # A file that was left again by ".." is in nobody's way.
+        shown = self.look(b"")
+        for part in real.split(b"/") if real else ():
+            if shown is not None and not shown.is_directory:
+                return None
+            shown = None if shown is None else self.look(join(shown.path, part))
+        return None if shown is not None and not shown.is_directory else real
 
     def _look_on_the_way(self, path: bytes) -> bytes | bool | None:
         shown = self.look(path)
         if shown is None:
             return None
-        if shown.is_symlink:
-            return self.read_link(shown)
-        if not shown.is_directory:
-            raise BadPath("a file is on the way to it")
-        return True
+        return self.read_link(shown) if shown.is_symlink else shown.is_directory
 
     def read_link(self, shown: Shown) -> bytes:
         """The target of a symlink, byte for byte."""

@@ -201,12 +201,37 @@ def hollow(
     implied: Collection[bytes],
     needed: Collection[bytes],
     names: Callable[[bytes], Iterable[bytes]],
-) -> list[bytes]:
-    """The directories that nothing but whiteouts implies, parents first: they exist only where those below have them.
+    is_there: Callable[[bytes], bool],
+) -> tuple[list[bytes], list[bytes]]:
+    """The directories that nothing but whiteouts implies: they exist only where those below have them.
 
-    ``marked`` are directories with whiteouts, ``implied`` those without an entry, ``needed`` those that something else
-    will come into. ``names`` lists a directory; each is listed once.
+    First those that go, since a whiteout or an opaque directory of the layer itself hides them (without what is in
+    them), then the others, parents first. ``marked`` are directories with whiteouts, ``implied`` those without an
+    entry, ``needed`` those that something else will come into. ``names`` lists a directory, each once; ``is_there``
+    says whether anything stands at a path.
     """
+    gone: list[bytes] = []
+    left: list[bytes] = []
+    lost: set[bytes] = set()
+    opaque: dict[bytes, bool] = {}
+    for path in _only_whiteouts(marked, implied, needed, names):
+        parent = path.rpartition(b"/")[0]
+        if parent in lost:
+            lost.add(path)
+        elif is_there(whiteout_of(path)) or _hides(parent, opaque, is_there):
+            lost.add(path)
+            gone.append(path)
+        else:
+            left.append(path)
+    return gone, left
+
+
+def _only_whiteouts(
+    marked: Iterable[bytes],
+    implied: Collection[bytes],
+    needed: Collection[bytes],
+    names: Callable[[bytes], Iterable[bytes]],
+) -> list[bytes]:
     found: set[bytes] = set()
     levels: dict[int, set[bytes]] = {}
     for path in marked:
@@ -221,3 +246,18 @@ def hollow(
             if parent and parent in implied:
                 levels.setdefault(level - 1, set()).add(parent)
     return sorted(found)
+
+
+def _hides(path: bytes, known: dict[bytes, bool], is_there: Callable[[bytes], bool]) -> bool:
+    """Whether a directory or one above it is opaque; each is looked at once."""
+    pending = []
+    while path not in known:
+        pending.append(path)
+        if not path:
+            break
+        path = path.rpartition(b"/")[0]
+    hides = known.get(path, False)
+    while pending:
+        hides = hides or is_there(join(pending[-1], OPAQUE))
+        known[pending.pop()] = hides
+    return hides

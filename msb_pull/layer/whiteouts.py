@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 
-from msb_pull.layer.rules import OPAQUE, hidden_by, hollow, is_whiteout, turned, whiteout_of
+from msb_pull.layer.rules import OPAQUE, hidden_by, hollow, is_whiteout, turned
 from msb_pull.remove import listed
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def remove_hollow(
     folders: Folders, marked: Iterable[bytes], implied: Collection[bytes], needed: Collection[bytes]
 ) -> list[bytes]:
-    """Removes the directories that only whiteouts imply and that a whiteout of the same layer names.
+    """Removes the directories that only whiteouts imply and that a whiteout or an opaque one of the same layer hides.
 
     Returns the others that only whiteouts imply, parents first: whether they stay is for the layers below to say.
     ``marked`` are directories with whiteouts, ``implied`` those without an entry, ``needed`` those that something else
@@ -32,19 +32,15 @@ def remove_hollow(
         # What is no directory any more is none that a whiteout implies.
         return [b"."] if folder is None else [name for name, _ in listed(folder.descriptor)]
 
-    left: list[bytes] = []
-    gone: set[bytes] = set()
-    for path in hollow(marked, implied, needed, names):
+    def is_there(path: bytes) -> bool:
         parent, _, name = path.rpartition(b"/")
-        if parent in gone:
-            gone.add(path)
-            continue
-        folder = folders.reach(parent)
-        if _kind(folder.descriptor, whiteout_of(name)) is None:
-            left.append(path)
-        else:
-            folders.remove(folder, name)
-            gone.add(path)
+        folder = folders.find(parent)
+        return folder is not None and _kind(folder.descriptor, name) is not None
+
+    gone, left = hollow(marked, implied, needed, names, is_there)
+    for path in gone:
+        parent, _, name = path.rpartition(b"/")
+        folders.remove(folders.reach(parent), name)
     return left
 
 

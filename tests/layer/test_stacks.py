@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -27,8 +29,9 @@ def show(tmp_path):
     """Builds a stack, has every reader look at it, and says what each layer's directory holds and what all show."""
 
     def work(*stack):
-        assert compare(tmp_path / "compared", list(stack))
-        layers = build(tmp_path / "stack", list(stack))
+        with scratch() as folder:
+            assert compare(folder, list(stack))
+        layers = build(Path(tempfile.mkdtemp(dir=tmp_path)), list(stack))
         return [tree(layer.tree) for layer in layers], shown(layers)
 
     return work
@@ -89,6 +92,20 @@ def test_a_whiteout_of_the_directory_that_its_way_leads_through(show):
     trees, all_of_it = show([directory(b"c"), symlink(b"c/b", b"..")], [reg(b"c/b/.wh.c")])
     assert trees[1] == {".wh.c": ""}
     assert all_of_it == {}
+
+
+def test_an_opaque_marker_that_its_way_leads_to_the_top(show):
+    below = [symlink(b"a", b"/"), directory(b"b", uid=5), reg(b"b/c")]
+    trees, all_of_it = show(below, [reg(b"b/a/.wh.b"), reg(b"a/.wh..wh..opq")])
+    assert trees[1] == {".wh..wh..opq": ""}
+    assert all_of_it == {}
+    trees, all_of_it = show(below, [reg(b"b/new"), reg(b"a/.wh..wh..opq")])
+    assert all_of_it[b"b"][:4] == ("directory", 0o755, 0, 0)
+
+
+def test_a_file_that_a_way_leaves_again(show):
+    trees, _ = show([directory(b"a"), reg(b"c"), symlink(b"b", b"c/../a")], [reg(b"b/x")])
+    assert trees[1] == {"a": "/", "a/x": ""}
 
 
 # What an entry says counts for more than what is implied
