@@ -155,7 +155,8 @@ class Tree:
         moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}
         if moves:
             self._move(moves)
-            left = places_after(moves, self.hollow)
+            made = [os.fsencode(x["path"]) for x in facts if x.get("made")]
+            left = places_after(moves, self.hollow) | dict.fromkeys(made)
             self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
         for path, node in claims.items():
             self._set(path, node)

@@ -113,7 +113,8 @@ class _Applier:
             touched = self._move(moves)
             if moves:
                 needed = {os.fsencode(x["path"]).rpartition(b"/")[0] for x in facts if x["kind"] == "link"}
-                left = places_after(moves, hollow)
+                made = [os.fsencode(x["path"]) for x in facts if x.get("made")]
+                left = places_after(moves, hollow) | dict.fromkeys(made)
                 remove_hollow(self._folders, left, left, needed)
             # Where moves lead to one that has a fact already, the last one counts.
             dressed = {fact["path"]: fact for fact in facts if fact["kind"] == "directory"}

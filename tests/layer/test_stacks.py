@@ -103,6 +103,13 @@ def test_an_opaque_marker_that_its_way_leads_to_the_top(show):
     assert all_of_it[b"b"][:4] == ("directory", 0o755, 0, 0)
 
 
+def test_a_directory_made_for_whiteouts_goes_with_what_it_hides(show):
+    below = [symlink(b"a", b"/"), symlink(b"c", b"tmp"), directory(b"tmp")]
+    trees, all_of_it = show(below, [reg(b"c/.wh.b"), reg(b"a/.wh..wh..opq")])
+    assert trees[1] == {".wh..wh..opq": ""}
+    assert all_of_it == {}
+
+
 def test_a_file_that_a_way_leaves_again(show):
     trees, _ = show([directory(b"a"), reg(b"c"), symlink(b"b", b"c/../a")], [reg(b"b/x")])
     assert trees[1] == {"a": "/", "a/x": ""}
