@@ -45,8 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) == 0:
             libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    # A shell ignores Ctrl-C for what it starts in the background, and what is started from there inherits that.
+    # A shell in the background ignores Ctrl-C, and nohup hangups; what is started from there would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     # The processes of xdist are children of the one that mounts.
     if (kind := config.getoption("on")) and not hasattr(config, "workerinput"):
         place = Path(tempfile.mkdtemp(prefix=f"msb-pull-{kind}-"))
