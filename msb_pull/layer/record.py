@@ -196,7 +196,7 @@ class Notes:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the notes as JSON."""
+        """Writes the notes as JSON; raises OSError."""
         import json
 
         document = {
@@ -213,7 +213,12 @@ class Notes:
             "unkept": self.unkept,
             "warnings": self.warnings,
         }
-        path.write_text(json.dumps(document) + "\n", encoding="ascii")
+        try:
+            path.write_text(json.dumps(document) + "\n", encoding="ascii")
+        except OSError as error:
+            # What fails to be written into an open file does not say which.
+            error.filename = os.fspath(path)
+            raise
 
     @classmethod
     def load(cls, path: Path | str) -> Notes:

@@ -137,6 +137,14 @@ def test_a_damaged_record_is_told(make):
             list(entries(layer.record))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_told_with_the_place():
+    notes = Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain="")
+    with pytest.raises(OSError, match="No space left") as raised:
+        notes.save(Path("/dev/full"))
+    assert raised.value.filename == "/dev/full"
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', "\xff", '{"version": 1, "diff_id": 5}'])
 def test_damaged_notes_are_told(tmp_path, text):
     (tmp_path / "notes").write_text(text, encoding="latin-1")
