@@ -91,12 +91,23 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow, and begins with what may take longest, so that no process works on it alone at the end."""
+    """Marks what is slow, and deals out what may take longest, so that no process works on it alone at the end.
+
+    Each process of xdist begins with an even part of all tests, one after the other, and takes over from the ends of
+    others' parts: so each part begins with its share of the long ones.
+    """
     tests = REPOSITORY / "tests"
     for item in items:
         if item.path.relative_to(tests).with_suffix("").as_posix() in SLOW:
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    long = [item for item in items if item.get_closest_marker("timeout") or item.get_closest_marker("rig")]
+    others = [item for item in items if not (item.get_closest_marker("timeout") or item.get_closest_marker("rig"))]
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    parts = [long[number::count] for number in range(count)]
+    for number, part in enumerate(parts):
+        room = len(items) // count + (number < len(items) % count) - len(part)
+        part += [others.pop(0) for _ in range(min(room, len(others)))] if number < count - 1 else others
+    items[:] = [item for part in parts for item in part]
 
 
 # A machine that is busy with other things must not fail a property.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -45,6 +46,19 @@ def mount(kind: str, folder: Path, size: str, *options: str) -> str:
         ("mount", "-o", "loop", disk, str(folder)),
     )
     return next((why for step in steps if (why := _said(*step))), "")
+
+
+def kind_of(folder: str) -> str:
+    """The kind of the file system that an existing folder lies on, "" where the system does not tell."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            found[before.split()[4]] = after.split()[0]
+    place = os.path.realpath(folder)
+    while place not in found and place != "/":
+        place = os.path.dirname(place)
+    return found.get(place, "")
 
 
 def unmount(folder: Path) -> None:

@@ -79,5 +79,5 @@ if [ -n "$dev" ]; then
     "$venv/bin/mypy"
 fi
 say "tests"
-# A process for each core; whoever is done takes over tests of the others.
-exec "$venv/bin/python" -m pytest -n auto --dist worksteal ${quick:+-m "not slow"} "$@"
+# Two processes for each core, since much of what tests do is waiting; whoever is done takes over tests of the others.
+exec "$venv/bin/python" -m pytest -n "$((2 * $(nproc 2>/dev/null || echo 2)))" --dist worksteal ${quick:+-m "not slow"} "$@"

@@ -14,7 +14,7 @@ from tests.chaos import FOREVER, Chaos
 from tests.fault_registry import FaultRegistry
 
 # The environment of a test is cleaned before it runs, so these are read here.
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "60"))
 FIRST = int(os.environ.get("CHAOS_FIRST", "0"))
 SEED = os.environ.get("CHAOS_SEED", "1")
 

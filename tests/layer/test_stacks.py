@@ -161,7 +161,7 @@ def test_copies_count_against_the_limit(tmp_path):
 
 
 def test_holes_of_a_lower_file_stay_holes(tmp_path):
-    size = 4 << 30
+    size = 1 << 30
     sparse = pax(
         *((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")),
         *((b"GNU.sparse.name", b"lastlog"), (b"GNU.sparse.realsize", b"%d" % size)),

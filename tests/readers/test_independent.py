@@ -223,4 +223,6 @@ def test_nothing_on_disk_is_dangerous(store, tmp_path):
 @pytest.mark.rig
 @pytest.mark.parametrize(("name", "tag"), [("debian", "bookworm"), ("python", "3.11")])
 def test_real_images(rig, store, tmp_path, name, tag):
+    if name == "python" and not store.privileged:
+        pytest.skip("the large one is unpacked by root alone; what differs for others the small one shows")
     assert compare(store, rig / "layouts" / name, tag, tmp_path) == []
