@@ -9,8 +9,10 @@ from msb_pull.errors import ContentError
 from msb_pull.layer.names import clean
 from msb_pull.layer.node import Node
 from msb_pull.layer.rules import (
+    AUFS,
     OPAQUE,
     PLINKS,
+    WHITEOUT,
     hidden_by,
     hollow,
     is_leftover,
@@ -88,14 +90,15 @@ class Tree:
     def add(self, entry: Entry) -> None:
         """The next entry of the record; raises ValueError for one of which no layer could have been made."""
         said = clean(entry.name)
-        if is_leftover(said):
+        # Hardly any name asks for a closer look.
+        if said.startswith(AUFS) and is_leftover(said):
             # A file there lies where it says until the layer is complete, for hard links to lead to it.
             if is_plink(said) and entry.type == REG:
                 self._put(said, self._taken(Node.of_entry(entry), entry))
                 self._plinks[said] = entry.index
             return
         path = self._real(said)
-        if is_whiteout(path.rpartition(b"/")[2]):
+        if WHITEOUT in path and is_whiteout(path.rpartition(b"/")[2]):
             self._whiteout(path, said, entry)
             return
         if path != said:
@@ -284,7 +287,7 @@ class Tree:
                     copies[fact["real"]] = copy = Node.of_fact(fact)
                 self._put(path, copy)
         if any(fact["kind"] in ("moved", "link") for fact in facts):
-            for path in [path for path in self.nodes if is_whiteout(path.rpartition(b"/")[2])]:
+            for path in [x for x in self.nodes if WHITEOUT in x and is_whiteout(x.rpartition(b"/")[2])]:
                 self._turn(path)
 
     def _originals(self) -> None:
@@ -300,10 +303,16 @@ class Tree:
     # Nodes
 
     def _put(self, path: bytes, node: Node) -> None:
-        self._parents(path)
-        if path in self.nodes:
+        nodes = self.nodes
+        parent = nodes.get(path.rpartition(b"/")[0])
+        if parent is None or parent.kind != stat.S_IFDIR:
+            self._parents(path)
+        if path in nodes:
             self._drop(path)
-        self._set(path, node)
+        if self._inside is None:
+            nodes[path] = node
+        else:
+            self._set(path, node)
 
     def _set(self, path: bytes, node: Node) -> None:
         self.nodes[path] = node

@@ -113,8 +113,16 @@ def proven_record(
         config=settings,
         source=source,
         keys=tuple(found),
-        pulled_at=datetime.strptime(pulled_at, TIME).replace(tzinfo=UTC),
+        pulled_at=_time(pulled_at),
     )
+
+
+def _time(text: str) -> datetime:
+    """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
+    found = datetime.fromisoformat(text).replace(tzinfo=UTC)
+    if found.strftime(TIME) != text:
+        raise ValueError(f"{text!r} is not as a time is recorded")
+    return found
 
 
 def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
