@@ -87,6 +87,10 @@ SLOW = {
     *("layer/test_sentinel", "layer/test_settle", "layer/test_stacks"),
     *("readers/test_independent", "source/test_certificate_folders", "source/test_deadlines", "source/test_parallel"),
     *("source/test_real_registry", "source/test_refused_parts", "store/test_kills", "store/test_recovery"),
+    *("face/test_whole_output", "layer/test_unpack", "source/test_auth", "source/test_blob"),
+    *("source/test_hidden_repositories", "source/test_misleading_answers", "source/test_refusing_proxies"),
+    *("source/test_registry", "source/test_sparse_archives", "source/test_tls_trouble", "source/test_transport"),
+    *("store/test_shared_layers", "test_exhausted", "test_no_clock"),
 }
 
 
