@@ -116,10 +116,6 @@ class Folders:
             self.known[spelling] = folder
             folder.spellings.append(spelling)
 
-    def is_open(self, path: bytes) -> Folder | None:
-        """The open folder of a real path, if it is one of those that are kept."""
-        return self._open.get(path)
-
     def remove(self, folder: Folder, name: bytes) -> None:
         """Takes away what stands in the way of a new entry; raises OSError, BadPath on a name that only looks equal."""
         if self._folds_names:

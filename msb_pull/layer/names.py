@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from msb_pull.layer.rules import MAX_LEVELS, check_whiteout, is_whiteout
-
-_MAX_COMPONENT = 255
+from msb_pull.layer.rules import MAX_LEVELS, MAX_NAME, check_whiteout, is_whiteout
 
 
 def clean(name: bytes) -> bytes:
@@ -14,7 +12,7 @@ def clean(name: bytes) -> bytes:
     a short reason for a name that is empty, holds NUL, climbs out of the layer, or has components no file system takes.
     """
     # Nearly every name is clean already, and looking at each of its components takes ten times as long.
-    if len(name) <= _MAX_COMPONENT and name[:1] not in b"/." and b"//" not in name and b"/." not in name:
+    if len(name) <= MAX_NAME and name[:1] not in b"/." and b"//" not in name and b"/." not in name:
         if b"\0" not in name:
             return name[:-1] if name.endswith(b"/") else name
     elif not name:
@@ -30,10 +28,10 @@ def clean(name: bytes) -> bytes:
                 raise ValueError("the path escapes the layer")
             parts.pop()
             continue
-        if len(part) > _MAX_COMPONENT:
+        if len(part) > MAX_NAME:
             if is_whiteout(part):
                 check_whiteout(part)
-            raise ValueError(f"a component of the name is longer than {_MAX_COMPONENT} bytes")
+            raise ValueError(f"a component of the name is longer than {MAX_NAME} bytes")
         parts.append(part)
     if len(parts) > MAX_LEVELS:
         raise ValueError(f"the path is deeper than {MAX_LEVELS} levels")

@@ -1,7 +1,7 @@
 """What a layer means: which names are whiteouts, what they hide, what implies a directory, and where a path leads.
 
-Every rule stands here alone. Who writes a layer asks them about its directory, who proves it about its record, who
-settles or lists it about the merged view; only how they look differs, so each hands in a way to look.
+Every rule stands here alone. The writer of a layer applies them to its directory, the proof to its record, settling and
+the listing to the merged view. Only how they look at these differs, so each passes in its own way to look.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ AUFS = b".wh..wh."
 PLINKS = b".wh..wh.plnk"
 MAX_HOPS = 40
 MAX_LEVELS = 1024
-# The most that a directory of a layer can be named on any file system, whatever the whiteout of it takes.
-MAX_HIDDEN = 255 - len(WHITEOUT)
+MAX_NAME = 255
 _NAMELESS = frozenset((WHITEOUT, WHITEOUT + b".", WHITEOUT + b".."))
 
 
@@ -157,10 +156,10 @@ def check_whiteout(name: bytes) -> None:
     """Raises ValueError for a whiteout of nothing, of ``.`` or of ``..``, and for one that no directory can hold."""
     if name in _NAMELESS:
         raise ValueError("a whiteout of nothing")
-    if len(name) > 255:
+    if len(name) > MAX_NAME:
         raise ValueError(
             f"a whiteout of a name of {len(name) - len(WHITEOUT)} bytes: a layer's directory can hold those of at most "
-            f'{MAX_HIDDEN}, since ".wh." is put before it'
+            f'{MAX_NAME - len(WHITEOUT)}, since ".wh." is put before it'
         )
 
 
