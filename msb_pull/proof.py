@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from msb_pull import events
@@ -184,6 +183,8 @@ class LayerCheck:
             first = "/" + printable(found.denied[0])
             remarks.append(f"{counted(len(found.denied), 'path')} this user may not read, the first of them {first}")
         if found.writable_by_others:
+            from shlex import quote
+
             count = counted(found.writable_by_others, "path")
             directory = self._store.layer_dir(self._layer.key)
             remarks.append(

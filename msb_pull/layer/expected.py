@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from msb_pull.layer.record import Notes, Record
 
 
+_MENDED = "`msb-pull verify --repair` mends it"
+
+
 def expected_tree(record: Record, notes: Notes) -> tuple[dict[bytes, Node], int]:
     """Every path below the layer's directory (``b""`` is its top) with what must stand there, and the number of entries
     whose content is gone because a later entry took its place. The record is read. Raises ContentError.
@@ -43,17 +46,12 @@ def expected_tree(record: Record, notes: Notes) -> tuple[dict[bytes, Node], int]
     The rules are those of the tree writer (:mod:`msb_pull.layer.rules`): the last entry of a name wins, directories
     keep what they hold, a whiteout yields to what came in the same layer.
     """
-    tree = Tree(notes)
+    tree = Tree.of(record, notes)
     try:
-        for entry in record.entries():
-            tree.add(entry)
-        tree.finish()
         tree.settle(notes.derived)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ContentError(
-            f"{record.path}: the record or the notes of a layer are damaged",
-            cause=repr(error),
-            hint="`msb-pull verify --repair` mends it",
+            f"{record.path}: the record or the notes of a layer are damaged", cause=repr(error), hint=_MENDED
         ) from None
     kept = {node.index for node in tree.nodes.values() if node.index >= 0}
     return tree.nodes, len(record.payloads) - len(kept)
@@ -86,6 +84,18 @@ class Tree:
         self._whiteouts: list[bytes] = []
         # What lies in each directory; most layers never ask.
         self._inside: dict[bytes, dict[bytes, None]] | None = None
+
+    @classmethod
+    def of(cls, record: Record, notes: Notes) -> Tree:
+        """The finished tree of a record, which is read; raises ContentError for one of which no layer was made."""
+        tree = cls(notes)
+        try:
+            for entry in record.entries():
+                tree.add(entry)
+            tree.finish()
+        except ValueError as error:
+            raise ContentError(f"{record.path}: the record is damaged", cause=str(error), hint=_MENDED) from None
+        return tree
 
     def add(self, entry: Entry) -> None:
         """The next entry of the record; raises ValueError for one of which no layer could have been made."""

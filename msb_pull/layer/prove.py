@@ -117,7 +117,7 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
     # Reading a large record takes a while in which nothing else is shown.
     progress(0, total, task.quick)
     record = Record(task.record)
-    tree = _tree(record, notes)
+    tree = Tree.of(record, notes)
     found.damages += _wrong_notes(task, notes, record, tree)
     found.damages += _settled(task, notes, tree)
     nodes = tree.nodes
@@ -153,18 +153,6 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
     finally:
         kept.close()
         os.close(root)
-
-
-def _tree(record: Record, notes: Notes) -> Tree:
-    tree = Tree(notes)
-    try:
-        for entry in record.entries():
-            tree.add(entry)
-        tree.finish()
-    except ValueError as error:
-        # Names and owners of which no layer could have been made.
-        raise ContentError(f"{record.path}: the record is damaged", cause=str(error)) from None
-    return tree
 
 
 def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:

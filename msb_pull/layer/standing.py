@@ -11,7 +11,7 @@ import stat
 from msb_pull.layer.derive import Wishes, derive_on
 from msb_pull.layer.expected import Tree
 from msb_pull.layer.lowers import Inside, MergedView
-from msb_pull.layer.record import entries
+from msb_pull.layer.record import Record
 from msb_pull.layer.rules import join
 
 TYPE_CHECKING = False
@@ -84,9 +84,5 @@ def belongs_on(record: Path, notes: Notes, lowers: Sequence[Path | str]) -> bool
     If not, an image would show the metadata, or even the files, of another one. Raises ContentError when a hard link's
     target is in no layer, or the record is damaged; OSError.
     """
-    tree = Tree(notes)
-    for entry in entries(record):
-        tree.add(entry)
-    tree.finish()
-    anew = derived_anew(tree, lowers, hashed=True)
+    anew = derived_anew(Tree.of(Record(record), notes), lowers, hashed=True)
     return anew == [{key: fact[key] for key in fact if key != "copied"} for fact in notes.derived]

@@ -12,7 +12,7 @@ from pathlib import Path
 from msb_pull.layer.expected import Tree
 from msb_pull.layer.kept import keep_aside
 from msb_pull.layer.prove import LayerTask, prove
-from msb_pull.layer.record import Notes, entries
+from msb_pull.layer.record import Notes, Record
 from msb_pull.layer.settle import Settled
 from msb_pull.layer.standing import derived_anew
 from msb_pull.layer.unpack import UnpackOptions, UnpackReport, unpack
@@ -147,10 +147,7 @@ def assert_proven(
 
 def derived(record: Path, lowers: list[Path]) -> list[dict]:
     """What settling the layer of a record on other layers would derive."""
-    layer = Tree(Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain=""))
-    for entry in entries(record):
-        layer.add(entry)
-    layer.finish()
+    layer = Tree.of(Record(record), Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain=""))
     return derived_anew(layer, lowers, hashed=True)
 
 
