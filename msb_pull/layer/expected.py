@@ -6,6 +6,7 @@ import os
 import stat
 
 from msb_pull.errors import ContentError
+from msb_pull.layer.facts import hollow_after, moves_of
 from msb_pull.layer.names import clean
 from msb_pull.layer.node import Node
 from msb_pull.layer.rules import (
@@ -20,7 +21,6 @@ from msb_pull.layer.rules import (
     is_whiteout,
     join,
     make_waiting,
-    places_after,
     resolve,
     turned,
 )
@@ -165,11 +165,9 @@ class Tree:
                     raise ValueError("what is no directory stands for one")
             elif fact["kind"] == "dropped":
                 self._drop(os.fsencode(fact["path"]))
-        moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}
-        if moves:
+        if moves := moves_of(facts):
             self._move(moves)
-            made = [os.fsencode(x["path"]) for x in facts if x.get("made")]
-            left = places_after(moves, self.hollow) | dict.fromkeys(made)
+            left = hollow_after(facts, self.hollow)
             self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
         for path, node in claims.items():
             self._set(path, node)

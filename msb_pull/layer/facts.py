@@ -6,11 +6,12 @@ import os
 from binascii import a2b_base64
 
 from msb_pull.layer.attributes import parse_override_stat
-from msb_pull.layer.rules import MAX_LEVELS
+from msb_pull.layer.rules import MAX_LEVELS, places_after
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 # The paths that a fact of each kind names, and of them those that may be the top.
@@ -42,6 +43,20 @@ def check_facts(facts: Any) -> list[dict[str, Any]]:
         elif kind == "link":
             _check_link(fact)
     return facts
+
+
+def moves_of(facts: Iterable[dict[str, Any]]) -> dict[bytes, bytes]:
+    """Where the contents of directories go, by the paths that the layer gave these."""
+    return {os.fsencode(fact["asked"]): os.fsencode(fact["to"]) for fact in facts if fact["kind"] == "moved"}
+
+
+def hollow_after(facts: Sequence[dict[str, Any]], hollow: Iterable[bytes]) -> dict[bytes, None]:
+    """Where the directories that only whiteouts imply are once contents have moved, and those made for what moved.
+
+    The latter hold nothing but whiteouts either, where no more has come into them.
+    """
+    made = (os.fsencode(fact["path"]) for fact in facts if fact.get("made"))
+    return places_after(moves_of(facts), hollow) | dict.fromkeys(made)
 
 
 def _is_clean(path: bytes) -> bool:

@@ -16,10 +16,11 @@ from msb_pull.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
 from msb_pull.layer.copying import CREATE, REFUSED, TooMuch, copy_bytes
 from msb_pull.layer.derive import Wishes, ancestry, attributes_of, derive
+from msb_pull.layer.facts import hollow_after, moves_of
 from msb_pull.layer.folders import OPEN_DIRECTORY, Folder, Folders
 from msb_pull.layer.limits import printable
 from msb_pull.layer.lowers import MergedView
-from msb_pull.layer.rules import AUFS, BadPath, is_leftover, places_after
+from msb_pull.layer.rules import AUFS, BadPath, is_leftover
 from msb_pull.layer.whiteouts import remove_hollow, resolve_pairs
 from msb_pull.layer.xattrs import set_attribute, user_attributes
 from msb_pull.remove import listed
@@ -109,12 +110,11 @@ class _Applier:
             for fact in facts:
                 if fact["kind"] == "dropped":
                     self._drop(os.fsencode(fact["path"]))
-            moves = {os.fsencode(x["asked"]): os.fsencode(x["to"]) for x in facts if x["kind"] == "moved"}
+            moves = moves_of(facts)
             touched = self._move(moves)
             if moves:
                 needed = {os.fsencode(x["path"]).rpartition(b"/")[0] for x in facts if x["kind"] == "link"}
-                made = [os.fsencode(x["path"]) for x in facts if x.get("made")]
-                left = places_after(moves, hollow) | dict.fromkeys(made)
+                left = hollow_after(facts, hollow)
                 remove_hollow(self._folders, left, left, needed)
             # Where moves lead to one that has a fact already, the last one counts.
             dressed = {fact["path"]: fact for fact in facts if fact["kind"] == "directory"}

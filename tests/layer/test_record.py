@@ -19,6 +19,7 @@ from msb_pull.layer.prove import LayerTask, prove
 from msb_pull.layer.record import Notes, Record, entries
 from msb_pull.layer.recreate import Listener, stream
 from msb_pull.layer.settle import settle
+from msb_pull.layer.standing import belongs_on
 from msb_pull.layer.unpack import UnpackOptions, unpack
 from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 
@@ -135,6 +136,17 @@ def test_a_damaged_record_is_told(make):
         layer.record.write_bytes(broken)
         with pytest.raises(ContentError):
             list(entries(layer.record))
+
+
+def test_a_record_of_no_layer_is_damaged_for_whoever_reads_it(tmp_path):
+    """Its stream is sound, but a name in it climbs out of the layer."""
+    path = tmp_path / "record"
+    path.write_bytes(gzip.compress(directory(b"a/../..") + END))
+    notes = Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain="")
+    with pytest.raises(ContentError, match="the record is damaged"):
+        belongs_on(path, notes, [])
+    with pytest.raises(ContentError, match="the record is damaged"):
+        expected_tree(Record(path), notes)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
