@@ -12,8 +12,8 @@ from typing import Any
 import typer
 
 from msb_pull import __version__
-from msb_pull.cli import app
-from msb_pull.cli_options import EVERYWHERE
+from msb_pull.cli.app import app
+from msb_pull.cli.options import EVERYWHERE
 
 PAGE = Path(__file__).with_name("msb-pull.1")
 README = Path(__file__).parent.parent / "README.md"

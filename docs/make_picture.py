@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from msb_pull import events as e
-from msb_pull.board import Board
-from msb_pull.streams import painted
+from msb_pull.display.board import Board
+from msb_pull.display.streams import painted
+from msb_pull.ground import events as e
 
 PICTURE = Path(__file__).with_name("pull.svg")
 COLUMNS, LINES = 80, 24

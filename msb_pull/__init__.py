@@ -15,10 +15,10 @@ used, so that ``import msb_pull`` costs nothing.
 # Spelled out, since importing typing takes longer than all else that a start needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from msb_pull import errors as errors
-    from msb_pull import events as events
     from msb_pull.api import Store, pull_image
-    from msb_pull.errors import (
+    from msb_pull.ground import errors as errors
+    from msb_pull.ground import events as events
+    from msb_pull.ground.errors import (
         AccessError,
         Cancelled,
         ContentError,
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
         NotFoundError,
         UsageError,
     )
+    from msb_pull.ground.version import __version__
     from msb_pull.image.platform import Platform
-    from msb_pull.listing import ListedImage
-    from msb_pull.plan import LayerOutcome, Policy, PullOptions, PullResult
-    from msb_pull.source.credentials import Credential, CredentialStore
-    from msb_pull.source.registry import RegistryOptions
-
-__version__ = "0.1.0"
+    from msb_pull.source.registry.credentials import Credential, CredentialStore
+    from msb_pull.source.registry.registry import RegistryOptions
+    from msb_pull.work.listing import ListedImage
+    from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
 
 __all__ = [
     "AccessError",
@@ -66,13 +65,14 @@ __all__ = [
 # Module -> the public names that it holds.
 _HOLDERS = {
     "api": "Store pull_image",
-    "errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
+    "ground.errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
     "UsageError",
     "image.platform": "Platform",
-    "listing": "ListedImage",
-    "plan": "LayerOutcome Policy PullOptions PullResult",
-    "source.credentials": "Credential CredentialStore",
-    "source.registry": "RegistryOptions",
+    "ground.version": "__version__",
+    "work.listing": "ListedImage",
+    "work.pull.plan": "LayerOutcome Policy PullOptions PullResult",
+    "source.registry.credentials": "Credential CredentialStore",
+    "source.registry.registry": "RegistryOptions",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
@@ -81,7 +81,7 @@ if not TYPE_CHECKING:  # a type checker that saw this would believe in every nam
         from importlib import import_module
 
         if name in ("errors", "events"):
-            return import_module(f"msb_pull.{name}")
+            return import_module(f"msb_pull.ground.{name}")
         for module, names in _HOLDERS.items():
             if name in names.split():
                 value = getattr(import_module(f"msb_pull.{module}"), name)

@@ -53,14 +53,14 @@ def _open_more_files() -> None:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["__complete"]:
-        from msb_pull.cli_complete import complete
+        from msb_pull.cli.complete import complete
 
         return complete(argv[1:])
     if argv and set(argv) <= {"-V", "--version", "-v", "-vv", "--verbose"} and {"-V", "--version"} & set(argv):
-        from msb_pull.cli_version import show_version
+        from msb_pull.cli.version import show_version
 
         return show_version(detailed=len(argv) > 1)
-    from msb_pull.cli import main as run
+    from msb_pull.cli.app import main as run
 
     return run(argv)
 

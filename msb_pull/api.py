@@ -10,22 +10,23 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msb_pull import config, pull
-from msb_pull.events import ignore
+from msb_pull.config import settings as config
+from msb_pull.ground.events import ignore
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.plan import PullOptions
 from msb_pull.store import store as inner
+from msb_pull.work.pull import pull
+from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from msb_pull.config import Settings
-    from msb_pull.events import Observer
-    from msb_pull.listing import InspectedImage, ListedImage
-    from msb_pull.plan import PullResult
-    from msb_pull.source.credentials import CredentialStore
-    from msb_pull.source.registry import RegistryClient, RegistryOptions
+    from msb_pull.config.settings import Settings
+    from msb_pull.ground.events import Observer
+    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.listing import InspectedImage, ListedImage
+    from msb_pull.work.pull.plan import PullResult
 
 __all__ = ["Store", "pull_image", "registry_options"]
 
@@ -76,8 +77,8 @@ class Store:
 
     def images(self) -> list[ListedImage]:
         """Every image by name, those that Microsandbox pulled included. Raises LocalError."""
-        from msb_pull.listing import list_images
-        from msb_pull.select import parse_filters
+        from msb_pull.work.listing import list_images
+        from msb_pull.work.select import parse_filters
 
         return list_images(self._place, parse_filters([]), "name")
 
@@ -111,7 +112,7 @@ class Store:
         return self._inspect(image).lowerdir()
 
     def _inspect(self, image: str) -> InspectedImage:
-        from msb_pull.listing import inspect_image
+        from msb_pull.work.listing import inspect_image
 
         return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
 
@@ -129,8 +130,8 @@ def pull_image(
     """Brings an image into the store; asks no registry where it is complete already and the policy allows that.
 
     ``image`` is what the command line takes: ``ubuntu:22.04``, ``ghcr.io/a/b@sha256:…``, ``oci:DIR:TAG``,
-    ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of :mod:`msb_pull.events`,
-    from several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second.
+    ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of ``msb_pull.events``, from
+    several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second.
     ``registries`` says how registries are reached (mirrors, certificates, rate), by default as the configuration file
     does; ``credentials`` are by default those of the environment and of ``docker login`` and ``podman login``.
 
@@ -161,8 +162,8 @@ def pull_image(
         def client() -> RegistryClient:
             """Made when the first registry must be asked: a pull that finds everything loads no requests."""
             if not clients:
-                from msb_pull.source.credentials import CredentialStore
-                from msb_pull.source.registry import RegistryClient
+                from msb_pull.source.registry.credentials import CredentialStore
+                from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
                 host = argument.reference.registry if argument.reference is not None else None
@@ -178,7 +179,7 @@ def pull_image(
 
 def registry_options(settings: Settings) -> RegistryOptions:
     """How registries are reached, as the settings say."""
-    from msb_pull.source.registry import RegistryOptions
+    from msb_pull.source.registry.registry import RegistryOptions
 
     listed = settings.registries
     return RegistryOptions(

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.mounts import KINDS, mount, unmount
+from tests.support.mounts import KINDS, mount, unmount
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
@@ -64,33 +64,27 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None
 
 
-# What starts the program many times or works for seconds on end; -m "not slow" is the quick selection.
+# What starts the program many times or works for seconds on end, beside all of tests/whole; -m "not slow" is the quick
+# selection.
 SLOW = {
-    *("test_api", "test_bad_networks", "test_catalogue", "test_chaos", "test_concurrency", "test_crash"),
-    *(
-        "test_disk_full",
-        "test_end_to_end",
-        "test_examples",
-        "test_file_systems",
-        "test_hostile_texts",
-        "test_interrupted_save",
-        "test_logins",
-    ),
-    *("test_microsandbox_store", "test_new_home", "test_no_home", "test_one_registry_credentials", "test_packaging"),
-    *("test_provers", "test_proxies", "test_prune", "test_readme", "test_real_images", "test_refused_calls"),
-    *("test_remove", "test_repair", "test_round_trip", "test_secrets", "test_side_by_side", "test_store_mutations"),
-    *("test_token_expiry", "test_verify", "test_verify_everything", "test_verify_records"),
-    *("face/test_command_line", "face/test_completions", "face/test_contract_pull", "face/test_contract_screen"),
-    *("face/test_contract_settings", "face/test_contract_store", "face/test_contract_words", "face/test_show"),
-    *("face/test_signals", "face/test_store_commands", "face/test_terminal", "fuzz/test_corpus"),
-    *("layer/test_bombs", "layer/test_linear", "layer/test_random", "layer/test_record"),
-    *("layer/test_sentinel", "layer/test_settle", "layer/test_stacks"),
-    *("readers/test_independent", "source/test_certificate_folders", "source/test_deadlines", "source/test_parallel"),
-    *("source/test_real_registry", "source/test_refused_parts", "store/test_kills", "store/test_recovery"),
-    *("face/test_whole_output", "layer/test_unpack", "source/test_auth", "source/test_blob"),
-    *("source/test_hidden_repositories", "source/test_misleading_answers", "source/test_refusing_proxies"),
-    *("source/test_registry", "source/test_sparse_archives", "source/test_tls_trouble", "source/test_transport"),
-    *("store/test_shared_layers", "test_exhausted", "test_no_clock"),
+    "cli": "command_line completions contract_pull contract_screen contract_settings contract_store contract_words"
+    " show signals store_commands whole_output",
+    "display": "terminal",
+    "fuzz": "corpus",
+    "ground": "remove",
+    "layer": "linear record",
+    "layer/settle": "settle stacks",
+    "layer/tree": "sentinel",
+    "layer/unpack": "bombs random unpack",
+    "project": "catalogue examples no_clock packaging readme",
+    "source/http": "certificate_folders deadlines refusing_proxies tls_trouble transport",
+    "source/local": "sparse_archives",
+    "source/registry": "auth blob hidden_repositories misleading_answers parallel real_registry refused_parts registry",
+    "store": "kills shared_layers",
+    "store/index": "recovery",
+    "work": "interrupted_save prune",
+    "work/pull": "side_by_side",
+    "work/verify": "provers repair store_mutations verify verify_everything verify_records",
 }
 
 
@@ -102,7 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     tests = REPOSITORY / "tests"
     for item in items:
-        if item.path.relative_to(tests).with_suffix("").as_posix() in SLOW:
+        room, _, name = item.path.relative_to(tests).with_suffix("").as_posix().rpartition("/test_")
+        if room == "whole" or name in SLOW.get(room, "").split():
             item.add_marker("slow")
     long = [item for item in items if item.get_closest_marker("timeout") or item.get_closest_marker("rig")]
     others = [item for item in items if not (item.get_closest_marker("timeout") or item.get_closest_marker("rig"))]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.escape import in_ascii
+from msb_pull.ground.text import in_ascii
 
 if TYPE_CHECKING:
     from hashlib import _Hash

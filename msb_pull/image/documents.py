@@ -8,7 +8,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, shown, text
 from msb_pull.image.platform import Platform
 

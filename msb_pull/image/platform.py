@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import NotFoundError, UsageError
+from msb_pull.ground.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

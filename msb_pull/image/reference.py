@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from msb_pull.errors import UsageError
-from msb_pull.escape import in_ascii
+from msb_pull.ground.errors import UsageError
+from msb_pull.ground.text import in_ascii
 from msb_pull.image.digest import Digest, InvalidDigest
 
 DEFAULT_REGISTRY = "docker.io"

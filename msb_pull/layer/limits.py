@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from msb_pull.errors import ContentError
-from msb_pull.escape import visible_bytes
+from msb_pull.ground.errors import ContentError
+from msb_pull.ground.text import visible_bytes
 
 # How much may be told of one layer, which the parent holds as well: bytes of paths, and NOTE for each.
 MAX_NOTED = 32 << 20

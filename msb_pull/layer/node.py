@@ -6,8 +6,8 @@ import os
 import stat
 from binascii import a2b_base64
 
-from msb_pull.layer.attributes import clamp_time, disk_mode, disk_name, override_stat
-from msb_pull.layer.tar import BLK, CHR, DIR, FIFO, REG
+from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, REG
+from msb_pull.layer.tree.attributes import clamp_time, disk_mode, disk_name, override_stat
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from msb_pull.layer.entry import Entry
+    from msb_pull.layer.tar.entry import Entry
 
 _KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _SYMLINK = override_stat(stat.S_IFLNK, 0o777, 0, 0)
@@ -93,7 +93,7 @@ class Node:
 
     @classmethod
     def of_fact(cls, fact: dict[str, Any]) -> Node:
-        """A copy from a lower layer, as derived (:mod:`msb_pull.layer.derive`); raises ValueError, KeyError."""
+        """A copy from a lower layer, as derived (:mod:`msb_pull.layer.settle.derive`); raises ValueError, KeyError."""
         if "symlink" in fact:
             node = cls(stat.S_IFLNK, 0, _SYMLINK, fact["mtime_ns"])
             node.link = os.fsencode(fact["symlink"])

@@ -11,7 +11,7 @@ import os
 
 from isal import isal_zlib
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import Limits
 
 # The child that writes records needs neither typing nor json, and importing them takes long.
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from msb_pull.layer.entry import Entry
-    from msb_pull.layer.settle import Settled
-    from msb_pull.layer.unpack import UnpackReport
+    from msb_pull.layer.settle.settle import Settled
+    from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.unpack.unpack import UnpackReport
 
     # Where a payload's checksum begins in the record, and of its entry: index, checksum, size in the stream, segments
     # of a sparse file. A tuple, since a large layer has tens of thousands.
@@ -118,7 +118,7 @@ class Record:
     def entries(self) -> Iterator[Entry]:
         """The entries in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
         # tar needs this module for its type only, and the child that writes a layer never reads a record.
-        from msb_pull.layer.tar import TarReader
+        from msb_pull.layer.tar.tar import TarReader
 
         stream = RecordStream(self.path)
         payloads = self.payloads
@@ -225,7 +225,7 @@ class Notes:
         """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
         import json
 
-        from msb_pull.layer.facts import check_facts
+        from msb_pull.layer.settle.facts import check_facts
 
         try:
             with open(path, "rb", opener=_opened) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import UsageError
+from msb_pull.ground.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import Source
-    from msb_pull.source.registry import RegistryClient
+    from msb_pull.source.registry.registry import RegistryClient
 
 
 def open_source(
@@ -36,9 +36,9 @@ def open_source(
         return client().source(argument.reference)
     assert argument.path is not None
     if argument.transport == "oci":
-        from msb_pull.source.layout import open_layout
+        from msb_pull.source.local.layout import open_layout
 
         return open_layout(argument.path, argument.name, name, warn)
-    from msb_pull.source.archive import open_archive
+    from msb_pull.source.local.archive import open_archive
 
     return open_archive(argument, name, scratch, warn, cancel or threading.Event())

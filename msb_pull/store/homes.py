@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import LocalError
-from msb_pull.sizes import counted
+from msb_pull.ground.errors import LocalError
+from msb_pull.ground.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from msb_pull.store.database import Database
+    from msb_pull.store.index.database import Database
 
 _NAME_FILE = ".msb-pull-home"
 _PATH_FILE = "path"
@@ -55,7 +55,7 @@ class OtherHome:
 
     def layers(self) -> set[str]:
         """The names of all layers that its images reach; raises LocalError where that cannot be known."""
-        from msb_pull.store.database import Database
+        from msb_pull.store.index.database import Database
 
         if self.visible:
             try:
@@ -79,7 +79,7 @@ class OtherHome:
     def _copied(self) -> set[str]:
         import json
 
-        from msb_pull.store.backup import copies_in
+        from msb_pull.store.index.backup import copies_in
 
         found: set[str] = set()
         for path in copies_in(self.copies):
@@ -122,7 +122,7 @@ class Homes:
 
     def others(self) -> list[OtherHome]:
         """All other homes that are known to have images here."""
-        from msb_pull.store.backup import copies_in
+        from msb_pull.store.index.backup import copies_in
 
         found = []
         mine = _name_of(self._home)
@@ -202,7 +202,7 @@ class Homes:
 
     def _fill(self, entry: Path, database: Callable[[], AbstractContextManager[Database]]) -> None:
         """Copies of all images of this home, taken over from the common folder if they lie there."""
-        from msb_pull.store.backup import copies_in, copy_name
+        from msb_pull.store.index.backup import copies_in, copy_name
 
         first = not any((self._folder / name / _PATH_FILE).exists() for name in _listed(self._folder))
         entry.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.errors import Cancelled, LocalError, local_error
+from msb_pull.ground.errors import Cancelled, LocalError, local_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import LocalError
+from msb_pull.ground.errors import LocalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import Cancelled
-from msb_pull.remove import remove_tree
+from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.remove import remove_tree
 from msb_pull.store.locks import UNSUPPORTED
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msb_pull.errors import LocalError, local_error
-from msb_pull.remove import remove_tree
+from msb_pull.ground.errors import LocalError, local_error
+from msb_pull.ground.remove import remove_tree
 from msb_pull.store.layout import LayerState, Layout
 from msb_pull.store.locks import Locks
 from msb_pull.store.staging import Places, Staging
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from msb_pull.store.database import Database
+    from msb_pull.store.index.database import Database
     from msb_pull.store.layout import Name
     from msb_pull.store.locks import Flag
     from msb_pull.store.probe import FileSystem
@@ -96,8 +96,8 @@ class Store(Layout):
         Without ``create`` it is for reading, and a store that has none reads like one without images. Raises
         LocalError. SQLite is loaded here and not before.
         """
-        from msb_pull.store.backup import Backup
-        from msb_pull.store.recovery import Recovery
+        from msb_pull.store.index.backup import Backup
+        from msb_pull.store.index.recovery import Recovery
 
         def lock() -> AbstractContextManager[None]:
             return self.locks.hold("database", exclusive=True, on_wait=self._warn, cancel=threading.Event())
@@ -114,7 +114,7 @@ class Store(Layout):
 
     def disk_usage(self, layer: Name) -> int:
         """The bytes that a layer and its record take on the disk; 0 for what is not there."""
-        from msb_pull.remove import disk_usage
+        from msb_pull.ground.remove import disk_usage
 
         total = 0
         for path in (self.layer_dir(layer), self.record_path(layer), self.notes_path(layer), self.kept_path(layer)):
@@ -195,7 +195,7 @@ class Store(Layout):
         stays and the new one is dropped. An interruption at any point leaves a layer that counts as missing, or the
         finished one. Raises LocalError, OSError.
         """
-        from msb_pull.store.exchange import flush
+        from msb_pull.store.swap import flush
 
         self._refuse_symlink(layer)
         final = self.layer_dir(layer)
@@ -220,7 +220,7 @@ class Store(Layout):
 
     def sweep(self) -> int:
         """Removes staging that no living process holds and databases that were never finished; returns how much."""
-        from msb_pull.store.connect import sweep_drafts
+        from msb_pull.store.index.connect import sweep_drafts
 
         return len(self.places.sweep()) + sweep_drafts(self.database_path)
 
@@ -229,7 +229,7 @@ class Store(Layout):
 
         So nothing may count it as complete any more. Raises OSError.
         """
-        from msb_pull.store.exchange import rename
+        from msb_pull.store.swap import rename
 
         with self.places.private("trash") as place:
             try:
@@ -246,7 +246,7 @@ class Store(Layout):
                 remove_tree(path)
 
     def _place_new(self, staging: Staging, layer: Name, final: Path) -> None:
-        from msb_pull.store.exchange import rename
+        from msb_pull.store.swap import rename
 
         self._place_record(staging, layer)
         try:
@@ -262,7 +262,7 @@ class Store(Layout):
             self._swap_in(staging, layer, final)
 
     def _swap_in(self, staging: Staging, layer: Name, final: Path) -> None:
-        from msb_pull.store.exchange import exchange, rename
+        from msb_pull.store.swap import exchange, rename
 
         # Notes of one directory must never stand beside another, so for this while the layer counts as missing.
         notes, former = self.notes_path(layer), staging.path.with_name("former notes")

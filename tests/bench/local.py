@@ -42,7 +42,7 @@ def run(*arguments: str, home: str) -> list[str]:
 def fill_with_images(home: str, count: int) -> None:
     """Pulls the sample of the repository once and records it under ``count`` names."""
     from msb_pull.image.manifest import parse_config, parse_document
-    from msb_pull.store.database import Database, ImageRecord
+    from msb_pull.store.index.database import Database, ImageRecord
 
     pull = ["pull", "-q", f"oci:{REPOSITORY}/tests/sample:1", "--as", "sample:0", "--platform", "linux/amd64"]
     subprocess.run(run(*pull, home=home), check=True, env=environment(), stdout=subprocess.DEVNULL)

@@ -7,7 +7,7 @@ import json
 import sys
 
 from tests.fuzz.tars import PIECES, REPAIR, SMALL_BUFFER
-from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
+from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -13,7 +13,7 @@ import sys
 import zlib
 from itertools import cycle
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.layer.compression import PIECE, detect, open_decompressor
 
 if sys.version_info >= (3, 14):

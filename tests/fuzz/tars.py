@@ -15,18 +15,18 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from msb_pull.errors import ContentError
-from msb_pull.layer import blocks
-from msb_pull.layer.entry import Entry
-from msb_pull.layer.fields import BadField, number
-from msb_pull.layer.kept import keep_aside
+from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import LayerError, Limits
-from msb_pull.layer.prove import LayerTask, prove
+from msb_pull.layer.proof.prove import LayerTask, prove
 from msb_pull.layer.record import Notes
-from msb_pull.layer.settle import settle
-from msb_pull.layer.tar import DIR, LNK, REG, SYM, TarReader
-from msb_pull.layer.unpack import UnpackOptions, unpack
-from tests.layer.archive import derived
+from msb_pull.layer.settle.settle import settle
+from msb_pull.layer.tar import blocks
+from msb_pull.layer.tar.entry import Entry
+from msb_pull.layer.tar.fields import BadField, number
+from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM, TarReader
+from msb_pull.layer.tree.kept import keep_aside
+from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
+from tests.support.archive import derived
 
 REPAIR, SMALL_BUFFER, PIECES = 1, 2, 4
 _BLOCK = 512

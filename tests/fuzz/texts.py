@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from msb_pull.errors import ContentError, MsbPullError, UsageError
-from msb_pull.escape import visible
+from msb_pull.ground.errors import ContentError, MsbPullError, UsageError
+from msb_pull.ground.text import visible
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import (
     DOCKER_LIST,
@@ -22,7 +22,7 @@ from msb_pull.image.manifest import (
 )
 from msb_pull.image.platform import Platform, choose
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.source.challenge import choose_challenge, parse_challenges
+from msb_pull.source.registry.challenge import choose_challenge, parse_challenges
 
 _TYPES = (
     None,

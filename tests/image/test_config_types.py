@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.image.manifest import (
     DOCKER_CONFIG,
     DOCKER_MANIFEST,

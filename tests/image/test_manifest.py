@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.documents import load_json
 from msb_pull.image.manifest import (
@@ -31,7 +31,7 @@ from msb_pull.image.manifest import (
     parse_document,
 )
 from msb_pull.image.platform import Platform
-from tests.counting import steps
+from tests.support.counting import steps
 
 WHAT = "example.com/app:1"
 

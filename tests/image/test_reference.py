@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msb_pull.errors import UsageError
+from msb_pull.ground.errors import UsageError
 from msb_pull.image.digest import Digest
 from msb_pull.image.reference import Reference, parse_argument
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.layer.archive import everything
+from tests.support.archive import everything
 
 
 @pytest.fixture

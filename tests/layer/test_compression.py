@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msb_pull.errors import ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.layer.compression import PIECE, detect, open_decompressor, zstd
 
 DATA = random.Random(3).randbytes(40_000) + bytes(3_000_000) + b"end of the layer"

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from msb_pull.layer.lowers import MergedView
-from tests.counting import assert_linear
-from tests.layer.archive import directory, hardlink, pax, reg, symlink
-from tests.layer.stacks import build
+from msb_pull.layer.settle.lowers import MergedView
+from tests.support.archive import directory, hardlink, pax, reg, symlink
+from tests.support.counting import assert_linear
+from tests.support.stacks import build
 
 STACKS = {
     "deep directories without an entry": lambda n: [

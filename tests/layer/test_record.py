@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msb_pull.errors import ContentError
-from msb_pull.layer.expected import content_paths, expected_tree
-from msb_pull.layer.kept import Kept, keep_aside
-from msb_pull.layer.prove import LayerTask, prove
+from msb_pull.ground.errors import ContentError
+from msb_pull.layer.proof.model import content_paths, expected_tree
+from msb_pull.layer.proof.prove import LayerTask, prove
+from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.record import Notes, Record, entries
-from msb_pull.layer.recreate import Listener, stream
-from msb_pull.layer.settle import settle
-from msb_pull.layer.standing import belongs_on
-from msb_pull.layer.unpack import UnpackOptions, unpack
-from tests.layer.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
+from msb_pull.layer.settle.settle import settle
+from msb_pull.layer.settle.standing import belongs_on
+from msb_pull.layer.tree.kept import Kept, keep_aside
+from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
+from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 
 
 class Layer:

@@ -8,9 +8,9 @@ import os
 import pytest
 import trustme
 
-from tests.fault_registry import FaultRegistry
-from tests.source.local import Local
-from tests.source.support import LAYER, make_bench, server_context
+from tests.support.fault_registry import FaultRegistry
+from tests.support.local_images import Local
+from tests.support.registries import LAYER, make_bench, server_context
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from tests.conftest import program, program_environment
-from tests.imagebuild import LayoutBuilder
-from tests.make_sample import file, folder, layer_tar
-from tests.store.support import sql
+from tests.support.imagebuild import LayoutBuilder
+from tests.support.make_sample import file, folder, layer_tar
+from tests.support.stores import sql
 
 FILES = 400
 # The environment of a test is cleaned before it runs, so this is read here.

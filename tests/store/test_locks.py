@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from msb_pull.errors import Cancelled, LocalError
+from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.store.locks import Locks
 from tests.conftest import REPOSITORY, program_environment
-from tests.store.support import NEVER
+from tests.support.stores import NEVER
 
 HOLDER = """
 import sys, threading

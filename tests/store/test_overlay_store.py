@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from msb_pull import events, remove
-from msb_pull.prune import apply_prune, plan_prune, remove_images
-from msb_pull.store import exchange
+from msb_pull.ground import events, remove
+from msb_pull.store import swap as exchange
 from msb_pull.store.store import LayerState, Store
-from tests.store.support import NEVER, digest, publish, pull
+from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from tests.support.stores import NEVER, digest, publish, pull
 
 pytestmark = pytest.mark.disk
 

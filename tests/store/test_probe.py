@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull import events
-from msb_pull.errors import LocalError
+from msb_pull.ground import events
+from msb_pull.ground.errors import LocalError
 from msb_pull.image.reference import parse_argument
-from msb_pull.plan import PullOptions
-from msb_pull.pull import pull_image
 from msb_pull.store import probe
 from msb_pull.store.store import Store
-from tests.imagebuild import simple_layout
-from tests.make_sample import BASE, TOP, file, layer_tar
-from tests.mounts import mounted
-from tests.store.support import NEVER, publish
-from tests.treecompare import describe
+from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.pull import pull_image
+from tests.support.imagebuild import simple_layout
+from tests.support.make_sample import BASE, TOP, file, layer_tar
+from tests.support.mounts import mounted
+from tests.support.stores import NEVER, publish
+from tests.support.treecompare import describe
 
 pytestmark = pytest.mark.disk
 

@@ -9,15 +9,15 @@ import subprocess
 
 import pytest
 
-from msb_pull import events
-from msb_pull.errors import LocalError
-from msb_pull.prune import apply_prune, plan_prune, remove_images
+from msb_pull.ground import events
+from msb_pull.ground.errors import LocalError
 from msb_pull.store.store import Store
+from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
-from tests.imagebuild import simple_layout
-from tests.layer.archive import END, reg
-from tests.store.support import NEVER, microsandbox_pull, names, pull
-from tests.test_end_to_end import LINUX
+from tests.support.archive import END, reg
+from tests.support.imagebuild import simple_layout
+from tests.support.stores import NEVER, microsandbox_pull, names, pull
+from tests.whole.test_end_to_end import LINUX
 
 
 class World:

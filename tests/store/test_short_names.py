@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull import events
-from msb_pull.errors import ContentError
+from msb_pull.ground import events
+from msb_pull.ground.errors import ContentError
 from msb_pull.image.reference import parse_argument
-from msb_pull.plan import PullOptions
-from msb_pull.pull import pull_image
 from msb_pull.store.store import Store
+from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.pull import pull_image
 from tests.conftest import need
-from tests.imagebuild import simple_layout
-from tests.make_sample import BASE, TOP, file, layer_tar
-from tests.store.support import NEVER
-from tests.treecompare import describe
+from tests.support.imagebuild import simple_layout
+from tests.support.make_sample import BASE, TOP, file, layer_tar
+from tests.support.stores import NEVER
+from tests.support.treecompare import describe
 
 pytestmark = pytest.mark.disk
 

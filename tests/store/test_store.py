@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull.errors import Cancelled, LocalError
+from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.image.digest import Digest, InvalidDigest
-from msb_pull.store import exchange
+from msb_pull.store import swap as exchange
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.store import LayerState, Store
 from tests.conftest import REPOSITORY, program_environment
-from tests.store.support import digest, fill, publish
-from tests.unprivileged import as_nobody, folder_of_nobody
+from tests.support.stores import digest, fill, publish
+from tests.support.unprivileged import as_nobody, folder_of_nobody
 
 pytestmark = pytest.mark.disk
 
@@ -460,7 +460,7 @@ def test_staging_is_private_unique_and_removed(store):
 def test_d3_what_a_dead_process_left_is_swept_and_the_living_stay(store):
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom msb_pull.store.store import Store\n"
-        "from tests.store.test_store import KEY\nfrom tests.store.support import fill\n"
+        "from tests.store.test_store import KEY\nfrom tests.support.stores import fill\n"
         f"with Store.open(Path({str(store.home)!r})).staging(KEY) as place:\n"
         "    fill(place)\n    (place.path / 'deep').mkdir()\n    os.kill(os.getpid(), 9)\n"
     )
@@ -550,9 +550,9 @@ def test_trash_takes_closed_directories(store):
 UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
-from msb_pull.errors import LocalError
+from msb_pull.ground.errors import LocalError
 from msb_pull.store.store import Store
-from tests.store.support import *
+from tests.support.stores import *
 home = Path(sys.argv[1])
 store = Store.open(home)
 pull(store, "localhost/a:1", "xy")

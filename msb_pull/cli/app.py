@@ -1,0 +1,288 @@
+"""The commands: options in, one call, result out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msb_pull.cli import options as opt
+from msb_pull.cli.group import Group, command, usage_error
+from msb_pull.cli.run import Run, Session
+from msb_pull.cli.signals import Interrupts
+from msb_pull.display.streams import Streams
+from msb_pull.ground.errors import Cancelled, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ABOUT = """\
+Pull container images into ready-to-mount, verifiable layer directories.
+
+Without a command, every word is an image to pull. Standard output carries only what was asked for: after a pull one
+line for each image, pinned to its digest. Progress, summaries and errors go to standard error."""
+
+app = typer.Typer(
+    cls=Group,
+    add_completion=False,
+    rich_markup_mode=None,
+    options_metavar="[OPTIONS] IMAGE... | COMMAND ...",
+    help=_ABOUT,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from msb_pull.cli.version import version_text
+
+        session: Session = ctx.obj
+        session.display.result(version_text(detailed=False))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V",
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version; with -v also Python, the jail and the paths in use.",
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE...",
+    settings=(
+        "policy",
+        "platform",
+        "jobs",
+        "authfile",
+        "limit_rate",
+        "max_layer_size",
+        "max_entries",
+        "max_window",
+    ),
+    examples="""\
+msb-pull pull ubuntu:22.04
+msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
+msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
+msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+podman save app | msb-pull pull docker-archive:-""",
+)
+def pull(
+    run: Run,
+    images: opt.Images = None,
+    force: opt.Force = False,
+    as_: opt.As = None,
+    dry_run: opt.DryRunPull = False,
+    plain_http: opt.PlainHttp = False,
+    tls_no_verify: opt.TlsNoVerify = False,
+    ca_cert: opt.CaCert = None,
+    creds_stdin: opt.CredsStdin = False,
+    anonymous: opt.Anonymous = False,
+    allow_no_xattr: opt.AllowNoXattr = False,
+) -> None:
+    """Pull images into the store.
+
+    For each image one line is printed: its name, pinned to the digest.
+
+    IMAGE is a name in a registry (ubuntu, ghcr.io/acme/app:1, name@sha256:...), an image layout folder
+    (oci:DIR[:TAG]) or an archive (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; `-` is standard input).
+
+    An image that is complete in the store costs no request, and what an interrupted pull has fetched is not fetched
+    again. With several images all are tried; failures are told at the end.
+    """
+    from msb_pull.cli.pull import Access, pull_images
+
+    access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
+    pull_images(
+        run,
+        opt.needed(images, "pull"),
+        access,
+        force=force,
+        name=as_,
+        dry_run=dry_run,
+        allow_no_xattr=allow_no_xattr,
+    )
+
+
+@command(
+    app,
+    usage="[OPTIONS] [PATTERN]",
+    examples="""\
+msb-pull ls
+msb-pull ls 'ghcr.io/*'
+msb-pull ls --filter until=720h --sort size
+msb-pull ls -q --filter incomplete=true""",
+)
+def ls(
+    run: Run,
+    pattern: opt.Pattern = None,
+    filters: opt.Filters = None,
+    sort: opt.Sort = None,
+    no_trunc: opt.NoTrunc = False,
+) -> None:
+    """List the images of the store.
+
+    PATTERN is a glob for names, as in 'ubuntu*' or '*/app:*'. Images that Microsandbox pulled are listed too, without
+    a digest. With -q only names are printed, one a line.
+    """
+    from msb_pull.cli.show import show_list
+
+    show_list(run, pattern, filters or [], sort or "name", whole=no_trunc)
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE",
+    examples="""\
+msb-pull inspect ubuntu:22.04
+msb-pull inspect --format json ubuntu:22.04 | jq .config.env
+fuse-overlayfs -o "lowerdir=$(msb-pull inspect --lowerdir ubuntu:22.04),xattr_permissions=2" merged""",
+)
+def inspect(
+    run: Run,
+    image: opt.Image = None,
+    layers: opt.Layers = False,
+    lowerdir: opt.Lowerdir = False,
+    files: opt.Files = False,
+) -> None:
+    """Show what an image is made of and where it lies.
+
+    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    """
+    chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+    from msb_pull.cli.show import show_image
+
+    show_image(run, opt.needed([image] if image else [], "inspect")[0], part=chosen[0] if chosen else None)
+
+
+@command(
+    app,
+    usage="[OPTIONS] [IMAGE...]",
+    settings=("authfile",),
+    examples="""\
+msb-pull verify
+msb-pull verify --quick ubuntu:22.04
+msb-pull verify --repair ubuntu:22.04""",
+)
+def verify(
+    run: Run,
+    images: opt.Images = None,
+    quick: opt.Quick = False,
+    repair: opt.Repair = False,
+) -> None:
+    """Prove layers against what the registry signed.
+
+    Without IMAGE all layers of the store are checked. The tar stream of each layer is made anew from the store, and
+    its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
+    found) and ends with code 6 if there is any.
+    """
+    from msb_pull.cli.store import verify_store
+
+    verify_store(run, images or [], quick=quick, repair=repair)
+
+
+@command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull prune
+msb-pull prune --dry-run --all --filter until=720h
+msb-pull prune --yes""",
+)
+def prune(
+    run: Run,
+    everything: opt.All = False,
+    filters: opt.Filters = None,
+    yes: opt.Yes = False,
+    dry_run: opt.DryRun = False,
+    no_wait: opt.NoWait = False,
+) -> None:
+    """Remove what no image needs.
+
+    That is layers, their records, and downloads that nobody has gone on with for a week. Says what would go and how
+    much that frees, asks, and acts. Layers that Microsandbox still uses, and directories that msb-pull does not know,
+    stay.
+    """
+    if filters and not everything:
+        raise UsageError("--filter: narrows --all, which is missing", hint="msb-pull prune --all --filter until=720h")
+    from msb_pull.cli.store import prune_store
+
+    prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE...",
+    examples="""\
+msb-pull rm ubuntu:22.04
+msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
+)
+def rm(run: Run, images: opt.Images = None) -> None:
+    """Remove images, and the layers that nothing else needs."""
+    from msb_pull.cli.store import remove_from_store
+
+    remove_from_store(run, opt.needed(images, "rm"))
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE... -o FILE",
+    examples="""\
+msb-pull save ubuntu:22.04 -o ubuntu.tar
+msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
+)
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+) -> None:
+    """Write images into an archive, checked on the way out.
+
+    `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
+    `--format docker`. Nothing but the store is read, so this works without a network.
+    """
+    if not output:
+        raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
+    from msb_pull.cli.store import save_archive
+
+    save_archive(run, opt.needed(images, "save"), output, form or [])
+
+
+def main(argv: Sequence[str], streams: Streams | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    interrupts = Interrupts()
+    session = Session(streams or Streams.of_process(), interrupts, argv)
+
+    def work() -> None:
+        interrupts.install(session.say_farewell)
+        _parse_and_run(list(argv) or ["--help"], session)
+
+    try:
+        return session.guard(work)
+    finally:
+        session.display.close()
+        interrupts.remove()
+
+
+def _parse_and_run(argv: list[str], session: Session) -> None:
+    program = typer.main.get_command(app)
+    try:
+        program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
+    except typer.TyperException as error:
+        raise usage_error(error) from error
+    except typer.Abort:
+        raise Cancelled("interrupted") from None

@@ -1,0 +1,218 @@
+"""What Typer does not do by itself: images without a command, near misses, plain help, errors in our own form."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import typer
+import typer.core
+
+from msb_pull.cli.options import COMMON, EVERYWHERE, SETTINGS
+from msb_pull.ground.errors import MsbPullError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from msb_pull.cli.run import Run, Session
+
+_EXAMPLES = """\
+msb-pull ubuntu:22.04
+msb-pull ghcr.io/acme/app:1 --platform linux/arm64
+msb-pull ls
+msb-pull inspect --lowerdir ubuntu:22.04"""
+
+
+def command(
+    app: typer.Typer, *, usage: str, examples: str, settings: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers ``function(run, **own_options)`` as a command that takes the common options and ``settings`` too.
+
+    ``run`` is ready to use when the function is called: settings are read and the display knows how to show things.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        # A command that has its own --format answers for the common one too.
+        common = [p for p in COMMON.values() if p.name not in {x.name for x in own}]
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        every = [context, *own, *(SETTINGS[name] for name in settings), *common]
+
+        def invoke(**values: Any) -> None:
+            session: Session = values.pop("ctx").obj
+            mine = {p.name: values[p.name] for p in own}
+            run: Run = session.begin(values)
+            function(run, **mine)
+
+        invoke.__name__ = function.__name__
+        invoke.__doc__ = function.__doc__
+        invoke.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
+        )
+        app.command(function.__name__, cls=PlainCommand, options_metavar=usage, epilog=examples)(invoke)
+        return function
+
+    return register
+
+
+def as_typed(param: Any) -> Any:
+    """``param``, which now keeps the text that was typed.
+
+    Typer 0.29 loads pydantic (0.08 s, more than a whole warm pull may take) to turn text into text.
+    """
+    param.process_value = MethodType(_keep, param)
+    return param
+
+
+def _keep(param: Any, ctx: typer.Context, value: Any) -> Any:
+    if value is None and (param.multiple or param.nargs == -1):
+        value = ()
+    return param.callback(ctx, param, value) if param.callback is not None else value
+
+
+def _shown_as_result(option: Any) -> Any:
+    option.callback = _show_help
+    return option
+
+
+def _show_help(ctx: typer.Context, param: Any, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        ctx.obj.display.result(ctx.get_help())
+        raise typer.Exit
+
+
+class PlainCommand(typer.core.TyperCommand):
+    """A command whose values stay text, with help in sections of plain text."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, none of which turns its text into anything."""
+        return [as_typed(param) for param in super().get_params(ctx)]
+
+    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """The help option, whose page goes the way of every result."""
+        return _shown_as_result(super().get_help_option(ctx))
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Leaves in every error the command whose help page tells more."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The usage line as it was written."""
+        return [self.options_metavar or ""]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the options in sections, in the order in which the sections first appear."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and param.param_type_name == "option":
+                title = getattr(param, "rich_help_panel", None)
+                sections.setdefault(title if isinstance(title, str) else "Options", []).append(record)
+        # The help option comes last and belongs to the options of every command.
+        sections.setdefault(EVERYWHERE, []).append(sections["Options"].pop())
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    # Padded, so that the texts of all sections stand below one another.
+                    formatter.write_dl([(f"{name:<22}", text) for name, text in records], col_max=22)
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the examples as they stand."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write_text("\b\n" + self.epilog)
+
+
+class Group(typer.core.TyperGroup):
+    """Commands, or images to pull when the first word is none."""
+
+    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """The help option, whose page goes the way of every result."""
+        return _shown_as_result(super().get_help_option(ctx))
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Leaves the options of the bare form for ``pull``."""
+        ctx.ignore_unknown_options = True
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, none of which turns its text into anything."""
+        return [as_typed(param) for param in super().get_params(ctx)]
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
+        """The command that the first word names, else ``pull``; raises UsageError for what could be either."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        word = self._first_word(args) or ""
+        if word in self.commands and args[0].startswith("-"):
+            options = " ".join(args[: args.index(word)])
+            raise UsageError(f"{options}: options go after the command", hint=f"msb-pull {word} {options} ...")
+        near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
+        if near and not set(word) & set(":/@."):
+            raise UsageError(
+                f"there is no command {word!r}",
+                hint=f"`msb-pull {near[0]}` is one; to pull an image of this name: `msb-pull pull {word}`",
+            )
+        return "pull", self.commands["pull"], args
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The usage line as it was written."""
+        return [self.options_metavar or ""]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the commands before the two options."""
+        self.format_commands(ctx, formatter)
+        with formatter.section("Options"):
+            formatter.write_dl([x for param in self.get_params(ctx) if (x := param.get_help_record(ctx))])
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the examples as they stand."""
+        with formatter.section("Examples"):
+            formatter.write_text("\b\n" + _EXAMPLES)
+        formatter.write_paragraph()
+        formatter.write_text("`msb-pull COMMAND --help` explains a command and its options.")
+
+    def _first_word(self, args: Sequence[str]) -> str | None:
+        """The first word that is neither an option nor the value of one."""
+        takes_value = {
+            name
+            for command in self.commands.values()
+            for param in command.params
+            if param.param_type_name == "option" and not (getattr(param, "is_flag", 0) or getattr(param, "count", 0))
+            for name in param.opts
+        }
+        words = iter(args)
+        for word in words:
+            if not word.startswith("-") or word == "-":
+                return word
+            if _wants_next(word, takes_value):
+                next(words, None)
+        return None
+
+
+def _wants_next(word: str, takes_value: set[str]) -> bool:
+    """Whether the value of the option (or of the last of a cluster like ``-qj``) is the next word."""
+    if word.startswith("--"):
+        return word in takes_value
+    for position, letter in enumerate(word[1:], start=2):
+        if f"-{letter}" in takes_value:
+            return position == len(word)
+    return False
+
+
+def usage_error(error: typer.TyperException) -> MsbPullError:
+    """Typer's own words in our form, with the nearest option or the page to read as the hint."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "msb-pull"
+    near = getattr(error, "possibilities", None)
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists what there is"
+    option = getattr(error, "option_name", None)
+    message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
+    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

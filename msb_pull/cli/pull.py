@@ -1,0 +1,252 @@
+"""The ``pull`` command behind its options: several images one after the other, with one client for all."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.display.streams import read_secret
+from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
+from msb_pull.ground.sizes import counted, format_size
+from msb_pull.image.platform import Platform
+from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.work.pull.plan import Policy, PullOptions
+from msb_pull.work.pull.pull import pull_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.cli.run import Run, Session
+    from msb_pull.ground.events import Event, Observer
+    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.pull.plan import PullResult
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the registries of the named images are to be reached."""
+
+    plain_http: bool = False
+    tls_no_verify: bool = False
+    ca_cert: str | None = None
+    creds_stdin: bool = False
+    anonymous: bool = False
+
+
+def pull_images(
+    run: Run,
+    images: Sequence[str],
+    access: Access,
+    *,
+    force: bool,
+    name: str | None,
+    dry_run: bool,
+    allow_no_xattr: bool,
+) -> None:
+    """Pulls each image, prints its line at once and tells of failures at the end."""
+    settings = run.settings
+    arguments = [parse_argument(text, settings.default_registry) for text in images]
+    _check(arguments, access, name)
+    options = PullOptions(
+        policy=Policy(settings.policy),
+        force=force,
+        platform=Platform.parse(settings.platform) if settings.platform else None,
+        jobs=settings.jobs,
+        max_layer_size=settings.max_layer_size,
+        max_entries=settings.max_entries,
+        max_window=settings.max_window,
+        allow_no_xattr=allow_no_xattr,
+        name=name,
+        dry_run=dry_run,
+    )
+    outcomes: list[tuple[ImageArgument, PullResult | MsbPullError]] = []
+    with contextlib.closing(LazyClient(run, arguments, access)) as client:
+        for argument in arguments:
+            outcomes.append((argument, _pull_one(run, argument, client, options)))
+            if isinstance(outcomes[-1][1], Cancelled):
+                break
+    _finish(run, outcomes)
+
+
+class LazyClient:
+    """One registry client for the whole run, made when the first registry must be asked (it loads requests)."""
+
+    def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
+        self._run = run
+        self._hosts = _hosts(arguments)
+        self._access = access
+        self._client: RegistryClient | None = None
+
+    def __call__(self) -> RegistryClient:
+        if self._client is None:
+            from msb_pull.source.registry.registry import RegistryClient
+
+            self._client = RegistryClient(
+                self._options(), self._credentials(), observer=self._run.observe, cancel=self._run.cancel
+            )
+        return self._client
+
+    def close(self) -> None:
+        """Closes the connections, if there are any."""
+        if self._client is not None:
+            self._client.close()
+
+    def _options(self) -> RegistryOptions:
+        from msb_pull.api import registry_options
+
+        access, listed = self._access, registry_options(self._run.settings)
+        return replace(
+            listed,
+            plain_http=listed.plain_http | (self._hosts if access.plain_http else set()),
+            tls_no_verify=listed.tls_no_verify | (self._hosts if access.tls_no_verify else set()),
+            ca_certs={**listed.ca_certs, **(dict.fromkeys(self._hosts, access.ca_cert) if access.ca_cert else {})},
+        )
+
+    def _credentials(self) -> CredentialStore:
+        from msb_pull.source.registry.credentials import CredentialStore, check_given
+
+        if self._access.anonymous:
+            return CredentialStore.nobody()
+        check_given(self._hosts, stdin=self._access.creds_stdin)
+        host = next(iter(self._hosts)) if len(self._hosts) == 1 else None
+        if self._access.creds_stdin:
+            return CredentialStore.from_text(read_secret(self._run.display.streams.stdin), host=host)
+        return CredentialStore(authfile=self._run.settings.authfile, host=host)
+
+
+def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
+    return frozenset(x.reference.registry for x in arguments if x.reference is not None)
+
+
+def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
+    """One image, its line and its summary; or what went wrong with it."""
+    try:
+        run.stop_if_cancelled()
+        writes = not options.dry_run and options.policy is not Policy.NEVER
+        store = run.store(create=writes)
+        observe = _without_plans(run.observe) if options.dry_run else run.observe
+        result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
+    except MsbPullError as error:
+        run.display.settle()
+        if isinstance(error, ContentError) and argument.text not in error.message:
+            # A layer's digest alone does not say which of several images it belongs to.
+            error.message = f"{argument.text}: {error.message}"
+        elif isinstance(error, Cancelled) and argument.reference is not None:
+            error.hint = "what has arrived is kept; the same command goes on from there"
+        return error
+    if result.digest is None:
+        text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
+        run.warn(f"{result.reference} {text}")
+    run.display.note(_summary(result), done=not result.dry_run)
+    if run.display.format == "text":
+        run.display.result(result.pinned)
+    return result
+
+
+def _without_plans(observe: Observer) -> Observer:
+    """For a dry run, whose plan is its result."""
+    from msb_pull.ground.events import PullPlanned
+
+    def observer(event: Event) -> None:
+        if not isinstance(event, PullPlanned):
+            observe(event)
+
+    return observer
+
+
+def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
+    errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
+    for error in errors:
+        run.session.tell(error)
+    if run.display.format == "json":
+        run.write(_document(run.session, outcomes, errors), "")
+    if errors:
+        run.fail(errors)
+
+
+def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None) -> None:
+    """Raises UsageError for options that do not go together."""
+    local = [x for x in arguments if x.reference is None]
+    if name is not None and (len(arguments) > 1 or not local):
+        raise UsageError(
+            "--as: names exactly one image from a folder or an archive",
+            hint="msb-pull pull oci:DIR --as registry.example.com/name:tag",
+        )
+    if name is not None:
+        Reference.parse(name)
+    if access.ca_cert is not None and not Path(access.ca_cert).expanduser().exists():
+        # Said here, since a registry that is reached by plain HTTP never comes to read it.
+        raise UsageError(f"--ca-cert: {access.ca_cert}: there is no such file")
+    if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
+        raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
+    hosts = _hosts(arguments)
+    if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
+        from msb_pull.source.registry.credentials import check_given
+
+        check_given(hosts, stdin=access.creds_stdin)
+
+
+def _summary(result: PullResult) -> str:
+    layers = {layer.digest: layer for layer in result.layers}
+    present = sum(layer.present for layer in layers.values())
+    name = result.reference
+    if result.dry_run:
+        missing = [layer for layer in layers.values() if not layer.present]
+        size = format_size(sum(layer.size for layer in missing))
+        what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
+        return f"Would fetch {what} for {name} ({result.platform})"
+    if not result.changed:
+        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
+    here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}"
+
+
+def _document(
+    session: Session,
+    outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]],
+    errors: Sequence[MsbPullError],
+) -> dict[str, Any]:
+    images = [
+        {"status": "failed", "image": argument.text, "error": session.document_of(outcome)}
+        if isinstance(outcome, MsbPullError)
+        else {"status": "ok", "image": argument.text, **_fields(outcome)}
+        for argument, outcome in outcomes
+    ]
+    if not errors:
+        return {"status": "ok", "images": images}
+    return {"status": "failed", "images": images, "error": session.document_of(_common(errors, len(outcomes)))}
+
+
+def _common(errors: Sequence[MsbPullError], count: int) -> MsbPullError:
+    """What all errors of a run come to: the code in the document is the one that the process ends with."""
+    interrupted = [error for error in errors if isinstance(error, Cancelled)]
+    if interrupted or len({error.exit_code for error in errors}) == 1:
+        return (interrupted or errors)[0]
+    return MsbPullError(f"{len(errors)} of {counted(count, 'image')} failed, for different reasons")
+
+
+def _fields(result: PullResult) -> dict[str, Any]:
+    return {
+        "reference": result.reference,
+        "pinned": result.pinned,
+        "digest": result.digest,
+        "platform": result.platform,
+        "size_bytes": result.size,
+        "fetched_bytes": result.fetched,
+        "seconds": round(result.seconds, 3),
+        "changed": result.changed,
+        "dry_run": result.dry_run,
+        "layers": [
+            {
+                "digest": layer.digest,
+                "size_bytes": layer.size,
+                "fetched_bytes": layer.fetched,
+                "present": layer.present,
+                "path": layer.path,
+            }
+            for layer in result.layers
+        ],
+    }

@@ -1,0 +1,162 @@
+"""A run of the program: from the options to settings, store and display, and from any error to an exit code."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.config import settings as config
+from msb_pull.display.display import Display, error_document
+from msb_pull.display.streams import OutputClosed, Streams
+from msb_pull.ground.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, exhausted, local_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from msb_pull.cli.signals import Interrupts
+    from msb_pull.config.settings import Settings
+    from msb_pull.store.store import Store
+
+# What a shell reports for a program that SIGPIPE ended, as `yes | head` does.
+_PIPE_CLOSED = 141
+_BUG = "this is a mistake in msb-pull; the same command with --debug shows where"
+
+
+class Session:
+    """What exists before the options are understood; commands find it in Typer's context."""
+
+    def __init__(self, streams: Streams, interrupts: Interrupts, argv: Sequence[str]) -> None:
+        self.display = Display(streams, color=config.color_choice())
+        self.interrupts = interrupts
+        # Errors in the options themselves must obey these two as well.
+        self.debug = "--debug" in argv
+        self.display.format = "json" if _asks_for_json(argv) else "text"
+        self.code = int(ExitCode.OK)
+        self.document_written = False
+        self._farewell_said = False
+
+    def begin(self, values: Mapping[str, Any]) -> Run:
+        """Reads the settings and makes the display ready; raises UsageError."""
+        form = values.get("form") or "text"
+        if isinstance(form, list):
+            form = "json" if "json" in form else "text"
+        if form not in ("text", "json"):
+            raise UsageError(f"--format: {form!r} is not one of text, json")
+        settings = config.load({name: values[name] for name in values if name in config.OPTIONS})
+        self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
+        run = Run(self, settings)
+        for text in settings.warnings:
+            run.warn(text)
+        return run
+
+    def guard(self, work: Callable[[], None]) -> int:
+        """Runs ``work`` and tells of whatever goes wrong; returns the exit code. Nothing else turns errors into one."""
+        try:
+            work()
+        except OutputClosed:
+            return _PIPE_CLOSED
+        except MsbPullError as error:
+            return self._told(error)
+        except OSError as error:
+            return self._told(local_error(error, _place_of(error)).with_traceback(error.__traceback__))
+        except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, not a traceback
+            if spent := exhausted(error):
+                return self._told(spent.with_traceback(error.__traceback__))
+            bug = MsbPullError(f"{type(error).__name__}: {error}", hint=_BUG)
+            return self._told(bug.with_traceback(error.__traceback__))
+        return self.interrupts.exit_code if self.interrupts.number else self.code
+
+    def say_farewell(self) -> None:
+        """The last words of a process that a signal ends before it could stop by itself."""
+        if not self._farewell_said:
+            self.display.error(Cancelled("interrupted"))
+
+    def _code_of(self, error: MsbPullError) -> int:
+        return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
+
+    def _told(self, error: MsbPullError) -> int:
+        """Shows an error, and as a document too where that was asked for; returns its exit code."""
+        self.tell(error)
+        if self.display.format == "json" and not self.document_written:
+            try:
+                self.display.document({"status": "failed", "error": self.document_of(error)})
+            except OutputClosed:
+                return _PIPE_CLOSED
+            except LocalError as unwritten:
+                self.tell(unwritten)
+        return self._code_of(error)
+
+    def document_of(self, error: MsbPullError) -> dict[str, Any]:
+        """An error as it stands in a JSON document, with the exit code that the process will have."""
+        return error_document(error) | {"code": self._code_of(error)}
+
+    def tell(self, error: MsbPullError) -> None:
+        """Shows an error on standard error, with its traceback if asked for."""
+        self._farewell_said = isinstance(error, Cancelled)
+        if self.debug and not isinstance(error, Cancelled):
+            self.display.trace("".join(traceback.format_exception(error)))
+        self.display.error(error)
+
+
+class Run:
+    """One command at work: its settings, display and store."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self.session = session
+        self.settings = settings
+        self.display = session.display
+        self.cancel = session.interrupts.cancel
+        self.observe = session.display.observe
+
+    @property
+    def layers_dir(self) -> Path:
+        """Where the layers of this run's store lie."""
+        return self.settings.layers_dir or self.settings.home / "layers"
+
+    def store(self, *, create: bool = True) -> Store:
+        """Opens the store; with ``create`` False nothing is made that is not there."""
+        from msb_pull.store.store import Store
+
+        settings = self.settings
+        return Store.open(settings.home, settings.layers_dir, create=create, sync=settings.sync, warn=self.warn)
+
+    def filled_store(self) -> Store | None:
+        """The store, ready to be locked; None where there is none. Asking for one must not make one."""
+        store = self.store(create=False)
+        return self.store() if store.has_images else None
+
+    def warn(self, text: str) -> None:
+        """Tells the person something, once."""
+        from msb_pull.ground import events
+
+        self.observe(events.Warned("", text))
+
+    def write(self, document: Any, text: str) -> None:
+        """Writes the result to standard output in the form that was asked for."""
+        if self.display.format == "json":
+            self.session.document_written = True
+            self.display.document(document)
+        else:
+            self.display.result(text)
+
+    def fail(self, errors: Sequence[MsbPullError]) -> None:
+        """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
+        codes = {int(error.exit_code) for error in errors}
+        self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+
+    def stop_if_cancelled(self) -> None:
+        """Raises Cancelled once a signal has come."""
+        if self.cancel.is_set():
+            raise Cancelled("interrupted")
+
+
+def _place_of(error: OSError) -> str:
+    """What an error is about that may name nothing, as that of getcwd(2) in a folder that has been removed."""
+    return error.filename or ("the current folder" if error.errno == errno.ENOENT else "system call")
+
+
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    return "--format=json" in argv or ("--format", "json") in itertools.pairwise(argv)

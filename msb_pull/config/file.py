@@ -1,0 +1,121 @@
+"""The configuration file: TOML with known keys and no others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.ground.errors import UsageError
+from msb_pull.ground.places import config_home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+TOP_KEYS = ("home", "layers_dir", "jobs", "platform", "default_registry", "sync")
+PULL_KEYS = ("policy", "retries", "timeout", "limit_rate")
+REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
+TABLES = ("pull", "registries")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """``keys``: setting -> (its name in the file, its value); ``registries``: host -> its table. Values unchecked."""
+
+    keys: Mapping[str, tuple[str, Any]]
+    registries: Mapping[str, Mapping[str, Any]]
+
+
+def default_path(environ: Mapping[str, str]) -> Path | None:
+    """Where the file lies when none is named: in the platform's folder for user configuration, if there is one."""
+    if os.uname().sysname == "Linux":
+        # What platformdirs answers there, without the 4 ms that it takes to load; a test compares the two.
+        base = config_home(environ)
+        return base / "msb-pull" / "config.toml" if base else None
+    import platformdirs
+
+    return platformdirs.user_config_path("msb-pull", appauthor=False) / "config.toml"
+
+
+def read(path: Path) -> Document:
+    """Reads and takes apart the file; raises UsageError when it cannot be read, is no TOML or holds an unknown key."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such configuration file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
+    return _take_apart(path, _parse(path, data))
+
+
+def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[Path, Document] | None:
+    """The file that nobody has named, None where there is none.
+
+    One that may not be read, as that of another user, is told to ``warn``. Raises UsageError for one that is wrong.
+    """
+    path = default_path(environ)
+    if path is None:
+        return None
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        warn(f"{path} cannot be read and is left out: {error.strerror}")
+        return None
+    return path, _take_apart(path, _parse(path, data))
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    import tomli
+
+    try:
+        return tomli.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        # Besides its own errors tomli lets through those for bytes that are no text, numbers of thousands of digits and
+        # deep nesting.
+        raise UsageError(f"{path}: not valid TOML", cause=str(error)) from None
+
+
+def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
+    keys: dict[str, tuple[str, Any]] = {}
+    for key, value in raw.items():
+        if key not in TABLES:
+            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere={name: f"pull.{name}" for name in PULL_KEYS})
+            keys[key] = (key, value)
+    for key, value in _table(path, "pull", raw.get("pull", {})).items():
+        _known(path, "pull.", key, PULL_KEYS, elsewhere={name: name for name in TOP_KEYS})
+        keys[key] = (f"pull.{key}", value)
+    registries = {}
+    for host, value in _table(path, "registries", raw.get("registries", {})).items():
+        prefix = f'registries."{host}"'
+        registries[host] = _table(path, prefix, value)
+        for key in registries[host]:
+            _known(path, f"{prefix}.", key, REGISTRY_KEYS, elsewhere={})
+    return Document(keys, registries)
+
+
+def _table(path: Path, name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        hint = 'a host with dots needs quotes: [registries."docker.io"]' if name.startswith("registries") else None
+        raise UsageError(f"{path}: {name}: must be a table", hint=hint)
+    return value
+
+
+def _known(path: Path, prefix: str, key: str, known: Iterable[str], *, elsewhere: Mapping[str, str]) -> None:
+    """Raises UsageError for a key that is not known, with the nearest one that is."""
+    known = tuple(known)
+    if key in known:
+        return
+    import difflib
+
+    if key in elsewhere:
+        hint = f"the key is {elsewhere[key]}"
+    elif near := difflib.get_close_matches(key, [*known, *elsewhere], n=1):
+        hint = f"did you mean {elsewhere.get(near[0], prefix + near[0])}?"
+    elif prefix.startswith("registries"):
+        hint = f'known here: {", ".join(known)}; a host with dots needs quotes: [registries."docker.io"]'
+    else:
+        hint = f"known here: {', '.join(known)}"
+    raise UsageError(f"{path}: unknown key {prefix}{key}", hint=hint)

@@ -1,0 +1,1 @@
+"""What is drawn and printed; only this room knows the screen."""

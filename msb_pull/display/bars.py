@@ -1,0 +1,120 @@
+"""Live rows on a terminal, drawn with rich: finished layers stay as lines, the rest moves below them.
+
+rich's own Progress is not used: with more bars than rows it hides the newest, and its updates take the lock that a
+blocked terminal holds. It is the console, its styles and its control codes that serve here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, TextIO, cast
+
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
+
+from msb_pull.display.board import Board, Row, total_width
+from msb_pull.display.lines import change, remark
+from msb_pull.display.streams import write_aside
+from msb_pull.ground import events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.ground.events import Event
+
+
+class _Forgiving:
+    """The terminal for rich; one that has gone away must not end the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+        self.isatty = stream.isatty
+        self.fileno = stream.fileno
+
+    def write(self, text: str) -> int:
+        write_aside(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+class BarsRenderer:
+    """Draws a board at the bottom of what has been printed so far."""
+
+    def __init__(self, stream: TextIO, *, jobs: int, color: bool, unicode: bool) -> None:
+        self._console = Console(
+            file=cast("TextIO", _Forgiving(stream)),
+            force_terminal=True,
+            no_color=not color,
+            color_system="standard" if color else None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+        self._stream = stream
+        self._board = Board(jobs=jobs, unicode=unicode, color=color)
+        self._drawn: list[int] = []
+        self._seen: set[Event] = set()
+        self._clock = time.monotonic
+
+    def draw(self, batch: Sequence[Event]) -> None:
+        """Takes events and draws the rows anew, with what is finished above them, in one write."""
+        now = self._clock()
+        above: list[Row] = []
+        for event in batch:
+            self._board.take(event, now)
+            above += self._board.finished() + self._remarks(event)
+        width, height = self._size()
+        rows = self._board.rows(width, height, now)
+        if above or rows or self._drawn:
+            self._replace(above, rows, width)
+
+    def settle(self) -> None:
+        """Takes the live rows away until something new happens."""
+        self._board.clear()
+        self._replace([], [], self._size()[0])
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal as it is now; rich would believe a COLUMNS that was exported long ago."""
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
+
+    def _remarks(self, event: Event) -> list[Row]:
+        if isinstance(event, events.Warned):
+            if event in self._seen:
+                return []
+            self._seen.add(event)
+        text = remark(event, 0) or (change(event) if isinstance(event, events.Retrying) else None)
+        if text is None:
+            return []
+        label, colon, rest = text.partition(":") if isinstance(event, events.Warned) else ("", "", text)
+        return [[(label + colon, "yellow"), (rest, "")]]
+
+    def _replace(self, above: Sequence[Row], rows: Sequence[Row], width: int) -> None:
+        # The context buffers: the terminal sees one write, and never half a picture.
+        with self._console:
+            self._erase(width)
+            for row in above:
+                self._print(row, end="\n")
+            for number, row in enumerate(rows):
+                self._print(row, end="" if number == len(rows) - 1 else "\n")
+        self._drawn = [total_width(row) for row in rows]
+
+    def _erase(self, width: int) -> None:
+        if not self._drawn:
+            return
+        # A terminal that has become narrower since has wrapped the rows; each then stands on several lines.
+        lines = sum(max(1, -(-row // max(width, 1))) for row in self._drawn)
+        up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *(up * (lines - 1))))
+
+    def _print(self, row: Row, end: str) -> None:
+        self._console.print(Text.assemble(*row, end=""), end=end, soft_wrap=True)

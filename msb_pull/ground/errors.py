@@ -1,0 +1,210 @@
+"""Every error msb-pull raises on purpose, with the exit code and the advice that go with it.
+
+MsbPullError                 exit 1
+├── UsageError               exit 2   option, reference or configuration file
+├── NotFoundError            exit 3   image, tag or platform
+├── AccessError              exit 4   credentials missing or refused
+├── NetworkError             exit 5   trying again may help
+├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
+├── LocalError               exit 7   disk full, no permission, store locked, a limit of the system
+└── Cancelled                exit 130 or 143
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+from msb_pull.ground.text import visible
+
+# Spelled out, since importing typing takes longer than all else that a child process needs.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+
+class ExitCode(enum.IntEnum):
+    """Exit statuses of the command line; documented in README."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    DENIED = 4
+    NETWORK = 5
+    CONTENT = 6
+    LOCAL = 7
+    HUNG_UP = 129
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class MsbPullError(Exception):
+    """What failed and for which image or file, with an optional cause and an optional next step.
+
+    ``message``, ``cause`` and ``hint`` are one line each and carry no secrets. Text that came from an image or a
+    registry is escaped by whoever draws the error.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
+    kind: ClassVar[str] = "failure"
+
+    def __init__(self, message: str, *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        # Tracebacks and logs of other programs show this as it is.
+        return visible(self.message)
+
+
+class UsageError(MsbPullError):
+    """An option, a reference or the configuration file cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+    kind = "usage"
+
+
+class NotFoundError(MsbPullError):
+    """The image, tag or platform does not exist where it was looked for."""
+
+    exit_code = ExitCode.NOT_FOUND
+    kind = "not-found"
+
+
+class AccessError(MsbPullError):
+    """Credentials are missing or were refused."""
+
+    exit_code = ExitCode.DENIED
+    kind = "denied"
+
+
+class NetworkError(MsbPullError):
+    """The network or the registry failed; trying again may help."""
+
+    exit_code = ExitCode.NETWORK
+    kind = "network"
+
+
+class ContentError(MsbPullError):
+    """Content does not match its digest, or a layer is hostile or broken."""
+
+    exit_code = ExitCode.CONTENT
+    kind = "content"
+
+
+class LocalError(MsbPullError):
+    """This machine is the trouble: disk full, no permission, store locked."""
+
+    exit_code = ExitCode.LOCAL
+    kind = "local"
+
+
+class Cancelled(MsbPullError):
+    """The user or the system asked to stop; partial downloads stay for the next run."""
+
+    exit_code = ExitCode.INTERRUPTED
+    kind = "cancelled"
+
+
+def exhausted(error: BaseException) -> LocalError | None:
+    """What to raise (the limit) when no memory, thread, process or descriptor is left; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    # Python has no error of its own for threads; a library that finds no room is one that cannot be imported.
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return no_more_tasks()
+    unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
+        return LocalError(
+            "out of memory",
+            hint="raise what limits it (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return LocalError(
+            "too many open files",
+            hint="raise their limit (`ulimit -n`; fs.file-max of the system); --jobs 1 needs the fewest",
+        )
+    return None
+
+
+def raise_if_exhausted(error: BaseException) -> None:
+    """Raises the limit as a LocalError: it says nothing of the file that was looked at."""
+    if spent := exhausted(error):
+        raise spent from error
+
+
+def no_more_tasks(cause: str | None = None) -> LocalError:
+    """No thread or process can be started. The kernel's reason is of little use: it is the same for every limit."""
+    return LocalError(
+        "no more threads or processes can be started",
+        cause=cause,
+        hint="raise their limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
+    )
+
+
+def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
+    """Says what an OSError below ``path`` means for a person: how much space is left, or which path is closed."""
+    if spent := exhausted(error):
+        return spent
+    # Of two names (symlink, link, rename) the second is the one that was to be made.
+    named = error.filename2 or error.filename
+    where = os.fsdecode(named) if named else os.fspath(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what, free = _what_is_full(where if where.startswith("/") else os.fspath(path))
+        if error.errno == errno.EDQUOT:
+            what = "your quota is used up"
+        return LocalError(f"{where}: {what}", cause=free, hint=_SPACE_HINT)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return LocalError(f"{where}: {error.strerror}", hint="check who owns the store, or choose another with --home")
+    if error.errno == errno.EFBIG:
+        return too_large(where)
+    hint = None
+    if error.errno == errno.EXDEV:
+        hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        hint = "a folder was to be there; the store can be another one, with --home"
+    return LocalError(f"{where}: {error.strerror or error}", hint=hint)
+
+
+def file_size_limit() -> int | None:
+    """How many bytes a file may have that this process writes (`ulimit -f`), None for any number."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def too_large(where: str) -> LocalError:
+    """A file would have more bytes than this process may write, or than its file system takes."""
+    most = file_size_limit()
+    if most is None:
+        return LocalError(f"{where}: the file system takes no file of this size", hint="choose another one")
+    return LocalError(
+        f"{where}: a file may have {most} bytes at most", hint="raise the limit of file sizes, `ulimit -f`"
+    )
+
+
+_SPACE_HINT = (
+    "free some space (`msb-pull prune` removes what no image needs) and pull again; it goes on where it stopped"
+)
+
+
+def _what_is_full(path: str) -> tuple[str, str | None]:
+    """The same error number says that blocks or that inodes have run out; what helps differs."""
+    # What could not be made is not there to be asked, nor what is cleared away meanwhile; what it lay in is.
+    while (facts := _facts_of(path)) is None:
+        path, below = os.path.split(path)[0], path
+        if path in ("", below):
+            return "no space left", None
+    free = f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"
+    return "no inodes left for more files" if facts.f_files and not facts.f_favail else "no space left", free
+
+
+def _facts_of(path: str) -> os.statvfs_result | None:
+    try:
+        return os.statvfs(path)
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Whether a directory and its record are what the diff_id says."""

@@ -1,0 +1,368 @@
+"""What a layer's directory must look like, worked out from its record and notes without looking at the directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from msb_pull.ground.errors import ContentError
+from msb_pull.layer.node import Node
+from msb_pull.layer.rules import (
+    AUFS,
+    OPAQUE,
+    PLINKS,
+    WHITEOUT,
+    hidden_by,
+    hollow,
+    is_leftover,
+    is_plink,
+    is_whiteout,
+    join,
+    make_waiting,
+    resolve,
+    turned,
+)
+from msb_pull.layer.settle.facts import hollow_after, moves_of
+from msb_pull.layer.tar.names import clean
+from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from msb_pull.layer.record import Notes, Record
+    from msb_pull.layer.tar.entry import Entry
+
+
+_MENDED = "`msb-pull verify --repair` mends it"
+
+
+def expected_tree(record: Record, notes: Notes) -> tuple[dict[bytes, Node], int]:
+    """Every path below the layer's directory (``b""`` is its top) with what must stand there, and the number of entries
+    whose content is gone because a later entry took its place. The record is read. Raises ContentError.
+
+    The rules are those of the tree writer (:mod:`msb_pull.layer.rules`): the last entry of a name wins, directories
+    keep what they hold, a whiteout yields to what came in the same layer.
+    """
+    tree = Tree.of(record, notes)
+    try:
+        tree.settle(notes.derived)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ContentError(
+            f"{record.path}: the record or the notes of a layer are damaged", cause=repr(error), hint=_MENDED
+        ) from None
+    kept = {node.index for node in tree.nodes.values() if node.index >= 0}
+    return tree.nodes, len(record.payloads) - len(kept)
+
+
+def content_paths(nodes: Mapping[bytes, Node]) -> dict[int, bytes]:
+    """Where the payload of each entry lies, by the entry's index."""
+    return {node.index: path for path, node in nodes.items() if node.index >= 0}
+
+
+class Tree:
+    """The tree of one layer: :meth:`add` its entries, :meth:`finish`, and :meth:`settle` it on those below.
+
+    After :meth:`finish`, ``placed`` says where entries lie that lie elsewhere than they say, ``missing`` which hard
+    links (entry index, path, target) lead to lower layers, ``converted`` in which directories a whiteout of theirs is
+    now the opaque marker, and ``hollow`` which directories only whiteouts imply. Of the notes only what the file system
+    did not take is believed.
+    """
+
+    def __init__(self, notes: Notes) -> None:
+        self.nodes: dict[bytes, Node] = {b"": Node.of_nothing()}
+        self.placed: dict[int, bytes] = {}
+        self.missing: list[tuple[int, bytes, bytes]] = []
+        self.converted: set[bytes] = set()
+        self.hollow: list[bytes] = []
+        self._copied = frozenset(notes.copied)
+        self._unkept = frozenset(notes.unkept)
+        self._links: dict[bytes, tuple[bytes, int]] = {}
+        self._plinks: dict[bytes, int] = {}
+        self._whiteouts: list[bytes] = []
+        # What lies in each directory; most layers never ask.
+        self._inside: dict[bytes, dict[bytes, None]] | None = None
+
+    @classmethod
+    def of(cls, record: Record, notes: Notes) -> Tree:
+        """The finished tree of a record, which is read; raises ContentError for one of which no layer was made."""
+        tree = cls(notes)
+        try:
+            for entry in record.entries():
+                tree.add(entry)
+            tree.finish()
+        except ValueError as error:
+            raise ContentError(f"{record.path}: the record is damaged", cause=str(error), hint=_MENDED) from None
+        return tree
+
+    def add(self, entry: Entry) -> None:
+        """The next entry of the record; raises ValueError for one of which no layer could have been made."""
+        said = clean(entry.name)
+        # Hardly any name asks for a closer look.
+        if said.startswith(AUFS) and is_leftover(said):
+            # A file there lies where it says until the layer is complete, for hard links to lead to it.
+            if is_plink(said) and entry.type == REG:
+                self._put(said, self._taken(Node.of_entry(entry), entry))
+                self._plinks[said] = entry.index
+            return
+        path = self._real(said)
+        if WHITEOUT in path and is_whiteout(path.rpartition(b"/")[2]):
+            self._whiteout(path, said, entry)
+            return
+        if path != said:
+            self.placed[entry.index] = path
+        if entry.type == DIR:
+            self._directory(path, entry)
+        elif entry.type == LNK:
+            self._hard_link(path, entry)
+        elif entry.type == SYM:
+            self._put(path, Node.of_symlink(entry))
+        else:
+            self._put(path, self._taken(Node.of_entry(entry), entry))
+
+    def finish(self) -> None:
+        """The end of the layer: links whose targets came later, and whiteouts beside what they name."""
+        waiting = [link for link in self._links.items() if link[0] not in self.nodes and self._has_parent(link[0])]
+        left = make_waiting(
+            waiting,
+            lambda link: link[0],
+            lambda link: self._real(link[1][0]),
+            lambda link: self._link(link[0], self._real(link[1][0]), link[1][1]),
+        )
+        self.missing = sorted((index, path, target) for path, (target, index) in left)
+        marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
+        if any(path and self.nodes[path].implied for path in marked):
+            links = [path for _, path, _ in self.missing]
+            self.hollow = self._drop_hollow(marked, frozenset(self.implied), links)
+        for path in self._whiteouts:
+            if self._turn(path):
+                self.converted.add(hidden_by(path))
+        self._drop(PLINKS)
+
+    @property
+    def implied(self) -> list[bytes]:
+        """The directories without an entry."""
+        return [path for path, node in self.nodes.items() if node.implied]
+
+    def inside(self, path: bytes) -> Iterable[bytes]:
+        """The paths of what lies in a directory."""
+        if self._inside is None:
+            self._inside = {}
+            for known in self.nodes:
+                if known:
+                    self._inside.setdefault(known.rpartition(b"/")[0], {})[known] = None
+        return self._inside.get(path, ())
+
+    def settle(self, facts: Sequence[dict[str, Any]]) -> None:
+        """Applies what was derived from the layers below; raises KeyError, TypeError, ValueError on others."""
+        claims = {}
+        for fact in facts:
+            if fact["kind"] == "claimed":
+                claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
+                if node.kind != stat.S_IFDIR:
+                    raise ValueError("what is no directory stands for one")
+            elif fact["kind"] == "dropped":
+                self._drop(os.fsencode(fact["path"]))
+        if moves := moves_of(facts):
+            self._move(moves)
+            left = hollow_after(facts, self.hollow)
+            self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
+        for path, node in claims.items():
+            self._set(path, node)
+        self._derived(facts)
+        self._originals()
+
+    # Entries
+
+    def _real(self, path: bytes) -> bytes:
+        """Where a path is: symlinks of this layer on the way to its last name are followed."""
+        parent, _, name = path.rpartition(b"/")
+        there = self.nodes.get(parent)
+        if there is not None and there.kind == stat.S_IFDIR:
+            return path
+        return join(resolve(parent, self._look), name)
+
+    def _look(self, path: bytes) -> bytes | bool | None:
+        node = self.nodes.get(path)
+        if node is None:
+            return None
+        return node.link if node.kind == stat.S_IFLNK else node.kind == stat.S_IFDIR
+
+    def _taken(self, node: Node, entry: Entry) -> Node:
+        node.partial = entry.index in self._unkept
+        return node
+
+    def _directory(self, path: bytes, entry: Entry) -> None:
+        node = self._taken(Node.of_entry(entry), entry)
+        there = self.nodes.get(path)
+        if there is None or there.kind != stat.S_IFDIR:
+            self._put(path, node)
+        else:
+            self.nodes[path] = node
+
+    def _hard_link(self, path: bytes, entry: Entry) -> None:
+        said = clean(entry.linkname)
+        target = self._real(said)
+        if said in self._plinks:
+            self.placed.setdefault(self._plinks[said], path)
+        if (target != path or target not in self.nodes) and not self._link(path, target, entry.index):
+            # A later entry of that name wins over a link that waits for its target, an earlier one does not.
+            self._parents(path)
+            self._drop(path)
+            self._links.pop(path, None)
+            self._links[path] = said, entry.index
+
+    def _link(self, path: bytes, target: bytes, index: int) -> bool:
+        node = self.nodes.get(target)
+        # What stands below the link's own name goes when the link comes.
+        if node is None or node.kind == stat.S_IFDIR or target.startswith(path + b"/"):
+            return False
+        if self.nodes.get(path) is not node:
+            self._put(path, node.duplicate() if index in self._copied else node)
+        return True
+
+    def _whiteout(self, path: bytes, said: bytes, entry: Entry) -> None:
+        above = path.rpartition(b"/")[0]
+        while (node := self.nodes.get(above)) is None:
+            above = above.rpartition(b"/")[0]
+        if node.kind != stat.S_IFDIR:
+            # Below a file nothing can be hidden.
+            return
+        if path != said:
+            self.placed[entry.index] = path
+        if is_leftover(path):
+            return
+        self._put(path, Node.of_whiteout(entry))
+        self._whiteouts.append(path)
+
+    # The end of the layer
+
+    def _drop_hollow(self, marked: Iterable[bytes], implied: Collection[bytes], links: Iterable[bytes]) -> list[bytes]:
+        """Drops directories that only whiteouts imply and the layer itself hides; returns the others.
+
+        ``links`` will come yet.
+        """
+        needed = {path.rpartition(b"/")[0] for path in links}
+        gone, left = hollow(marked, implied, needed, self._names, self.nodes.__contains__)
+        for path in gone:
+            self._drop(path)
+        return left
+
+    def _names(self, path: bytes) -> list[bytes]:
+        if path not in self.nodes:
+            return [b"."]
+        return [inside.rpartition(b"/")[2] for inside in self.inside(path)]
+
+    def _turn(self, path: bytes) -> bool:
+        """Whether a whiteout has become the opaque marker of a directory beside it."""
+        marker, node = self.nodes.get(path), self.nodes.get(hidden_by(path))
+        if path.endswith(b"/" + OPAQUE) or path == OPAQUE or marker is None or node is None:
+            return False
+        self._drop(path)
+        place = turned(path, directory=node.kind == stat.S_IFDIR)
+        if place and place not in self.nodes:
+            self._set(place, marker)
+        return bool(place)
+
+    # Settling
+
+    def _move(self, moves: dict[bytes, bytes]) -> None:
+        """Moves the contents of directories into others; what stands there already stays, as settling has it."""
+        aside: dict[bytes, list[tuple[bytes, Node]]] = {}
+        for old in sorted(moves, key=lambda path: -path.count(b"/")):
+            aside[old] = [(path[len(old) + 1 :], self.nodes[path]) for path in self._below(old)]
+            self._drop(old)
+        for old, new in moves.items():
+            self._parents(new + b"/")
+            for below, node in aside[old]:
+                place = join(new, below)
+                if place not in self.nodes and not is_leftover(place):
+                    self._set(place, node)
+
+    def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
+        copies: dict[str, Node] = {}
+        for fact in facts:
+            path = os.fsencode(fact["path"])
+            if fact["kind"] == "directory":
+                node = self.nodes.get(path)
+                if node is not None and node.kind == stat.S_IFDIR:
+                    node.dress(fact)
+            elif fact["kind"] == "link" and path not in self.nodes:
+                copy = None if fact.get("copied") else copies.get(fact["real"])
+                if copy is None:
+                    copies[fact["real"]] = copy = Node.of_fact(fact)
+                self._put(path, copy)
+        if any(fact["kind"] in ("moved", "link") for fact in facts):
+            for path in [x for x in self.nodes if WHITEOUT in x and is_whiteout(x.rpartition(b"/")[2])]:
+                self._turn(path)
+
+    def _originals(self) -> None:
+        """Where the original of a copy is gone, the copy holds the payload."""
+        if not self._copied:
+            return
+        held = {node.index for node in self.nodes.values()}
+        for node in self.nodes.values():
+            if node.copy >= 0 and node.copy not in held:
+                held.add(node.copy)
+                node.index, node.copy = node.copy, -1
+
+    # Nodes
+
+    def _put(self, path: bytes, node: Node) -> None:
+        nodes = self.nodes
+        parent = nodes.get(path.rpartition(b"/")[0])
+        if parent is None or parent.kind != stat.S_IFDIR:
+            self._parents(path)
+        if path in nodes:
+            self._drop(path)
+        if self._inside is None:
+            nodes[path] = node
+        else:
+            self._set(path, node)
+
+    def _set(self, path: bytes, node: Node) -> None:
+        self.nodes[path] = node
+        if self._inside is not None:
+            self._inside.setdefault(path.rpartition(b"/")[0], {})[path] = None
+
+    def _drop(self, path: bytes) -> None:
+        node = self.nodes.get(path)
+        if node is None:
+            return
+        if node.kind == stat.S_IFDIR:
+            for below in self._below(path):
+                del self.nodes[below]
+                self._forget(below)
+        del self.nodes[path]
+        self._forget(path)
+
+    def _forget(self, path: bytes) -> None:
+        if self._inside is not None:
+            self._inside.pop(path, None)
+            self._inside.get(path.rpartition(b"/")[0], {}).pop(path, None)
+
+    def _below(self, path: bytes) -> list[bytes]:
+        """All paths below a directory, parents first."""
+        found = list(self.inside(path))
+        for below in found:
+            found += self.inside(below)
+        return found
+
+    def _parents(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0]
+        missing = []
+        while (node := self.nodes.get(parent)) is None or node.kind != stat.S_IFDIR:
+            missing.append(parent)
+            parent = parent.rpartition(b"/")[0]
+        for parent in reversed(missing):
+            made = Node.of_nothing()
+            # A file that stood there has replaced what lies below, so nothing there says how this directory looks.
+            made.implied = parent not in self.nodes
+            self._drop(parent)
+            self._set(parent, made)
+
+    def _has_parent(self, path: bytes) -> bool:
+        parent = self.nodes.get(path.rpartition(b"/")[0])
+        return parent is not None and parent.kind == stat.S_IFDIR

@@ -1,0 +1,146 @@
+"""A process that verifies layers, one after the other: comparing entries keeps Python's lock, so threads gain nothing.
+
+Parent and child speak JSON, one document a line: tasks go in, progress and findings come out. The child ends with its
+standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+
+from msb_pull.ground.errors import LocalError
+from msb_pull.layer.child import crashed, start_child
+from msb_pull.layer.proof.prove import Findings, LayerTask, prove
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from msb_pull.layer.proof.prove import Progress
+
+_INTERVAL = 0.1
+# How long the parent goes without asking whether it shall stop.
+_PATIENCE = 0.1
+_ENDING = 2.0
+
+
+def child_main() -> NoReturn:
+    """The whole life of the child; its argument is the parent's process id."""
+    import gc
+
+    from msb_pull.layer.unpack import jail
+
+    # Nothing per entry makes cycles, and looking for some would cost on every few hundred entries.
+    gc.disable()
+    jail.die_with(int(sys.argv[1]))
+    with os.fdopen(0, "rb") as tasks:
+        for line in tasks:
+            _say(_answer(LayerTask(*json.loads(line))))
+    os._exit(0)
+
+
+def _answer(task: LayerTask) -> dict[str, Any]:
+    last = 0.0
+
+    def progress(done: int, total: int, entries: bool) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _INTERVAL or done == total:
+            last = now
+            _say({"progress": [done, total, entries]})
+
+    try:
+        return {"found": prove(task, progress).as_plain()}
+    except LocalError as error:
+        return {"failed": [error.message, error.cause, error.hint]}
+    except PermissionError as error:
+        return {"denied": [error.errno, error.strerror, os.fsdecode(error.filename or task.directory)]}
+
+
+def _say(answer: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(answer).encode("ascii") + b"\n")
+    while data:
+        data = data[os.write(1, data) :]
+
+
+_BOOTSTRAP = "from msb_pull.layer.proof.prover import child_main; child_main()"
+
+
+class Prover:
+    """The parent's end of one such process; for one thread, which must last as long as the process is to live."""
+
+    def __init__(self) -> None:
+        import subprocess
+
+        self._process = start_child(_BOOTSTRAP, [str(os.getpid())], stdin=subprocess.PIPE)
+        self._said = b""
+
+    def prove(self, task: LayerTask, progress: Progress) -> Findings:
+        """As :func:`msb_pull.layer.proof.prove.prove`; ``progress`` is called every tenth of a second at least.
+
+        Raises LocalError when the process dies; after any error it is of no more use.
+        """
+        assert self._process.stdin is not None
+        words = [task.directory, task.record, task.notes, task.diff_id, task.quick, task.kept, task.stacks]
+        state = (0, 0, task.quick)
+        try:
+            self._process.stdin.write(json.dumps(words).encode("ascii") + b"\n")
+            while True:
+                line = self._line()
+                answer = {} if line is None else json.loads(line)
+                if "found" in answer:
+                    return Findings.from_plain(answer["found"])
+                if "denied" in answer:
+                    number, what, name = answer["denied"]
+                    raise PermissionError(number, what, name)
+                if "failed" in answer:
+                    message, cause, hint = answer["failed"]
+                    raise LocalError(message, cause=cause, hint=hint)
+                if "progress" in answer:
+                    done, total, entries = answer["progress"]
+                    state = (int(done), int(total), bool(entries))
+                progress(*state)
+        except (BrokenPipeError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise self._crashed(error) from None
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        process = self._process
+        process.kill()
+        process.wait(_ENDING)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def _line(self) -> bytes | None:
+        """The next line that the child has said; None when it has said nothing for a while."""
+        assert self._process.stdout is not None
+        out = self._process.stdout.fileno()
+        if b"\n" not in self._said:
+            if not select.select([out], [], [], _PATIENCE)[0]:
+                return None
+            data = os.read(out, 1 << 20)
+            if not data:
+                raise EOFError
+            self._said += data
+        line, end, rest = self._said.partition(b"\n")
+        if not end:
+            return None
+        self._said = rest
+        return line
+
+    def _crashed(self, error: Exception) -> LocalError:
+        import subprocess
+
+        assert self._process.stderr is not None
+        try:
+            # Who speaks no more is about to end.
+            status = self._process.wait(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0)
+        except subprocess.TimeoutExpired:
+            return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
+        return crashed("the verifying process", status, self._process.stderr.read())

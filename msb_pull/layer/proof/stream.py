@@ -1,0 +1,311 @@
+"""Makes a layer's tar stream again, byte for byte, from its record and its directory."""
+
+from __future__ import annotations
+
+import os
+
+from isal.isal_zlib import crc32
+
+from msb_pull.ground.errors import raise_if_exhausted
+from msb_pull.layer.proof.holes import first_data
+from msb_pull.layer.record import Record, RecordStream
+
+# Importing typing takes longer than verifying a small layer.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from msb_pull.layer.record import Payload
+    from msb_pull.layer.tree.kept import Kept
+
+    OnDamage = Callable[[bytes, str, str], None]
+
+# Small enough to be hashed out of the processor's cache, large enough for few calls.
+_BUFFER = 1 << 18
+_CHECKSUM = 4
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Listener:
+    """Is told what happens to files while they are read."""
+
+    def __init__(self, on_damage: OnDamage) -> None:
+        self.damaged = on_damage
+
+    def opened(self, path: bytes, handle: int) -> None:
+        """A file is about to be read."""
+
+    def closed(self, path: bytes, stored: int, error: OSError) -> None:
+        """A file of which so many bytes were wanted cannot be read."""
+        raise_if_exhausted(error)
+        self.damaged(path, f"{stored} bytes", error.strerror or "unreadable")
+
+    def lost(self, path: bytes, found: str) -> None:
+        """What a later entry has overwritten is not kept beside the record."""
+        self.damaged(path, "the overwritten content", found)
+
+
+def stream(
+    record: Record, layer: int, paths: Mapping[int, bytes | None], listener: Listener, *, kept: Kept | None = None
+) -> Iterator[memoryview]:
+    """Yields the tar stream of a layer from its record, whose entries have been read; a piece is valid until the next
+    one is asked for.
+
+    ``layer`` is its open directory, ``paths`` says where each payload lies, None of one that is not to be read.
+    Payloads that lie nowhere there are looked for in ``kept``. ``listener`` is told of each payload that is not what it
+    was; the stream then goes on with what there is, padded to its size. Raises ContentError when the record itself is
+    damaged.
+    """
+    headers = _Headers(record)
+    files = _Files(layer, listener)
+    beside = _Beside(record, paths, kept, listener)
+    out = _Out()
+    try:
+        for payload in record.payloads:
+            for piece in headers.until(payload[0]):
+                if not out.put(piece):
+                    yield from out.add(piece)
+            headers.skip(_CHECKSUM)
+            path = paths.get(payload[1], b"")
+            if path is None:
+                yield from out.zeros(payload[3])
+            elif not path:
+                yield from beside.payload(payload, out)
+            elif not files.small(payload, path, out):
+                yield from files.payload(payload, path, out)
+        for piece in headers.until(None):
+            yield from out.add(piece)
+        if out.used:
+            yield out.take()
+    finally:
+        beside.close()
+        files.close()
+        headers.close()
+
+
+class _Out:
+    """One buffer that everything is put into, and that is handed out whenever it is full."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_BUFFER))
+        self.used = 0
+
+    def take(self) -> memoryview:
+        """What is in the buffer, which begins anew."""
+        piece = self.view[: self.used]
+        self.used = 0
+        return piece
+
+    def put(self, data: bytes) -> bool:
+        """Adds what fits; False when it does not."""
+        used = self.used
+        end = used + len(data)
+        if end > _BUFFER:
+            return False
+        self.view[used:end] = data
+        self.used = end
+        return True
+
+    def add(self, data: bytes) -> Iterator[memoryview]:
+        if not self.put(data):
+            # Whoever reads pieces takes an empty one for the end.
+            if self.used:
+                yield self.take()
+            if not self.put(data):
+                yield memoryview(data)
+
+    def zeros(self, length: int) -> Iterator[memoryview]:
+        while length:
+            count = min(length, _BUFFER)
+            yield from self.add(bytes(count))
+            length -= count
+
+
+class _Headers:
+    """The record's own stream, cut where payloads belong."""
+
+    def __init__(self, record: Record) -> None:
+        self._stream = RecordStream(record.path)
+        self._data = b""
+        self._start = 0
+        self._at = 0
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def until(self, place: int | None) -> Iterable[bytes]:
+        """All bytes before ``place`` (None: to the end) that have not been given yet."""
+        if place is not None and (end := place - self._start) <= len(self._data):
+            at, self._at = self._at, end
+            return (self._data[at:end],)
+        return self._pieces(place)
+
+    def _pieces(self, place: int | None) -> Iterator[bytes]:
+        at = self._at
+        while place is None or place - self._start > len(self._data):
+            if at < len(self._data):
+                yield self._data[at:]
+            at = 0
+            if not self._more():
+                return
+        end = place - self._start
+        self._at = end
+        yield self._data[at:end]
+
+    def skip(self, count: int) -> None:
+        self._at += count
+        while self._at > len(self._data):
+            over = self._at - len(self._data)
+            if not self._more():
+                return
+            self._at = over
+
+    def _more(self) -> bool:
+        self._start += len(self._data)
+        self._data = self._stream.read(1 << 20)
+        self._at = 0
+        return bool(self._data)
+
+
+class _Files:
+    """Reads files below an open directory without following symlinks; the last directory is kept open."""
+
+    def __init__(self, root: int, listener: Listener) -> None:
+        self._root = root
+        self._listener = listener
+        self._path = b""
+        self._directory = os.dup(root)
+
+    def close(self) -> None:
+        os.close(self._directory)
+
+    def small(self, payload: Payload, path: bytes, out: _Out) -> bool:
+        """Puts a file into the room that ``out`` has left; False, and nothing done, when it has too little.
+
+        The same as :meth:`payload`, which most files are too small to be worth.
+        """
+        _, _, expected, stored, sparse = payload
+        used = out.used
+        if sparse is not None or stored > _BUFFER - used:
+            return False
+        view = out.view[used : used + stored]
+        out.used = used + stored
+        count = 0
+        try:
+            handle = self._open(path)
+            try:
+                self._listener.opened(path, handle)
+                count = os.readv(handle, (view,))
+                while count < stored and (more := os.readv(handle, (view[count:],))):
+                    count += more
+            finally:
+                os.close(handle)
+        except OSError as error:
+            view[count:] = bytes(stored - count)
+            self._listener.closed(path, stored, error)
+            return True
+        if count < stored:
+            view[count:] = bytes(stored - count)
+        crc = crc32(view)
+        if crc != expected:
+            self._listener.damaged(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+        return True
+
+    def payload(self, payload: Payload, path: bytes, out: _Out) -> Iterator[memoryview]:
+        """Puts one file into ``out``."""
+        _, _, expected, stored, sparse = payload
+        try:
+            handle = self._open(path)
+        except OSError as error:
+            self._listener.closed(path, stored, error)
+            yield from out.zeros(stored)
+            return
+        crc, left = 0, stored
+        try:
+            self._listener.opened(path, handle)
+            for offset, length in sparse if sparse is not None else ((0, stored),):
+                end = offset + length
+                while offset < end:
+                    used = out.used
+                    if used == _BUFFER:
+                        yield out.take()
+                        used = 0
+                    view = out.view[used : used + end - offset]
+                    count = os.preadv(handle, (view,), offset) if offset else os.readv(handle, (view,))
+                    if not count:
+                        # It was truncated; what is missing counts as zeros.
+                        view[:] = bytes(len(view))
+                        count = len(view)
+                    out.used = used + count
+                    crc = crc32(view[:count], crc)
+                    offset += count
+                    left -= count
+            if sparse is not None and (at := first_data(handle, sparse, os.fstat(handle).st_size)) is not None:
+                self._listener.damaged(path, "a hole", f"data at byte {at}")
+        except OSError as error:
+            self._listener.closed(path, stored, error)
+            yield from out.zeros(left)
+            return
+        finally:
+            os.close(handle)
+        if crc != expected:
+            self._listener.damaged(path, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+
+    def _open(self, path: bytes) -> int:
+        parent, _, name = path.rpartition(b"/")
+        if parent != self._path:
+            self._enter(parent)
+        return os.open(name, _OPEN_FILE, dir_fd=self._directory)
+
+    def _enter(self, path: bytes) -> None:
+        current = os.dup(self._root)
+        for part in path.split(b"/") if path else ():
+            try:
+                following = os.open(part, _OPEN_DIR, dir_fd=current)
+            finally:
+                os.close(current)
+            current = following
+        os.close(self._directory)
+        self._directory, self._path = current, path
+
+
+class _Beside:
+    """Payloads that have no place in the layer any more; what is wrong with them is told under their entries' names."""
+
+    def __init__(
+        self, record: Record, paths: Mapping[int, bytes | None], kept: Kept | None, listener: Listener
+    ) -> None:
+        self._record = record
+        self._paths = paths
+        self._kept = kept
+        self._listener = listener
+        self._files: _Files | None = None
+        self._names: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+
+    def payload(self, payload: Payload, out: _Out) -> Iterator[memoryview]:
+        index, stored = payload[1], payload[3]
+        try:
+            found = None if self._kept is None else self._kept.take(payload, self._record.sizes.get(index, stored))
+        except OSError as error:
+            raise_if_exhausted(error)
+            self._lost(index, error.strerror or "unreadable")
+            yield from out.zeros(stored)
+            return
+        if found is None or self._kept is None:
+            self._lost(index, "nothing")
+            yield from out.zeros(stored)
+            return
+        if self._files is None:
+            self._files = _Files(self._kept.folder, Listener(self._listener.damaged))
+        yield from self._files.payload(found[1], found[0], out)
+
+    def _lost(self, index: int, found: str) -> None:
+        if not self._names:
+            wanted = {payload[1] for payload in self._record.payloads} - self._paths.keys()
+            self._names = {x.index: x.name for x in Record(self._record.path).entries() if x.index in wanted}
+        self._listener.lost(self._names[index].strip(b"/"), found)

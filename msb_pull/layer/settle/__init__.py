@@ -1,0 +1,1 @@
+"""What a layer takes from the layers below it."""

@@ -1,0 +1,1 @@
+"""The entries of one layer, written below one directory and nowhere else."""

@@ -1,0 +1,164 @@
+"""Payloads that a later entry of the same layer overwrites: kept beside the record, to make the stream again from.
+
+While a layer is written they lie in a folder at its top that no entry can name, since the child that writes it reaches
+nothing else. They have no names there that say whose they are: size and checksum in the record do.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from msb_pull.ground.remove import listed
+from msb_pull.layer.proof.holes import crc_of, first_data
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from msb_pull.layer.record import Payload
+    from msb_pull.layer.tar.entry import Entry
+
+    Segments = tuple[tuple[int, int], ...]
+
+# All that begins so is AUFS's and left out.
+FOLDER = b".wh..wh.kept"
+# Above so many bytes a person shall know where they went: no directory shows them.
+_MUCH = 64 << 20
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Keeper:
+    """Takes what must go out of a layer's tree, whose top directory is open as ``top``; payloads are kept."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._next = -1
+
+    def discard(self, directory: int, name: bytes) -> None:
+        """Takes away what stands at a name of an open directory, and is no directory itself; raises OSError."""
+        facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISREG(facts.st_mode) and facts.st_size and facts.st_nlink == 1:
+            os.rename(name, self._place(), src_dir_fd=directory, dst_dir_fd=self._top)
+        else:
+            os.unlink(name, dir_fd=directory)
+
+    def write(self, entry: Entry, chunk: Callable[[], memoryview]) -> None:
+        """Keeps the payload of an entry that makes no file, as the stream has it; raises OSError, LayerError."""
+        if not entry.stored:
+            return
+        with os.fdopen(os.open(self._place(), _CREATE, 0o600, dir_fd=self._top), "wb") as file:
+            left = entry.stored
+            while left:
+                piece = chunk()
+                left -= len(piece)
+                file.write(piece)
+
+    def _place(self) -> bytes:
+        """A name that is free, relative to the top."""
+        if self._next < 0:
+            try:
+                os.mkdir(FOLDER, 0o700, dir_fd=self._top)
+                self._next = 0
+            except FileExistsError:
+                # Settling goes on where unpacking ended.
+                folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._top)
+                try:
+                    self._next = len(listed(folder))
+                finally:
+                    os.close(folder)
+        self._next += 1
+        return FOLDER + b"/%d" % (self._next - 1)
+
+
+def keep_aside(tree: Path, place: Path) -> list[str]:
+    """Moves what was kept out of a finished tree to ``place``, if there is any; returns warnings. Raises OSError."""
+    before = os.stat(tree)
+    try:
+        os.rename(os.path.join(tree, os.fsdecode(FOLDER)), place)
+    except FileNotFoundError:
+        return []
+    os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with os.scandir(place) as found:
+        size = sum(entry.stat(follow_symlinks=False).st_blocks for entry in found) * 512
+    return [f"{size // 1_000_000} MB of it are overwritten by its own later entries and kept"] if size > _MUCH else []
+
+
+class Kept:
+    """The payloads kept of one layer, to be told apart by size and checksum."""
+
+    def __init__(self, folder: str) -> None:
+        self._left: dict[bytes, None] = {}
+        self._sizes: dict[int, list[bytes]] = {}
+        # Of files by their size, and how they are read: checksums, and the names with each, the first one last.
+        self._checksums: dict[tuple[int, Segments], dict[int, list[bytes]]] = {}
+        self._folder = -1
+        try:
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in sorted((name for name, _ in listed(self._folder)), key=lambda name: (len(name), name)):
+            size = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_size
+            self._sizes.setdefault(size, []).append(name)
+            self._left[name] = None
+
+    @property
+    def folder(self) -> int:
+        """The open folder, -1 where nothing is kept."""
+        return self._folder
+
+    @property
+    def left(self) -> list[bytes]:
+        """The names of those that nothing has asked for."""
+        return list(self._left)
+
+    def take(self, payload: Payload, size: int) -> tuple[bytes, Payload] | None:
+        """The name of the file with the payload of a file of ``size``, and how it lies there; each file once.
+
+        It was written as a file of that size, or, where the entry made no file, as the stream has it. None where there
+        is none. Raises OSError.
+        """
+        place, index, expected, stored, sparse = payload
+        for length, segments in ((size, sparse), (stored, None)):
+            names = self._with(length, segments if segments is not None else ((0, stored),)).get(expected, [])
+            while names:
+                if (name := names.pop()) in self._left:
+                    del self._left[name]
+                    return name, (place, index, expected, stored, segments)
+        return None
+
+    def superfluous(self) -> Iterator[bytes]:
+        """The names of files with content that nothing has asked for; raises OSError.
+
+        A file that is one hole is kept though its entry has no payload.
+        """
+        for name in self.left:
+            handle = os.open(name, _OPEN_FILE, dir_fd=self._folder)
+            try:
+                if first_data(handle, (), os.fstat(handle).st_size) is not None:
+                    yield name
+            finally:
+                os.close(handle)
+
+    def close(self) -> None:
+        """Closes the folder."""
+        if self._folder >= 0:
+            os.close(self._folder)
+
+    def _with(self, size: int, segments: Segments) -> dict[int, list[bytes]]:
+        """The files of a size by their checksums; each is read once for all payloads that lie alike."""
+        if (size, segments) not in self._checksums:
+            found = self._checksums[size, segments] = {}
+            for name in reversed(self._sizes.get(size, ())):
+                if name in self._left:
+                    found.setdefault(self._checksum(name, segments), []).append(name)
+        return self._checksums[size, segments]
+
+    def _checksum(self, name: bytes, segments: Segments) -> int:
+        handle = os.open(name, _OPEN_FILE, dir_fd=self._folder)
+        try:
+            return crc_of(handle, segments)
+        finally:
+            os.close(handle)

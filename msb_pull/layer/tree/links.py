@@ -1,0 +1,164 @@
+"""Hard links of one layer: made at once where the target is there, else when it has come, else left for settling."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from msb_pull.layer.limits import LayerError
+from msb_pull.layer.rules import BadPath, is_whiteout, join, make_waiting
+from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from msb_pull.layer.tree.folders import Folder, Folders
+
+COPIES = "the copies of what cannot be linked take more than a layer may have"
+
+
+class _Link:
+    __slots__ = ("folder", "index", "name", "shown", "target")
+
+    def __init__(self, index: int, shown: bytes, folder: bytes, name: bytes, target: bytes) -> None:
+        self.index = index
+        self.shown = shown
+        self.folder = folder
+        self.name = name
+        self.target = target
+
+    @property
+    def path(self) -> bytes:
+        return join(self.folder, self.name)
+
+    def refuse(self, what: str) -> LayerError:
+        return LayerError(self.index, self.shown, what)
+
+
+class Links:
+    """``missing`` holds, after :meth:`finish`, what has no target in this layer: (entry index, path, target).
+
+    ``copied`` holds the entry indexes of those that the file system refused, and that are copies; ``room`` is how many
+    bytes these may take.
+    """
+
+    def __init__(self, folders: Folders, room: int) -> None:
+        self.room = room
+        self.missing: list[tuple[int, bytes, bytes]] = []
+        self.copied: list[int] = []
+        self._folders = folders
+        self._waiting: dict[bytes, _Link] = {}
+
+    def add(self, index: int, shown: bytes, folder: Folder, name: bytes, target: bytes) -> None:
+        """Makes a link at ``name`` in ``folder`` to the clean path ``target``; raises LayerError, OSError.
+
+        ``shown`` is the entry's name for messages.
+        """
+        link = _Link(index, shown, folder.path, name, target)
+        if not target:
+            raise link.refuse("a hard link to a directory")
+        if is_whiteout(target.rpartition(b"/")[2]):
+            raise link.refuse("a hard link to a whiteout")
+        if not self._make(link):
+            # A later entry of that name shall win over this one, an earlier one shall not.
+            self._clear(link)
+            self._waiting.pop(link.path, None)
+            self._waiting[link.path] = link
+
+    def finish(self) -> None:
+        """Makes the links whose targets came later, in whatever order; notes those without any."""
+        pending = [link for link in self._waiting.values() if not self._taken(link)]
+        left = make_waiting(pending, lambda link: link.path, self._leads_to, self._make)
+        self.missing = sorted((link.index, link.path, link.target) for link in left)
+
+    def look_up(self, path: bytes) -> tuple[Folder, bytes, os.stat_result] | None:
+        """What stands at a clean path, symlinks followed on the way but not at its end; None for nothing."""
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folders.find(parent) or self._folders.find(self._folders.resolve(parent))
+        if folder is None:
+            return None
+        try:
+            return folder, name, os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _leads_to(self, link: _Link) -> bytes:
+        parent, _, name = link.target.rpartition(b"/")
+        if self._folders.find(parent) is not None:
+            return link.target
+        try:
+            return join(self._folders.resolve(parent), name)
+        except BadPath as error:
+            raise link.refuse(f"its link target: {error}") from None
+
+    def _make(self, link: _Link) -> bool:
+        """False when the target is not there."""
+        try:
+            found = self.look_up(link.target)
+        except BadPath as error:
+            raise link.refuse(f"its link target: {error}") from None
+        if found is None:
+            return False
+        source, source_name, facts = found
+        if stat.S_ISDIR(facts.st_mode):
+            raise link.refuse("a hard link to a directory")
+        # Finding the one directory may close the other.
+        held = os.dup(source.descriptor)
+        try:
+            return self._place(held, source_name, facts, link)
+        finally:
+            os.close(held)
+
+    def _place(self, source: int, name: bytes, facts: os.stat_result, link: _Link) -> bool:
+        try:
+            folder = self._folders.reach(link.folder)
+        except BadPath as error:
+            raise link.refuse(str(error)) from None
+        try:
+            self._link(source, name, folder.descriptor, link)
+        except FileExistsError:
+            there = os.stat(link.name, dir_fd=folder.descriptor, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino):
+                return True
+            self._remove(folder, link)
+            try:
+                self._link(source, name, folder.descriptor, link)
+            except FileNotFoundError:
+                # The target stood below what had to give way.
+                return False
+        return True
+
+    def _link(self, source: int, target: bytes, directory: int, link: _Link) -> None:
+        try:
+            # With directory descriptors Python would follow a symlink at the end.
+            os.link(target, link.name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            try:
+                self.room -= copy_entry(source, target, directory, link.name, self.room)
+            except TooMuch:
+                raise link.refuse(COPIES) from None
+            self.copied.append(link.index)
+
+    def _taken(self, link: _Link) -> bool:
+        folder = self._folders.find(link.folder)
+        return folder is None or _is_there(folder, link.name)
+
+    def _clear(self, link: _Link) -> None:
+        folder = self._folders.reach(link.folder)
+        if _is_there(folder, link.name):
+            self._remove(folder, link)
+
+    def _remove(self, folder: Folder, link: _Link) -> None:
+        try:
+            self._folders.remove(folder, link.name)
+        except BadPath as error:
+            raise link.refuse(str(error)) from None
+
+
+def _is_there(folder: Folder, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

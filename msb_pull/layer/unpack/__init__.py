@@ -1,0 +1,1 @@
+"""One stream into one directory, in a jailed child process."""

@@ -1,0 +1,287 @@
+"""Unpacks one layer: strict reader, tree writer and record, in a child process that cannot leave its directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from msb_pull.ground.errors import LocalError, MsbPullError, file_size_limit, local_error
+from msb_pull.layer.child import ProcessGroup, crashed, start_child
+from msb_pull.layer.limits import MAX_NOTED, LayerError
+from msb_pull.layer.record import RecordWriter
+from msb_pull.layer.tar.tar import TarReader
+from msb_pull.layer.tree.attributes import DISK_MODES
+from msb_pull.layer.tree.links import COPIES
+from msb_pull.layer.tree.tree import TreeWriter
+from msb_pull.layer.unpack.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
+from msb_pull.layer.unpack.ring import RingReader, RingWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+    from typing import Any, NoReturn
+
+    from msb_pull.layer.tar.blocks import Stream
+
+__all__ = ["LayerProcess", "UnpackOptions", "UnpackReport", "unpack"]
+
+# What a file system cannot take of an entry is the entry's fault, not the disk's.
+_ENTRY_ERRORS = {
+    errno.ENAMETOOLONG: "its name or link target is too long for the file system",
+    errno.EILSEQ: "the file system does not take its name",
+    errno.EINVAL: "the file system does not take its name",
+    errno.EFBIG: "the file is larger than the limit",
+}
+_PIECE = 1 << 16
+
+
+def unpack(
+    stream: Stream, root: int, record: int, options: UnpackOptions, *, exact_modes: bool = False
+) -> UnpackReport:
+    """Unpacks ``stream`` below the open directory ``root`` and writes its record into the open file ``record``.
+
+    ``exact_modes`` says that the process's umask leaves the modes as they are. Raises LayerError for what is wrong
+    with the layer, OSError (its ``filename`` the path of the entry) for what is wrong with the disk.
+    """
+    writer = RecordWriter(record)
+    reader = TarReader(stream, limits=options.limits(), record=writer)
+    tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes)
+    entry = None
+    try:
+        chunk = reader.chunk
+        add = tree.add
+        following = reader.next
+        while (entry := following()) is not None:
+            add(entry, chunk)
+        reader.drain()
+        writer.close()
+        tree.finish()
+        # Each of them is within it already.
+        if reader.content_bytes > tree.links.room:
+            raise LayerError(reader.entries - 1, b"", COPIES)
+    except OSError as error:
+        if entry is None:
+            raise
+        if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
+            raise LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno]) from error
+        error.filename = entry.name
+        raise
+    finally:
+        tree.close()
+    return _report(reader, tree)
+
+
+def _is_limited(options: UnpackOptions) -> bool:
+    """Whether files may have fewer bytes than a layer may, so that one which is too large is not the layer's fault."""
+    most = file_size_limit()
+    return most is not None and most < options.max_bytes
+
+
+def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
+    report = UnpackReport()
+    report.entries = reader.entries
+    report.tar_bytes = reader.bytes_read
+    report.content_bytes = reader.content_bytes
+    report.placed = tree.placed
+    report.implied = tree.implied
+    report.hollow = tree.hollow
+    report.missing_links = tree.links.missing
+    report.turned = tree.turned
+    report.warnings = tree.warnings
+    if tree.more_warnings:
+        report.warnings.append(f"{tree.more_warnings} more warnings")
+    report.unkept = tree.unkept
+    report.copied = tree.links.copied
+    if report.copied:
+        report.warnings.append(f"{len(report.copied)} hard links became copies, since the file system refused them")
+    if report.noted > MAX_NOTED:
+        what = "more of its entries lie elsewhere than they say, or depend on other layers, than a layer may have"
+        raise LayerError(reader.entries - 1, b"", what)
+    if reader.trailing_garbage:
+        report.warnings.append("bytes that are no zeros follow the end of the archive")
+    return report
+
+
+# The child: 0 is the socket of the ring, 1 takes the report, a line; arguments are the parent's id, descriptors of the
+# ring's memory, root and record, options.
+
+
+def child_main() -> NoReturn:
+    """The whole life of a child process; what happened goes to standard output as one JSON document."""
+    import gc
+
+    from msb_pull.layer.unpack import jail
+
+    parent, memory, root, record = map(int, sys.argv[1:5])
+    options = UnpackOptions.from_arguments(sys.argv[5:])
+    stream = RingReader(memory, 0)
+    # It takes nothing away from the modes that get onto the disk.
+    os.umask(0o777 & ~DISK_MODES)
+    # Nothing per entry makes cycles, and looking for some would cost on every few hundred files.
+    gc.disable()
+    # Once jailed, Python can open no more modules; the text of an error needs a codec.
+    LayerError(0, b"\n\xff", "")
+    try:
+        jail.die_with(parent)
+        state = jail.enter(root, max_file_size=options.max_bytes) if options.jail else "off"
+        report = unpack(stream, root, record, options, exact_modes=True)
+        report.jailed = state
+        answer: dict[str, Any] = {"report": report.as_plain()}
+    except LayerError as error:
+        answer = {"layer": {"index": error.index, "name": error.name, "what": error.what, "hint": error.hint}}
+    except MemoryError:
+        what = "the layer needs more memory than a layer may take"
+        answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
+        if not jail.limits_memory():
+            answer = {"os": {"errno": errno.ENOMEM, "name": None}}
+    except OSError as error:
+        name = error.filename
+        answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
+    _say(answer)
+    # Nothing is left to be flushed, and tearing an interpreter down costs milliseconds.
+    os._exit(0)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    data = bytearray()
+    for piece in encode(answer):
+        data += piece
+        if len(data) > _PIECE:
+            del data[: os.write(1, data)]
+    data += b"\n"
+    while data:
+        del data[: os.write(1, data)]
+
+
+_BOOTSTRAP = "from msb_pull.layer.unpack.unpack import child_main; child_main()"
+
+
+def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> subprocess.Popen[bytes]:
+    from contextlib import ExitStack
+
+    with ExitStack() as opened:
+        root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened.callback(os.close, root)
+        kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, kept)
+        words = [*map(str, (os.getpid(), ring.memory, root, kept)), *options.as_arguments()]
+        return start_child(_BOOTSTRAP, words, stdin=ring.socket, pass_fds=(ring.memory, root, kept))
+
+
+class LayerProcess:
+    """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own.
+
+    The child dies with the thread that started it, where the system knows how (Linux), so that thread must last as
+    long as the work. Raises LocalError or OSError when there is no starting it.
+    """
+
+    def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
+        import threading
+
+        self._staging = staging
+        self._lock = threading.RLock()
+        self._answer: dict[str, Any] | MsbPullError | None = None
+        self._ring = RingWriter()
+        try:
+            self._process = _start(self._ring, staging, record, options)
+        except BaseException:
+            self._ring.close()
+            raise
+        finally:
+            self._ring.started()
+        self._group = ProcessGroup(self._process)
+
+    def write(self, data: bytes) -> None:
+        """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
+        with self._lock:
+            if self._answer is not None:
+                self.finish()
+            try:
+                self._ring.write(data)
+            except ConnectionError:
+                self.finish()
+                raise LocalError("the unpacking process ended before the layer did") from None
+
+    def finish(self) -> UnpackReport:
+        """Ends the stream and returns the child's report; raises LayerError, LocalError."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._collect()
+        answer = self._answer
+        if isinstance(answer, MsbPullError):
+            raise answer
+        try:
+            if "report" in answer:
+                return UnpackReport.from_json(answer["report"])
+            error = self._error(answer)
+        except (ValueError, KeyError, TypeError, AttributeError) as reason:
+            raise LocalError("the unpacking process gave a report that makes no sense", cause=repr(reason)) from None
+        raise error
+
+    def kill(self) -> None:
+        """Ends the child and what it may have started. Any thread may call it, any number of times."""
+        if not self._group.end():
+            return
+        # A write that waited for the child has failed by now, and lets go.
+        with self._lock:
+            self._answer = self._answer or LocalError("the unpacking process was ended")
+            self._ring.close()
+            for stream in (self._process.stdout, self._process.stderr):
+                assert stream is not None
+                stream.close()
+
+    def _collect(self) -> dict[str, Any] | MsbPullError:
+        import contextlib
+        import json
+
+        with contextlib.suppress(ConnectionError):
+            self._ring.end()
+        out = self._heard()
+        # Nothing may be published while one of them could still write into it.
+        if not self._group.end():
+            return LocalError(
+                "what the unpacking process started does not end", hint="look for its processes, then pull again"
+            )
+        try:
+            answer = json.loads(out)
+        except ValueError:
+            return self._crashed()
+        return answer if isinstance(answer, dict) else self._crashed()
+
+    def _heard(self) -> bytes:
+        """The child's last line, or what there is of it at its end."""
+        import contextlib
+
+        assert self._process.stdout is not None
+        out, handle = bytearray(), self._process.stdout.fileno()
+        # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
+        while not out.endswith(b"\n") and (piece := os.read(handle, _PIECE)):
+            out += piece
+        if not out.endswith(b"\n") and hasattr(os, "waitid"):
+            # How it ends is all there will be to say; kill() may have heard that already.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return bytes(out)
+
+    def _error(self, answer: dict[str, Any]) -> MsbPullError:
+        if "layer" in answer:
+            facts = answer["layer"]
+            hint = None if facts["hint"] is None else as_text(facts["hint"])
+            return LayerError(int(facts["index"]), as_bytes(facts["name"]), as_text(facts["what"]), hint=hint)
+        number, name = int(answer["os"]["errno"]), answer["os"]["name"]
+        where = os.fspath(self._staging)
+        if name is not None:
+            where = os.fsdecode(os.path.join(os.fsencode(where), as_bytes(name).lstrip(b"/")))
+        return local_error(OSError(number, os.strerror(number), where), self._staging)
+
+    def _crashed(self) -> MsbPullError:
+        assert self._process.stderr is not None
+        handle = self._process.stderr.fileno()
+        os.set_blocking(handle, False)
+        try:
+            stderr = os.read(handle, _PIECE)
+        except BlockingIOError:
+            stderr = b""
+        return crashed("the unpacking process", self._process.returncode, stderr)

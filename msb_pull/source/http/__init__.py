@@ -1,0 +1,1 @@
+"""HTTP: sockets, TLS, proxies, redirects, retries. Nothing here knows registries."""

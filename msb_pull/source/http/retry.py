@@ -1,0 +1,96 @@
+"""When to try again: pauses that grow, shared by all threads that talk to the same host."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import Cancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A server that asks for more than a minute is not waited for (containers/image has the same cap).
+RETRY_AFTER_CAP = 60.0
+LONGEST_PAUSE = 30.0
+# Nobody asks for a pause of thirty years: a number in these millennia is the Unix time at which to come back.
+_UNIX_TIMES = (1e9, 1e11)
+# 501 and 505 mean that it will never work; 499 and 522 come from proxies in front of registries.
+RETRY_STATUS = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time and chance, so that tests need not wait for either. ``wait`` returns True when the event was set."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
+    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
+    random: Callable[[], float] = random.random
+
+    def sleep(self, cancel: threading.Event, seconds: float) -> None:
+        """Waits; raises Cancelled as soon as the event is set."""
+        if cancel.is_set() or (seconds > 0 and self.wait(cancel, seconds)):
+            raise Cancelled("interrupted")
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds that a Retry-After header asks for, None for none or nonsense.
+
+    RFC 9110 10.2.3 knows seconds and dates; some registries send the Unix time.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        number = float(text[:12])
+        return max(0.0, number - now) if _UNIX_TIMES[0] <= number < _UNIX_TIMES[1] else number
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, when.timestamp() - now)
+
+
+def when_text(now: float, seconds: float) -> str:
+    """The time at which a wait would end, as a person reads it (UTC)."""
+    try:
+        return datetime.fromtimestamp(now + seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"in {seconds:.0f} seconds"
+
+
+class Backoff:
+    """One pause for each host, which every thread keeps, so that eight of them do not hammer it eight times."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._until: dict[str, float] = {}
+
+    def pause(self, attempt: int) -> float:
+        """Seconds before try number ``attempt`` + 1: 1, 2, 4 … with half of it left to chance."""
+        full = min(LONGEST_PAUSE, 2.0 ** min(attempt - 1, 10))
+        return full * (0.5 + self._clock.random() / 2)
+
+    def hold(self, host: str, seconds: float) -> None:
+        """Nobody asks this host again before so many seconds have gone by."""
+        until = self._clock.monotonic() + seconds
+        with self._lock:
+            self._until[host] = max(until, self._until.get(host, until))
+
+    def wait(self, host: str, cancel: threading.Event) -> None:
+        """Waits until the host may be asked; raises Cancelled."""
+        while True:
+            with self._lock:
+                left = self._until.get(host, 0.0) - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._clock.sleep(cancel, left)

@@ -1,0 +1,1 @@
+"""Images in files: layouts and archives."""

@@ -1,0 +1,74 @@
+"""Images in one file: ``oci-archive`` (the tar of a layout) and ``docker-archive`` (of `docker save`)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import ContentError
+from msb_pull.source.local.docker import DockerImage
+from msb_pull.source.local.layout import LayoutImage, source_label
+from msb_pull.source.local.local import LocalSource
+from msb_pull.source.local.naming import stem
+from msb_pull.source.local.spool import open_archive_file
+from msb_pull.source.local.tarindex import TarFiles
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.local.local import LocalImage
+
+
+def open_archive(
+    argument: ImageArgument,
+    name: str | None,
+    scratch: Path,
+    warn: Callable[[str], None],
+    cancel: threading.Event,
+    *,
+    stdin: int = 0,
+) -> LocalSource:
+    """An image of the archive that ``argument`` names; nothing is opened before the source is asked.
+
+    Standard input and compressed archives are first copied, uncompressed, to a nameless file in ``scratch``.
+    """
+    path, transport = argument.path or "", argument.transport
+    label = f"{transport}:{path}"
+
+    def find() -> LocalImage:
+        handle = open_archive_file(path, label, scratch, cancel, stdin)
+        folder = None if path == "-" or path.startswith("/dev/") else stem(path)
+        try:
+            return _image(TarFiles(handle, label, cancel), transport, argument.name, name, folder, cancel)
+        except BaseException:
+            os.close(handle)
+            raise
+
+    return LocalSource(source_label(transport, path), find, warn)
+
+
+def _image(
+    files: TarFiles, transport: str, wanted: str | None, name: str | None, folder: str | None, cancel: threading.Event
+) -> LocalImage:
+    """Docker writes both forms into one archive since version 25; the layout has the digests, so it is preferred."""
+    if files.has("index.json"):
+        return LayoutImage(files, wanted, name, folder=folder)
+    if files.has("manifest.json"):
+        if transport == "docker-archive":
+            return DockerImage(files, wanted, name, cancel)
+        raise ContentError(
+            f"{files.label}: this is no OCI archive but one of `docker save`", hint="write docker-archive: before it"
+        )
+    if files.has("repositories"):
+        raise ContentError(
+            f"{files.label}: Docker before version 1.10 wrote this archive, without digests",
+            hint="load it with Docker and save it again",
+        )
+    packed = files.ending_with("/index.json") or files.ending_with("/manifest.json")
+    raise ContentError(
+        f"{files.label}: there is no image in it (neither index.json nor manifest.json)",
+        hint=f"it holds {packed}: pack what is in the folder, with `tar -C FOLDER -cf FILE .`" if packed else None,
+    )

@@ -1,0 +1,215 @@
+"""Files of a local image: a layout's folder, ranges of an open file, and blobs read from them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, local_error
+from msb_pull.image.documents import DOCUMENT_LIMIT
+from msb_pull.image.readers import COPY_AGAIN
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from msb_pull.image.manifest import Descriptor
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC
+_READABLE = "check that you may read it"
+_MAX_ZEROS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """``size`` bytes that stand at ``start`` in a file and belong at ``at``."""
+
+    at: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``size`` bytes of an open file, which whoever reads them closes; between the ``pieces``, in order, are zeros."""
+
+    handle: int
+    pieces: tuple[Piece, ...]
+    size: int
+
+    def read_all(self, what: str) -> bytes:
+        """All of a small document; closes the file. Raises ContentError above 4 MiB."""
+        with FileBlob(self, what) as blob:
+            if self.size > DOCUMENT_LIMIT:
+                raise ContentError(f"{what} is larger than {DOCUMENT_LIMIT} bytes")
+            return b"".join(iter(lambda: blob.read(1 << 20), b""))
+
+
+class Files(Protocol):
+    """The files of a local image. Names are relative, with ``/``, and made by us, unless a method says otherwise."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it: ``oci:DIR`` for example."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is anything under this name."""
+
+    def open(self, name: str) -> Extent:
+        """A regular file; raises ContentError where there is none, LocalError where it cannot be read."""
+
+    def close(self) -> None: ...
+
+
+class Folder:
+    """The files below a folder. Symlinks in it are not followed: a layout that was copied from somewhere must not
+    point at other files of this machine. The folder itself may be one, since the user named it."""
+
+    def __init__(self, path: str, label: str) -> None:
+        """Opens the folder at ``path``, ``label`` in messages; raises NotFoundError, LocalError."""
+        self.label = label
+        try:
+            self._handle = os.open(path, _OPEN | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise NotFoundError(f"{label}: no such folder") from None
+        except NotADirectoryError:
+            raise NotFoundError(
+                f"{label}: this is no folder", hint=f"for an archive, write oci-archive:{path}"
+            ) from None
+        except OSError as error:
+            raise unreadable(error, label) from error
+
+    def has(self, name: str) -> bool:
+        """See :class:`Files`."""
+        try:
+            os.lstat(name, dir_fd=self._handle)
+        except OSError:
+            return False
+        return True
+
+    def open(self, name: str) -> Extent:
+        """See :class:`Files`."""
+        *folders, last = name.split("/")
+        at = os.dup(self._handle)
+        try:
+            for folder in folders:
+                at = self._step(at, folder, name, os.O_DIRECTORY)
+            at = self._step(at, last, name, os.O_NONBLOCK)
+            facts = os.fstat(at)
+            if not stat.S_ISREG(facts.st_mode):
+                raise ContentError(f"{self.label}: {name} is no regular file")
+            at, found = -1, Extent(at, (Piece(0, 0, facts.st_size),), facts.st_size)
+            return found
+        finally:
+            if at >= 0:
+                os.close(at)
+
+    def close(self) -> None:
+        """Closes the folder."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _step(self, at: int, part: str, name: str, flags: int) -> int:
+        """Opens ``part`` below the open folder ``at``, which is closed where that succeeds."""
+        try:
+            found = os.open(part, _OPEN | os.O_NOFOLLOW | flags, dir_fd=at)
+        except FileNotFoundError:
+            raise ContentError(
+                f"{self.label}: {name} is missing", hint="the layout is incomplete: copy it again"
+            ) from None
+        except OSError as error:
+            if _is_link(part, at):
+                raise ContentError(
+                    f"{self.label}: {part} in {name} is a symlink, which is not followed",
+                    hint="copy the layout with `cp -rL` if you trust it",
+                ) from None
+            raise unreadable(error, f"{self.label}: {name}") from error
+        os.close(at)
+        return found
+
+
+class FileBlob:
+    """A BlobStream over a range of an open file, which it closes. Several may read one file at once (pread)."""
+
+    def __init__(self, extent: Extent, what: str, offset: int = 0) -> None:
+        """``what`` names the file in errors; raises ContentError when ``offset`` lies behind the end."""
+        self._handle = extent.handle
+        self._what = what
+        self._pieces = extent.pieces
+        self._at = offset
+        self._end = extent.size
+        # The first piece that is not yet behind us.
+        self._next = 0
+        if not 0 <= offset <= extent.size:
+            self.close()
+            raise ContentError(f"{what} has {extent.size} bytes only, byte {offset} was asked for")
+
+    def read(self, size: int, /) -> bytes:
+        """See :class:`msb_pull.source.interface.BlobStream`."""
+        while self._next < len(self._pieces) and _end(self._pieces[self._next]) <= self._at:
+            self._next += 1
+        piece = self._pieces[self._next] if self._next < len(self._pieces) else Piece(self._end, 0, 0)
+        if self._at < piece.at:
+            data = bytes(min(size, piece.at - self._at, _MAX_ZEROS))
+        else:
+            data = self._stored(piece, size)
+        self._at += len(data)
+        return data
+
+    def _stored(self, piece: Piece, size: int) -> bytes:
+        into = self._at - piece.at
+        try:
+            data = os.pread(self._handle, min(size, piece.size - into), piece.start + into)
+        except OSError as error:
+            raise unreadable(error, self._what) from error
+        if not data and self._at < self._end and size > 0:
+            raise ContentError(f"{self._what} became shorter while it was read")
+        return data
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> FileBlob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
+    """A file that must have the size of its descriptor; raises ContentError."""
+    extent = files.open(name)
+    if extent.size != descriptor.size:
+        os.close(extent.handle)
+        raise ContentError(
+            f"{files.label}: {name} has another size than announced",
+            cause=f"expected {descriptor.size} bytes, found {extent.size}",
+            hint=COPY_AGAIN,
+        )
+    return extent
+
+
+def unreadable(error: OSError, what: str) -> LocalError:
+    """Says of a file of the user's, which does not lie in the store, why it cannot be read."""
+    if isinstance(error, PermissionError):
+        return LocalError(f"{what}: {error.strerror}", hint=_READABLE)
+    plain = OSError(error.errno, error.strerror)
+    return local_error(plain, what)
+
+
+def _end(piece: Piece) -> int:
+    return piece.at + piece.size
+
+
+def _is_link(name: str, folder: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,155 @@
+"""Images in an OCI image layout (image-spec, image-layout.md): a folder, or the same files inside an archive."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.image.digest import Digest
+from msb_pull.image.documents import load_json
+from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
+from msb_pull.image.readers import COPY_AGAIN
+from msb_pull.source.local.files import Folder, open_checked
+from msb_pull.source.local.local import LocalSource
+from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
+from msb_pull.source.resolve import verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from msb_pull.source.local.files import Extent, Files
+
+REF_NAME = "org.opencontainers.image.ref.name"
+# containerd and Docker keep the full name here, and only the tag in the other one.
+CONTAINERD_NAME = "io.containerd.image.name"
+
+
+class LayoutImage:
+    """One image of a layout. ``wanted`` is the tag, name or digest to take, ``name`` what to record it under.
+
+    ``folder`` completes bare tags (see :func:`.naming.read_name`). Raises NotFoundError, UsageError,
+    ContentError, LocalError.
+    """
+
+    def __init__(self, files: Files, wanted: str | None, name: str | None, *, folder: str | None) -> None:
+        self._files = files
+        _check_version(files)
+        data = files.open("index.json").read_all(f"{files.label}: index.json")
+        index = parse_document(data, None, f"{files.label}: index.json")
+        if not isinstance(index, Index):
+            raise ContentError(f"{files.label}: index.json is no index")
+        # A descriptor of an index and the JSON it was read from stand at the same position.
+        self._raw = load_json(data, files.label, "index.json")["manifests"] or []
+        self._chosen = self._choose(index, wanted, folder)
+        self.reference = recorded_name(files.label, name, self._chosen)
+
+    def open(self, descriptor: Descriptor) -> Extent:
+        """See :class:`msb_pull.source.local.local.LocalImage`."""
+        return open_checked(self._files, _blob_name(descriptor.digest), descriptor)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
+
+    # What resolve_image asks for
+
+    def top(self) -> tuple[bytes, str | None, Digest]:
+        """The document that the chosen entry of ``index.json`` names, or those entries themselves as an index."""
+        descriptors = [image.item[1] for image in self._chosen]
+        if len({descriptor.digest for descriptor in descriptors}) == 1:
+            data, media_type = self.manifest(descriptors[0])
+            return data, media_type, descriptors[0].digest
+        entries = [self._raw[image.item[0]] for image in self._chosen]
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+        return data, OCI_INDEX, Digest.of(data)
+
+    def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
+        """A manifest or an index among the blobs, verified."""
+        return self.blob(descriptor), descriptor.media_type
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, verified; it may stand in its descriptor (image-spec, ``data``)."""
+        name = _blob_name(descriptor.digest)
+        what = f"{self._files.label}: {name}"
+        if descriptor.data is not None and not self._files.has(name):
+            return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
+        return verified(self.open(descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
+
+    def _choose(self, index: Index, wanted: str | None, folder: str | None) -> Sequence[Named[tuple[int, Descriptor]]]:
+        """The entries that are meant: one image, or the same one for several platforms."""
+        label = self._files.label
+        possible = {id(entry) for entry in index.images()}
+        every = [_named(number, entry, folder) for number, entry in enumerate(index.manifests)]
+        images = [entry for entry in every if id(entry.item[1]) in possible]
+        # Where nothing but artifacts is left they are taken, for the error that says what they are.
+        candidates = images or every
+        if wanted is not None:
+            found = [image for image in candidates if str(image.item[1].digest) == wanted]
+            found = found or matching(candidates, wanted) or matching(every, wanted)
+            if not found:
+                raise not_found(label, wanted, candidates)
+            candidates = found
+        if not candidates:
+            raise NotFoundError(f"{label}: there is no image in it")
+        if len({image.item[1].digest for image in candidates}) > 1 and not _for_platforms(candidates):
+            raise ambiguous(label, candidates)
+        return candidates
+
+
+def open_layout(path: str, wanted: str | None, name: str | None, warn: Callable[[str], None]) -> LocalSource:
+    """An image of the layout folder at ``path``; nothing is opened before the source is asked."""
+
+    def find() -> LayoutImage:
+        files = Folder(path, f"oci:{path}")
+        try:
+            if not files.has("index.json"):
+                hint = (
+                    "a folder that skopeo wrote as dir: must be copied to oci: first" if files.has("version") else None
+                )
+                raise NotFoundError(
+                    f"{files.label}: this is no OCI image layout", cause="it has no index.json", hint=hint
+                )
+            return LayoutImage(files, wanted, name, folder=_absolute(path).rpartition("/")[2])
+        except BaseException:
+            files.close()
+            raise
+
+    return LocalSource(source_label("oci", path), find, warn)
+
+
+def source_label(transport: str, path: str) -> str:
+    """How the database and messages call a local source: with the whole path, and as text whatever its bytes are."""
+    where = path if path == "-" else _absolute(path)
+    return f"{transport}:{os.fsencode(where).decode('utf-8', 'backslashreplace')}"
+
+
+def _absolute(path: str) -> str:
+    # Not pathlib's resolve: a symlink is called what the user called it.
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _check_version(files: Files) -> None:
+    """Refuses layouts of another major version. A missing file says nothing: programs have forgotten it before."""
+    if not files.has("oci-layout"):
+        return
+    what = f"{files.label}: oci-layout"
+    version = load_json(files.open("oci-layout").read_all(what), files.label, "oci-layout").get("imageLayoutVersion")
+    if not isinstance(version, str) or version.partition(".")[0] != "1":
+        raise ContentError(f"{files.label}: unknown layout version {str(version)[:40]!r}")
+
+
+def _named(number: int, entry: Descriptor, folder: str | None) -> Named[tuple[int, Descriptor]]:
+    words = tuple(entry.annotations[key] for key in (CONTAINERD_NAME, REF_NAME) if entry.annotations.get(key))
+    readable = (reference for word in words if (reference := read_name(word, folder)) is not None)
+    return Named((number, entry), words, next(readable, None))
+
+
+def _for_platforms(images: Sequence[Named[tuple[int, Descriptor]]]) -> bool:
+    """Whether these entries are one image for several platforms: called the same, each saying what it is for."""
+    return len({image.words for image in images}) == 1 and all(image.item[1].platform for image in images)
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"

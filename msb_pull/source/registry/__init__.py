@@ -1,0 +1,1 @@
+"""Registries: the distribution API, logins, blobs over several connections."""

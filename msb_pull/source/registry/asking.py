@@ -1,0 +1,250 @@
+"""A request to a registry until it is answered: authorization, shared pauses, further tries, http for loopback."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import MsbPullError, NetworkError, NotFoundError
+from msb_pull.image.digest import Digest
+from msb_pull.source.http.failures import Failure, RangeIgnored
+from msb_pull.source.http.retry import RETRY_AFTER_CAP, Backoff, Clock, retry_after, when_text
+from msb_pull.source.http.transport import origin
+from msb_pull.source.registry.answers import Refusal, limit_hint, read_refusal
+from msb_pull.source.registry.endpoint import forbidden, host_name, is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.source.http.transport import Answer, Transport
+    from msb_pull.source.registry.auth import Authenticator
+    from msb_pull.source.registry.endpoint import Target
+
+Result = TypeVar("Result")
+_SMALL_BODY = 64 * 1024
+# A signed address of a content network that has expired; the registry makes a new one.
+_EXPIRED = frozenset({400, 401, 403, 410})
+# What some registries say of a private repository to those who have not said who they are.
+_HIDING = frozenset({403, 404})
+
+
+class Exchange:
+    """Asks endpoints. Shared by all threads of a run."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        auth: Authenticator,
+        clock: Clock,
+        *,
+        retries: int,
+        observer: Observer,
+        cancel: threading.Event,
+    ) -> None:
+        self.retries = retries
+        self.clock = clock
+        self.cancel = cancel
+        self.backoff = Backoff(clock)
+        self._transport = transport
+        self._auth = auth
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._schemes: dict[str, str] = {}
+        self._reached: set[str] = set()
+
+    def get(
+        self,
+        target: Target,
+        kind: str,
+        name: str,
+        headers: Mapping[str, str],
+        *,
+        accept: frozenset[int],
+        take: Callable[[Answer], Result],
+        retries: int | None = None,
+        address: str | None = None,
+    ) -> Result:
+        """Asks for a manifest or blob and returns what ``take`` makes of the answer, which it must close.
+
+        ``take`` may raise Failure, which counts like a failed request. ``address`` is asked instead, without any
+        authorization, where the content lies outside of registries. Raises NotFoundError, AccessError, NetworkError,
+        Cancelled, RangeIgnored for a Range that was refused in any way, and whatever ``take`` raises.
+        """
+        host = target.endpoint.host
+        allowed = self.retries if retries is None else retries
+        blob = Digest.parse(name).short if kind == "blobs" else None
+        attempt = 0
+        dropped = False
+        while True:
+            self.backoff.wait(host, self.cancel)
+            try:
+                answer = self._visit(target, address, headers) if address else self._reach(target, kind, name, headers)
+                if answer.status in accept:
+                    return _taken(answer, take)
+                failure = self._refused(answer, target)
+            except Failure as error:
+                failure = error
+            # A connection that was kept open may have been closed from the other side meanwhile: ask again at once.
+            if failure.dropped and not dropped:
+                dropped = True
+                continue
+            attempt += 1
+            if not failure.retry or attempt > allowed:
+                if "Range" in headers and not failure.unreached and not failure.limited:
+                    # Whoever can serve the whole may still refuse a part of it, with any status or with none.
+                    raise RangeIgnored(failure.reason)
+                raise self._end(target, failure, blob)
+            self.pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
+
+    def pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
+        """Waits before the next try, together with every other thread that asks this host.
+
+        Raises NetworkError when the server wants a longer pause than makes sense, Cancelled.
+        """
+        delay = self.backoff.pause(attempt)
+        if failure.retry_after is not None:
+            if failure.retry_after > RETRY_AFTER_CAP:
+                raise self.give_up(target, failure)
+            delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
+        self._observer(events.Retrying(target.what, what, failure.reason, attempt, delay))
+        self.backoff.hold(target.endpoint.host, delay)
+        self.backoff.wait(target.endpoint.host, self.cancel)
+
+    def _end(self, target: Target, failure: Failure, blob: str | None) -> MsbPullError:
+        if blob and isinstance(failure.final, NotFoundError):
+            return _incomplete(failure.final, target, blob)
+        return failure.final or self.give_up(target, failure)
+
+    def give_up(self, target: Target, failure: Failure) -> MsbPullError:
+        """The error for a failure that is final."""
+        host = target.endpoint.host
+        if failure.limited or failure.retry_after is not None:
+            cause = failure.reason
+            hint = limit_hint(target.registry, self._auth.named(target)) if failure.limited else None
+            if failure.retry_after is not None and failure.retry_after > RETRY_AFTER_CAP:
+                cause = f"{cause}; {host} asks to come back at {when_text(self.clock.now(), failure.retry_after)}"
+            return NetworkError(f"{target.what}: {host} turns requests away", cause=cause, hint=hint)
+        what = f"{host} is in trouble" if failure.answered else f"no answer from {host}"
+        hint = failure.hint or ("try again later" if failure.answered else "check the address and the network")
+        return NetworkError(f"{target.what}: {what}", cause=failure.reason, hint=hint)
+
+    def _reach(self, target: Target, kind: str, name: str, headers: Mapping[str, str]) -> Answer:
+        scheme = target.endpoint.scheme or self._scheme(target)
+        return self._ask(target, target.endpoint.url(scheme, target.repository, kind, name), headers)
+
+    def _scheme(self, target: Target) -> str:
+        """https, or http where a loopback host turns out not to speak TLS; that is remembered for the run."""
+        host = target.endpoint.host
+        with self._lock:
+            if host not in self._schemes:
+                found = self._transport.speaks_tls(host)
+                if found is None:
+                    # Nobody there; perhaps at the port for http.
+                    return "http"
+                self._schemes[host] = "https" if found else "http"
+                if not found:
+                    self._log(target, f"{host} does not speak TLS; using plain http, since it is this machine")
+            return self._schemes[host]
+
+    def _visit(self, target: Target, address: str, headers: Mapping[str, str]) -> Answer:
+        def check(place: str) -> None:
+            if reason := forbidden(place, address):
+                raise Failure(f"redirected to {reason}", retry=False)
+
+        return self._transport.follow("GET", address, headers, behalf=target.endpoint.host, check=check)
+
+    def _ask(self, target: Target, url: str, headers: Mapping[str, str]) -> Answer:
+        """One try with authorization: a refused token is renewed once, and once more if another scope is wanted."""
+        used = self._auth.header(target, url)
+        fresh = False
+        while True:
+            answer = self._send(target, url, headers, used)
+            hidden = answer.status in _HIDING and used is None
+            if answer.status != 401 and not hidden:
+                return answer
+            if origin(answer.url) != origin(url):
+                return answer if hidden else self._ask_elsewhere(target, answer, headers)
+            try:
+                header = (
+                    self._auth.introduce(target, urlsplit(url).scheme)
+                    if hidden
+                    else self._auth.respond(target, answer, used, fresh=fresh)
+                )
+                if header is None:
+                    return answer
+                # What is left of the body is read so that the connection can be used again.
+                answer.read(_SMALL_BODY)
+            except BaseException:
+                answer.close()
+                raise
+            answer.close()
+            used, fresh = header, True
+
+    def _ask_elsewhere(self, target: Target, answer: Answer, headers: Mapping[str, str]) -> Answer:
+        """A host that the registry has redirected to wants a token of its own: an anonymous one, once."""
+        try:
+            header = self._auth.anonymous(target, answer)
+        except MsbPullError as error:
+            answer.close()
+            raise Failure(f"{answer.host} gives no token: {error.cause or error.message}") from error
+        except BaseException:
+            answer.close()
+            raise
+        if header is None:
+            return answer
+        answer.close()
+        return self._send(target, answer.url, headers, header)
+
+    def _send(self, target: Target, url: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
+        host = target.endpoint.host
+        try:
+            answer = self._transport.follow(
+                "GET", url, {**headers, "Authorization": authorization} if authorization else headers, behalf=host
+            )
+        except Failure as failure:
+            if failure.unreached and host not in self._reached and is_loopback(host_name(host)):
+                # Nobody listens on this machine, and nobody will in a few seconds.
+                failure.retry = False
+            raise
+        self._reached.add(host)
+        return answer
+
+    def _refused(self, answer: Answer, target: Target) -> Failure:
+        """The failure for a refusal: one that may pass, or one with the error that it is."""
+        with answer:
+            refusal = read_refusal(answer)
+        wait = retry_after(answer.headers.get("Retry-After"), self.clock.now())
+        if refusal.retry:
+            return Failure(str(refusal), retry_after=wait, limited=refusal.limited, answered=True)
+        elsewhere = urlsplit(answer.url).netloc != target.endpoint.host
+        if elsewhere and refusal.status in _EXPIRED:
+            return Failure(_from_elsewhere(refusal, answer), answered=True)
+        if refusal.status in (200, 206, 416):
+            return Failure(f"{refusal} to a request that allows no such answer", answered=True)
+        final = refusal.error(target.what, target.registry, named=self._auth.named(target))
+        return Failure(str(refusal), retry=False, answered=True, limited=refusal.limited, final=final)
+
+    def _log(self, target: Target, text: str) -> None:
+        self._observer(events.Logged(target.what, 1, text))
+
+
+def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
+    try:
+        return take(answer)
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _from_elsewhere(refusal: Refusal, answer: Answer) -> str:
+    return str(refusal).replace("registry answered", f"{answer.host} answered", 1)
+
+
+def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:
+    """The name was right, since there is a manifest; what it names is missing."""
+    message = f"{target.what}: blob {blob} is not at {target.endpoint.host}"
+    hint = "the image is not complete there; whoever pushed it has to push it again"
+    return NotFoundError(message, cause=error.cause, hint=hint)

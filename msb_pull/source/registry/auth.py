@@ -1,0 +1,284 @@
+"""Answers to 401: Basic, and Bearer tokens that are shared by all threads (distribution-spec, Docker's token spec)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import AccessError, NetworkError
+from msb_pull.source.http import redact
+from msb_pull.source.http.failures import Failure
+from msb_pull.source.http.retry import retry_after
+from msb_pull.source.http.transport import origin
+from msb_pull.source.registry.answers import check_document, denied, read_refusal
+from msb_pull.source.registry.challenge import Challenge, choose_challenge, parse_challenges
+from msb_pull.source.registry.endpoint import forbidden
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.source.http.retry import Clock
+    from msb_pull.source.http.transport import Answer, Transport
+    from msb_pull.source.registry.auth_file import Credential
+    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.registry.endpoint import Target
+
+_BODY_LIMIT = 1 << 20
+# The token spec's default, and containers/image's lower bound: shorter ones would be renewed all the time.
+_SHORTEST_LIFE = 60.0
+_RENEW_AT = 0.9
+_CLIENT_ID = "msb-pull"
+# A token service that does not know the POST form answers with one of these (containerd falls back on them too).
+_NO_POST = frozenset({400, 401, 404, 405})
+
+
+@dataclass(slots=True, repr=False)
+class _Slot:
+    """What is known for one repository at one host; whoever changes it holds the lock, so a token is made once."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    asked: bool = False
+    introduced: bool = False
+    credential: Credential | None = None
+    header: str | None = None
+    expires: float | None = None
+    challenge: Challenge | None = None
+    scope: str = ""
+    refresh_token: str = ""
+
+
+class Authenticator:
+    """Knows what to send as Authorization, and learns it from the challenges of registries."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        credentials: CredentialStore,
+        clock: Clock,
+        observer: Observer,
+        cancel: threading.Event,
+    ) -> None:
+        self._transport = transport
+        self._credentials = credentials
+        self._clock = clock
+        self._observer = observer
+        self._cancel = cancel
+        self._slots: dict[tuple[str, str], _Slot] = {}
+        self._lock = threading.Lock()
+
+    def named(self, target: Target) -> bool:
+        """Whether credentials are used for this target, as far as is known."""
+        slot = self._slot(target)
+        # A login that was looked up for a registry that then asked for none was never sent.
+        return slot.credential is not None and not (slot.introduced and slot.header is None)
+
+    def header(self, target: Target, url: str) -> str | None:
+        """What to send at once, None before the first challenge. An old token is renewed first."""
+        slot = self._slot(target)
+        if slot.header is None or slot.expires is None or self._clock.monotonic() < slot.expires:
+            return slot.header
+        with slot.lock:
+            if slot.challenge is not None and slot.expires is not None and self._clock.monotonic() >= slot.expires:
+                self._exchange(slot, slot.challenge, target, url)
+            return slot.header
+
+    def respond(self, target: Target, answer: Answer, used: str | None, *, fresh: bool) -> str | None:
+        """What to send after a 401 on a request that carried ``used``; None when nothing else is left to try.
+
+        ``fresh`` says that this very request has renewed it already; then only another scope is worth a try.
+        Raises AccessError when credentials are missing or refused, Failure for trouble with the token service.
+        """
+        challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+        if challenge is None:
+            return None if used else self.introduce(target, urlsplit(answer.url).scheme, anybody=True)
+        slot = self._slot(target)
+        with slot.lock:
+            if slot.header is not None and slot.header != used:
+                return slot.header
+            if challenge.scheme == "basic":
+                return self._basic(slot, target, used)
+            if fresh and challenge.parameters.get("scope") in (None, "", slot.scope):
+                return None
+            self._exchange(slot, challenge, target, answer.url, again=used is not None)
+            return slot.header if slot.header != used else None
+
+    def introduce(self, target: Target, scheme: str, *, anybody: bool = False) -> str | None:
+        """What to send to a registry that has turned the nameless away without a challenge; None without a login.
+
+        Such registries challenge at ``/v2/`` alone, where they are asked once (as Docker does before anything else).
+        ``anybody``: they have asked for a name, or for a token that may be had without one, so no login is needed.
+        Raises AccessError when credentials are refused, Failure for trouble with the token service.
+        """
+        slot = self._slot(target)
+        with slot.lock:
+            if slot.introduced or slot.header is not None or not (self._credential(slot, target) or anybody):
+                return slot.header
+            slot.introduced = True
+            address = target.endpoint.api(scheme)
+            try:
+                answer = self._transport.follow("GET", address, {}, behalf=target.endpoint.host)
+            except Failure as failure:
+                self._observer(events.Logged(target.what, 1, f"no challenge from {target.endpoint.host}: {failure}"))
+                return None
+            with answer:
+                challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+            if answer.status != 401 or challenge is None or origin(answer.url) != origin(address):
+                return None
+            if challenge.scheme == "basic":
+                return self._basic(slot, target, None)
+            self._exchange(slot, challenge, target, answer.url)
+            return slot.header
+
+    def anonymous(self, target: Target, answer: Answer) -> str | None:
+        """What to send to a host that a registry has redirected to and that wants a token of its own."""
+        challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+        if challenge is None or challenge.scheme != "bearer":
+            return None
+        slot = _Slot(asked=True)
+        self._exchange(slot, challenge, target, answer.url, again=True)
+        return slot.header
+
+    def _slot(self, target: Target) -> _Slot:
+        with self._lock:
+            return self._slots.setdefault(target.key, _Slot())
+
+    def _credential(self, slot: _Slot, target: Target) -> Credential | None:
+        if not slot.asked:
+            endpoint = target.endpoint
+            slot.credential = self._credentials.find(
+                endpoint.host if endpoint.namespace else target.registry,
+                target.repository,
+                mirror=bool(endpoint.namespace),
+                warn=lambda text: self._observer(events.Warned(target.what, text)),
+                cancel=self._cancel,
+            )
+            slot.asked = True
+        return slot.credential
+
+    def _basic(self, slot: _Slot, target: Target, used: str | None) -> str | None:
+        credential = self._credential(slot, target)
+        if credential is None:
+            raise denied(
+                target.what, target.registry, f"authentication required for {target.endpoint.host}", named=False
+            )
+        if credential.registry_token:
+            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+        else:
+            slot.header = _basic(credential.username, credential.password or credential.identity_token)
+        return slot.header if slot.header != used else None
+
+    def _exchange(self, slot: _Slot, challenge: Challenge, target: Target, url: str, *, again: bool = False) -> None:
+        """Gets a token and puts it into the slot, whose lock is held. ``again``: one was refused, so obey its scope."""
+        credential = self._credential(slot, target)
+        if credential is not None and credential.registry_token:
+            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+            slot.expires = None
+            return
+        realm = _check_realm(challenge.parameters.get("realm", ""), url)
+        scope = f"repository:{target.repository}:pull"
+        if again:
+            scope = challenge.parameters.get("scope") or scope
+        query = {"service": challenge.parameters.get("service", ""), "scope": scope}
+        answer = self._ask(
+            slot, credential, realm, {name: value for name, value in query.items() if value}, target.endpoint.host
+        )
+        with answer:
+            if answer.status != 200:
+                self._refused(answer, target, credential)
+            document = _document(answer, target)
+        token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
+        header = _bearer(token, target, f"the token service {answer.host} answered without one")
+        life = document.get("expires_in")
+        seconds = life if isinstance(life, int | float) and not isinstance(life, bool) else 0
+        slot.expires = self._clock.monotonic() + max(_SHORTEST_LIFE, min(seconds, 1e9)) * _RENEW_AT
+        slot.header, slot.challenge, slot.scope = header, challenge, scope
+        renewed = document.get("refresh_token")
+        if slot.refresh_token and isinstance(renewed, str) and renewed:
+            slot.refresh_token = renewed
+        self._observer(events.Logged(target.what, 1, f"token from {answer.host} for {answer.quote(scope)}"))
+
+    def _ask(
+        self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str], behalf: str
+    ) -> Answer:
+        headers: dict[str, str] = {}
+        if credential is not None and credential.identity_token:
+            slot.refresh_token = slot.refresh_token or credential.identity_token
+            form = {
+                "grant_type": "refresh_token",
+                "client_id": _CLIENT_ID,
+                "refresh_token": slot.refresh_token,
+                **query,
+            }
+            answer = self._transport.send("POST", realm, {}, behalf=behalf, data=form)
+            if answer.status not in _NO_POST:
+                return answer
+            answer.close()
+            headers["Authorization"] = _basic(credential.username, slot.refresh_token)
+        elif credential is not None:
+            headers["Authorization"] = _basic(credential.username, credential.password)
+        address = _with_query(realm, query)
+        return self._transport.follow(
+            "GET", address, headers, behalf=behalf, check=lambda target: _recheck(target, realm)
+        )
+
+    def _refused(self, answer: Answer, target: Target, credential: Credential | None) -> None:
+        host = answer.host
+        refusal = read_refusal(answer)
+        cause = str(refusal).replace("registry answered", f"token service {host} answered", 1)
+        if refusal.retry:
+            wait = retry_after(answer.headers.get("Retry-After"), self._clock.now())
+            raise Failure(cause, retry_after=wait, limited=refusal.status == 429, answered=True)
+        if refusal.status in (400, 401, 403, 404):
+            raise denied(target.what, target.registry, cause, named=credential is not None)
+        raise NetworkError(f"{target.what}: no token", cause=cause)
+
+
+def _check_realm(realm: str, registry_url: str) -> str:
+    """The address of a token service, if a registry may send us there; raises AccessError."""
+    if reason := forbidden(realm, registry_url):
+        raise AccessError(
+            f"{redact.host_of(registry_url)}: its token service is not asked",
+            cause=f"the registry names {reason} as its token service",
+            hint="the registry is misconfigured, or something between changes its answers",
+        )
+    return realm
+
+
+def _recheck(target: str, realm: str) -> None:
+    if reason := forbidden(target, realm):
+        raise Failure(f"the token service redirects to {reason}", retry=False)
+
+
+def _document(answer: Answer, target: Target) -> Mapping[str, object]:
+    body = answer.read(_BODY_LIMIT)
+    check_document(answer, body, "token")
+    try:
+        document = json.loads(body) if len(body) <= _BODY_LIMIT else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise AccessError(f"{target.what}: no token", cause=f"the token service {answer.host} did not answer with JSON")
+    return document
+
+
+def _with_query(address: str, query: Mapping[str, str]) -> str:
+    parts = urlsplit(address)
+    pairs = [*parse_qsl(parts.query, keep_blank_values=True), *query.items()]
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(pairs), ""))
+
+
+def _bearer(token: str, target: Target, otherwise: str) -> str:
+    if not token or not token.isascii() or not token.isprintable():
+        raise AccessError(f"{target.what}: no token", cause=otherwise)
+    return f"Bearer {token}"
+
+
+def _basic(username: str, password: str) -> str:
+    pair = f"{username}:{password}".encode("utf-8", "surrogateescape")
+    return "Basic " + base64.b64encode(pair).decode("ascii")

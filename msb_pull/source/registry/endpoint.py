@@ -1,0 +1,133 @@
+"""Where to ask for a repository: the registry itself or one of its mirrors."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from msb_pull.ground.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# docker.io is a name; this is the host that answers for it (containerd and containers/image use the same).
+HUB = "docker.io"
+HUB_HOST = "registry-1.docker.io"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One host that may serve a registry's content.
+
+    ``host`` is ``host[:port]``. ``scheme`` None means: https, and http where a loopback host does not speak TLS.
+    ``namespace`` is the registry that a mirror stands in for, "" for the registry itself.
+    """
+
+    host: str
+    scheme: str | None = "https"
+    prefix: str = ""
+    namespace: str = ""
+
+    def url(self, scheme: str, repository: str, kind: str, name: str) -> str:
+        """The address of a manifest or blob; mirrors learn whose it is as containerd tells them (``?ns=``)."""
+        return self.api(scheme, f"{repository}/{kind}/{name}")
+
+    def api(self, scheme: str, path: str = "") -> str:
+        """An address below ``/v2/``, by default that itself, where registries say how to log in."""
+        query = f"?ns={quote(self.namespace, safe=':')}" if self.namespace else ""
+        return f"{scheme}://{self.host}{self.prefix}/v2/{path}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is being asked for: a repository at an endpoint; ``what`` names the image in messages."""
+
+    endpoint: Endpoint
+    repository: str
+    registry: str
+    what: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a token is good for."""
+        return self.endpoint.host, self.repository
+
+
+def endpoints(registry: str, mirrors: Mapping[str, Sequence[str]], plain_http: frozenset[str]) -> tuple[Endpoint, ...]:
+    """The mirrors of a registry in order, then itself. Raises UsageError for a mirror's address that is none."""
+    found = [_mirror(text, registry, plain_http) for text in mirrors.get(registry, ())]
+    host = HUB_HOST if registry == HUB else registry
+    return (*found, Endpoint(host, "http" if registry in plain_http else _scheme(host)))
+
+
+def _mirror(text: str, registry: str, plain_http: frozenset[str]) -> Endpoint:
+    bad = UsageError(f"mirror of {registry}: not an address", hint="write it like https://mirror.example.com")
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        _ = parts.port
+    except ValueError:
+        raise bad from None
+    if parts.scheme not in ("", "http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in text:
+        raise bad
+    scheme = parts.scheme or ("http" if parts.netloc in plain_http else _scheme(parts.netloc))
+    prefix = parts.path.rstrip("/").removesuffix("/v2")
+    return Endpoint(parts.netloc, scheme, prefix, registry)
+
+
+def _scheme(host: str) -> str | None:
+    return None if is_loopback(host_name(host)) else "https"
+
+
+def host_name(host: str) -> str:
+    """``host[:port]`` without port and brackets."""
+    return urlsplit(f"//{host}").hostname or host
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name can only mean this machine: localhost, ``*.localhost`` (RFC 6761), 127.0.0.0/8, ``::1``."""
+    address = literal(name)
+    if address is not None:
+        return address.is_loopback
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def literal(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a host name is, in any spelling that resolvers accept (``0x7f.1``, ``2130706433``)."""
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(name))
+        except OSError:
+            return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def forbidden(address: str, base: str) -> str | None:
+    """Why an address that ``base`` names must not be asked, None when it may.
+
+    A hostile registry must not make us send anything in the clear, or ask services of the user's own network or
+    machine (go-containerregistry's validateRealmURL); its own host, and this machine for one on this machine, are fine.
+    """
+    here = urlsplit(base)
+    try:
+        there = urlsplit(address)
+        name, _ = there.hostname or "", there.port
+    except ValueError:
+        return "no usable address"
+    if there.scheme not in ("http", "https") or not name or "@" in there.netloc:
+        return "no usable address"
+    if there.scheme == "http" and here.scheme != "http":
+        return "an address that is not encrypted"
+    own = here.hostname or ""
+    if name == own or (is_loopback(name) and is_loopback(own)):
+        return None
+    numbers = literal(name)
+    if is_loopback(name) or (numbers is not None and not numbers.is_global):
+        return "an address inside a private network"
+    return None

@@ -1,0 +1,279 @@
+"""Images in registries (distribution-spec), their mirrors included."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
+from msb_pull.image.digest import Digest, InvalidDigest
+from msb_pull.image.manifest import ACCEPT, MANIFEST_LIMIT
+from msb_pull.source.http.limiter import Limiter
+from msb_pull.source.http.retry import Clock
+from msb_pull.source.http.sockets import Patience
+from msb_pull.source.http.tls import TrustStore
+from msb_pull.source.http.transport import Transport
+from msb_pull.source.registry.answers import check_document
+from msb_pull.source.registry.asking import Exchange
+from msb_pull.source.registry.auth import Authenticator
+from msb_pull.source.registry.blob import InlineBlob, RegistryBlob
+from msb_pull.source.registry.endpoint import Endpoint, Target, endpoints
+from msb_pull.source.registry.parallel import Connections
+from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute, Route
+from msb_pull.source.resolve import matching, resolve_image, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.image.manifest import Descriptor
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import Reference
+    from msb_pull.source.http.transport import Answer
+    from msb_pull.source.interface import BlobStream, ResolvedImage, Source
+    from msb_pull.source.registry.credentials import CredentialStore
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryOptions:
+    """How to reach registries, by ``host[:port]`` as it stands in references.
+
+    ``timeout`` is seconds without a byte, ``limit_rate`` bytes a second for all downloads together. ``connections``
+    is how many may serve blobs at once before a large one no longer gets several.
+    """
+
+    plain_http: frozenset[str] = frozenset()
+    tls_no_verify: frozenset[str] = frozenset()
+    ca_certs: Mapping[str, str] = field(default_factory=dict)
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    retries: int = 5
+    timeout: float = 60.0
+    limit_rate: int | None = None
+    connections: int = 8
+
+
+class RegistryClient:
+    """What one run knows of registries: tokens, pauses, connections, the rate. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        options: RegistryOptions,
+        credentials: CredentialStore,
+        *,
+        observer: Observer,
+        cancel: threading.Event,
+        clock: Clock | None = None,
+    ) -> None:
+        self.options = options
+        self.observer = observer
+        clock = clock or Clock()
+        self.patience = patience = Patience(cancel)
+        self.connections = Connections(options.connections)
+        trust = TrustStore(
+            ca_certs=options.ca_certs,
+            no_verify=options.tls_no_verify,
+            environment=credentials.environment,
+            patience=patience,
+            log=lambda text: observer(events.Logged("", 1, text)),
+        )
+        self._transport = Transport(
+            trust, patience, timeout=options.timeout, observer=observer, environment=credentials.environment
+        )
+        auth = Authenticator(self._transport, credentials, clock, observer, cancel)
+        self.exchange = Exchange(
+            self._transport, auth, clock, retries=options.retries, observer=observer, cancel=cancel
+        )
+        self.limiter = Limiter(options.limit_rate, clock, cancel)
+        self.unlimited = Limiter(None, clock, cancel)
+        self._down: dict[str, str] = {}
+
+    def source(self, reference: Reference) -> Source:
+        """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address."""
+        return RegistrySource(self, reference)
+
+    def close(self) -> None:
+        """Ends all connections."""
+        self._transport.close()
+
+    def mark_down(self, host: str, reason: str) -> None:
+        """A mirror cannot be reached: it is left alone for the rest of the run."""
+        self._down.setdefault(host, reason)
+
+    def is_down(self, host: str) -> bool:
+        """Whether that was said."""
+        return host in self._down
+
+
+class RegistrySource:
+    """One image at a registry."""
+
+    remote = True
+
+    def __init__(self, client: RegistryClient, reference: Reference) -> None:
+        self._client = client
+        self._reference = reference
+        self._what = str(reference)
+        options = client.options
+        self._endpoints = endpoints(reference.registry, options.mirrors, options.plain_http)
+        self._lock = threading.Lock()
+        # Digest of a blob that was delivered whole -> who delivered it, and whether its encoding was in doubt. When
+        # such a blob is opened again, it was not what its digest says.
+        self._delivered: dict[str, tuple[str, bool]] = {}
+
+    def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
+        """See :class:`msb_pull.source.interface.Source`; small blobs that stand in the manifest are not asked for."""
+        return self._open_blob(descriptor, offset)
+
+    def _open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
+        inline = self._inline(descriptor)
+        if inline is not None:
+            return InlineBlob(inline, offset)
+        routes = self._routes(descriptor)
+        with self._lock:
+            bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
+        if bad and len(routes) > 1 and not doubtful:
+            self._warn(f"blob {descriptor.digest.short} from {bad} was not what its digest says")
+            routes.sort(key=lambda route: route.name == bad)
+        return RegistryBlob(
+            descriptor,
+            offset,
+            routes,
+            image=self._what,
+            exchange=self._client.exchange,
+            # A document has a deadline, which a rate for large things must not use up.
+            limiter=self._client.unlimited if document else self._client.limiter,
+            observer=self._client.observer,
+            decode=doubtful,
+            delivered=self._note_delivered,
+            connections=self._client.connections,
+            patience=self._client.patience,
+            document=document,
+        )
+
+    def close(self) -> None:
+        """Nothing is held: connections belong to the client."""
+
+    # What resolve_image asks for
+
+    def top(self) -> tuple[bytes, str | None, Digest]:
+        """The manifest or index that the reference names."""
+        wanted = self._reference.digest
+        data, content_type, header = self._fetch_manifest(self._reference.target, wanted)
+        if wanted is not None:
+            return data, content_type, wanted
+        self._compare_header(data, header)
+        return data, content_type, Digest.of(data)
+
+    def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
+        """A manifest that an index names, always by its digest: the tag may have moved meanwhile."""
+        if (inline := self._inline(descriptor)) is not None:
+            return inline, descriptor.media_type
+        data, content_type, _ = self._fetch_manifest(str(descriptor.digest), descriptor.digest, descriptor.size)
+        return data, content_type
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, verified; from the next endpoint when one delivers something else."""
+        for _ in range(len(self._endpoints) + 1):
+            try:
+                with self._open_blob(descriptor, 0, document=True) as stream:
+                    data = b"".join(iter(lambda: stream.read(1 << 20), b""))
+                return verified(data, descriptor, self._what, "config")
+            except ContentError as error:
+                trouble = error
+        raise trouble
+
+    # Endpoints
+
+    def _fetch_manifest(
+        self, name: str, digest: Digest | None, size: int | None = None
+    ) -> tuple[bytes, str | None, str]:
+        """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document."""
+
+        def take(answer: Answer) -> tuple[bytes, str | None, str]:
+            with answer:
+                data = answer.read(MANIFEST_LIMIT)
+                if len(data) > MANIFEST_LIMIT:
+                    raise ContentError(f"{self._what}: its manifest is larger than {MANIFEST_LIMIT} bytes")
+                check_document(answer, data, "manifest")
+                if digest is not None:
+                    matching(data, digest, self._what, "manifest")
+                if size is not None and len(data) != size:
+                    raise ContentError(f"{self._what}: its manifest has another size than the index says")
+                return data, answer.headers.get("Content-Type"), answer.headers.get("Docker-Content-Digest", "")
+
+        usable = self._usable()
+        for endpoint in usable:
+            last = endpoint is usable[-1]
+            try:
+                return self._client.exchange.get(
+                    self._target(endpoint),
+                    "manifests",
+                    name,
+                    {"Accept": ACCEPT},
+                    accept=frozenset({200}),
+                    take=take,
+                    retries=None if last else 0,
+                )
+            except (NotFoundError, AccessError, NetworkError, ContentError) as error:
+                if last:
+                    raise
+                self._leave(endpoint, error)
+        raise AssertionError("there is always the registry itself")
+
+    def _usable(self) -> list[Endpoint]:
+        return [x for x in self._endpoints if not x.namespace or not self._client.is_down(x.host)]
+
+    def _leave(self, endpoint: Endpoint, error: MsbPullError) -> None:
+        reason = error.cause or error.message
+        if isinstance(error, NetworkError):
+            self._client.mark_down(endpoint.host, reason)
+        self._warn(f"mirror {endpoint.host}: {reason}; going on without it")
+
+    def _routes(self, descriptor: Descriptor) -> list[Route]:
+        routes: list[Route] = [
+            EndpointRoute(self._client, self._target(endpoint), descriptor, mirror=bool(endpoint.namespace))
+            for endpoint in self._usable()
+        ]
+        own = self._target(self._endpoints[-1])
+        routes += [ForeignRoute(self._client, own, descriptor, url) for url in descriptor.urls]
+        return routes
+
+    def _target(self, endpoint: Endpoint) -> Target:
+        return Target(endpoint, self._reference.repository, self._reference.registry, self._what)
+
+    # Small things
+
+    def _inline(self, descriptor: Descriptor) -> bytes | None:
+        """The content that stands in the descriptor, if it is what the descriptor says; else it is fetched."""
+        data = descriptor.data
+        if (
+            data is None
+            or len(data) != descriptor.size
+            or Digest.of(data, descriptor.digest.algorithm) != descriptor.digest
+        ):
+            return None
+        return data
+
+    def _compare_header(self, data: bytes, header: str) -> None:
+        """Some registries send a wrong Docker-Content-Digest: worth a warning, but what was received counts."""
+        try:
+            announced = Digest.parse(header)
+        except InvalidDigest:
+            return
+        if Digest.of(data, announced.algorithm) != announced:
+            self._warn(
+                f"{self._reference.registry} announces digest {announced.short} for another manifest than it sends"
+            )
+
+    def _note_delivered(self, blob: RegistryBlob) -> None:
+        with self._lock:
+            self._delivered[blob.digest] = blob.route.name, blob.ambiguous
+
+    def _warn(self, text: str) -> None:
+        self._client.observer(events.Warned(self._what, text))

@@ -1,0 +1,1 @@
+"""``oci.db`` and the copies from which it can be rebuilt."""

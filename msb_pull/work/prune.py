@@ -1,0 +1,285 @@
+"""Give space back: remove what no image reaches, images that are not wanted, and what interruptions left."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import Cancelled, NotFoundError, local_error
+from msb_pull.ground.remove import disk_usage
+from msb_pull.image.digest import InvalidDigest
+from msb_pull.store.homes import Elsewhere
+from msb_pull.store.keys import LayerKey
+from msb_pull.store.layout import LayerState
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.store.index.database import StoredImage, StoredLayer
+    from msb_pull.store.store import Store
+    from msb_pull.work.select import Selection
+
+_PARTIAL_AGE = 7 * 86400
+_SUFFIX = ".extracted"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A layer or a file to remove; ``size`` is the bytes on the disk that it gives back."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What would be removed: images by reference, layers by name, files of ours that belong to nothing.
+
+    ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
+    ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays. ``remarks`` say
+    what stays for the sake of a home that cannot be looked into.
+    """
+
+    images: tuple[str, ...]
+    layers: tuple[Removal, ...]
+    partials: tuple[Removal, ...]
+    records: tuple[Removal, ...]
+    leftovers: int
+    leftover_size: int = 0
+    versions: frozenset[tuple[str, str, str]] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes given back."""
+        listed = sum(item.size for items in (self.layers, self.partials, self.records) for item in items)
+        return listed + self.leftover_size
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.images or self.layers or self.partials or self.records or self.leftovers)
+
+
+def plan_prune(store: Store, selection: Selection | None, *, now: float | None = None) -> PrunePlan:
+    """Looks, and changes nothing. With ``selection`` the images it takes are to go too.
+
+    Left alone: images that another program has recorded too, every layer that a remaining row or an image of another
+    home reaches, and every directory that neither a record of ours nor an image that goes knows. ``now`` is seconds
+    since 1970. Raises LocalError where layers would go and it cannot be known what another home needs.
+    """
+    with store.database(create=False) as database:
+        stored = database.images()
+        reached = database.layer_digests() - {str(layer.key) for image in stored for layer in image.layers}
+    doomed = [
+        image
+        for image in stored
+        if selection is not None and image.digest is not None and not image.shared and selection.takes(image, store)
+    ]
+    names = {image.reference for image in doomed}
+    kept = reached | {str(layer.key) for image in stored if image.reference not in names for layer in image.layers}
+    known = {layer.key for image in doomed for layer in image.layers}
+    going = [key for key in _layers_there(store) if str(key) not in kept and (key in known or _is_ours(store, key))]
+    # Whoever removes no layer need not be able to look into every home.
+    elsewhere = Elsewhere(store.homes) if going or doomed else None
+    if elsewhere is not None:
+        kept |= elsewhere.layers
+    layers = [Removal(str(key), store.disk_usage(key)) for key in going if str(key) not in kept]
+    leftovers = store.places.leftovers()
+    return PrunePlan(
+        images=tuple(sorted(names)),
+        layers=tuple(layers),
+        partials=tuple(_old_partials(store, time.time() if now is None else now)),
+        records=tuple(_stray_records(store, kept)),
+        leftovers=len(leftovers) + len(_dead_links(store)),
+        leftover_size=sum(_size(path) for path in leftovers),
+        versions=frozenset(_version(image) for image in doomed),
+        remarks=elsewhere.remarks({str(key) for key in going}) if elsewhere is not None else (),
+    )
+
+
+def apply_prune(
+    store: Store,
+    plan: PrunePlan,
+    *,
+    wait: bool = True,
+    observer: Observer,
+    cancel: threading.Event,
+    now: float | None = None,
+) -> PrunePlan:
+    """Removes what was planned and may still go; returns what was removed.
+
+    Holds the whole store meanwhile, so that no pull is under way. Raises LocalError when it is in use and ``wait`` is
+    False, Cancelled between two removals.
+    """
+    with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel, wait=wait):
+        elsewhere = Elsewhere(store.homes).layers if plan.layers or plan.images else set()
+        images = _forget(store, plan)
+        with store.database(create=False) as database:
+            reached = database.layer_digests() | elsewhere
+        planned = [layer for layer in plan.layers if layer.name not in reached]
+        # Another prune or rm may have been faster; what it took was not freed here.
+        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
+        for layer in layers:
+            _stop_if_cancelled(cancel)
+            remove_layer(store, LayerKey.parse(layer.name))
+        if layers and store.database_path.exists():
+            with store.database(create=True) as database:
+                database.forget_layers(layer.name.partition("+")[0] for layer in layers)
+        still = {*_old_partials(store, time.time() if now is None else now), *_stray_records(store, reached)}
+        partials = [item for item in plan.partials if item in still]
+        records = [item for item in plan.records if item in still]
+        try:
+            for item in (*partials, *records):
+                path = store.own / item.name
+                if path.is_dir() and not path.is_symlink():
+                    store.trash(path)
+                else:
+                    path.unlink(missing_ok=True)
+            leftovers = store.sweep() + _drop_dead_links(store)
+        except OSError as error:
+            raise local_error(error, store.layers) from error
+    return PrunePlan(images, tuple(layers), tuple(partials), tuple(records), leftovers, plan.leftover_size)
+
+
+def remove_images(store: Store, references: Sequence[str], *, observer: Observer, cancel: threading.Event) -> PrunePlan:
+    """Forgets images (canonical references) and removes the layers that nothing else reaches; returns what went.
+
+    Raises NotFoundError before anything is removed when one is unknown, LocalError when it cannot be known what another
+    home needs, Cancelled.
+    """
+    with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+        with store.database(create=False) as database:
+            mine = {layer.key for reference in references for layer in _layers_of(database.find(reference), reference)}
+        elsewhere = Elsewhere(store.homes).layers
+        with store.database(create=True) as database:
+            database.remove(references)
+            reached = database.layer_digests() | elsewhere
+        layers = []
+        for key in sorted(mine):
+            if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
+                _stop_if_cancelled(cancel)
+                layers.append(Removal(str(key), store.disk_usage(key)))
+                remove_layer(store, key)
+    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
+
+
+def remove_layer(store: Store, key: LayerKey) -> None:
+    """Takes a layer away: notes, directory, short link and record; raises LocalError.
+
+    Without its notes it counts as missing, so that an interruption leaves no half of it that passes for whole; while
+    there is a record, the next prune knows it for ours.
+    """
+    try:
+        link = store.link_path(key)
+        store.notes_path(key).unlink(missing_ok=True)
+        if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
+            store.trash(store.layer_dir(key))
+        link.unlink(missing_ok=True)
+        store.record_path(key).unlink(missing_ok=True)
+        if store.kept_path(key).is_dir():
+            store.trash(store.kept_path(key))
+    except OSError as error:
+        raise local_error(error, store.layers) from error
+
+
+def _forget(store: Store, plan: PrunePlan) -> tuple[str, ...]:
+    """Removes the rows of the planned images that nobody has pulled again meanwhile."""
+    if not plan.images:
+        return ()
+    with store.database(create=True) as database:
+        there = [database.find(reference) for reference in plan.images]
+        gone = tuple(
+            image.reference for image in there if image and not image.shared and _version(image) in plan.versions
+        )
+        database.remove(gone)
+    return gone
+
+
+def _version(image: StoredImage) -> tuple[str, str, str]:
+    return image.reference, str(image.digest), image.pulled_at.isoformat()
+
+
+def _layers_of(image: StoredImage | None, reference: str) -> tuple[StoredLayer, ...]:
+    if image is None:
+        raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
+    return image.layers
+
+
+def _stop_if_cancelled(cancel: threading.Event) -> None:
+    if cancel.is_set():
+        raise Cancelled("interrupted", hint="`msb-pull prune` goes on where this stopped")
+
+
+def _layers_there(store: Store) -> list[LayerKey]:
+    found = []
+    for entry in _scan(store.layers):
+        if entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
+            try:
+                found.append(LayerKey.parse(entry.name.removesuffix(_SUFFIX)))
+            except InvalidDigest:
+                continue
+    return sorted(found)
+
+
+def _is_ours(store: Store, key: LayerKey) -> bool:
+    """Whether msb-pull made a directory, be it that an interruption took its notes."""
+    return store.notes_path(key).is_file() or store.record_path(key).is_file()
+
+
+def _old_partials(store: Store, now: float) -> list[Removal]:
+    """Downloads that nobody has gone on with for a week. A clock that was wrong makes them no older than that."""
+    return [
+        Removal(f"partial/{entry.name}", _size(entry.path))
+        for entry in _scan(store.own / "partial")
+        if now - entry.stat(follow_symlinks=False).st_mtime > _PARTIAL_AGE
+    ]
+
+
+def _stray_records(store: Store, kept: set[str]) -> list[Removal]:
+    """Records and notes of layers whose directories are gone, and what is left of files that were being written."""
+    found = []
+    for entry in _scan(store.own / "records"):
+        try:
+            key = LayerKey.parse(entry.name.rpartition(".")[0])
+        except InvalidDigest:
+            continue
+        if str(key) not in kept and store.layer_state(key) is LayerState.ABSENT:
+            found.append(Removal(f"records/{entry.name}", _size(entry.path)))
+    return found
+
+
+def _dead_links(store: Store) -> list[Path]:
+    return [
+        store.own / "l" / entry.name
+        for entry in _scan(store.own / "l")
+        if entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+    ]
+
+
+def _drop_dead_links(store: Store) -> int:
+    dead = _dead_links(store)
+    for link in dead:
+        link.unlink(missing_ok=True)
+    return len(dead)
+
+
+def _size(path: str | Path) -> int:
+    try:
+        return disk_usage(path)
+    except FileNotFoundError:
+        return 0
+
+
+def _scan(folder: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()

@@ -1,0 +1,1 @@
+"""Pulls one image into the store."""

@@ -1,0 +1,259 @@
+"""One layer: from its source, through every check, into a staging directory.
+
+The compressed bytes are kept, counted and hashed, inflated, hashed again against the diff_id and piped into the child
+that writes the tree, all in one pass: one thread receives, one inflates, one hashes the tar stream and feeds the child.
+Nothing leaves staging here; publishing is the pull's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import ContentError, local_error
+from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
+from msb_pull.layer.compression import Decompressor, open_decompressor
+from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
+from msb_pull.work.pull.handoff import Handoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.image.digest import Digest
+    from msb_pull.image.manifest import Descriptor
+    from msb_pull.source.interface import Source
+    from msb_pull.store.store import Staging, Store
+
+# A terminal cannot show more, and a slow one must not slow a download.
+_PROGRESS_INTERVAL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTask:
+    """One distinct layer to fetch: its blob and the digest of its tar stream."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedLayer:
+    """A layer that lies in staging, verified twice, and what is still to be said about it."""
+
+    staging: Staging
+    report: UnpackReport
+    tar_bytes: int
+    fetched: int
+
+
+class LayerFetcher:
+    """Fetches the layers of one image; every method may be called from any thread of the pool."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        options: UnpackOptions,
+        *,
+        max_window: int,
+        image: str,
+        observer: Observer,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._options = options
+        self._max_window = max_window
+        self._image = image
+        self._observer = observer
+        self._stopped = stopped
+
+    def fetch(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:
+        """Brings one layer into a staging directory, which lives until ``resources`` is closed.
+
+        A blob that does not match its digest is fetched once more from its first byte, since proxies and partial files
+        go bad; the second mismatch is final. Raises ContentError, NetworkError, AccessError, LocalError, Cancelled.
+        """
+        try:
+            return self._fetch_once(task, resources)
+        except DigestMismatch as error:
+            self._forget(task)
+            self._warn(f"{error.message}; fetching it again from the start")
+        try:
+            return self._fetch_once(task, resources)
+        except DigestMismatch as error:
+            self._forget(task)
+            if not self._source.remote:
+                error.hint = COPY_AGAIN
+            raise
+
+    def _fetch_once(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:
+        with contextlib.ExitStack() as attempt, _local_trouble(self._store):
+            staging = attempt.enter_context(self._store.staging(task.descriptor.digest))
+            with self._kept(task) as keep:
+                fetched = self._unpack(task, staging, keep)
+            resources.enter_context(attempt.pop_all())
+            return fetched
+
+    def _unpack(self, task: LayerTask, staging: Staging, keep: int | None) -> FetchedLayer:
+        descriptor = task.descriptor
+        blob = BlobReader(
+            descriptor.digest,
+            descriptor.size,
+            lambda offset: self._source.open_blob(descriptor, offset),
+            keep=keep,
+            progress=self._progress(descriptor),
+            stopped=self._stopped,
+        )
+        process = LayerProcess(staging.path, staging.record, self._options)
+        try:
+            pipe = _Pipe(task, process, self._options.max_bytes, self._max_window)
+            with contextlib.ExitStack() as ending:
+                feeding = ending.enter_context(Handoff(pipe.pass_on))
+                inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
+                # A thread that waits for the child gets away only when the child is gone.
+                ending.push(lambda kind, error, trace: process.kill() if error else None)
+                trouble = _pump(blob, inflating)
+                blob.verify()
+                if trouble is None:
+                    try:
+                        inflating.finish()
+                        return FetchedLayer(staging, pipe.finish(feeding), pipe.tar_bytes, blob.fetched)
+                    except ContentError as error:
+                        trouble = error
+                    finally:
+                        if pipe.warning:
+                            self._warn(f"layer {descriptor.digest.short}: {pipe.warning}")
+                raise _named(trouble, task)
+        finally:
+            process.kill()
+
+    @contextlib.contextmanager
+    def _kept(self, task: LayerTask) -> Iterator[int | None]:
+        """Opens the partial file of a remote blob; what a local source holds need not be kept twice."""
+        if not self._source.remote:
+            yield None
+            return
+        path = self._store.partial_path(task.descriptor.digest)
+        keep = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            yield keep
+        finally:
+            os.close(keep)
+
+    def _warn(self, text: str) -> None:
+        self._observer(events.Warned(self._image, text))
+
+    def _progress(self, descriptor: Descriptor) -> Callable[[int], None]:
+        digest, total = str(descriptor.digest), descriptor.size
+        last = 0.0
+
+        def report(done: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done == total or now - last >= _PROGRESS_INTERVAL:
+                last = now
+                phase = events.Phase.UNPACKING if done == total else events.Phase.DOWNLOADING
+                self._observer(events.LayerProgress(self._image, digest, phase, done, total))
+
+        return report
+
+    def _forget(self, task: LayerTask) -> None:
+        self._store.partial_path(task.descriptor.digest).unlink(missing_ok=True)
+
+
+class _Pipe:
+    """Inflates, hashes and counts a layer on its way into the child."""
+
+    def __init__(self, task: LayerTask, process: LayerProcess, max_bytes: int, max_window: int) -> None:
+        self.tar_bytes = 0
+        self.warning: str | None = None
+        self._task = task
+        self._process = process
+        self._max_bytes = max_bytes
+        self._max_window = max_window
+        self._hash = task.diff_id.hasher()
+        self._decompressor: Decompressor | None = None
+        self._head = b""
+
+    def inflate(self, chunk: bytes, feeding: Handoff) -> None:
+        """Takes compressed bytes and hands the pieces of the tar stream over; raises ContentError."""
+        if self._decompressor is None:
+            # The magic of every format fits into six bytes, which a slow source may deliver one by one.
+            self._head += chunk
+            if len(self._head) < 6:
+                return
+            chunk = self._head
+        for piece in self._inflate(chunk):
+            feeding.put(piece)
+
+    def pass_on(self, piece: bytes) -> None:
+        """Hashes a piece of the tar stream and feeds the child; raises LayerError when the child found trouble."""
+        self._hash.update(piece)
+        self._process.write(piece)
+
+    def finish(self, feeding: Handoff) -> UnpackReport:
+        """Ends the stream, compares the diff_id and takes the child's report; raises ContentError, LocalError."""
+        if self._decompressor is None:
+            for piece in self._inflate(self._head):
+                feeding.put(piece)
+        assert self._decompressor is not None
+        self._decompressor.finish()
+        feeding.finish()
+        found = self._hash.hexdigest()
+        if found != self._task.diff_id.hex:
+            raise ContentError(
+                "the content does not match its diff_id",
+                cause=f"config says {self._task.diff_id}, unpacked {self._task.diff_id.algorithm}:{found}",
+                hint="the image is broken or forged: its config does not belong to its layers",
+            )
+        return self._process.finish()
+
+    def _inflate(self, chunk: bytes) -> Iterator[bytes]:
+        if self._decompressor is None:
+            media_type = self._task.descriptor.media_type
+            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._max_window)
+        for piece in self._decompressor.feed(chunk):
+            self.tar_bytes += len(piece)
+            # Headers and padding come on top of what the files hold, so the child's own count stops a layer first,
+            # unless the bytes are not files at all.
+            if self.tar_bytes > 2 * self._max_bytes + CHUNK:
+                raise ContentError(
+                    f"unpacks to more than {self._max_bytes} bytes", hint="raise --max-layer-size if that is right"
+                )
+            yield piece
+
+
+def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
+    """Moves a whole blob on to be inflated; returns what is known by then to be wrong with its content, if anything.
+
+    A blob with bad content is still read to its end, since only its digest tells whether the download or the image is
+    to blame.
+    """
+    trouble: ContentError | None = None
+    for chunk in blob.chunks():
+        if trouble is None:
+            try:
+                inflating.put(chunk)
+            except ContentError as error:
+                trouble = error
+    return trouble
+
+
+def _named(trouble: ContentError, task: LayerTask) -> ContentError:
+    """Puts the layer's short digest in front of an error that knows only the entry."""
+    trouble.message = f"layer {task.descriptor.digest.short}: {trouble.message}"
+    return trouble
+
+
+@contextlib.contextmanager
+def _local_trouble(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise local_error(error, store.layers) from error

@@ -1,0 +1,138 @@
+"""Pull one image: look at home first, else resolve it and hand it to the transfer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import NetworkError, NotFoundError
+from msb_pull.ground.sizes import counted
+from msb_pull.image.reference import Reference
+from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.source.registry.registry import RegistryClient
+    from msb_pull.store.index.database import StoredImage
+    from msb_pull.store.store import Store
+
+__all__ = ["LayerOutcome", "Policy", "PullOptions", "PullResult", "find_local", "pull_image"]
+
+
+def pull_image(
+    argument: ImageArgument,
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    *,
+    observer: Observer,
+    cancel: threading.Event,
+) -> PullResult:
+    """Brings one image into the store and records it; does nothing where the policy and the store allow that.
+
+    ``client`` is called only when a registry must be asked. Raises the errors of ``msb_pull.errors``; after any of
+    them the store holds what it held before, and at most more of a partial download.
+    """
+    started = time.monotonic()
+    local = find_local(argument, store, options)
+    if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
+        return _unchanged(local, store, started)
+    if options.policy is Policy.NEVER:
+        hint = "pull it without --policy never while the registry is reachable"
+        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
+    # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
+    from msb_pull.ground import events
+    from msb_pull.image.manifest import check_image
+    from msb_pull.source.open import open_source
+    from msb_pull.work.pull.transfer import Transfer
+
+    def warn(text: str) -> None:
+        observer(events.Warned(argument.text, text))
+
+    if argument.reference is not None and argument.reference.doubt is not None:
+        warn(argument.reference.doubt)
+    opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn, cancel=cancel)
+    with contextlib.closing(opened) as source:
+        observer(events.Resolving(argument.text))
+        try:
+            resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+        except NetworkError as error:
+            if options.policy is Policy.NEWER and local is not None:
+                observer(events.Warned(argument.text, f"{error.message}; keeping the local image"))
+                return _unchanged(local, store, started)
+            raise
+        check_image(resolved.manifest, str(resolved.reference))
+        if argument.reference is None and options.name is None:
+            _warn_of_replacing(resolved, store, warn)
+        work = Transfer(resolved, source, store, options, observer, cancel)
+        return work.plan_only(started) if options.dry_run else work.run(started)
+
+
+def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
+    """Whoever made a folder or an archive chose the name in it, which may be that of an image from elsewhere."""
+    if not store.has_images:
+        return
+    with store.database(create=False) as database:
+        image = database.find(str(resolved.reference))
+    if image is not None and image.digest != resolved.digest:
+        held = image.digest or "an image without a digest"
+        warn(f"it calls itself {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
+
+
+def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> StoredImage | None:
+    """The image as the database has it, if it is complete in the store and for the wanted platform, else None.
+
+    An image that only Microsandbox has recorded has no digest and no proof: it counts for ``never`` alone.
+    """
+    reference = argument.reference
+    if reference is None and options.policy is Policy.NEVER and options.name:
+        # A folder or archive may have changed, and looking costs no request: only `never` takes the store's word.
+        reference = Reference.parse(options.name)
+    if reference is None or not store.has_images:
+        return None
+    with store.database(create=False) as database:
+        image = database.find(str(reference))
+    if image is None:
+        return None
+    if image.digest is None:
+        held = options.policy is Policy.NEVER and all(store.layer_dir(x.key).is_dir() for x in image.layers)
+        return image if held else None
+    wanted = image.platform is not None and options.wanted.accepts(image.platform)
+    return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
+
+
+def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+    """Why an image that the store knows is not taken; None when it does not know it."""
+    if argument.reference is None or not store.has_images:
+        return None
+    with store.database(create=False) as database:
+        image = database.find(str(argument.reference))
+    if image is None:
+        return None
+    missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]
+    if missing:
+        return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"
+    return f"it is there for {image.platform}" if image.platform is not None else None
+
+
+def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
+    reference = Reference.parse(image.reference)
+    layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.key))) for x in image.layers)
+    return PullResult(
+        reference=image.reference,
+        pinned=reference.pinned(image.digest) if image.digest else image.reference,
+        digest=str(image.digest) if image.digest else None,
+        platform=str(image.platform or ""),
+        layers=layers,
+        # Microsandbox's rows count the configuration too; a pull counts what its layers weigh.
+        size=sum({x.digest: x.size for x in image.layers}.values()),
+        fetched=0,
+        seconds=time.monotonic() - started,
+        changed=False,
+    )

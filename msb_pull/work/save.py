@@ -1,0 +1,314 @@
+"""Save: an archive of images, its layers made again from the store and checked on the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import io
+import json
+import os
+import tarfile
+import time
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
+from msb_pull.image.digest import Digest
+from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from msb_pull.image.reference import Reference
+from msb_pull.layer.limits import printable
+from msb_pull.layer.proof.model import content_paths, expected_tree
+from msb_pull.layer.proof.stream import Listener, stream
+from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.tree.kept import Kept
+from msb_pull.work.verify.verify import stored_images
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.layer.node import Node
+    from msb_pull.store.index.database import StoredImage, StoredLayer
+    from msb_pull.store.store import Store
+
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_REF_NAME = "org.opencontainers.image.ref.name"
+_FULL_NAME = "io.containerd.image.name"
+_PROGRESS_INTERVAL = 0.1
+_PIECE = 1 << 20
+
+
+class Format(enum.StrEnum):
+    """What to write: an OCI layout in a tar, or what ``docker load`` takes."""
+
+    OCI = "oci"
+    DOCKER = "docker"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedImage:
+    """An image in an archive. Configs and diff_ids are those of the registry; layers are not compressed, so that their
+    digests are their diff_ids, and the manifest's ``digest`` is a new one."""
+
+    reference: str
+    digest: str
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResult:
+    """What was saved; ``bytes`` is the size of the archive."""
+
+    images: tuple[SavedImage, ...]
+    bytes: int
+    seconds: float
+
+
+def save_images(
+    store: Store,
+    references: Sequence[str],
+    out: BinaryIO,
+    form: Format,
+    *,
+    observer: Observer,
+    cancel: threading.Event,
+) -> SaveResult:
+    """Writes the images (canonical references) as one archive into ``out``, layer by layer without a copy on disk.
+
+    Every layer's stream is compared with its diff_id while it is written. Raises ContentError when one does not match
+    or cannot be made again, NotFoundError, Cancelled, OSError; what has been written is then worthless.
+    """
+    started = time.monotonic()
+    images = stored_images(store, references)
+    with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+        archive = _Archive(store, out, observer, cancel)
+        try:
+            saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
+            archive.close()
+        finally:
+            archive.let_go()
+    return SaveResult(tuple(saved), archive.written, time.monotonic() - started)
+
+
+def _save_oci(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedImage]:
+    entries: list[dict[str, Any]] = []
+    saved = []
+    for image in images:
+        config = _config(image)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": archive.blob(config, OCI_CONFIG),
+            "layers": [archive.layer(layer) for layer in image.layers],
+        }
+        entry = archive.blob(_json(manifest), OCI_MANIFEST)
+        name = Reference.parse(image.reference)
+        # Podman and skopeo look for the tag or the whole name here, containerd and Docker for its own key.
+        entry["annotations"] = {_REF_NAME: image.reference, _FULL_NAME: image.reference}
+        if image.platform is not None:
+            platform = {"os": image.platform.os, "architecture": image.platform.architecture}
+            entry["platform"] = {**platform, **({"variant": image.platform.variant} if image.platform.variant else {})}
+        entries.append(entry)
+        saved.append(SavedImage(str(name), entry["digest"], len(image.layers)))
+    archive.file("index.json", _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}))
+    archive.file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+    return saved
+
+
+def _save_docker(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedImage]:
+    listed = []
+    saved = []
+    for image in images:
+        config = _config(image)
+        digest = Digest.of(config)
+        archive.file(f"{digest.hex}.json", config)
+        names = [archive.plain_layer(layer) for layer in image.layers]
+        reference = Reference.parse(image.reference)
+        # `docker load` knows tags only.
+        tags = [f"{reference.registry}/{reference.repository}:{reference.tag}"] if reference.tag else []
+        listed.append({"Config": f"{digest.hex}.json", "RepoTags": tags or None, "Layers": names})
+        saved.append(SavedImage(image.reference, str(digest), len(image.layers)))
+    archive.file("manifest.json", _json(listed))
+    return saved
+
+
+class _Archive:
+    """A tar stream with the blobs of images; each digest once."""
+
+    def __init__(self, store: Store, out: BinaryIO, observer: Observer, cancel: threading.Event) -> None:
+        self._store = store
+        self._out = _Counting(out)
+        self._observer = observer
+        self._cancel = cancel
+        # tarfile wants a whole file object and writes to it only.
+        stream = cast("IO[bytes]", self._out)
+        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE)  # noqa: SIM115
+        self._tar.copybufsize = _PIECE  # type: ignore[attr-defined]
+        # The size of each member by its name.
+        self._there: dict[str, int] = {}
+
+    @property
+    def written(self) -> int:
+        """Bytes of the archive so far."""
+        return self._out.count
+
+    def close(self) -> None:
+        """Writes the end of the archive."""
+        self._tar.close()
+
+    def let_go(self) -> None:
+        """Writes nothing more: tarfile would still try when it is collected, long after ``out`` has been closed."""
+        self._out.over = True
+
+    def file(self, name: str, data: bytes) -> None:
+        """Adds a small file."""
+        if name not in self._there:
+            self._there[name] = len(data)
+            self._tar.addfile(_member(name, len(data)), io.BytesIO(data))
+
+    def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
+        """Adds a small blob; returns its descriptor."""
+        digest = Digest.of(data)
+        self.file(f"blobs/sha256/{digest.hex}", data)
+        return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+
+    def layer(self, layer: StoredLayer) -> dict[str, Any]:
+        """Adds a layer as a blob; returns its descriptor."""
+        diff_id = layer.diff_id
+        size = self._stream(layer, f"blobs/{diff_id.algorithm}/{diff_id.hex}")
+        return {"mediaType": _LAYER, "digest": str(diff_id), "size": size}
+
+    def plain_layer(self, layer: StoredLayer) -> str:
+        """Adds a layer as Docker's archives have it; returns its name there."""
+        name = f"{layer.diff_id.hex}.tar"
+        self._stream(layer, name)
+        return name
+
+    def _stream(self, layer: StoredLayer, name: str) -> int:
+        if name not in self._there:
+            record, nodes = self._model(layer)
+            self._there[name] = record.length
+            pieces = self._pieces(layer, record, content_paths(nodes))
+            self._tar.addfile(_member(name, record.length), _Stream(pieces))
+            # Whoever has read as much as he wanted does not ask for the end, which is where the digest is compared.
+            for _ in pieces:
+                pass
+        return self._there[name]
+
+    def _model(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
+        if self._store.has_layer(layer.key):
+            with contextlib.suppress(FileNotFoundError):
+                return self._loaded(layer)
+        # While it is swapped for a new one it counts as missing.
+        with self._store.lock_layer(layer.digest, self._waits_for(layer), self._cancel):
+            if self._store.has_layer(layer.key):
+                return self._loaded(layer)
+        raise NotFoundError(
+            f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
+            hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
+        )
+
+    def _loaded(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
+        record = Record(self._store.record_path(layer.key))
+        nodes, _ = expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
+        return record, nodes
+
+    def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
+        return lambda holder: self._observer(events.LayerWaiting("", str(layer.digest), holder))
+
+    def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
+        """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
+        progress = self._progress(layer, record.length)
+        progress(0)
+        hasher = layer.diff_id.hasher()
+
+        def refuse(path: bytes, expected: str, found: str) -> None:
+            raise ContentError(
+                f'layer {layer.digest.short}: "{printable(path)}" is damaged (expected {expected}, found {found})',
+                hint="`msb-pull verify --repair` mends it",
+            )
+
+        root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        kept = Kept(os.fspath(self._store.kept_path(layer.key)))
+        try:
+            for piece in stream(record, root, paths, Listener(refuse), kept=kept):
+                hasher.update(piece)
+                progress(len(piece))
+                yield bytes(piece)
+        finally:
+            kept.close()
+            os.close(root)
+        if hasher.hexdigest() != layer.diff_id.hex:
+            raise ContentError(
+                f"layer {layer.digest.short}: its stream does not match its diff_id any more",
+                hint="`msb-pull verify --repair` mends it",
+            )
+
+    def _progress(self, layer: StoredLayer, total: int) -> Callable[[int], None]:
+        done, last = 0, 0.0
+
+        def count(size: int) -> None:
+            nonlocal done, last
+            if self._cancel.is_set():
+                raise Cancelled("interrupted")
+            done += size
+            now = time.monotonic()
+            if done == total or now - last >= _PROGRESS_INTERVAL:
+                last = now
+                self._observer(events.CheckProgress("", str(layer.digest), done, total))
+
+        return count
+
+
+class _Counting:
+    """Counts what is written to a stream that may be a pipe."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.count = 0
+        self.over = False
+
+    def write(self, data: bytes) -> int:
+        if self.over:
+            return len(data)
+        self._out.write(data)
+        self.count += len(data)
+        return len(data)
+
+
+class _Stream(io.RawIOBase):
+    """What a generator yields, as the file that tarfile wants to read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        parts = []
+        while size and (data := self._rest or next(self._pieces, b"")):
+            parts.append(data[:size])
+            self._rest = data[size:]
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644
+    return member
+
+
+def _config(image: StoredImage) -> bytes:
+    if image.config_bytes is None:
+        raise NotFoundError(
+            f"{image.reference}: pulled by another program, which kept neither config nor records",
+            hint="`msb-pull pull --policy always` makes it complete",
+        )
+    return image.config_bytes
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode("utf-8")

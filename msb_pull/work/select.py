@@ -1,0 +1,97 @@
+"""Filters over stored images: ``key=value``; different keys must all hold, of one key any."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import UsageError
+from msb_pull.image.platform import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.store.index.database import StoredImage
+    from msb_pull.store.store import Store
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(?:(\d+)([smhdw]))+", re.ASCII)
+_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which images to take; an empty field takes all. ``before`` is the newest time of a pull that still counts."""
+
+    references: tuple[str, ...] = ()
+    platforms: tuple[Platform, ...] = ()
+    before: tuple[datetime, ...] = ()
+    incomplete: tuple[bool, ...] = ()
+
+    def takes(self, image: StoredImage, store: Store) -> bool:
+        """Whether all kinds of filters that were given let the image pass."""
+        return (
+            (not self.references or any(_named(image.reference, pattern) for pattern in self.references))
+            and (not self.platforms or (image.platform and image.platform.normalized()) in self.platforms)
+            and (not self.before or image.pulled_at <= max(self.before))
+            and (not self.incomplete or self._lacks_layers(image, store) in self.incomplete)
+        )
+
+    @staticmethod
+    def _lacks_layers(image: StoredImage, store: Store) -> bool:
+        return not all(store.layer_dir(layer.key).is_dir() for layer in image.layers)
+
+
+def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selection:
+    """Parses ``reference=GLOB``, ``platform=OS/ARCH``, ``until=24h``, ``incomplete=true``; raises UsageError."""
+    now = now or datetime.now(UTC)
+    references: list[str] = []
+    platforms: list[Platform] = []
+    before: list[datetime] = []
+    incomplete: list[bool] = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not value:
+            raise UsageError(f"--filter {text!r}: no KEY=VALUE", hint=_KEYS)
+        if key == "reference":
+            references.append(value)
+        elif key == "platform":
+            platforms.append(Platform.parse(value))
+        elif key == "until":
+            before.append(_moment(now, value))
+        elif key == "incomplete" and value.lower() in _TRUTH:
+            incomplete.append(_TRUTH[value.lower()])
+        else:
+            raise UsageError(f"--filter {text!r}: unknown", hint=_KEYS)
+    return Selection(tuple(references), tuple(platforms), tuple(before), tuple(incomplete))
+
+
+_KEYS = "filters are reference=GLOB, platform=OS/ARCH, until=24h and incomplete=true"
+
+
+def _moment(now: datetime, text: str) -> datetime:
+    """The time as long before ``now`` as ``text`` says; raises UsageError."""
+    if not _DURATION.fullmatch(text):
+        raise UsageError(f"--filter until={text}: no duration", hint="write it like 90m, 24h, 7d or 1h30m")
+    try:
+        # ValueError is for numbers of thousands of digits.
+        seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhdw])", text))
+        return now - timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        raise UsageError(f"--filter until={text[:40]}: too long") from None
+
+
+def _named(reference: str, pattern: str) -> bool:
+    """Whether a glob means the image, by its whole name or as people write it: without Docker Hub or tag."""
+    names = {reference}
+    for prefix in ("docker.io/library/", "docker.io/"):
+        if reference.startswith(prefix):
+            names.add(reference.removeprefix(prefix))
+    for name in tuple(names):
+        head = name.partition("@")[0]
+        colon = head.rfind(":")
+        names.add(head[:colon] if colon > head.rfind("/") else head)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -1,0 +1,1 @@
+"""Proves what the store holds, and repairs it."""

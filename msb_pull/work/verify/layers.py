@@ -1,0 +1,240 @@
+"""What can be said of each layer of a store, worked out in processes of their own when there is much to look at."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import Cancelled, LocalError
+from msb_pull.ground.pools import Pool
+from msb_pull.ground.sizes import counted
+from msb_pull.layer.limits import printable
+from msb_pull.layer.proof.compare import Damage
+from msb_pull.layer.proof.prove import Findings, LayerTask, prove
+from msb_pull.layer.proof.prover import Prover
+from msb_pull.store.store import LayerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.layer.proof.prove import Progress
+    from msb_pull.store.index.database import StoredLayer
+    from msb_pull.store.store import Store
+
+    Prove = Callable[[LayerTask, Progress], Findings]
+
+_PROGRESS_INTERVAL = 0.1
+# Below these (bytes of blobs, bytes of records) all is done before a process has started.
+_SMALL_BLOBS = 16_000_000
+_SMALL_RECORDS = 64_000
+
+
+class Verdict(enum.StrEnum):
+    """What can be said of a layer."""
+
+    PROVEN = "proven"
+    UNCHANGED = "unchanged"
+    UNPROVABLE = "unprovable"
+    UNREADABLE = "unreadable"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer: ``proven`` means that its stream was made again and has the signed diff_id, ``unchanged`` that all
+    that was compared agrees (quick), ``unprovable`` that only another program knows it, ``unreadable`` that this user
+    may not look at all of it and the rest agrees. A ``suspect`` one does not agree with a layer below that is damaged:
+    once that is mended, it shows which of them is wrong."""
+
+    digest: str
+    verdict: Verdict
+    damages: tuple[Damage, ...]
+    remark: str
+    bytes: int
+    entries: int
+    images: tuple[str, ...]
+    suspect: bool = False
+
+
+def run_checks(checks: Sequence[LayerCheck], jobs: int) -> list[LayerReport]:
+    """The reports of all checks, in their order; the largest layers are looked at first, ``jobs`` at a time.
+
+    Raises LocalError, Cancelled.
+    """
+    if sum(x.blob_bytes for x in checks) <= _SMALL_BLOBS and sum(x.record_bytes for x in checks) <= _SMALL_RECORDS:
+        return [check.run(prove) for check in checks]
+    work = _Work(checks)
+    count = max(1, min(jobs, len(checks)))
+    with Pool(count, thread_name_prefix="verify") as pool:
+        ended = [pool.submit(work.serve)]
+        with contextlib.suppress(LocalError):
+            # With fewer threads than were wanted it takes longer.
+            ended += [pool.submit(work.serve) for _ in range(count - 1)]
+    errors = [error for future in ended if (error := future.exception()) is not None]
+    # The first real one has stopped the others.
+    for error in sorted(errors, key=lambda error: isinstance(error, Cancelled)):
+        raise error
+    return [work.reports[check] for check in checks]
+
+
+class _Work:
+    """Checks for several threads, each with a process that lasts as long as the thread has work."""
+
+    def __init__(self, checks: Sequence[LayerCheck]) -> None:
+        self._waiting = deque(sorted(checks, key=lambda check: -check.effort))
+        self._failed = threading.Event()
+        self.reports: dict[LayerCheck, LayerReport] = {}
+
+    def serve(self) -> None:
+        """What each thread does."""
+        prover: Prover | None = None
+        try:
+            while not self._failed.is_set():
+                try:
+                    check = self._waiting.popleft()
+                except IndexError:
+                    return
+                prover = prover or Prover()
+                self.reports[check] = check.run(prover.prove, self._failed)
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            if prover is not None:
+                prover.close()
+
+
+class LayerCheck:
+    """The verification of one layer. ``stacks`` are the directories of the layers below it, nearest first, in each of
+    its images; None where only another program's image has it, so that nothing may be known of it."""
+
+    def __init__(
+        self,
+        store: Store,
+        layer: StoredLayer,
+        images: tuple[str, ...],
+        stacks: Sequence[Sequence[str]] | None,
+        quick: bool,
+        observer: Observer,
+        cancel: threading.Event,
+    ) -> None:
+        self._store = store
+        self._layer = layer
+        self._images = images
+        self._ours = stacks is not None
+        self._stacks = stacks or ()
+        self._quick = quick
+        self._observer = observer
+        self._cancel = cancel
+        self._failed: threading.Event | None = None
+        self._last = 0.0
+        self.blob_bytes = 0 if quick else layer.size
+        self.record_bytes = _size(store.record_path(layer.key))
+
+    @property
+    def effort(self) -> int:
+        """What grows with the time that this takes."""
+        return self.record_bytes * 8 + self.blob_bytes
+
+    def run(self, prove: Prove, failed: threading.Event | None = None) -> LayerReport:
+        """Never raises for what is wrong with the layer; raises Cancelled (also once ``failed`` is set), LocalError."""
+        self._failed = failed
+        before = self._identity()
+        report = self._look(prove)
+        if report.verdict in (Verdict.PROVEN, Verdict.UNCHANGED):
+            return report
+        # A pull or a repair may just have been swapping the layer: what stands there once it is done is what counts.
+        with self._store.lock_layer(self._layer.digest, self._waits, self._cancel):
+            return report if self._identity() == before else self._look(prove)
+
+    def _look(self, prove: Prove) -> LayerReport:
+        key, store = self._layer.key, self._store
+        state = store.layer_state(key)
+        if state is LayerState.ABSENT:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "missing", "a directory", "nothing")])
+        if state is not LayerState.COMPLETE and not self._ours:
+            what = "a symlink or a file" if state is LayerState.SYMLINK else "written by another program"
+            return self._report(Verdict.UNPROVABLE, [], f"no record: {what}")
+        if state is LayerState.SYMLINK:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "type", "a directory", "a symlink or a file")])
+        if state is LayerState.FOREIGN:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])
+        directory, record, notes = map(os.fspath, (store.layer_dir(key), store.record_path(key), store.notes_path(key)))
+        kept = os.fspath(store.kept_path(key))
+        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept, self._stacks)
+        try:
+            return self._judged(prove(task, self._tell))
+        except PermissionError as error:
+            return self._report(Verdict.UNREADABLE, [], f"{error.filename}: {error.strerror}")
+
+    def _judged(self, found: Findings) -> LayerReport:
+        verdict, remarks = Verdict.UNCHANGED if self._quick else Verdict.PROVEN, []
+        if found.denied:
+            verdict = Verdict.UNREADABLE
+            first = "/" + printable(found.denied[0])
+            remarks.append(f"{counted(len(found.denied), 'path')} this user may not read, the first of them {first}")
+        if found.writable_by_others:
+            from shlex import quote
+
+            count = counted(found.writable_by_others, "path")
+            directory = self._store.layer_dir(self._layer.key)
+            remarks.append(
+                f"{count} of it other users may write to; `chmod -R go-w {quote(str(directory))}` closes that"
+            )
+        if found.damages:
+            verdict = Verdict.DAMAGED
+        return self._report(verdict, found.damages, "; ".join(remarks), found)
+
+    def _report(
+        self, verdict: Verdict, damages: list[Damage], remark: str = "", found: Findings | None = None
+    ) -> LayerReport:
+        return LayerReport(
+            str(self._layer.key),
+            verdict,
+            tuple(damages),
+            remark,
+            found.bytes if found else 0,
+            found.entries if found else 0,
+            self._images,
+        )
+
+    def _identity(self) -> list[tuple[int, int] | None]:
+        """Differs once the layer has been swapped."""
+        key, store = self._layer.key, self._store
+        return [_inode(path) for path in (store.layer_dir(key), store.record_path(key), store.notes_path(key))]
+
+    def _waits(self, holder: str) -> None:
+        self._observer(events.LayerWaiting("", str(self._layer.digest), holder))
+
+    def _tell(self, done: int, total: int, entries: bool) -> None:
+        if self._cancel.is_set() or (self._failed is not None and self._failed.is_set()):
+            raise Cancelled("interrupted")
+        now = time.monotonic()
+        if done == total or now - self._last >= _PROGRESS_INTERVAL:
+            self._last = now
+            unit = "entries" if entries else "bytes"
+            self._observer(events.CheckProgress("", str(self._layer.key), done, total, unit))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_ctime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0

@@ -1,0 +1,240 @@
+"""Verify: proves that what lies on disk is still what the registry signed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
+from msb_pull.layer.proof.compare import DERIVED
+from msb_pull.store.index.database import StoredLayer
+from msb_pull.store.index.proven import Difference
+from msb_pull.store.keys import LayerKey
+from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Collection, Iterable, Sequence
+
+    from msb_pull.ground.events import Observer
+    from msb_pull.store.index.database import Database, StoredImage
+    from msb_pull.store.index.proven import ProvenImage
+    from msb_pull.store.store import Store
+
+__all__ = ["LayerReport", "RowsReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsReport:
+    """An image of which something recorded is not what its manifest's digest proves."""
+
+    reference: str
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
+
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that were written anew.
+    """
+
+    images: tuple[str, ...]
+    layers: tuple[LayerReport, ...]
+    repaired: tuple[str, ...]
+    seconds: float
+    failures: tuple[MsbPullError, ...] = ()
+    rows: tuple[RowsReport, ...] = ()
+    mended: tuple[str, ...] = ()
+
+    @property
+    def misrecorded(self) -> list[RowsReport]:
+        """The images whose records are still damaged."""
+        return [x for x in self.rows if x.reference not in self.mended]
+
+    @property
+    def damaged(self) -> list[LayerReport]:
+        """The layers with damage that is still there."""
+        return [x for x in self.layers if x.verdict is Verdict.DAMAGED and x.digest not in self.repaired]
+
+    @property
+    def unprovable(self) -> list[LayerReport]:
+        """The layers that nobody can vouch for."""
+        return [x for x in self.layers if x.verdict is Verdict.UNPROVABLE]
+
+    @property
+    def unreadable(self) -> list[LayerReport]:
+        """The layers that this user may not read, at least in part."""
+        return [x for x in self.layers if x.verdict is Verdict.UNREADABLE]
+
+
+def verify_images(
+    store: Store,
+    references: Sequence[str],
+    *,
+    quick: bool = False,
+    jobs: int = 2,
+    observer: Observer,
+    cancel: threading.Event,
+) -> VerifyReport:
+    """Verifies the layers of the named images (canonical references), of all images when none is named.
+
+    A layer that several images share is verified once, ``jobs`` layers at a time. Writes nothing. Raises NotFoundError
+    for an unknown image, LocalError, Cancelled.
+    """
+    return verify_layers(store, references, None, quick=quick, jobs=jobs, observer=observer, cancel=cancel)
+
+
+def verify_layers(
+    store: Store,
+    references: Sequence[str],
+    only: Collection[str] | None,
+    *,
+    quick: bool = False,
+    jobs: int = 2,
+    observer: Observer,
+    cancel: threading.Event,
+) -> VerifyReport:
+    """As :func:`verify_images`, but only those layers of the images that ``only`` names (None for all)."""
+    started = time.monotonic()
+    with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+        # Not before: what is removed while this waits for the lock is no damage.
+        proofs = proven_images(store, references, observer)
+        wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
+        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, observer, cancel) for x in wanted]
+        reports = _blamed(wanted, run_checks(checks, jobs))
+    rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
+    names = tuple(image.reference for image, _ in proofs)
+    return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
+
+
+def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
+    """The named images as recorded, all of them when none is named; raises NotFoundError."""
+    with store.database(create=False) as database:
+        if not references:
+            return database.images()
+        images = []
+        for reference in references:
+            image = database.find(reference)
+            if image is None:
+                raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
+            images.append(image)
+        return images
+
+
+def proven_images(
+    store: Store, references: Sequence[str], observer: Observer
+) -> list[tuple[ProvenImage, tuple[StoredLayer, ...]]]:
+    """The named images, all of them when none is named, with the layers that their manifests prove.
+
+    Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
+    is missing or another one is written anew, as are rows of layers in another order; that is told. Raises
+    NotFoundError.
+    """
+    with store.database(create=False) as database:
+        proofs = database.prove(references or None)
+        for image in proofs:
+            if image.taken_over:
+                _warn(observer, image, "another program has recorded the same layers anew")
+        if missing := set(references) - {image.reference for image in proofs}:
+            raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
+        found = [(image, _layers(image, database)) for image in proofs]
+    for image in proofs:
+        if image.disordered:
+            _put_in_order(store, image, observer)
+        if image.stale:
+            _copy_again(store, image, observer)
+    return found
+
+
+def _warn(observer: Observer, image: ProvenImage, text: str) -> None:
+    observer(events.Warned(image.reference, f"{image.reference}: {text}"))
+
+
+def _put_in_order(store: Store, image: ProvenImage, observer: Observer) -> None:
+    """An order that another image needed once may be left when that one has gone."""
+    try:
+        with store.database(create=True) as database:
+            database.record_again(image.reference)
+    except LocalError as error:
+        image.differences.append(Difference("oci.db: layers", "the order of the manifest", error.message))
+    else:
+        _warn(observer, image, "the rows of its layers stood in another order than its manifest's; put right")
+
+
+def _copy_again(store: Store, image: ProvenImage, observer: Observer) -> None:
+    try:
+        with store.database(create=True) as database:
+            database.copy_again(image.reference)
+    except LocalError as error:
+        image.differences.append(Difference("images: copy", "what the rows say", error.message))
+    else:
+        _warn(observer, image, "its copy beside the layers was not what oci.db says; written anew")
+
+
+def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
+    record = image.record
+    if record is None:
+        if image.differences:
+            # Nothing proves it, and whatever its rows name is not what somebody signed.
+            return ()
+        stored = database.find(image.reference)
+        return stored.layers if stored else ()
+    return tuple(
+        StoredLayer(key, diff_id, layer.size, layer.media_type)
+        for key, layer, diff_id in zip(record.layer_keys, record.manifest.layers, record.config.diff_ids, strict=True)
+    )
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A layer to verify. ``below`` are the names of all layers that lie below it in any image, ``stacks`` where each of
+    these lies, nearest first, None if nothing proves the layer to be one of ours."""
+
+    layer: StoredLayer
+    images: list[str]
+    stacks: list[list[str]] | None
+    below: set[str]
+
+
+def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
+    found: dict[LayerKey, _Wanted] = {}
+    for image, layers in proofs:
+        seen: set[LayerKey] = set()
+        for position, layer in enumerate(layers):
+            if layer.key in seen:
+                continue
+            seen.add(layer.key)
+            wanted = found.setdefault(layer.key, _Wanted(layer, [], None, set()))
+            wanted.images.append(image.reference)
+            if image.record is None:
+                continue
+            if wanted.stacks is None:
+                # What another program says of a layer proves nothing.
+                wanted.layer, wanted.stacks = layer, []
+            stack = [str(store.layer_dir(x.key)) for x in reversed(layers[:position])]
+            wanted.below.update(str(x.key) for x in layers[:position])
+            if stack not in wanted.stacks:
+                wanted.stacks.append(stack)
+    for image, layers in proofs:
+        for layer in layers:
+            plain = LayerKey(layer.key.digest)
+            if plain not in found and store.has_layer(plain):
+                # Microsandbox, which knows one form of each layer, reads this one. Its base has gone with its image.
+                found[plain] = _Wanted(replace(layer, key=plain), [image.reference], [], set())
+    return list(found.values())
+
+
+def _blamed(wanted: Sequence[_Wanted], reports: Sequence[LayerReport]) -> list[LayerReport]:
+    """Where a layer does not agree with those below and one of these is damaged, that one is to blame."""
+    bad = {report.digest for report in reports if any(damage.kind != DERIVED for damage in report.damages)}
+    found = []
+    for one, report in zip(wanted, reports, strict=True):
+        own = tuple(damage for damage in report.damages if damage.kind != DERIVED)
+        if len(own) < len(report.damages) and one.below & bad:
+            verdict = Verdict.DAMAGED if own else Verdict.UNCHANGED
+            report = replace(report, damages=own, verdict=verdict, suspect=True)
+        found.append(report)
+    return found

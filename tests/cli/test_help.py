@@ -1,0 +1,28 @@
+"""Every help page, word by word. After a wanted change: ``UPDATE_GOLDEN=1 pytest tests/cli/test_help.py``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import program, program_environment
+
+GOLDEN = Path(__file__).parent / "help"
+# Read before the environment of the tests is cleaned.
+UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
+
+
+@pytest.mark.parametrize("command", ["", "pull", "ls", "inspect", "verify", "prune", "rm", "save"])
+def test_help_is_what_it_was(command):
+    done = subprocess.run(
+        [*program(), *([command] if command else []), "--help"],
+        env=program_environment(COLUMNS="80"), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    path = GOLDEN / f"{command or 'msb-pull'}.txt"
+    if UPDATE:
+        path.write_text(done.stdout, encoding="utf-8")
+    assert done.stdout == path.read_text(encoding="utf-8")

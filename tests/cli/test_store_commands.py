@@ -1,0 +1,287 @@
+"""verify, prune, rm and save on a real store: their lines, documents, questions and exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import tarfile
+import time
+
+import pytest
+
+from msb_pull.ground.sizes import format_size
+from tests.cli.test_show import LAYERS, MANIFEST, NAME, SAMPLE
+from tests.conftest import REPOSITORY, program, program_environment
+from tests.support.terminal import Terminal, plain
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the program on a store that holds the sample."""
+
+    def call(*words, stdin=subprocess.DEVNULL, text=True):
+        return subprocess.run(
+            [*program(), *words, "--home", str(tmp_path / "home")],
+            env=program_environment(), stdin=stdin, capture_output=True, text=text, timeout=30,
+        )  # fmt: skip
+
+    done = call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
+    assert (done.returncode, done.stdout) == (0, f"{NAME}@{MANIFEST}\n"), done.stderr
+    return call
+
+
+@pytest.fixture
+def layer(tmp_path):
+    return tmp_path / "home" / "layers" / f"{LAYERS[0]}.extracted"
+
+
+def test_verify(run, layer):
+    done = run("verify")
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert done.stderr.startswith("Verified 2 layers (16.9 kB) in ")
+    assert run("verify", "--quick", "sample:1").stderr.startswith("Compared 2 layers")
+    assert run("verify", "-q").stderr == ""
+    (layer / "etc" / "passwd").write_text("x" * 67)
+    (layer / "etc" / "\x1b[2Jnew").write_text("")
+    done = run("verify")
+    assert done.returncode == 6
+    assert done.stderr.splitlines() == [
+        "error: 1 of 2 layers damaged",
+        "  hint: `msb-pull verify --repair` fetches them again",
+    ]
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {len(row) for row in rows} == {5}
+    assert {row[0] for row in rows} == {LAYERS[0][7:19]}
+    assert {"/etc/passwd", "/etc/\\x1b[2Jnew"} <= {row[1] for row in rows}
+
+
+def test_verify_as_json(run, layer):
+    document = json.loads(run("verify", "--format", "json").stdout)
+    assert (document["status"], document["images"]) == ("ok", [NAME])
+    assert [(x["digest"], x["verdict"], x["damages"]) for x in document["layers"]] == [
+        (x, "proven", []) for x in LAYERS
+    ]
+    (layer / "etc" / "passwd").unlink()
+    done = run("verify", "--format", "json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["status"]) == (6, "failed")
+    assert document["layers"][0]["verdict"] == "damaged"
+    assert "/etc/passwd" in {x["path"] for x in document["layers"][0]["damages"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["verify", "none:1"], 3, "error: docker.io/library/none:1: not in the store"),
+        (["rm", "none:1"], 3, "error: docker.io/library/none:1: not in the store"),
+        (["save", "none:1", "-o", "x"], 3, "error: docker.io/library/none:1: not in the store"),
+        (["prune", "--all"], 2, "error: prune: there is nobody to ask"),
+        (["prune", "--all", "--filter", "x=y"], 2, "error: --filter 'x=y': unknown"),
+        (["save", "sample:1", "-o", "x", "--format", "zip"], 2, "error: --format: 'zip' is not one of oci, docker"),
+        (["save", "sample:1", "-o", "x", "--format", "oci", "--format", "docker"], 2, "error: --format: an archive is"),
+        (["save", "sample:1", "-o", "-", "--format", "json"], 2, "error: save: standard output cannot carry"),
+        (["save", "sample:1", "-o", "/proc/none/x"], 7, "error: /proc/none: no such folder\n"),
+    ],
+)
+def test_errors(run, words, code, said):
+    done = run(*words)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    if "json" not in words:
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "out", "error"),
+    [
+        (["verify"], 0, "", "No images.\n"),
+        (["prune"], 0, "", "Nothing to remove.\n"),
+        (["ls"], 0, "", "No images.\n"),
+        (["rm", "x"], 3, "", None),
+        (["save", "x", "-o", "y"], 3, "", None),
+        (["verify", "x"], 3, "", None),
+        (["inspect", "x"], 3, "", None),
+        (["pull", "--policy", "never", "x"], 3, "", None),
+    ],
+)
+def test_where_there_is_no_store_none_is_made(tmp_path, words, code, out, error):
+    done = subprocess.run(
+        [*program(), *words, "--home", str(tmp_path / "none")],
+        env=program_environment(), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert error is None or done.stderr == error
+    assert words[0] == "pull" or not (tmp_path / "none").exists()
+
+
+def on_disk(run) -> dict:
+    """What a prune of everything would give back; blocks differ from file system to file system."""
+    document = json.loads(run("prune", "--all", "-n", "--format", "json").stdout)
+    assert document["freed_bytes"] == sum(layer["size_bytes"] for layer in document["layers"])
+    # No less than the content, no more than two blocks for each of the 42 entries, and the record.
+    assert 16_928 <= document["freed_bytes"] <= 16_928 + 60 * 8192
+    return document
+
+
+def test_prune(run, tmp_path):
+    done = run("prune")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "Nothing to remove.\n")
+    done = run("prune", "--all", "--dry-run")
+    plan = on_disk(run)
+    size = format_size(plan["freed_bytes"])
+    assert (done.returncode, done.stderr) == (0, f"Would remove 1 image and 2 layers ({size}).\n")
+    sizes = [format_size(layer["size_bytes"]) for layer in plan["layers"]]
+    removed = f"image {NAME}\nlayer {LAYERS[0]} {sizes[0]}\nlayer {LAYERS[1]} {sizes[1]}\n"
+    assert done.stdout == removed
+    assert run("ls", "-q").stdout == f"{NAME}\n"
+    assert run("prune", "--all", "--filter", "until=1h", "-y").stderr == "Nothing to remove.\n"
+    done = run("prune", "--all", "--yes")
+    assert (done.returncode, done.stdout) == (0, removed)
+    assert done.stderr == f"Removed 1 image and 2 layers, freed {format_size(plan['freed_bytes'])}\n"
+    assert list((tmp_path / "home" / "layers").glob("*.extracted")) == []
+
+
+def test_prune_as_json(run):
+    document = on_disk(run)
+    assert [(layer.pop("size_bytes") > 0, layer) for layer in document["layers"]] == [
+        (True, {"name": LAYERS[0], "digest": LAYERS[0]}),
+        (True, {"name": LAYERS[1], "digest": LAYERS[1]}),
+    ]
+    assert {key: value for key, value in document.items() if key not in ("layers", "freed_bytes")} == {
+        "status": "ok",
+        "dry_run": True,
+        "images": [NAME],
+        "files": [],
+        "leftovers": 0,
+    }
+
+
+def test_prune_takes_old_partial_downloads(run, tmp_path):
+    partial = tmp_path / "home" / "layers" / ".msb-pull" / "partial" / f"sha256:{'7' * 64}"
+    partial.write_bytes(b"x" * 4096)
+    assert run("prune", "-y").stdout == ""
+    old = time.time() - 8 * 86400
+    os.utime(partial, (old, old))
+    done = run("prune", "-y")
+    assert done.stdout == f"file partial/sha256:{'7' * 64} 4.1 kB\n"
+    assert done.stderr == "Removed 1 unfinished download, freed 4.1 kB\n"
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", ""), ("n\n", NAME), ("\x04", NAME), ("\n", NAME)])
+def test_prune_asks(run, tmp_path, answer, left):
+    argv = [*program(), "prune", "--all", "--home", str(tmp_path / "home")]
+    size = re.escape(format_size(on_disk(run)["freed_bytes"]))
+    with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY))) as terminal:
+        terminal.expect(rf"Remove 1 image and 2 layers \({size}\)\? \[y/N\] ")
+        terminal.send(answer)
+        assert terminal.wait() == 0
+        assert ("Nothing removed." if left else "✓ Removed 1 image and 2 layers") in plain(terminal.text)
+    assert run("ls", "-q").stdout.strip() == left
+
+
+def test_prune_does_not_wait_if_told_so(run, tmp_path):
+    import fcntl
+
+    lock = tmp_path / "home" / "layers" / ".msb-pull" / "locks" / "store.lock"
+    with open(lock, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        done = run("prune", "--all", "--yes", "--no-wait")
+        assert (done.returncode, done.stdout) == (7, ""), done.stderr
+
+
+def test_rm(run):
+    size = format_size(on_disk(run)["freed_bytes"])
+    done = run("rm", "sample:1")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"image {NAME}")
+    assert done.stderr == f"Removed 1 image and 2 layers, freed {size}\n"
+    assert run("ls", "-q").stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker"])
+def test_save(run, tmp_path, kind):
+    path = tmp_path / "saved.tar"
+    done = run("save", "sample:1", "-o", str(path), "--format", kind)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"Saved 1 image to {path}: ")
+    with tarfile.open(path) as archive:
+        assert ("manifest.json" if kind == "docker" else "index.json") in archive.getnames()
+    assert [x.name for x in tmp_path.iterdir() if "part" in x.name] == []
+    piped = run("save", "sample:1", "-o", "-", "--format", kind, "-q", text=False)
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    with tarfile.open(fileobj=io.BytesIO(piped.stdout)) as archive:
+        assert len(archive.getnames()) >= 4
+
+
+def test_save_where_a_link_leads(run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.tar").symlink_to("real/x.tar")
+    for _ in range(2):
+        assert run("save", "sample:1", "-o", str(tmp_path / "link.tar")).returncode == 0
+        assert (tmp_path / "link.tar").is_symlink()
+        assert tarfile.is_tarfile(tmp_path / "real" / "x.tar")
+        assert [x.name for x in (tmp_path / "real").iterdir()] == ["x.tar"]
+
+
+def test_save_into_what_is_no_file(run, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        assert run("save", "sample:1", "-o", str(tmp_path / "fifo")).returncode == 0
+        assert tarfile.is_tarfile(io.BytesIO(reader.stdout.read()))
+    assert (tmp_path / "fifo").is_fifo()
+    line = [*program(), "save", "sample:1", "-o", "/dev/stdout", "--home", str(tmp_path / "home")]
+    with open(tmp_path / "x.tar", "wb") as out:
+        subprocess.run(line, check=True, env=program_environment(), stdout=out, timeout=30)
+    assert os.path.islink("/dev/stdout") and tarfile.is_tarfile(tmp_path / "x.tar")
+    done = run("save", "sample:1", "-o", str(tmp_path / "none" / "x.tar"))
+    assert (done.returncode, done.stderr) == (
+        7,
+        f"error: {tmp_path}/none: no such folder\n  hint: choose another place with -o\n",
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("ls",), ("inspect", "sample:1"), ("save", "sample:1", "-o", "-")])
+def test_a_standard_output_that_is_full(words, run, tmp_path):
+    line = [*program(), *words, "--home", str(tmp_path / "home")]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            line, env=program_environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+        )
+    assert (done.returncode, done.stderr) == (7, "error: standard output: no space left on device\n")
+
+
+def test_save_as_json(run, tmp_path):
+    done = run("save", "sample:1", "-o", str(tmp_path / "x.tar"), "--format", "json")
+    document = json.loads(done.stdout)
+    assert (document["status"], document["format"]) == ("ok", "oci")
+    assert document["size_bytes"] == (tmp_path / "x.tar").stat().st_size
+    assert document["images"][0]["reference"] == NAME
+
+
+def test_a_save_that_fails_leaves_nothing(run, layer, tmp_path):
+    (layer / "etc" / "passwd").write_text("x" * 67)
+    done = run("save", "sample:1", "-o", str(tmp_path / "x.tar"))
+    assert done.returncode == 6
+    assert "etc/passwd" in done.stderr
+    assert [x.name for x in tmp_path.iterdir()] == ["home"]
+
+
+def test_an_archive_is_not_for_a_terminal(run, tmp_path):
+    argv = [*program(), "save", "sample:1", "-o", "-", "--home", str(tmp_path / "home")]
+    with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY))) as terminal:
+        assert terminal.wait() == 2
+        assert "an archive is nothing to read" in plain(terminal.text)
+
+
+def test_d37_a_reader_of_an_archive_that_goes_away(run, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*program(), "save", "sample:1", "-o", "-", "--home", str(tmp_path / "home")],
+        env=program_environment(), stdout=write, stderr=subprocess.PIPE, timeout=30,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -1,1 +1,0 @@
-"""Tests that let other programs read the store."""

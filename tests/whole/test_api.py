@@ -1,0 +1,241 @@
+"""What ``import msb_pull`` offers to programs: its names, its examples, its types, and what it costs."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import platform
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import msb_pull
+from msb_pull import api
+from msb_pull.ground import errors, events
+from tests.conftest import REPOSITORY, program, program_environment
+from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.make_sample import file, layer_tar
+
+SAMPLE = REPOSITORY / "tests" / "sample"
+SOURCE = REPOSITORY / "msb_pull" / "__init__.py"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return msb_pull.Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def registry():
+    with FaultRegistry() as registry:
+        registry.add_image("acme/app", "1", [layer_tar([file("a", "x" * 5000)]), layer_tar([file("b", "y" * 5000)])])
+        yield registry
+
+
+@pytest.mark.parametrize("module", [msb_pull, api])
+def test_examples_in_docstrings_are_true(module, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    found = doctest.testmod(module)
+    assert found.attempted >= 4
+    assert found.failed == 0
+
+
+def test_readme_example_is_true(registry, monkeypatch, capsys):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", readme, re.DOTALL)
+    image = f"{registry.host}/acme/app:1"
+    exec(compile(example.replace("ubuntu:22.04", image), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["layer", "layer"]
+    assert lines[2].startswith(f"{image}@sha256:")
+    assert lines[3].count(".extracted") == 2 and lines[4].count(":") == 1
+    # The store is the one that the command line uses.
+    listed = subprocess.run([*program(), "ls", "-q"], env=program_environment(), capture_output=True, text=True)
+    assert listed.stdout == f"{image}\n", listed.stderr
+
+
+def test_every_public_name_is_there():
+    assert msb_pull.__all__ == sorted(msb_pull.__all__)
+    for name in msb_pull.__all__:
+        assert getattr(msb_pull, name) is not None
+    assert set(msb_pull.__all__) <= set(dir(msb_pull))
+    namespace: dict[str, object] = {}
+    exec("from msb_pull import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(msb_pull.__all__)
+    with pytest.raises(AttributeError, match="'msb_pull' has no attribute 'nonsense'"):
+        _ = msb_pull.nonsense
+    with pytest.raises(ImportError):
+        importlib.import_module("msb_pull.nonsense")
+
+
+def test_type_checkers_see_the_same_names():
+    block = next(node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If))
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {*typed, "__version__"} == set(msb_pull.__all__)
+    for name, module in typed.items():
+        holder = importlib.import_module(module)
+        assert getattr(msb_pull, name) is getattr(holder, name)
+
+
+def test_every_error_is_public():
+    kinds = {name for name, x in vars(errors).items() if isinstance(x, type) and issubclass(x, Exception)}
+    assert kinds <= set(msb_pull.__all__)
+
+
+def test_everything_public_is_documented():
+    silent = []
+    for name in msb_pull.__all__:
+        value = getattr(msb_pull, name)
+        members = (
+            {} if isinstance(value, str) else {key: x for key, x in vars(value).items() if not key.startswith("_")}
+        )
+        ours = [x for x in members.values() if callable(x) and x.__module__.startswith("msb_pull")]
+        silent += [x.__qualname__ for x in (value, *ours) if not isinstance(x, str) and not (x.__doc__ or "").strip()]
+    assert not silent
+
+
+def modules_after(code: str) -> set[str]:
+    code = f"import sys\nbefore = {{*sys.modules}}\n{code}\nprint(*{{*sys.modules}} - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=program_environment(), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_import_loads_nothing_else():
+    assert modules_after("import msb_pull") == {"msb_pull"}
+    assert modules_after("from msb_pull import __version__, __all__") == {
+        "msb_pull",
+        "msb_pull.ground",
+        "msb_pull.ground.version",
+    }
+    assert not modules_after("from msb_pull import Store, pull_image, PullOptions") & {"requests", "sqlite3", "rich"}
+    # A process that unpacks a layer loads the package as well.
+    assert "typing" not in modules_after("import msb_pull.ground.errors")
+
+
+def test_pull_from_a_registry(store, registry):
+    seen = []
+    image = f"{registry.host}/acme/app:1"
+    options = msb_pull.PullOptions(platform=msb_pull.Platform.parse("linux/amd64"))
+    result = msb_pull.pull_image(image, store, options, observer=seen.append)
+    assert (result.reference, result.changed, result.platform) == (image, True, "linux/amd64")
+    told = [type(x) for x in seen]
+    assert (told[0], told[-1], told.count(events.LayerDone)) == (events.Resolving, events.ImageDone, 2)
+    assert [x.reference for x in store.images()] == [image]
+    assert [str(path) for path in store.layers(image)] == [layer.path for layer in result.layers]
+    asked = len(registry.requests)
+    again = msb_pull.pull_image(image, store, options)
+    assert (again.pinned, again.changed, len(registry.requests)) == (result.pinned, False, asked)
+
+
+def test_every_connection_is_closed(store, registry):
+    for _ in range(2):
+        always = msb_pull.PullOptions(policy=msb_pull.Policy.ALWAYS, platform=msb_pull.Platform("linux", "amd64"))
+        msb_pull.pull_image(f"{registry.host}/acme/app:1", store, always)
+    # filterwarnings = error: an open socket would be a ResourceWarning.
+
+
+@pytest.mark.parametrize(
+    ("image", "fault", "kind"),
+    [
+        ("acme/none:1", None, msb_pull.NotFoundError),
+        ("acme/app:1", Fault(status=403), msb_pull.AccessError),
+        ("acme/app:1", Fault(status=503), msb_pull.NetworkError),
+        ("acme/app:1", Fault(status=200, body=b"{}"), msb_pull.ContentError),
+    ],
+)
+def test_errors(store, registry, image, fault, kind):
+    if fault:
+        registry.script("/manifests/", fault)
+    with pytest.raises(kind):
+        msb_pull.pull_image(f"{registry.host}/{image}", store, registries=msb_pull.RegistryOptions(retries=0))
+    assert store.images() == []
+
+
+def test_bad_names_are_usage_errors(store):
+    for call in (store.layers, store.lowerdir, lambda name: msb_pull.pull_image(name, store)):
+        with pytest.raises(msb_pull.UsageError):
+            call("Not A Name")
+    with pytest.raises(msb_pull.NotFoundError):
+        store.layers("none:1")
+
+
+def test_cancel(store, registry):
+    cancel = threading.Event()
+    registry.script("/blobs/", Fault(stall_after=10), times=8)
+    threading.Timer(0.3, cancel.set).start()
+    with pytest.raises(msb_pull.Cancelled):
+        msb_pull.pull_image(
+            f"{registry.host}/acme/app:1", store, msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64")),
+            cancel=cancel,
+        )  # fmt: skip
+
+
+def test_given_credentials_are_used(store, registry):
+    asked = []
+
+    class Book(msb_pull.CredentialStore):
+        def find(self, registry, repository, **more):
+            asked.append((registry, repository))
+            return msb_pull.Credential(username="bob", password="sesame")
+
+    def guard(request):
+        if request.headers.get("authorization", "").startswith("Basic "):
+            return None
+        return Fault(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+
+    registry.authorize = guard
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    assert msb_pull.pull_image(f"{registry.host}/acme/app:1", store, options, credentials=Book()).changed
+    assert asked[0] == (registry.host, "acme/app")
+
+
+def test_settings_of_the_command_line_count(registry, clean_environment, tmp_path, monkeypatch):
+    config = tmp_path / "config.toml"
+    config.write_text(f'home = "{tmp_path}/chosen"\ndefault_registry = "{registry.host}"\n')
+    monkeypatch.setenv("MSB_PULL_CONFIG", str(config))
+    monkeypatch.delenv("MICROSANDBOX_HOME")
+    store = msb_pull.Store.open()
+    assert store.home == tmp_path / "chosen"
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    assert msb_pull.pull_image("acme/app:1", store, options).reference == f"{registry.host}/acme/app:1"
+    assert len(store.layers("acme/app:1")) == 2
+
+
+USER = """
+import msb_pull
+from msb_pull import Store, pull_image
+
+store = Store.open("x")
+result = pull_image("a:1", store, msb_pull.PullOptions(jobs=2))
+reveal_type(result.pinned)
+reveal_type(store.layers("a:1"))
+reveal_type(msb_pull.events.Retrying)
+msb_pull.nonsense
+pull_image(1, store)
+"""
+
+
+def test_users_of_mypy_see_types(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "user.py"],
+        cwd=tmp_path, env=program_environment(), capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    said = done.stdout
+    assert 'Revealed type is "str"' in said or 'Revealed type is "builtins.str"' in said, said + done.stderr
+    assert re.search(r'Revealed type is "(builtins\.)?list\[pathlib\.(_local\.)?Path\]"', said), said
+    assert "Retrying" in said
+    assert 'Module has no attribute "nonsense"' in said
+    assert 'Argument 1 to "pull_image" has incompatible type "int"' in said
+    assert said.count(" error: ") == 2, said

@@ -1,0 +1,234 @@
+"""Killed with kill -9 at any moment of a pull over HTTP: the same command, run again, ends as if nothing had been (D3).
+
+Every round kills the installed program and its whole process group after a random time, runs it again to the end, and
+compares the store with one that was never disturbed: trees, notes, records, the rows of the database, and the names of
+everything that lies around. ``CRASH_ROUNDS=200`` runs the long form; ``CRASH_SEED`` other moments.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+
+from tests.conftest import program, program_environment
+from tests.support.counting import wait_for
+from tests.support.fault_registry import FaultRegistry
+from tests.support.make_sample import BASE, TOP, file, folder, hardlink, layer_tar, symlink
+from tests.support.treecompare import describe, differences
+from tests.whole.test_end_to_end import LINUX, Home
+
+# The environment of a test is cleaned before it runs, so these are read here.
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "6"))
+SEED = int(os.environ.get("CRASH_SEED", "3"))
+LONGEST = 2.0
+TIMES = ("created_at", "modified_at", "last_used_at", "pulled_at", "installed_on", "execution_time")
+
+
+def many(name: str, count: int, size: int) -> bytes:
+    files = [file(f"{name}/{i % 20}/f{i}", random.Random(f"{name}{i}").randbytes(size)) for i in range(count)]
+    return layer_tar([folder(name), *files])
+
+
+def images(registry: FaultRegistry) -> list[str]:
+    """Two images with layers in common, one of them twice in an image, and some that take facts from those below."""
+    base, top = layer_tar(BASE), layer_tar(TOP)
+    large, small = many("large", 300, 3000), many("small", 60, 1500)
+    derived = layer_tar(
+        [
+            file("lib/through-a-symlink", "lands in usr/lib"),
+            file("home/user/implied", "below a folder of uid 1000"),
+            hardlink("linked", "etc/passwd"),
+            file("usr/.wh.share"),
+            symlink("to", "usr/../etc"),
+        ]
+    )
+    other_base = layer_tar([folder("home", 0o711, uid=7), folder("home/user", 0o750, uid=9), *BASE[4:8]])
+    stacks = {"one": [base, large, small, large, derived, top], "two": [other_base, small, derived, large]}
+    names = []
+    for tag, stack in stacks.items():
+        registry.add_image("acme/app", tag, [gzip.compress(x, 6, mtime=0) for x in stack])
+        names.append(f"{registry.host}/acme/app:{tag}")
+    return names
+
+
+def rows(home: Home) -> dict[str, list[tuple]]:
+    """All rows of all tables without what tells the time."""
+    assert home.sql("PRAGMA integrity_check") == [("ok",)]
+    assert home.sql("PRAGMA foreign_key_check") == []
+    found = {}
+    for (table,) in home.sql("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"):
+        columns = [x[1] for x in home.sql(f"PRAGMA table_info({table})") if x[1] not in TIMES]
+        found[table] = sorted(home.sql(f"SELECT {', '.join(columns)} FROM {table}"), key=repr)
+    return found
+
+
+def names_of(home: Home) -> set[str]:
+    """Everything that lies in the store beside the layers' own trees. Locks stay for ever and say nothing."""
+    found = set()
+    for place, folders, files in os.walk(home.store):
+        folders[:] = [x for x in folders if not x.endswith(".extracted") and x != "locks"]
+        found |= {os.path.relpath(os.path.join(place, x), home.store) for x in [*folders, *files]}
+    # SQLite keeps or removes these as it likes.
+    return found - {"oci.db-wal", "oci.db-shm"}
+
+
+class State:
+    """All that must be equal."""
+
+    def __init__(self, home: Home) -> None:
+        self.trees = {x.name: describe(x) for x in sorted(home.layers.glob("*.extracted"))}
+        records = home.layers / ".msb-pull" / "records"
+        self.notes = {x.name: json.loads(x.read_text()) for x in records.glob("*.json")}
+        self.records = {x.name: gzip.decompress(x.read_bytes()) for x in records.glob("*.tar")}
+        self.links = {x.name: os.readlink(x) for x in (home.layers / ".msb-pull" / "l").iterdir()}
+        self.rows = rows(home)
+        self.names = names_of(home)
+
+    def compare(self, other: State) -> None:
+        assert self.trees.keys() == other.trees.keys()
+        for name, tree in self.trees.items():
+            assert differences(tree, other.trees[name]) == [], name
+        assert self.rows == other.rows
+        assert self.names == other.names
+        assert self.links == other.links
+        assert self.notes == other.notes
+        assert self.records == other.records
+
+
+def stage(home: Home, code: int) -> str:
+    """How far the killed run had come."""
+    if code == 0:
+        return "ended before"
+    own = home.layers / ".msb-pull"
+    published = len(list(home.layers.glob("*.extracted")))
+    if (home.store / "oci.db").exists():
+        return f"{len(home.sql('SELECT id FROM images'))} images recorded"
+    if published:
+        return "layers published"
+    if any(own.glob("staging/*/tree/*")):
+        return "unpacking"
+    if home.partials():
+        return "downloading"
+    return "store laid out" if own.exists() else "nothing written"
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{task}/children") as listed:
+                found += [int(x) for x in listed.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    return found
+
+
+def gone(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as facts:
+            return facts.read().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def killed(home: Home, names: list[str], delay: float) -> int:
+    """Starts the pull, kills its group, waits until nothing of it is left; returns its exit status."""
+    process = subprocess.Popen(
+        [*home.program_line("pull", "-q", *LINUX, *names)],
+        env=home.environment(), cwd=home.folder, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        time.sleep(delay)
+        left = children(process.pid)
+        left += [grandchild for child in left for grandchild in children(child)]
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        code = process.wait(10)
+    wait_for(lambda: all(map(gone, left)), 5)
+    return code
+
+
+class Crashing(Home):
+    def program_line(self, *arguments: str) -> list[str]:
+        return [*program(), *arguments, *self.command]
+
+    def environment(self) -> dict[str, str]:
+        return program_environment()
+
+
+def fresh(folder) -> Crashing:
+    folder.mkdir()
+    return Crashing(folder)
+
+
+@pytest.mark.timeout(120 + 12 * ROUNDS)
+def test_d3_killed_at_any_moment_of_a_pull_over_http(tmp_path, record_property):
+    chance = random.Random(SEED)
+    stages: Counter[str] = Counter()
+    failures = []
+    with FaultRegistry() as registry:
+        names = images(registry)
+        whole = fresh(tmp_path / "whole")
+        run = whole.pull("-q", *names)
+        assert run.returncode == 0, run.stderr
+        expected, said = State(whole), run.stdout
+        total = sum(map(len, registry.blobs.values()))
+        for number in range(ROUNDS):
+            # Slow enough that a pull takes about as long as the latest kill, faster in some rounds.
+            rate = total / chance.uniform(0.3, LONGEST - 0.6)
+            home = fresh(tmp_path / f"home{number}")
+            try:
+                for _ in range(chance.choice((1, 1, 1, 2))):
+                    registry.set_total_rate(rate)
+                    delay = chance.uniform(0, LONGEST)
+                    code = killed(home, names, delay)
+                    reached = stage(home, code)
+                    stages[reached] += 1
+                    assert code in (0, -signal.SIGKILL)
+                registry.set_total_rate(None)
+                again = home.pull("-q", *names)
+                assert (again.returncode, again.stdout) == (0, said), again.stderr
+                assert "Traceback" not in again.stderr
+                assert os.listdir(home.layers / ".msb-pull" / "staging") == []
+                assert os.listdir(home.layers / ".msb-pull" / "partial") == []
+                State(home).compare(expected)
+                verified = home.run("verify", "-q") if number % 10 == 0 else None
+                assert verified is None or verified.returncode == 0, verified.stdout
+            except AssertionError as error:
+                failures.append(f"round {number}, killed after {delay:.3f} s: {error}")
+            subprocess.run(["rm", "-rf", home.folder], check=True)
+    print(f"\n{ROUNDS} rounds, {len(failures)} failures, seed {SEED}; killed at: {dict(stages)}")
+    record_property("stages", dict(stages))
+    assert not failures, "\n\n".join(failures)
+    assert len(stages) >= (3 if ROUNDS < 50 else 6), stages
+
+
+def test_d3_leftovers_go_though_no_layer_is_missing(tmp_path):
+    """A layer that another base makes different is there and yet unpacked again: a crash of that leaves staging too."""
+    home = fresh(tmp_path / "home")
+    with FaultRegistry() as registry:
+        below = [layer_tar([folder("a", mode)]) for mode in (0o700, 0o755)]
+        upper = layer_tar([file("a/f", "takes the mode of a from below")])
+        for tag, base in zip(("one", "two", "base"), (below[0], below[1], below[1]), strict=True):
+            stack = [base, upper] if tag != "base" else [base]
+            registry.add_image("acme/app", tag, [gzip.compress(x, 6, mtime=0) for x in stack])
+        one, two, base = (f"{registry.host}/acme/app:{tag}" for tag in ("one", "two", "base"))
+        assert home.pull(one, base).returncode == 0
+        for arguments in ((two,), ("--policy", "always", two)):
+            left = home.layers / ".msb-pull" / "staging" / "0123456789ab-1-deadbeef"
+            (left / "tree" / "d").mkdir(parents=True)
+            left.with_name(left.name + ".lock").touch()
+            run = home.pull(*arguments)
+            assert run.returncode == 0, run.stderr
+            assert os.listdir(left.parent) == []
