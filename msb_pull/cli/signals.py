@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.threads import start_thread
+from msb_pull.ground.running import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msb_pull.display.streams import Streams, is_terminal, painted, wants_color, write_aside, write_out
+from msb_pull.ground.running import start_thread
 from msb_pull.ground.text import visible
-from msb_pull.ground.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

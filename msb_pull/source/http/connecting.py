@@ -12,7 +12,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.threads import start_thread
+from msb_pull.ground.running import start_thread
 from msb_pull.source.http.sockets import SLICE, Deadline, OutOfTime, PatientSocket, tls_socket_class
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import LocalError, MsbPullError
-from msb_pull.ground.threads import start_thread
+from msb_pull.ground.running import start_thread
 from msb_pull.source.http.failures import Failure, RangeIgnored
 from msb_pull.source.registry.body import GATHER_BYTES
 

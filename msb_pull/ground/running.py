@@ -1,0 +1,103 @@
+"""How work runs: what ends it, who hears of it, how often, and in which threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from msb_pull.ground.errors import Cancelled, exhausted
+from msb_pull.ground.events import Observer, Warned, ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from msb_pull.ground.events import Event
+
+# How long a cancel that comes from elsewhere may go unheard, in seconds.
+_SLICE = 0.1
+# A terminal cannot show more, and a slow one must not slow the work.
+_PROGRESS_INTERVAL = 0.1
+
+
+class Flag(Protocol):
+    """Whatever can say that it was set: a :class:`Cancel`, or a ``threading.Event`` of whoever embeds this package."""
+
+    def is_set(self) -> bool: ...
+
+
+class Cancel:
+    """Ends work. Any thread may set and ask it; it counts as set, too, once one of ``others`` is."""
+
+    def __init__(self, *others: Flag) -> None:
+        self._own = threading.Event()
+        self._others = others
+
+    def set(self) -> None:
+        """Asks for the end. There is no way back."""
+        self._own.set()
+
+    def is_set(self) -> bool:
+        """Whether work is to end."""
+        return self._own.is_set() or any(other.is_set() for other in self._others)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits; returns True as soon as work is to end, else False when the time is over."""
+        if not self._others:
+            return self._own.wait(seconds)
+        end = time.monotonic() + seconds
+        while not self.is_set():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._own.wait(min(left, _SLICE))
+        return True
+
+    def check(self) -> None:
+        """Raises Cancelled once work is to end."""
+        if self.is_set():
+            raise Cancelled("interrupted")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time."""
+
+    observer: Observer = ignore
+    cancel: Cancel = field(default_factory=Cancel)
+    jobs: int = 4
+
+    def tell(self, event: Event) -> None:
+        """Hands an event to the observer."""
+        self.observer(event)
+
+    def warn(self, image: str, text: str) -> None:
+        """Tells of something about ``image`` ("" for none) that a person should know."""
+        self.observer(Warned(image, text))
+
+
+class Throttle:
+    """Lets progress pass ten times a second; for one thread."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def passes(self, *, last: bool = False) -> bool:
+        """Whether to tell now; the last report always passes."""
+        now = time.monotonic()
+        if not last and now - self._last < _PROGRESS_INTERVAL:
+            return False
+        self._last = now
+        return True
+
+
+def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
+    """Starts a thread that ends with the process; raises LocalError when there can be no more."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        # Python has no error of its own for this.
+        raise exhausted(error) or error from None
+    return thread

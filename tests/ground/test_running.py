@@ -1,0 +1,62 @@
+"""One way to end work, and one to be told of its progress."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.events import Warned
+from msb_pull.ground.running import Cancel, Job, Throttle
+
+
+def test_a_cancel_is_heard_by_all_that_were_made_from_it():
+    above = Cancel()
+    event = threading.Event()
+    below = Cancel(above, event)
+    below.check()
+    event.set()
+    assert (above.is_set(), below.is_set()) == (False, True)
+    above.set()
+    with pytest.raises(Cancelled):
+        below.check()
+
+
+def test_what_is_set_below_is_not_heard_above():
+    above = Cancel()
+    below = Cancel(above)
+    below.set()
+    assert (above.is_set(), below.is_set()) == (False, True)
+
+
+@pytest.mark.parametrize("made", [lambda event: Cancel(event), lambda event: Cancel(Cancel(event))])
+def test_a_wait_ends_with_the_flag_of_others(made):
+    event = threading.Event()
+    cancel = made(event)
+    assert cancel.wait(0.0) is False
+    waiting = threading.Timer(0.05, event.set)
+    waiting.start()
+    assert cancel.wait(30.0) is True
+    waiting.join()
+
+
+def test_a_wait_without_others_ends_at_once():
+    cancel = Cancel()
+    assert cancel.wait(0.0) is False
+    cancel.set()
+    assert cancel.wait(30.0) is True
+
+
+def test_a_job_tells_its_observer():
+    seen = []
+    Job(seen.append).warn("a/b:c", "mind the gap")
+    assert seen == [Warned("a/b:c", "mind the gap")]
+
+
+def test_the_last_report_always_passes():
+    throttle = Throttle()
+    passed = [throttle.passes() for _ in range(1000)]
+    assert passed[0]
+    assert sum(passed) < len(passed)
+    assert throttle.passes(last=True)
