@@ -146,24 +146,45 @@ class Homes:
         return above is not None and (above / "oci.db").exists()
 
     def register(
-        self, lock: Callable[[], AbstractContextManager[None]], database: Callable[[], AbstractContextManager[Database]]
+        self,
+        lock: Callable[[], AbstractContextManager[None]],
+        database: Callable[[], AbstractContextManager[Database]],
+        warn: Callable[[str], None],
     ) -> None:
         """Makes this home known, under ``lock``, with copies of the images it has; raises OSError, LocalError.
 
+        If its entry has copies of other images, too, another home goes by its name: both were made from one, as in two
+        containers of one image, under one path. This one then takes a name of its own, which ``warn`` is told, and the
+        old entry stays, as that of a home that is not to be seen from here.
+
         A place that cannot be written to is left as it is: nothing gets recorded there either.
         """
-        if self._is_part() or self._is_known():
+        if self._is_part() or not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
             return
-        if not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
+        if self._is_known() and not self._strays(database):
             return
         with lock():
-            if self._is_known():
+            known = self._is_known()
+            strays = self._strays(database) if known else []
+            if known and not strays:
                 return
-            entry = self._folder / self._choose_name()
+            entry = self._folder / (self._new_name() if strays else self._choose_name())
             if not (entry / _PATH_FILE).exists():
                 self._fill(entry, database)
             # Last: what an interruption leaves without it is filled again.
             _write(entry / _PATH_FILE, self._entry_text())
+        if strays:
+            warn(
+                f"{self._home}: another home has the same name for {self._layers}, and has {strays[0]} there, which is "
+                "not in this oci.db; this home has a new name now, and what the other one needs is kept"
+            )
+
+    def _strays(self, database: Callable[[], AbstractContextManager[Database]]) -> list[str]:
+        """The references of copies in the home's entry that its database does not know. A lost one knew them all."""
+        if not (self._home / "oci.db").exists():
+            return []
+        with database() as opened:
+            return opened.strays()
 
     def _is_part(self) -> bool:
         """Whether the layers folder is the home's own, whatever paths the two are mounted at."""
@@ -196,6 +217,9 @@ class Homes:
             # A home that was moved has left its place; where it still stands, this one is a copy of it.
             if path in ("", str(self._home)) or _name_of(path) != name or self._home.samefile(path):
                 return name
+        return self._new_name()
+
+    def _new_name(self) -> str:
         name = os.urandom(8).hex()
         _write(self._home / _NAME_FILE, name.encode())
         return name

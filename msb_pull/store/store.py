@@ -84,7 +84,7 @@ class Store(Layout):
             return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
 
         try:
-            self.homes.register(lock, lambda: self.database(create=True))
+            self.homes.register(lock, lambda: self.database(create=True), self._warn)
         except (OSError, LocalError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if needed or not (isinstance(cause, OSError) and cause.errno in _FULL):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError
+from msb_pull.store.index.backup import Backup
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
@@ -18,6 +22,10 @@ from tests.support.archive import END, reg
 from tests.support.imagebuild import simple_layout
 from tests.support.stores import NEVER, microsandbox_pull, names, pull
 from tests.whole.test_end_to_end import LINUX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 class World:
@@ -262,6 +270,107 @@ def test_the_home_around_the_layers_is_not_seen_and_nothing_goes(tmp_path):
         pass
     remove(two, "localhost/b:1")
     assert world.there() == set("xy")
+
+
+# One home in two containers, each with a copy of it under the same path
+
+
+class Containers:
+    """Two containers made from one image, in which the home is; ``inside`` shows the home of one of them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        with world.open(world.one).database(create=True):
+            pass
+
+    def start(self) -> None:
+        for name in "ab":
+            shutil.copytree(self.world.one, self._away(name), symlinks=True)
+        shutil.rmtree(self.world.one)
+
+    @contextlib.contextmanager
+    def inside(self, name: str) -> Iterator[Store]:
+        shutil.move(self._away(name), self.world.one)
+        yield self.world.open(self.world.one)
+        shutil.move(self.world.one, self._away(name))
+
+    def _away(self, name: str) -> Path:
+        return self.world.one.with_name(f"in {name}")
+
+
+@pytest.fixture
+def containers(apart):
+    return Containers(apart)
+
+
+def test_containers_with_one_home_take_nothing_from_each_other(containers, apart):
+    pull(apart.open(apart.one), "localhost/base:1", "x")
+    containers.start()
+    with containers.inside("a") as store:
+        pull(store, "localhost/a:1", "xy")
+    with containers.inside("b") as store:
+        assert references(store) == ["localhost/base:1"]
+        pull(store, "localhost/a:1", "xz")
+        prune(store)
+        remove(store, "localhost/base:1")
+        assert apart.there() == set("xyz")
+    with containers.inside("a") as store:
+        assert prune(store)[0].layers == ()
+        remove(store, "localhost/a:1")
+        assert apart.there() == set("xz")
+        # Lost, it comes back with its own images alone.
+        store.database_path.unlink()
+        assert references(store) == ["localhost/base:1"]
+    with containers.inside("b") as store:
+        assert references(store) == ["localhost/a:1"]
+        assert names(layer.name for layer in prune(store)[0].layers) == ""
+
+
+def test_containers_with_one_home_that_start_at_the_same_time(containers, apart):
+    containers.start()
+    for name, layers in ("a", "xy"), ("b", "xz"):
+        with containers.inside(name) as store:
+            # As if both had been opened before either had recorded anything.
+            (store.home / ".msb-pull-home").write_text(next((store.own / "homes").iterdir()).name)
+            pull(store, f"localhost/{name}:1", layers)
+    with containers.inside("a") as store:
+        removed, (remark,) = prune(store)
+        assert removed.layers == ()
+        assert "1 layer kept for another home" in remark
+    with containers.inside("b") as store:
+        assert prune(store)[0].layers == ()
+        assert references(store) == ["localhost/b:1"]
+    assert apart.there() == set("xyz")
+
+
+def test_a_home_that_gets_a_name_of_its_own_says_why(containers, apart):
+    told: list[str] = []
+    containers.start()
+    with containers.inside("a") as store:
+        pull(store, "localhost/a:1", "x")
+    shutil.move(containers._away("b"), apart.one)
+    apart.open(apart.one, warn=told.append)
+    apart.open(apart.one, warn=told.append)
+    (text,) = told
+    assert "localhost/a:1" in text
+    assert "another home" in text
+
+
+def test_what_is_being_removed_is_not_taken_for_another_homes(apart, monkeypatch):
+    """Another process of the same home looks before the copy goes."""
+    one = apart.open(apart.one)
+    pull(one, "localhost/a:1", "x")
+    seen, real = [], Backup.remove
+
+    def look(backup, reference):
+        with contextlib.closing(sqlite3.connect(one.database_path)) as other:
+            seen.append(other.execute("SELECT reference FROM images").fetchall())
+        real(backup, reference)
+
+    monkeypatch.setattr(Backup, "remove", look)
+    remove(one, "localhost/a:1")
+    assert seen == [[("localhost/a:1",)]]
+    assert list(one.homes.copies.glob("*.json")) == []
 
 
 # Homes from before there were names

@@ -153,7 +153,7 @@ class Database:
             # All of it as it is at one moment, whatever others write meanwhile.
             run("BEGIN")
             try:
-                names = [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
+                names = _references(run)
                 for stray in backup.strays(names) if references is None else ():
                     self._warn(f"{stray}: oci.db lists it no more, though a copy of its manifest is kept")
                 return [prove_image(run, backup, name) for name in names if references is None or name in references]
@@ -194,9 +194,18 @@ class Database:
 
     def references(self) -> list[str]:
         """The names of all images, without the cost of their facts."""
-        return self._ask(
-            lambda run: [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
-        )
+        return self._ask(_references)
+
+    def strays(self) -> list[str]:
+        """The references of sound copies beside the layers that are of no image here."""
+        assert self._backup is not None
+        backup = self._backup
+
+        def work(run: Run) -> list[str]:
+            return backup.strays(_references(run))
+
+        # Whoever records or removes an image changes copy and rows in one transaction, so none may be under way.
+        return self._ask(work) and self._change(work)
 
     def remove(self, references: Sequence[str]) -> None:
         """Forgets images, and the rows of their layers that nothing else reaches."""
@@ -206,12 +215,12 @@ class Database:
             for reference in references:
                 run("DELETE FROM images WHERE reference = ?", (reference,))
             _delete_layers(run, set().union(*mine))
+            # While others still see the rows: a copy without rows passes for another home's.
+            if self._backup is not None:
+                for reference in references:
+                    self._backup.remove(reference)
 
         self._change(work)
-        if self._backup is not None:
-            for reference in references:
-                with self._local_trouble():
-                    self._backup.remove(reference)
 
     def forget_layers(self, digests: Iterable[str]) -> None:
         """Removes the rows of layers whose directories are gone, where nothing reaches them."""
@@ -318,6 +327,10 @@ def _linked_layers(run: Run, image_id: int) -> tuple[StoredLayer, ...]:
 def _config_platform(run: Run, image_id: int) -> Platform | None:
     row = run(_CONFIG_PLATFORM, (image_id,)).fetchone()
     return Platform(row[0], row[1], row[2] or None).normalized() if row and row[0] and row[1] else None
+
+
+def _references(run: Run) -> list[str]:
+    return [text for (text,) in run("SELECT reference FROM images ORDER BY reference").fetchall()]
 
 
 def _reached(run: Run) -> set[str]:
