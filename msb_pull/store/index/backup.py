@@ -14,15 +14,18 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.store.index.proven import UNSOUND, proven_record
-from msb_pull.store.index.rows import TIME, ImageRecord
+from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
+from msb_pull.image.digest import Digest, chain_id
+from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform
+from msb_pull.store.keys import LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _VERSION = 1
+# What reading fields of another's making raises.
+UNSOUND = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MsbPullError)
 
 
 class Backup:
@@ -133,3 +136,64 @@ def _read(path: Path) -> ImageRecord:
         source=document["source"],
         pulled_at=document["pulled_at"],
     )
+
+
+def proven_record(
+    reference: str,
+    *,
+    digest: str,
+    manifest: bytes,
+    config: bytes,
+    platform: str,
+    keys: list[str],
+    source: str,
+    pulled_at: str,
+) -> ImageRecord:
+    """An image from what is kept of it; raises one of ``UNSOUND`` where the digest does not prove it."""
+    from msb_pull.image.manifest import Manifest, parse_config, parse_document
+
+    right = Digest.parse(digest)
+    _match(manifest, right, "manifest")
+    parsed = parse_document(manifest, None, reference)
+    if not isinstance(parsed, Manifest):
+        raise ValueError("its manifest is not that of one image")
+    _match(config, parsed.config.digest, "config")
+    found = [LayerKey.parse(key) for key in keys]
+    if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
+        raise ValueError("other layers than its manifest's")
+    if str(stored_platform(platform)) != platform or not isinstance(source, str):
+        raise ValueError("its platform or source is none")
+    settings = parse_config(config, parsed, reference)
+    chain = ""
+    for key, diff_id in zip(found, settings.diff_ids, strict=True):
+        if key.variant and key != LayerKey.on(key.digest, chain):
+            raise ValueError(f"layer {key} is not named for what lies below it")
+        chain = chain_id(chain, str(diff_id))
+    return ImageRecord(
+        reference=reference,
+        manifest_digest=right,
+        platform=stored_platform(platform),
+        manifest_bytes=manifest,
+        manifest=parsed,
+        config_bytes=config,
+        config=settings,
+        source=source,
+        keys=tuple(found),
+        pulled_at=_time(pulled_at),
+    )
+
+
+def _time(text: str) -> datetime:
+    """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
+    found = datetime.fromisoformat(text).replace(tzinfo=UTC)
+    if found.strftime(TIME) != text:
+        raise ValueError(f"{text!r} is not as a time is recorded")
+    return found
+
+
+def _match(data: bytes, digest: Digest, part: str) -> None:
+    if not isinstance(data, bytes):
+        raise TypeError(f"its {part} is missing")
+    found = Digest.of(data, digest.algorithm)
+    if found != digest:
+        raise ValueError(f"its {part} has the digest {found}, not {digest}")

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
+def each_once(layers: Iterable[str]) -> list[str]:
+    """The layers of an image without repeats: each counts where it lies last, since there it hides its copy below."""
+    return list(dict.fromkeys(reversed(list(layers))))[::-1]
+
+
 def rows_to_place(
     wanted: Sequence[str], ids: Mapping[str, int], others: Callable[[], Iterable[Sequence[str]]]
 ) -> list[str] | None:
