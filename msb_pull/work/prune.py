@@ -13,7 +13,7 @@ from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.layout import LayerState
+from msb_pull.store.paths import LayerState
 
 if TYPE_CHECKING:
     import threading

@@ -101,7 +101,7 @@ def test_a_layer_that_is_half_removed_passes_for_missing(unmovable, monkeypatch,
     def ended(name, *rest, **named):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("msb_pull.store.store.remove_tree", ended)
+    monkeypatch.setattr("msb_pull.store.publish.remove_tree", ended)
     with pytest.raises(Exception, match="Input/output error"):
         if replacing:
             publish(unmovable, "x", "new", replace=True)
@@ -109,7 +109,7 @@ def test_a_layer_that_is_half_removed_passes_for_missing(unmovable, monkeypatch,
             remove_images(unmovable, ["localhost/a:1"], observer=events.ignore, cancel=NEVER)
     gone = [name for name in "xy" if unmovable.layer_state(digest(name)) is LayerState.FOREIGN]
     assert len(gone) == 1
-    monkeypatch.setattr("msb_pull.store.store.remove_tree", remove.remove_tree)
+    monkeypatch.setattr("msb_pull.store.publish.remove_tree", remove.remove_tree)
     publish(unmovable, gone[0], "again")
     assert unmovable.has_layer(digest(gone[0]))
     with unmovable.database(create=True) as database:

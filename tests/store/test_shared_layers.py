@@ -209,7 +209,7 @@ def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart
     assert removed.layers == ()
     assert apart.there() == set("xyz")
     if gone == "database":
-        assert references(one) == ["localhost/a:1"], "made anew"
+        assert references(one) == ["localhost/a:1"], "rebuilt"
         return
     (remark,) = remarks
     assert remark.startswith(f"{apart.one}: 1 layer kept for another home")
@@ -285,16 +285,16 @@ class Containers:
 
     def start(self) -> None:
         for name in "ab":
-            shutil.copytree(self.world.one, self._away(name), symlinks=True)
+            shutil.copytree(self.world.one, self.away(name), symlinks=True)
         shutil.rmtree(self.world.one)
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[Store]:
-        shutil.move(self._away(name), self.world.one)
+        shutil.move(self.away(name), self.world.one)
         yield self.world.open(self.world.one)
-        shutil.move(self.world.one, self._away(name))
+        shutil.move(self.world.one, self.away(name))
 
-    def _away(self, name: str) -> Path:
+    def away(self, name: str) -> Path:
         return self.world.one.with_name(f"in {name}")
 
 
@@ -326,13 +326,25 @@ def test_containers_with_one_home_take_nothing_from_each_other(containers, apart
         assert names(layer.name for layer in prune(store)[0].layers) == ""
 
 
-def test_containers_with_one_home_that_start_at_the_same_time(containers, apart):
+@pytest.fixture
+def at_once(containers):
+    """Both containers have recorded an image, and opened the store before that."""
     containers.start()
     for name, layers in ("a", "xy"), ("b", "xz"):
         with containers.inside(name) as store:
-            # As if both had been opened before either had recorded anything.
             (store.home / ".msb-pull-home").write_text(next((store.own / "homes").iterdir()).name)
             pull(store, f"localhost/{name}:1", layers)
+    return containers
+
+
+def test_a_third_home_leaves_what_either_container_needs(at_once, apart):
+    shutil.move(at_once.away("a"), apart.one)
+    assert prune(apart.open(apart.two))[0].layers == ()
+    assert apart.there() == set("xyz")
+
+
+def test_containers_with_one_home_that_start_at_the_same_time(at_once, apart):
+    containers = at_once
     with containers.inside("a") as store:
         removed, (remark,) = prune(store)
         assert removed.layers == ()
@@ -348,7 +360,7 @@ def test_a_home_that_gets_a_name_of_its_own_says_why(containers, apart):
     containers.start()
     with containers.inside("a") as store:
         pull(store, "localhost/a:1", "x")
-    shutil.move(containers._away("b"), apart.one)
+    shutil.move(containers.away("b"), apart.one)
     apart.open(apart.one, warn=told.append)
     apart.open(apart.one, warn=told.append)
     (text,) = told

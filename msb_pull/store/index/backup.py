@@ -1,13 +1,13 @@
-"""What the database knows of our images, once more in small files, from which a lost database is made anew.
+"""What the database knows of our images, once more in small files, from which a lost database is rebuilt.
 
 ``<sha256 of the reference>.json`` in the home's folder beside the layers (:mod:`msb_pull.store.homes`) holds the raw
-bytes of manifest and config, and what does not follow from them. It is written before the rows, and goes after them.
+bytes of manifest and config, and what does not follow from them. It is written and removed inside the transaction that
+writes and removes the rows: a crash just before the commit leaves a copy without rows, or rows without a copy.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
 from msb_pull.image.digest import Digest, chain_id
 from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.keys import LayerKey, copies_in, copy_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _VERSION = 1
-# What reading fields of another's making raises.
+# What reading fields that anybody may have written raises.
 UNSOUND = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MsbPullError)
 
 
@@ -106,15 +106,22 @@ class Backup:
         return self._folder / copy_name(reference)
 
 
-def copy_name(reference: str) -> str:
-    """The name of the file with the copy of an image."""
-    return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
+def layers_in(folder: Path, *, damaged: bool) -> set[str]:
+    """The names of all layers that the copies in ``folder`` list, which need not prove themselves for that.
 
-
-def copies_in(folder: Path) -> Iterator[Path]:
-    """All such files in a folder that may be missing."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        yield from (path for path in folder.iterdir() if path.suffix == ".json")
+    A copy that cannot be read raises ValueError, or is passed over if ``damaged`` ones may be.
+    """
+    found: set[str] = set()
+    for path in copies_in(folder):
+        try:
+            found.update(map(str, json.loads(path.read_bytes())["layers"]))
+        except FileNotFoundError:
+            # Removed this moment, as is what it reached.
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not damaged:
+                raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def _read(path: Path) -> ImageRecord:
@@ -162,7 +169,7 @@ def proven_record(
     if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
         raise ValueError("other layers than its manifest's")
     if str(stored_platform(platform)) != platform or not isinstance(source, str):
-        raise ValueError("its platform or source is none")
+        raise ValueError("its platform or source makes no sense")
     settings = parse_config(config, parsed, reference)
     chain = ""
     for key, diff_id in zip(found, settings.diff_ids, strict=True):

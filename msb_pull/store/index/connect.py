@@ -25,7 +25,7 @@ _LOG_BYTES = 4 << 20
 
 
 class DamagedDatabase(LocalError):
-    """The file is no database, or one whose pages make no sense."""
+    """The file is not a database, or its pages are corrupt."""
 
 
 def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connection:
@@ -108,7 +108,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         return local_error(gone, path.parent)
     if code in _DAMAGE:
         return DamagedDatabase(
-            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
+            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store rebuilds it"
         )
     if code == sqlite3.SQLITE_FULL or (code in _CANNOT_GROW and _is_full(path)):
         return local_error(OSError(28, "No space left on device", str(path)), path.parent)
@@ -155,13 +155,17 @@ def _give_name(draft: Path, path: Path) -> bool:
     return True
 
 
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store rebuilds it")
+
+
 def _open(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
 
 
 def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
-    if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    _refuse_empty(path)
     connection, roomy = _open_writable(path)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
@@ -187,8 +191,8 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
     """A connection, and whether it may keep a log beside the file.
 
     On a disk that is nearly full it writes in place and keeps what it replaces in memory: the only way left to remove
-    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then made
-    anew.
+    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then
+    rebuilt.
     """
     connection = _open(path, "mode=rw")
     try:
@@ -214,8 +218,7 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def _readable(path: Path) -> sqlite3.Connection:
-    if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    _refuse_empty(path)
     try:
         connection = _read_only(path, "mode=ro")
     except sqlite3.OperationalError as error:

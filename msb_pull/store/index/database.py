@@ -50,7 +50,7 @@ class Database:
     def open(cls, path: Path, *, create: bool, warn: Callable[[str], None] = lambda text: None) -> Database:
         """Opens ``oci.db`` by itself; with ``create`` it is made where it is missing, else opened for reading.
 
-        :meth:`Store.database` does more: it keeps the files from which a lost database is made anew. Raises
+        :meth:`Store.database` does more: it keeps the copies from which a lost database is rebuilt. Raises
         LocalError for a damaged file, and for one whose tables belong to another program.
         """
         return cls(connect(path, create=create), path, warn=warn)
@@ -108,7 +108,7 @@ class Database:
         return self._ask(work)
 
     def copy_again(self, reference: str) -> None:
-        """Writes the copy of an image beside the layers anew from its rows, if they prove it and the copy differs."""
+        """Rewrites the copy of an image from its rows, if they prove it and the copy differs."""
         from msb_pull.store.index.proven import prove_image
 
         backup = self._copies
@@ -121,7 +121,7 @@ class Database:
         self._change(work)
 
     def record_again(self, reference: str) -> bool:
-        """Writes rows and copy of an image anew from what its manifest's digest proves; False where nothing does."""
+        """Rewrites rows and copy of an image from what its manifest's digest proves; False where nothing does."""
         from msb_pull.store.index.proven import prove_image
 
         backup = self._copies
@@ -178,7 +178,7 @@ class Database:
         return self._backup
 
     def _ask(self, work: Callable[[Run], _T]) -> _T:
-        """Reads; where the file turns out to be damaged it is made anew, once, if that was arranged for."""
+        """Reads; a file that turns out to be damaged is repaired once, if ``repair`` was given, and read again."""
         try:
             try:
                 return work(self._connection.execute)
@@ -194,7 +194,7 @@ class Database:
 
     def _change(self, work: Callable[[Run], _T]) -> _T:
         def transaction(run: Run) -> _T:
-            # At once, or two writers that have both read would wait for each other.
+            # IMMEDIATE: two writers that have both read could not both go on to write, and SQLite would fail one.
             run("BEGIN IMMEDIATE")
             try:
                 # What another program left of images that it has removed.

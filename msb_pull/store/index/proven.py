@@ -57,7 +57,7 @@ class ProvenImage:
 
     While the rows are sound, ``stale`` says that the copy beside the layers is missing or another one, ``disordered``
     that those of layers stand in another order though no other image needs it. ``taken_over`` says that another program
-    has recorded the same layers anew.
+    has recorded the same layers again.
     """
 
     reference: str
