@@ -57,8 +57,8 @@ class Store(Paths):
     ) -> Store:
         """Opens the store at ``home``; symlinks to it are resolved once, here. Raises LocalError.
 
-        With ``create`` its folders are made where they are missing; a store that was laid out by a newer version is
-        refused untouched. ``warn`` is told, here and later, what a person should know of the place.
+        With ``create`` its folders are made where they are missing; a store laid out by a newer version is refused
+        untouched. ``warn`` is told, here and later, what a person should know of the place.
         """
         try:
             home = Path(os.path.realpath(home))
@@ -76,8 +76,8 @@ class Store(Paths):
     def register(self, *, needed: bool) -> None:
         """Makes the home known to a layers folder that is not its own; raises LocalError.
 
-        Recording an image calls this with ``needed``. Removing does so too, or the home's own images would pass for
-        another's, but a full disk must not keep anybody from making room.
+        Recording an image requires it (``needed``). A removal only tries: unregistered, the home would take its own
+        images for another's, but a full disk must not keep anybody from making room.
         """
         try:
             self.homes.register(partial(self._lock_briefly, "homes"), partial(self.database, create=True), self._warn)

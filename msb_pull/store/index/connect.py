@@ -1,4 +1,4 @@
-"""Opens ``oci.db``: for reading, for writing, or made where it is missing, and refuses what is somebody else's."""
+"""Opens ``oci.db`` for reading or writing, makes it where it is missing, and refuses another program's database."""
 
 from __future__ import annotations
 
@@ -279,6 +279,6 @@ def _prefer_wal(connection: sqlite3.Connection) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError:
-        # Some network file systems have no shared memory; and somebody may be reading right now.
+        # Some network file systems have no shared memory for WAL; and a reader may hold the file right now.
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = DELETE")

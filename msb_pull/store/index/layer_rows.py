@@ -25,6 +25,8 @@ class Run(Protocol):
 def place_layers(run: Run, layers: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> tuple[list[int], bool]:
     """The ids of the image's layers, each layer once, bottom first, and whether these ids rise.
 
+    Microsandbox stacks by id, and all images share the rows, so one image's order can contradict another's.
+
     New rows are inserted bottom first. Where shared layers have rows that stand the other way round, rows are moved to
     the end of the table, and so are those above them in other images; links follow. If two images contradict each
     other, the older one keeps its order.
@@ -53,7 +55,7 @@ def keeps_another_order(run: Run, wanted: Sequence[str]) -> bool:
 
 
 def _correct(run: Run, row: tuple[int, str, int], layer: Descriptor, diff_id: str) -> None:
-    """Microsandbox never checks a diff_id, so what it wrote may be another layer's; ours were verified."""
+    """Corrects a row: Microsandbox never checks a diff_id, so its own may be another layer's; ours were verified."""
     layer_id, old_diff_id, old_size = row
     if (old_diff_id, old_size) != (diff_id, layer.size):
         run(

@@ -87,7 +87,7 @@ MIGRATIONS = (
     ),
 )
 
-# Columns that must be there in a database that somebody else made.
+# Columns that a database made by another program must have.
 REQUIRED = {
     "images": {"id", "reference", "size_bytes", "last_used_at", "created_at", "modified_at"},
     "manifests": {"id", "image_id", "schema_version", "media_type", "annotations_json"},
