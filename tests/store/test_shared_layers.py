@@ -14,7 +14,6 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError
-from msb_pull.store.index.backup import Backup
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
@@ -370,6 +369,8 @@ def test_a_home_that_gets_a_name_of_its_own_says_why(containers, apart):
 
 def test_what_is_being_removed_is_not_taken_for_another_homes(apart, monkeypatch):
     """Another process of the same home looks before the copy goes."""
+    from msb_pull.store.index.backup import Backup
+
     one = apart.open(apart.one)
     pull(one, "localhost/a:1", "x")
     seen, real = [], Backup.remove
