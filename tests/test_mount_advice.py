@@ -13,6 +13,7 @@ TEXTS = [
     *(REPOSITORY / "examples").iterdir(),
     *(REPOSITORY / "tests" / "face" / "help").iterdir(),
     REPOSITORY / "README.md",
+    *(REPOSITORY / "docs").glob("*.md"),
 ]
 
 
