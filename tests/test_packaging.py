@@ -144,8 +144,13 @@ def test_sdist_holds_what_the_tests_need(built):
     assert {
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
         "LICENSE",
         "pyproject.toml",
+        ".ci/run",
+        "docs/usage.md",
+        "docs/edge-cases.md",
         "tests/setup.sh",
         "tests/sample/index.json",
     } <= names
