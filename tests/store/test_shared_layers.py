@@ -19,6 +19,7 @@ from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
 from tests.support.archive import END, reg
 from tests.support.imagebuild import simple_layout
+from tests.support.program import run_program
 from tests.support.stores import NEVER, microsandbox_pull, names, pull
 from tests.whole.test_end_to_end import LINUX
 
@@ -474,9 +475,9 @@ def test_the_first_to_prune_is_a_home_of_an_older_version(apart):
     pull(two, "localhost/b:1", "xz")
     (two.home / ".msb-pull-home").unlink()
     before(one)
-    ended(run("prune", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    whole("prune", "-y", "--home", apart.one, "--layers-dir", apart.layers)
     assert apart.there() == set("xyz")
-    ended(run("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    whole("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers)
     assert apart.there() == set("xz")
 
 
@@ -515,7 +516,7 @@ def test_a_home_that_nobody_knows_removes_nothing(world, home):
     if home == "without images":
         with world.open(world.two).database(create=True):
             pass
-    ended(run("prune", "--all", "-y", "--home", world.two, "--layers-dir", world.layers))
+    whole("prune", "--all", "-y", "--home", world.two, "--layers-dir", world.layers)
     assert world.there() == set("xy")
     assert references(world.open(world.one)) == ["localhost/a:1"]
 
@@ -528,6 +529,10 @@ def run(*words):
         [*program(), *map(str, words)],
         env=program_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def whole(*words) -> None:
+    run_program(words, check=True, timeout=120)
 
 
 def ended(process, code: int = 0) -> str:
@@ -550,18 +555,18 @@ def test_homes_that_pull_and_prune_at_the_same_time(tmp_path):
         for process in working:
             ended(process)
         for home in homes:
-            ended(run("verify", "--home", home, *layers))
+            whole("verify", "--home", home, *layers)
     for number, home in enumerate(homes):
-        ended(run("rm", "a:1", "--home", home, *layers))
+        whole("rm", "a:1", "--home", home, *layers)
         for other in homes[number + 1 :]:
-            ended(run("verify", "--home", other, *layers))
+            whole("verify", "--home", other, *layers)
     assert list((tmp_path / "shared").glob("*.extracted")) == []
 
 
 def test_looking_makes_no_home_known(tmp_path):
     world = World(tmp_path, "neither's")
     pull(world.open(world.one), "localhost/a:1", "xy")
-    ended(run("ls", "--home", world.two, "--layers-dir", world.layers))
+    whole("ls", "--home", world.two, "--layers-dir", world.layers)
     assert not world.two.exists()
     assert len(os.listdir(world.layers / ".msb-pull" / "homes")) == 1
 
@@ -571,8 +576,6 @@ def test_prune_says_which_home_keeps_layers(tmp_path):
     pull(world.open(world.one), "localhost/a:1", "xy")
     world.open(world.two)
     shutil.rmtree(world.one)
-    process = run("prune", "-y", "--home", world.two, "--layers-dir", world.layers)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert f"{world.one}: 2 layers kept for another home" in error
+    done = run_program(["prune", "-y", "--home", world.two, "--layers-dir", world.layers], check=True)
+    assert f"{world.one}: 2 layers kept for another home" in done.stderr
     assert world.there() == set("xy")

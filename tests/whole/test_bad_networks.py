@@ -38,6 +38,7 @@ from tests.support.counting import wait_for
 from tests.support.fault_auth import TokenService, errors
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
 from tests.whole.test_crash import State, rows
 from tests.whole.test_end_to_end import LINUX, Home
@@ -260,17 +261,12 @@ def _pull(home: Home, name: str, cancel: threading.Event) -> None:
 
 
 def pulled_by_the_program(home: Home, name: str) -> int:
-    process = home.start("pull", "-q", *LINUX, name)
-    try:
-        out, error = process.communicate(timeout=WATCHDOG)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"still pulling after {WATCHDOG:g} seconds: {process.communicate()}") from None
-    assert "Traceback" not in out + error, error
-    assert "mistake in msb-pull" not in error, error
-    assert (process.returncode == 0) == bool(out), (out, error)
-    assert process.returncode == 0 or "error: " in error, error
-    return process.returncode
+    done = run_program(["pull", "-q", *LINUX, name, *home.command], timeout=WATCHDOG)
+    assert "Traceback" not in done.stdout + done.stderr, done
+    assert "mistake in msb-pull" not in done.stderr, done
+    assert (done.returncode == 0) == bool(done.stdout), done
+    assert done.returncode == 0 or "error: " in done.stderr, done
+    return done.returncode
 
 
 def nothing_wrong_inside(home: Home, expected: State) -> None:

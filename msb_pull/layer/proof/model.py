@@ -251,7 +251,9 @@ class Tree:
         return left
 
     def _names(self, path: bytes) -> list[bytes]:
-        if path not in self.nodes:
+        node = self.nodes.get(path)
+        if node is None or node.kind != stat.S_IFDIR:
+            # What is no directory any more is none that a whiteout implies.
             return [b"."]
         return [inside.rpartition(b"/")[2] for inside in self.inside(path)]
 
@@ -278,7 +280,7 @@ class Tree:
             self._parents(new + b"/")
             for below, node in aside[old]:
                 place = join(new, below)
-                if place not in self.nodes and not is_leftover(place):
+                if place not in self.nodes and self._has_parent(place) and not is_leftover(place):
                     self._set(place, node)
 
     def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
