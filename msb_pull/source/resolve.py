@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, is_image, parse_config, parse_document
-from msb_pull.image.platform import choose, no_image
+from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, choose, is_image, parse_config, parse_document
+from msb_pull.image.platform import no_image
 from msb_pull.image.readers import ON_THE_WAY
 from msb_pull.source.interface import ResolvedImage
 

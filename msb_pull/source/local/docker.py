@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import Fields, load_any_json, load_json
+from msb_pull.image.magic import MAGIC_LENGTH, compression_of
 from msb_pull.image.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from msb_pull.source.local.files import Extent, FileBlob
 from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from msb_pull.source.local.files import Files
 
 _CHUNK = 1 << 20
+# Docker and podman write plain tar, some builders compress.
+_LAYER_TYPES = {"": OCI_LAYER, "gzip": f"{OCI_LAYER}+gzip", "zstd": f"{OCI_LAYER}+zstd"}
 
 
 class DockerImage:
@@ -114,9 +117,9 @@ class DockerImage:
         """The descriptor of a layer. That an uncompressed one is what its diff_id says is found out when it is read."""
         extent = self._files.open(place)
         with FileBlob(extent, f"{self._files.label}: {place}") as blob:
-            head = blob.read(6)
-            compression = _compression(head)
-            if head.startswith((b"BZh", b"\xfd7zXZ\0")):
+            head = blob.read(MAGIC_LENGTH)
+            compression = compression_of(head)
+            if compression not in _LAYER_TYPES:
                 raise ContentError(
                     f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not read",
                     hint="load the archive with docker or podman and save it again",
@@ -131,17 +134,10 @@ class DockerImage:
                     head = blob.read(_CHUNK)
                 digest = Digest.parse(f"sha256:{hasher.hexdigest()}")
         self._places[digest] = place
-        return {"mediaType": OCI_LAYER + compression, "digest": str(digest), "size": extent.size}
+        return {"mediaType": _LAYER_TYPES[compression], "digest": str(digest), "size": extent.size}
 
 
 def _named(entry: Fields) -> list[Named[Fields]]:
     """An image once for each of its names; Docker leaves out `docker.io/` in them, podman does not."""
     words = [word for word in entry.texts("RepoTags") if word != "<none>:<none>"]
     return [Named(entry, (word,), read_name(word, None)) for word in words] or [Named(entry, (), None)]
-
-
-def _compression(head: bytes) -> str:
-    """What a layer's media type ends with. Docker and podman write plain tar, some builders gzip."""
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "+gzip"
-    return "+zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
