@@ -82,10 +82,11 @@ class LazyClient:
 
     def __call__(self) -> RegistryClient:
         if self._client is None:
+            from msb_pull.ground.running import Cancel, Job
             from msb_pull.source.registry.registry import RegistryClient
 
             self._client = RegistryClient(
-                self._options(), self._credentials(), observer=self._run.observe, cancel=self._run.cancel
+                self._options(), self._credentials(), Job(self._run.observe, Cancel(self._run.cancel))
             )
         return self._client
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import Cancelled, exhausted
-from msb_pull.ground.events import Observer, Warned, ignore
+from msb_pull.ground.events import Logged, Observer, Warned, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +71,10 @@ class Job:
     def tell(self, event: Event) -> None:
         """Hands an event to the observer."""
         self.observer(event)
+
+    def log(self, image: str, text: str, *, level: int = 1) -> None:
+        """Tells ``-v`` (level 1) or ``-vv`` (level 2) of something about ``image`` ("" for none)."""
+        self.observer(Logged(image, level, text))
 
     def warn(self, image: str, text: str) -> None:
         """Tells of something about ``image`` ("" for none) that a person should know."""

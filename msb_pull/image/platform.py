@@ -91,7 +91,7 @@ class Platform:
         return self.rank(other) is not None
 
     def rank(self, other: Platform) -> int | None:
-        """How well an image for ``other`` satisfies it: 0 exactly, more for older variants that still run, None not."""
+        """How well an image for ``other`` does: 0 exactly, more for older variants that still run, None not at all."""
         wish, offer = self.normalized(), other.normalized()
         if (wish.os, wish.architecture) != (offer.os, offer.architecture):
             return None

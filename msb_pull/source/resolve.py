@@ -159,10 +159,10 @@ def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: st
             f"{what}: its {part} has another size than announced",
             cause=f"expected {descriptor.size} bytes, received {len(data)}",
         )
-    return matching(data, descriptor.digest, what, part, hint)
+    return with_digest(data, descriptor.digest, what, part, hint)
 
 
-def matching(data: bytes, digest: Digest, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
+def with_digest(data: bytes, digest: Digest, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
     """``data`` if it has this digest; raises ContentError with ``hint``."""
     found = Digest.of(data, digest.algorithm)
     if found != digest:
@@ -182,7 +182,7 @@ def _platform(
     explicit: bool,
     warn: Callable[[str], None],
 ) -> Platform:
-    """What the image runs on: the word of the index it was chosen from, else its config's."""
+    """What the image runs on: as the index says that it was chosen from, else its config."""
     if stated is not None:
         return stated.normalized()
     if not config.os or not config.architecture:

@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
+from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import Fields, load_any_json, load_json
 from msb_pull.image.magic import MAGIC_LENGTH, compression_of
@@ -17,8 +17,7 @@ from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, 
 from msb_pull.source.resolve import verified
 
 if TYPE_CHECKING:
-    import threading
-
+    from msb_pull.ground.running import Cancel
     from msb_pull.source.local.files import Files
 
 _CHUNK = 1 << 20
@@ -34,7 +33,7 @@ class DockerImage:
     UsageError, ContentError, LocalError, Cancelled.
     """
 
-    def __init__(self, files: Files, wanted: str | None, name: str | None, cancel: threading.Event) -> None:
+    def __init__(self, files: Files, wanted: str | None, name: str | None, cancel: Cancel) -> None:
         self._files = files
         self._cancel = cancel
         self._places: dict[Digest, str] = {}
@@ -128,11 +127,10 @@ class DockerImage:
             if compression:
                 hasher = hashlib.sha256()
                 while head:
-                    if self._cancel.is_set():
-                        raise Cancelled("interrupted")
+                    self._cancel.check()
                     hasher.update(head)
                     head = blob.read(_CHUNK)
-                digest = Digest.parse(f"sha256:{hasher.hexdigest()}")
+                digest = Digest("sha256", hasher.hexdigest())
         self._places[digest] = place
         return {"mediaType": _LAYER_TYPES[compression], "digest": str(digest), "size": extent.size}
 
