@@ -30,7 +30,7 @@ class Clock:
 
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
-    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
+    wait: Callable[[threading.Event, float], bool] = lambda cancel, seconds: cancel.wait(seconds)
     random: Callable[[], float] = random.random
 
     def sleep(self, cancel: threading.Event, seconds: float) -> None:
