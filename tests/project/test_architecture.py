@@ -36,11 +36,11 @@ ROOMS = {
 CHILD = {
     f"msb_pull.layer.{place}{module}"
     for place, modules in {
-        "": "child limits node record rules",
-        "proof.": "compare holes model prove prover stream",
-        "settle.": "derive facts lowers standing",
+        "": "child limits node notes record rules",
+        "proof.": "compare model prove prover standing stream",
+        "settle.": "derive facts lowers",
         "tar.": "blocks entry fields names pax tar",
-        "tree.": "attributes copying folders keeping kept links tree whiteouts xattrs",
+        "tree.": "attributes copying folders holes keeping kept links tree whiteouts xattrs",
         "unpack.": "jail report ring seccomp unpack",
     }.items()
     for module in modules.split()

@@ -6,12 +6,14 @@ import os
 
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.limits import printable
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
-from msb_pull.layer.proof.holes import same_content
 from msb_pull.layer.proof.model import Tree, content_paths
-from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.proof.standing import derived_anew, without_means
+from msb_pull.layer.record import Record
+from msb_pull.layer.settle.facts import prefixes_moved
 from msb_pull.layer.settle.lowers import MergedView
-from msb_pull.layer.settle.standing import derived_anew, without_means
+from msb_pull.layer.tree.holes import same_content
 from msb_pull.layer.tree.kept import Kept
 
 # Importing typing takes longer than verifying a small layer.
@@ -202,8 +204,7 @@ def _wrong_notes(task: LayerTask, notes: Notes, record: Record, tree: Tree) -> I
         index = min(notes.placed.items() ^ tree.placed.items())[0]
         place, noted = (printable(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
         yield Damage(tree.placed.get(index, b""), "notes", place, noted)
-    moved = [(fact["path"], fact["to"]) for fact in notes.derived if isinstance(fact, dict) and "to" in fact]
-    if notes.moved != [(os.fsencode(old), os.fsencode(new)) for old, new in moved]:
+    if notes.moved != prefixes_moved(notes.derived):
         yield Damage(b"", "notes", "what was derived from the layers below", "other moves")
     for what, right, said in (
         ("diff_id", task.diff_id, notes.diff_id),

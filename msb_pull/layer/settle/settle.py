@@ -38,23 +38,13 @@ _ASIDE = AUFS + b"aside"
 
 
 class Settled:
-    """What was derived from the layers below: ``derived`` as plain JSON values, ``moved`` path prefixes (from, to).
-
-    ``warnings`` name what had to give way when contents were moved.
-    """
+    """What was ``derived`` from the layers below; ``warnings`` name what gave way when contents were moved."""
 
     __slots__ = ("derived", "warnings")
 
     def __init__(self, derived: list[Fact], warnings: Sequence[str] = ()) -> None:
         self.derived = derived
         self.warnings = list(warnings)
-
-    @property
-    def moved(self) -> list[tuple[bytes, bytes]]:
-        """The directories whose contents went where a symlink below leads."""
-        return [
-            (os.fsencode(fact["path"]), os.fsencode(fact["to"])) for fact in self.derived if fact["kind"] == "moved"
-        ]
 
 
 def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_bytes: int = _UNLIMITED) -> Settled:

@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 
-from msb_pull.layer.proof.holes import data_ranges
 from msb_pull.layer.tree.attributes import disk_mode
+from msb_pull.layer.tree.holes import data_ranges
 from msb_pull.layer.tree.xattrs import set_attribute, user_attributes
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

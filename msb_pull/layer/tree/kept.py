@@ -10,7 +10,7 @@ import os
 import stat
 
 from msb_pull.ground.remove import listed
-from msb_pull.layer.proof.holes import crc_of, first_data
+from msb_pull.layer.tree.holes import crc_of, first_data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
