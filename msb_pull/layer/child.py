@@ -8,7 +8,6 @@ import time
 
 import isal
 
-import msb_pull
 from msb_pull.ground.errors import LocalError, exhausted, no_more_tasks
 
 TYPE_CHECKING = False
@@ -34,7 +33,7 @@ def start_child(
     import subprocess
     from pathlib import Path
 
-    paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+    paths = [str(Path(__file__).resolve().parents[2]), str(Path(isal.__file__).resolve().parents[1])]
     try:
         return subprocess.Popen(
             # Isolated, without site-packages.
