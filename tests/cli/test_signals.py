@@ -17,7 +17,7 @@ from tests.support.terminal import Terminal, plain
 # A pull that works in one of several ways, in the real program.
 SCRIPT = """
 import ctypes, sys, threading, time
-from msb_pull import cli, cli_pull, cli_signals
+from msb_pull.cli import app as cli, pull as cli_pull, signals as cli_signals
 
 def obedient(run, images, access, **_):
     print("READY", file=sys.stderr, flush=True)

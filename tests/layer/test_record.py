@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
-from msb_pull.layer.proof.prove import LayerTask, prove
+from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.record import Record
@@ -124,7 +124,7 @@ def test_a39_what_lies_with_the_hard_links_of_aufs_is_where_they_lead(make):
         *(reg(b".wh..wh.plnk/1.2", b"content"), hardlink(b"f", b".wh..wh.plnk/1.2")),
         *(hardlink(b"g", b".wh..wh.plnk/1.2"), reg(b".wh..wh.plnk/a/b"), reg(b".wh..wh.orph", b"")),
     )
-    task = LayerTask(str(layer.tree), str(layer.record), str(layer.tree.parent / "notes"), layer.notes.diff_id, False)
+    task = ProofTask(str(layer.tree), str(layer.record), str(layer.tree.parent / "notes"), layer.notes.diff_id, False)
     assert prove(task, lambda done, total, entries: None).damages == []
     assert layer.nodes[b"f"] is layer.nodes[b"g"]
     assert layer.again() == (stream, [])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import Tree
-from msb_pull.layer.proof.prove import LayerTask, prove
+from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.proof.standing import derived_anew
 from msb_pull.layer.record import Record
 from msb_pull.layer.settle.settle import Settled
@@ -139,7 +139,7 @@ def assert_proven(
         kept = record.with_name(record.name + ".kept")
         keep_aside(folder, kept)
         stacks = [] if below is None else [list(map(str, below))]
-        task = LayerTask(str(folder), str(record), str(notes), diff_id, False, str(kept), stacks)
+        task = ProofTask(str(folder), str(record), str(notes), diff_id, False, str(kept), stacks)
         found = prove(task, lambda *_: None)
     assert not found.damages, found.damages
     assert found.denied == []

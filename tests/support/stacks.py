@@ -21,7 +21,7 @@ from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.prove import LayerTask, prove
+from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.rules import is_whiteout, join
 from msb_pull.layer.settle.lowers import MergedView
 from msb_pull.layer.settle.settle import settle
@@ -60,7 +60,7 @@ class Layer:
     def check(self) -> None:
         """The proof agrees with what was written, and settling once more derives the same."""
         paths = map(str, (self.tree, self.record, self.notes))
-        task = LayerTask(*paths, self.diff_id, False, str(self.kept), [list(map(str, self.below))])
+        task = ProofTask(*paths, self.diff_id, False, str(self.kept), [list(map(str, self.below))])
         found = prove(task, lambda done, total, entries: None)
         assert found.damages == []
         assert found.diff_id == self.diff_id
