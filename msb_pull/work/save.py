@@ -19,9 +19,10 @@ from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
 from msb_pull.layer.limits import printable
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.record import Record
 from msb_pull.layer.tree.kept import Kept
 from msb_pull.work.verify.verify import stored_images
 

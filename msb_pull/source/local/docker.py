@@ -8,9 +8,9 @@ import os
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.ground.magic import LONGEST, compression_of
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import Fields, load_any_json, load_json
-from msb_pull.image.magic import MAGIC_LENGTH, compression_of
 from msb_pull.image.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from msb_pull.source.local.files import Extent, FileBlob
 from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
@@ -116,8 +116,8 @@ class DockerImage:
         """The descriptor of a layer. That an uncompressed one is what its diff_id says is found out when it is read."""
         extent = self._files.open(place)
         with FileBlob(extent, f"{self._files.label}: {place}") as blob:
-            head = blob.read(MAGIC_LENGTH)
-            compression = compression_of(head)
+            head = blob.read(LONGEST)
+            compression = compression_of(head) or ""
             if compression not in _LAYER_TYPES:
                 raise ContentError(
                     f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not read",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip_lib
 
 from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.image.magic import MAGIC_LENGTH, compression_of, gzip_header_is_whole
+from msb_pull.ground.magic import LONGEST, compression_of, gzip_header_is_whole
 from msb_pull.source.local.files import unreadable
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_archive_file(path: str, label: str, scratch: Path, cancel: Cancel, stdi
     handle = _open(path, label, stdin)
     try:
         whole = stat.S_ISREG(os.fstat(handle).st_mode) and os.lseek(handle, 0, os.SEEK_CUR) == 0
-        if whole and not compression_of(os.pread(handle, MAGIC_LENGTH, 0)):
+        if whole and not compression_of(os.pread(handle, LONGEST, 0)):
             handle, plain = -1, handle
             return plain
         return _spool(handle, label, scratch, cancel)
@@ -83,7 +83,7 @@ def _open(path: str, label: str, stdin: int) -> int:
 def _spool(handle: int, label: str, scratch: Path, cancel: Cancel) -> int:
     pieces = _chunks(handle, label, cancel)
     head = b""
-    while len(head) < MAGIC_LENGTH and (chunk := next(pieces, b"")):
+    while len(head) < LONGEST and (chunk := next(pieces, b"")):
         head += chunk
     if not head:
         raise ContentError(f"{label}: it is empty", cause="the program before the pipe may have failed")

@@ -14,9 +14,9 @@ from msb_pull.ground.errors import Cancelled, ContentError
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel
 from msb_pull.image.digest import chain_id
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import Settled, settle
-from msb_pull.layer.settle.standing import belongs_on
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions
 from msb_pull.store.index.rows import ImageRecord
@@ -306,7 +306,7 @@ class Transfer:
         settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.max_layer_size)
         layer.key = self._key_for(layer, settled)
         diff_id = str(layer.task.diff_id)
-        notes = Notes.of(report, settled, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
+        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
         notes.save(fetched.staging.notes)
         self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
         kept = keep_aside(fetched.staging.path, fetched.staging.kept)

@@ -128,8 +128,8 @@ def test_a_process_that_dies_is_no_damage(world, processes, monkeypatch):
 
     def doomed(self) -> None:
         start(self)
-        self._process.kill()
-        self._process.wait()
+        self._child.process.kill()
+        self._child.process.wait()
 
     monkeypatch.setattr(Prover, "__init__", doomed)
     with pytest.raises(LocalError, match="the verifying process was killed by signal 9") as caught:

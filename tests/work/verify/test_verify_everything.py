@@ -445,7 +445,7 @@ def test_one_flipped_byte_below_is_told_of_the_layer_below_alone(world, times):
 
 def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
     """A file of some terabytes that is one hole costs a few calls."""
-    from msb_pull.layer.proof import holes
+    from msb_pull.layer.tree import holes
 
     path = Path(world([reg(b"f", b"x")]).folder, "large")
     with path.open("wb") as file:

@@ -1,23 +1,23 @@
-"""How compressed content begins: magic numbers, and what the headers of gzip and zstd say of what follows."""
+"""How compressed content begins: magic numbers, since media types lie, and the headers of gzip and zstd."""
 
 from __future__ import annotations
 
-_GZIP = b"\x1f\x8b\x08"
+GZIP = b"\x1f\x8b\x08"
+ZSTD = b"\x28\xb5\x2f\xfd"
+_MAGIC = {GZIP: "gzip", ZSTD: "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+# So many bytes tell each of them.
+LONGEST = 6
 _GZIP_FIXED = 10
 _GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
 _MAX_GZIP_HEADER = 1 << 17
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_MAGIC = {"gzip": _GZIP, "zstd": _ZSTD, "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
-# Bytes from the start of a file that tell its compression.
-MAGIC_LENGTH = 6
 _ZSTD_FIXED, _ZSTD_SINGLE_SEGMENT = 5, 0x20
 
 
-def compression_of(head: bytes) -> str:
-    """``gzip``, ``zstd``, ``bzip2``, ``xz`` or "" by the first :data:`MAGIC_LENGTH` bytes of a file."""
+def compression_of(head: bytes) -> str | None:
+    """``gzip``, ``zstd``, ``bzip2`` or ``xz`` by the first bytes of a stream (:data:`LONGEST`); None for any other."""
     if is_zstd_skippable(head):
         return "zstd"
-    return next((name for name, magic in _MAGIC.items() if head.startswith(magic)), "")
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def gzip_header_is_whole(data: bytes) -> bool:
@@ -26,7 +26,7 @@ def gzip_header_is_whole(data: bytes) -> bool:
     ISA-L wants it whole: it forgets the flags of a header that comes in pieces, and then takes a name in it for
     compressed data (intel/isa-l, issue 224).
     """
-    if data[:3] != _GZIP[: len(data)]:
+    if data[:3] != GZIP[: len(data)]:
         raise ValueError("there is no gzip header")
     if len(data) < _GZIP_FIXED:
         return False
@@ -55,7 +55,7 @@ def zstd_window(data: bytes) -> int | None:
         return None
     if is_zstd_skippable(data):
         return 0
-    if not data.startswith(_ZSTD):
+    if not data.startswith(ZSTD):
         raise ValueError("there is no zstd frame")
     flags, at = data[_ZSTD_FIXED - 1], _ZSTD_FIXED
     if not flags & _ZSTD_SINGLE_SEGMENT:
