@@ -197,7 +197,7 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Whether this is the manifest of a container image and not of something else that registries hold."""
+    """Whether this is the manifest of a container image and not of another kind of artifact."""
     kinds = (manifest.config.media_type, manifest.artifact_type or manifest.config.media_type)
     return all(_names_image(kind, manifest.media_type) for kind in kinds)
 
@@ -228,7 +228,7 @@ def check_image(manifest: Manifest, what: str) -> None:
 def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
     """The entry of an index to pull: the best match, the first of equals (containerd's order of variants).
 
-    Attestations, artifacts and unknown media types must have been left out by the caller. A lone entry without a
+    Attestations, artifacts and unknown media types must have been removed by the caller. A lone entry without a
     platform is taken, to be checked against its config. Raises NotFoundError that lists what there is.
     """
     known = [(entry.platform, entry) for entry in candidates if entry.platform]

@@ -207,7 +207,7 @@ def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
 
 
 def _official(host: str, repository: str) -> tuple[str, str]:
-    """Docker Hub has one canonical host, and its official images a first part that nobody types."""
+    """Docker Hub has one canonical host, and its official images a first part that people leave out."""
     if host == "index.docker.io":
         host = DEFAULT_REGISTRY
     if host == DEFAULT_REGISTRY and "/" not in repository:

@@ -121,7 +121,7 @@ class _Walk:
             try:
                 found = self._open(entry, path)
             except NotFoundError:
-                # Nothing for this platform, or left out by whoever copied the image in part.
+                # Nothing for this platform, or missing where the image was copied in part.
                 continue
             rank = self._rank(found)
             if rank is not None and (best is None or rank < best[0]):

@@ -63,7 +63,7 @@ class _PatientConnect:
 
 
 class _PatientSocks:
-    """What a SOCKS proxy has connected, from there on with a socket of ours."""
+    """Turns what PySocks has connected into a socket that hears a cancel."""
 
     patience: Patience
     response_class: Any = _Response
@@ -111,7 +111,7 @@ class PatientAdapter(HTTPAdapter):
     def __init__(self, trust: TrustStore, patience: Patience) -> None:
         self._trust = trust
         self._patience = patience
-        # The classes are made here since urllib3 makes connections without arguments of ours.
+        # The classes are made here since urllib3 passes no arguments of ours to connections.
         plain = type("Connection", (_Connection,), {"patience": patience})
         secure = type("TLSConnection", (_TLSConnection,), {"patience": patience})
         self._pools = {
@@ -151,4 +151,4 @@ class PatientAdapter(HTTPAdapter):
         return place, keywords
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Nothing: the context knows what to believe, and requests would load its whole bundle for every connection."""
+        """Nothing: the context knows what to trust, and requests would load its whole bundle for every connection."""

@@ -20,7 +20,7 @@ _STEP = 64 * 1024
 
 
 class Answer:
-    """A response and the session it came by. Close it, or nobody else can use the connection again.
+    """A response and the session it came by. Close it, or the connection cannot be used again.
 
     ``hide`` takes what was sent as a secret out of a text.
     """

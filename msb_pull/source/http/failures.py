@@ -1,4 +1,4 @@
-"""What broke below HTTP, in one line for a person and in flags for whoever decides whether to retry."""
+"""What broke below HTTP, in one line for a person and in flags for the decision whether to retry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RangeIgnored(Exception):
 class Failure(Exception):
     """No usable answer. ``reason`` is one line without secrets.
 
-    ``retry``: it may pass. ``unreached``: nobody is there, or the name is unknown. ``dropped``: an open connection
+    ``retry``: it may pass. ``unreached``: nothing listens there, or no such name. ``dropped``: an open connection
     ended before an answer, as kept-alive ones do. ``not_tls``: the other side does not seem to speak TLS.
     ``answered``: there was an answer, but a useless one. ``retry_after``: seconds that it asked us to wait.
     ``limited``: it said that we ask too often. ``final``: the error that this is where no other try is made.

@@ -12,7 +12,7 @@ PARTS = {
     "urllib3.connection:HTTPConnection._new_conn": "replaced: makes a socket that hears a cancel",
     "urllib3.connection:HTTPConnection._dns_host": "the name to look up, without the brackets and dots of `host`",
     "urllib3.connection:HTTPConnection.socket_options": "what is to be set on a socket that we make",
-    "urllib3.contrib.socks:SOCKSConnection._new_conn": "extended: what PySocks connects becomes a socket of ours",
+    "urllib3.contrib.socks:SOCKSConnection._new_conn": "extended: makes such a socket of what PySocks connects",
     "urllib3.connectionpool:HTTPConnectionPool.ConnectionCls": "replaced: which connections a pool makes",
     "urllib3.poolmanager:PoolManager.pool_classes_by_scheme": "replaced: which pools a manager makes",
     # TLS

@@ -82,7 +82,7 @@ class Backoff:
         return full * (0.5 + self._clock.random() / 2)
 
     def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks this host again before so many seconds have gone by."""
+        """Makes all threads wait so many seconds before they ask this host again."""
         until = self._clock.monotonic() + seconds
         with self._lock:
             self._until[host] = max(until, self._until.get(host, until))

@@ -29,7 +29,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def borrow(self) -> requests.Session:
-        """A session that nobody else has; give it back."""
+        """A session that no other thread has; give it back."""
         # The last one first: its connections are the least likely to have been closed meanwhile.
         with contextlib.suppress(IndexError):
             return self._idle.pop()
@@ -39,7 +39,7 @@ class Sessions:
         return session
 
     def give_back(self, session: requests.Session) -> None:
-        """Lets others have it."""
+        """Makes a session available again."""
         self._idle.append(session)
 
     def close(self) -> None:

@@ -155,5 +155,5 @@ class PatientTLSSocket(_Patient, ssl.SSLSocket):
 
 
 def tls_socket_class(patience: Patience) -> type[ssl.SSLSocket]:
-    """The class for ``SSLContext.sslsocket_class``; a context makes its sockets without arguments of ours."""
+    """The class for ``SSLContext.sslsocket_class``; a context passes no arguments of ours to its sockets."""
     return type("PatientTLSSocket", (PatientTLSSocket,), {"patience": patience})

@@ -89,7 +89,7 @@ class DockerImage:
         return images
 
     def _assemble(self, entry: Fields) -> tuple[bytes, bytes]:
-        """The config as it stands in the archive, and a manifest for it."""
+        """The config, byte for byte, and a manifest for it."""
         label = self._files.label
         name = entry.text("Config")
         if not name:

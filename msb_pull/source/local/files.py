@@ -23,7 +23,7 @@ _MAX_ZEROS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``size`` bytes that stand at ``start`` in a file and belong at ``at``."""
+    """``size`` bytes that are stored at ``start`` in a file and belong at ``at``."""
 
     at: int
     start: int
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """``size`` bytes of an open file, which whoever reads them closes; between the ``pieces``, in order, are zeros."""
+    """``size`` bytes of an open file, which their reader closes; between the ``pieces``, in order, are zeros."""
 
     handle: int
     pieces: tuple[Piece, ...]

@@ -47,7 +47,7 @@ class LocalSource:
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """See :class:`msb_pull.source.interface.Source`; raises UsageError and LocalError as well.
 
-        Manifests and config are compared with their sizes and digests; blobs are compared by whoever reads them.
+        Manifests and config are compared with their sizes and digests; blobs are compared by their reader.
         """
         image = self._image()
         resolved = resolve_image(

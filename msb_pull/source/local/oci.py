@@ -73,7 +73,7 @@ class LayoutImage:
         return self.blob(descriptor), descriptor.media_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; it may stand in its descriptor (image-spec, ``data``)."""
+        """A small blob, verified; its descriptor may contain it (image-spec, ``data``)."""
         name = _blob_name(descriptor.digest)
         what = f"{self._files.label}: {name}"
         if descriptor.data is not None and not self._files.has(name):

@@ -238,7 +238,7 @@ def _inside(name: str) -> str | None:
 
 
 def _text(name: bytes) -> str:
-    # As JSON has it, whatever the locale; what is not UTF-8 is kept, and looked up by nobody.
+    # As JSON has it, whatever the locale; what is not UTF-8 is kept, but never looked up.
     return name.decode("utf-8", "surrogateescape")
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
 _PROGRESS_PARTS = 64
-# Less than this many bytes in so many seconds is as good as nothing.
+# Fewer bytes than this in so many seconds count as a stall.
 _STALLED = 1024
 _STALL_WINDOW = 60.0
 
@@ -52,7 +52,7 @@ class Route(Protocol):
         """
 
     def mark_down(self) -> None:
-        """This place cannot be reached: nobody should try it again in this run."""
+        """This place cannot be reached: it is not to be tried again in this run."""
 
 
 class RegistryBlob:

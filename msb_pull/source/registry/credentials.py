@@ -30,7 +30,7 @@ _HOST = "MSB_REGISTRY_HOST"
 def check_given(registries: Collection[str], environment: Mapping[str, str] | None = None, *, stdin: bool) -> None:
     """Raises UsageError where it is not clear for which of ``registries`` the credentials of this run are meant.
 
-    ``stdin`` says that they come from standard input, else they may stand in ``environment``.
+    ``stdin`` says that they come from standard input, else they may be in ``environment``.
     """
     environment = os.environ if environment is None else environment
     where = "--creds-stdin" if stdin else next((name for name in _GIVEN if environment.get(name)), None)
@@ -57,7 +57,7 @@ def _named_host(environment: Mapping[str, str]) -> str:
 
 
 def _silent(text: str) -> None:
-    """Warnings that nobody asked for."""
+    """Where warnings go that are not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class CredentialStore:
         warn: Callable[[str], None] = _silent,
         cancel: Cancel | None = None,
     ) -> Credential | None:
-        """The credential for a repository, None when there is none.
+        """The credential for a repository, None when it has none.
 
         What was given for this one pull (``--creds-stdin``, ``MSB_REGISTRY_…``) is meant for one registry that images
         name, never for a ``mirror``; files and helpers answer for the others. Raises UsageError for a file that cannot

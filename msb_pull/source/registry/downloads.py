@@ -27,7 +27,7 @@ class Connections:
             self._free -= 1
 
     def take(self, wanted: int) -> int:
-        """Takes up to so many more; returns how many there were."""
+        """Takes up to ``wanted`` more; returns how many were free."""
         with self._lock:
             got = max(0, min(wanted, self._free))
             self._free -= got
@@ -48,7 +48,7 @@ class Connections:
         self._useless.add(place)
 
     def is_useless(self, place: str) -> bool:
-        """Whether that was found."""
+        """Whether this place was marked so."""
         return place in self._useless
 
 

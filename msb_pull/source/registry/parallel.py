@@ -76,7 +76,7 @@ class PartsReader:
         self._segments: deque[_Segment] = deque()
         self._trouble: BaseException | None = None
         self._draining = False
-        # Ends with the run, and when whoever reads wants no more of it.
+        # Ends with the run, and when the reader wants no more.
         self._stop = Cancel(patience.cancel)
         self._threads: list[threading.Thread] = []
         for _ in range(count):

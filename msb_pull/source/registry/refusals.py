@@ -1,4 +1,4 @@
-"""What a refusal means: which error, in the registry's own words; and documents that are something else."""
+"""What a refusal means: which error, in the registry's own words; and web pages in place of documents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _BODY_LIMIT = 64 * 1024
 _DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
-# Networks of hotels and companies answer in place of whoever was asked.
+# Networks of hotels and companies answer in place of the registry.
 PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or look at HTTPS_PROXY"
 _PAGE = re.compile(rb"<(?!\?xml)|<\?xml[^>]*>\s*<(!doctype\s+)?html", re.IGNORECASE)
 # What may precede a document.

@@ -107,7 +107,7 @@ class RegistrySource:
         return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
-        """See :class:`msb_pull.source.interface.Source`; small blobs that stand in the manifest are not asked for."""
+        """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for."""
         return self._open_blob(descriptor, offset)
 
     def _open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
@@ -153,7 +153,7 @@ class RegistrySource:
         return data, content_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; from the next endpoint when one delivers something else."""
+        """A small blob, verified; from the next endpoint when one sends other content."""
         for _ in range(len(self._endpoints) + 1):
             try:
                 with self._open_blob(descriptor, 0, document=True) as stream:
@@ -225,7 +225,7 @@ class RegistrySource:
     # Small things
 
     def _inline(self, descriptor: Descriptor) -> bytes | None:
-        """The content that stands in the descriptor, if it is what the descriptor says; else it is fetched."""
+        """The content that the descriptor itself contains, if size and digest agree; else None, and it is fetched."""
         data = descriptor.data
         if (
             data is None

@@ -44,7 +44,7 @@ class Requester:
         self._auth = auth
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
-        # Hosts that have answered at least once, and mirrors that nobody is to ask again.
+        # Hosts that have answered at least once, and mirrors that are not asked again.
         self._reached: set[str] = set()
         self._down: set[str] = set()
 
@@ -93,11 +93,11 @@ class Requester:
             self._pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
 
     def mark_down(self, host: str) -> None:
-        """A mirror cannot be reached: it is left alone for the rest of the run."""
+        """A mirror cannot be reached: it is not asked again in this run."""
         self._down.add(host)
 
     def is_down(self, host: str) -> bool:
-        """Whether that was said."""
+        """Whether this host was marked as down."""
         return host in self._down
 
     def _pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
@@ -206,7 +206,7 @@ class Requester:
             )
         except Failure as failure:
             if failure.unreached and host not in self._reached and is_loopback(host_name(host)):
-                # Nobody listens on this machine, and nobody will in a few seconds.
+                # Nothing listens at this port of this machine, and waiting a few seconds will not change that.
                 failure.retry = False
             raise
         self._reached.add(host)
