@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError
 from msb_pull.ground.pools import StoppingPool
+from msb_pull.ground.running import Cancel
 from msb_pull.image.digest import chain_id
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import Settled, settle
-from msb_pull.layer.settle.standing import belongs_on
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions
 from msb_pull.store.index.rows import ImageRecord
@@ -150,9 +151,6 @@ class Transfer:
     def _store_waits(self, holder: str) -> None:
         self._observer(events.StoreWaiting(self._name, holder))
 
-    def _stopped(self) -> bool:
-        return self._cancel.is_set() or self._failed.is_set()
-
     def _place_all(self, missing: list[_Layer]) -> None:
         """Fetches what is missing and goes through all layers, bottom first, so that each finds those below."""
         with contextlib.ExitStack() as resources:
@@ -189,7 +187,7 @@ class Transfer:
             max_window=options.max_window,
             image=self._name,
             observer=self._observer,
-            stopped=self._stopped,
+            cancel=Cancel(self._cancel, self._failed),
         )
 
     def _fits(self, layer: _Layer) -> bool:
@@ -308,7 +306,7 @@ class Transfer:
         settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.max_layer_size)
         layer.key = self._key_for(layer, settled)
         diff_id = str(layer.task.diff_id)
-        notes = Notes.of(report, settled, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
+        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
         notes.save(fetched.staging.notes)
         self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
         kept = keep_aside(fetched.staging.path, fetched.staging.kept)
