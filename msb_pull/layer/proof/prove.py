@@ -8,6 +8,7 @@ from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
+from msb_pull.layer.proof.contents import Contents
 from msb_pull.layer.proof.model import Tree, content_paths
 from msb_pull.layer.proof.standing import derived_anew, without_means
 from msb_pull.layer.record import Record
@@ -135,7 +136,6 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
             nodes,
             attributes=knows_attributes(root),
             progress=seen,
-            is_original=lambda real, handle: _is_original(task, real, handle),
         )
         found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
@@ -144,7 +144,7 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
                 found.damages.append(Damage(b"", "overwritten", f"{lost} files", f"{len(kept.left)} files"))
             progress(total, total, True)
         else:
-            _make_again(check, record, task.diff_id, kept, found, lambda done: progress(done, total, False))
+            _make_again(task, check, record, kept, found, lambda done: progress(done, total, False))
             if not notes.copied:
                 found.damages += (Damage(b"", "overwritten", "nothing", "a file") for _ in kept.superfluous())
         found.writable_by_others = check.writable_by_others
@@ -216,12 +216,12 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
 
 
 def _make_again(
-    check: Check, record: Record, diff_id: str, kept: Kept, found: Findings, progress: Callable[[int], None]
+    task: ProofTask, check: Check, record: Record, kept: Kept, found: Findings, progress: Callable[[int], None]
 ) -> None:
     """Reads all files, hashes the stream they make with the record, and says what is wrong with which file."""
     import hashlib
 
-    algorithm = diff_id.partition(":")[0]
+    algorithm = task.diff_id.partition(":")[0]
     hasher = hashlib.new(algorithm)
     done = 0
 
@@ -234,14 +234,21 @@ def _make_again(
     resized = {damage.path for damage in found.damages if damage.kind == "size"}
     gone = {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
     closed = tuple(path + b"/" for path in check.denied)
-    for damage in check.content(record, kept, lambda path: path in gone or path.startswith(closed), take):
+    contents = Contents(
+        check,
+        record,
+        kept,
+        leave=lambda path: path in gone or path.startswith(closed),
+        is_original=lambda real, handle: _is_original(task, real, handle),
+    )
+    for damage in contents.damages(take):
         # Another size means another content; another time, mode or owner says nothing of it.
         if damage.kind != "content" or damage.path not in resized:
             found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
     explained = any(damage.kind in _OF_CONTENT for damage in found.damages)
-    if found.diff_id != diff_id and not explained and not check.denied:
-        found.damages.append(Damage(b"", "stream", diff_id, found.diff_id))
+    if found.diff_id != task.diff_id and not explained and not check.denied:
+        found.damages.append(Damage(b"", "stream", task.diff_id, found.diff_id))
 
 
 # What makes another stream, so that nothing need be said of that.

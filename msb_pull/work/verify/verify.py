@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.index.database import StoredLayer
 from msb_pull.store.index.proven import Difference
@@ -103,8 +104,9 @@ def verify_layers(
         # Not before: what is removed while this waits for the lock is no damage.
         proofs = proven_images(store, references, observer)
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
-        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, observer, cancel) for x in wanted]
-        reports = _blamed(wanted, run_checks(checks, jobs))
+        job = Job(observer, Cancel(cancel), jobs)
+        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
+        reports = _blamed(wanted, run_checks(checks, job.jobs))
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)
     return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)

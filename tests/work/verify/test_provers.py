@@ -17,6 +17,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, prove
@@ -208,9 +209,7 @@ def damage() -> Findings:
 def checks(world: World) -> list[proof.LayerCheck]:
     with world.store.database(create=False) as database:
         (image,) = database.images()
-    return [
-        proof.LayerCheck(world.store, layer, (), (), False, events.ignore, threading.Event()) for layer in image.layers
-    ]
+    return [proof.LayerCheck(world.store, layer, (), (), False, Job()) for layer in image.layers]
 
 
 def test_damage_of_a_layer_that_was_swapped_meanwhile_is_looked_at_again(world):
