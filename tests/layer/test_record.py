@@ -41,7 +41,8 @@ class Layer:
         Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=len(stream), chain="").save(folder / "notes")
         self.notes = Notes.load(folder / "notes")
         self.read = Record(self.record)
-        self.nodes, self.lost = expected_tree(self.read, self.notes)
+        self.nodes = expected_tree(self.read, self.notes)
+        self.lost = len(self.read.payloads) - len(content_paths(self.nodes))
 
     def again(self) -> tuple[bytes, list[bytes]]:
         damaged: list[bytes] = []

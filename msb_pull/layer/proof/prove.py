@@ -171,10 +171,7 @@ def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
             odd = next((fact for fact in anew if fact not in noted), {})
             path = os.fsencode(odd.get("path", ""))
             yield Damage(path, DERIVED, "what the layers below give", "other notes")
-    try:
-        tree.settle(notes.derived)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ContentError("the notes of the layer are damaged", cause=repr(error)) from None
+    tree.settle(notes.derived)
 
 
 def _is_original(task: ProofTask, real: bytes, handle: int) -> bool:
