@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import Cancelled, ContentError
+from msb_pull.ground.magic import GZIP, ZSTD, is_zstd_skippable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,11 +16,9 @@ if TYPE_CHECKING:
 
 CHUNK = 512 * 1024
 
-_GZIP = b"\x1f\x8b\x08"
 _GZIP_FIXED = 10
 _GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
 _MAX_GZIP_HEADER = 1 << 17
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_FIXED, _ZSTD_SINGLE_SEGMENT = 5, 0x20
 
 
@@ -129,7 +128,7 @@ def gzip_header_is_whole(data: bytes) -> bool:
     ISA-L wants it whole: it forgets the flags of a header that comes in pieces, and then takes a name in it for
     compressed data (intel/isa-l, issue 224).
     """
-    if data[:3] != _GZIP[: len(data)]:
+    if data[:3] != GZIP[: len(data)]:
         raise ValueError("there is no gzip header")
     if len(data) < _GZIP_FIXED:
         return False
@@ -158,7 +157,7 @@ def zstd_window(data: bytes) -> int | None:
         return None
     if is_zstd_skippable(data):
         return 0
-    if not data.startswith(_ZSTD):
+    if not data.startswith(ZSTD):
         raise ValueError("there is no zstd frame")
     flags, at = data[_ZSTD_FIXED - 1], _ZSTD_FIXED
     if not flags & _ZSTD_SINGLE_SEGMENT:
@@ -172,8 +171,3 @@ def zstd_window(data: bytes) -> int | None:
     if len(data) < end:
         return None
     return int.from_bytes(data[at:end], "little") + (256 if end - at == 2 else 0)
-
-
-def is_zstd_skippable(head: bytes) -> bool:
-    """Whether these bytes begin a zstd frame that holds no content (RFC 8878, 3.1.2)."""
-    return head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F

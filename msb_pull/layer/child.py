@@ -11,7 +11,6 @@ import time
 
 import isal
 
-import msb_pull
 from msb_pull.ground.errors import LocalError, exhausted, no_more_tasks
 
 TYPE_CHECKING = False
@@ -27,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 _KILLED = "the system does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
 _BEGIN = (
-    "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
+    "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
     "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "
 )
 
@@ -132,13 +131,12 @@ def say(pieces: Iterable[bytes]) -> None:
 
 def _start(code: str, words: Sequence[str], stdin: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
     import subprocess
-    from pathlib import Path
 
-    paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+    paths = _paths()
     try:
         return subprocess.Popen(
             # Isolated, without site-packages.
-            [sys.executable, "-I", "-S", "-B", "-c", _BEGIN + code, *paths, str(os.getpid()), *words],
+            [sys.executable, "-I", "-S", "-B", "-c", _BEGIN + code, str(len(paths)), *paths, str(os.getpid()), *words],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -154,6 +152,21 @@ def _start(code: str, words: Sequence[str], stdin: int, pass_fds: Sequence[int])
         if error.filename is None:
             raise exhausted(error) or no_more_tasks(error.strerror) from None
         raise
+
+
+def _paths() -> list[str]:
+    """Where a child finds this package and those it needs, which may be a folder each."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    found = [Path(__file__).resolve().parents[2], Path(isal.__file__).resolve().parents[1]]
+    if sys.platform == "darwin":
+        # For attributes; the second is what the first is built on.
+        for name in ("xattr", "_cffi_backend"):
+            spec = find_spec(name)
+            if spec is not None and spec.origin is not None:
+                found.append(Path(spec.origin).resolve().parents[1 if spec.submodule_search_locations else 0])
+    return list(map(str, dict.fromkeys(found)))
 
 
 def _signal(group: int, number: int) -> bool:

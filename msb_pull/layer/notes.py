@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
+from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.record import open_for_reading
 from msb_pull.layer.settle.facts import check_facts, prefixes_moved
 
 # Importing typing takes longer than verifying a small layer.
@@ -106,7 +106,7 @@ class Notes:
         import json
 
         try:
-            with open(path, "rb", opener=open_for_reading) as file:
+            with open(path, "rb", opener=opener) as file:
                 text = file.read()
             document = json.loads(text)
             if document["version"] != _VERSION:

@@ -11,6 +11,7 @@ import os
 
 from isal import isal_zlib
 
+from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import Limits
 
@@ -64,7 +65,7 @@ class RecordStream:
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
-        self._file = open(path, "rb", opener=open_for_reading)  # noqa: SIM115 - closed by close
+        self._file = open(path, "rb", opener=opener)  # noqa: SIM115 - closed by close
         self._inflate = isal_zlib.decompressobj(31)
 
     def read(self, size: int) -> bytes:
@@ -127,11 +128,6 @@ class Record:
             self.length = reader.bytes_read + sum(payload[3] - CHECKSUM for payload in payloads)
         finally:
             stream.close()
-
-
-def open_for_reading(path: str, flags: int) -> int:
-    """Neither through a symlink, nor waiting for whoever may write to a FIFO."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
+from msb_pull.ground.magic import compression_of
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import Fields, load_any_json, load_json
 from msb_pull.image.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
@@ -142,6 +143,5 @@ def _named(entry: Fields) -> list[Named[Fields]]:
 
 def _compression(head: bytes) -> str:
     """What a layer's media type ends with. Docker and podman write plain tar, some builders gzip."""
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "+gzip"
-    return "+zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+    found = compression_of(head)
+    return f"+{found}" if found in ("gzip", "zstd") else ""

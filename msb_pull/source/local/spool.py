@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from isal import igzip_lib
 
 from msb_pull.ground.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.image.readers import gzip_header_is_whole, is_zstd_skippable
+from msb_pull.ground.magic import LONGEST, compression_of
+from msb_pull.image.readers import gzip_header_is_whole
 from msb_pull.source.local.files import unreadable
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ else:
     from backports import zstd
 
 _CHUNK = 1 << 20
-_MAGIC = 6
 # What decompressing one archive may take: zstd a window of 128 MiB, xz the dictionary of its level 9 and more.
 _MAX_WINDOW_LOG = 27
 _MAX_MEMORY = 1 << 28
@@ -48,7 +48,7 @@ def open_archive_file(path: str, label: str, scratch: Path, cancel: threading.Ev
     handle = _open(path, label, stdin)
     try:
         whole = stat.S_ISREG(os.fstat(handle).st_mode) and os.lseek(handle, 0, os.SEEK_CUR) == 0
-        if whole and _format(os.pread(handle, _MAGIC, 0)) is None:
+        if whole and compression_of(os.pread(handle, LONGEST, 0)) is None:
             handle, plain = -1, handle
             return plain
         return _spool(handle, label, scratch, cancel)
@@ -83,11 +83,11 @@ def _open(path: str, label: str, stdin: int) -> int:
 def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> int:
     pieces = _chunks(handle, label, cancel)
     head = b""
-    while len(head) < _MAGIC and (chunk := next(pieces, b"")):
+    while len(head) < LONGEST and (chunk := next(pieces, b"")):
         head += chunk
     if not head:
         raise ContentError(f"{label}: it is empty", cause="the program before the pipe may have failed")
-    found = _format(head)
+    found = compression_of(head)
     inflate = _Inflater(found, label) if found else None
     where = scratch if scratch.is_dir() else None
     try:
@@ -175,16 +175,6 @@ class _Inflater:
         """Raises ContentError when the last stream was cut."""
         if not self._stream.eof:
             raise ContentError(f"{self._label}: its {self._name} stream is cut off")
-
-
-def _format(head: bytes) -> str | None:
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "gzip"
-    if head.startswith(b"\x28\xb5\x2f\xfd") or is_zstd_skippable(head):
-        return "zstd"
-    if head.startswith(b"BZh"):
-        return "bzip2"
-    return "xz" if head.startswith(b"\xfd7zXZ\x00") else None
 
 
 def _decompressor(name: str, label: str) -> Callable[[], Any]:
