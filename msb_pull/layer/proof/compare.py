@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.rules import join
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from msb_pull.layer.node import Node
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # Whoever waits, or wants to interrupt, is served in between.
@@ -95,6 +94,7 @@ class Check:
         """
         self._later = content_follows
         yield from self._compare(b"", self.nodes[b""], os.fstat(self.root), b".", self.root)
+        # Depth first: then most directories are opened from one that is open still.
         waiting = [b""]
         try:
             while waiting:
@@ -164,7 +164,7 @@ class Check:
                 if self._later and node.index >= 0 and id(node) not in self._shared:
                     continue
                 try:
-                    handle = os.open(name, _OPEN_FILE, dir_fd=directory)
+                    handle = open_file(name, directory)
                 except OSError as error:
                     yield from self.trouble(inside, error)
                     continue
@@ -192,7 +192,7 @@ class Check:
         above, current = ones[-1]
         rest = path[len(above) + 1 if above else 0 :]
         for name in rest.split(b"/") if rest else ():
-            above, current = join(above, name), os.open(name, _OPEN_DIR, dir_fd=current)
+            above, current = join(above, name), open_directory(name, current)
             ones.append((above, current))
             if len(ones) > _DEPTH:
                 # The top stays, and the way back up begins near here.
@@ -213,6 +213,7 @@ class Check:
                 yield Damage(path, "attribute", "nothing", printable(extra))
             yield from self._compare_links(path, node, facts)
             return
+        # Earlier versions let group and others write where the image does; that is told, and is no damage.
         if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
             if mode == node.mode | _writable_by_others(node):
                 self.writable_by_others += 1
@@ -225,6 +226,7 @@ class Check:
 
     def _compare_links(self, path: bytes, node: Node, facts: os.stat_result) -> Iterator[Damage]:
         """Hard links of one inode must stay one, and strangers must not become one."""
+        # Both ways: one map finds a link that was broken, the other two files that were joined.
         inode = self._inodes.setdefault(id(node), facts.st_ino)
         owner = self._groups.setdefault(facts.st_ino, id(node))
         if inode != facts.st_ino or owner != id(node):

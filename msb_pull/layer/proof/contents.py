@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 
+from msb_pull.ground.below import open_file
 from msb_pull.layer.limits import printable
 from msb_pull.layer.proof.compare import DERIVED, Damage
 from msb_pull.layer.proof.model import content_paths
-from msb_pull.layer.proof.stream import Listener, stream
+from msb_pull.layer.proof.stream import Listener, open_folder, stream
 from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 
 # Importing typing takes longer than verifying a small layer.
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from msb_pull.layer.record import Payload, Record
     from msb_pull.layer.tree.kept import Kept
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # What the stream has no bytes of: the whole file is one hole.
 _NOTHING: Payload = (0, -1, 0, 0, ())
 
@@ -130,17 +129,10 @@ class Contents:
             yield Damage(path, "content", "a hole", f"data at byte {stray}")
 
 
-def _open_below(directory: int, path: bytes) -> int:
-    """Opens a file below an open directory, through no symlink on the way."""
-    *parents, name = path.split(b"/")
-    current = directory
+def _open_below(root: int, path: bytes) -> int:
+    parent, _, name = path.rpartition(b"/")
+    folder = open_folder(root, parent)
     try:
-        for parent in parents:
-            following = os.open(parent, _OPEN_DIR, dir_fd=current)
-            if current != directory:
-                os.close(current)
-            current = following
-        return os.open(name, _OPEN_FILE, dir_fd=current)
+        return open_file(name, folder)
     finally:
-        if current != directory:
-            os.close(current)
+        os.close(folder)

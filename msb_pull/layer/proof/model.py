@@ -120,6 +120,7 @@ class Tree:
 
     def finish(self) -> None:
         """The end of the layer: links whose targets came later, and whiteouts beside what they name."""
+        # Links come before whiteouts, which turn beside what stands in the end.
         waiting = [link for link in self._links.items() if link[0] not in self.nodes and self.paths.has_parent(link[0])]
         left = make_waiting(
             waiting,
@@ -135,6 +136,7 @@ class Tree:
         for path in self._whiteouts:
             if self._turn(path):
                 self.converted.add(hidden_by(path))
+        # The links that lead into it have been made.
         self.paths.drop(PLINKS)
 
     def settle(self, facts: Sequence[dict[str, Any]]) -> None:
@@ -224,6 +226,7 @@ class Tree:
 
     def _names(self, path: bytes) -> list[bytes]:
         if path not in self.nodes:
+            # Nothing is known of it, which is not the same as holding nothing but whiteouts.
             return [b"."]
         return [inside.rpartition(b"/")[2] for inside in self.paths.inside(path)]
 
@@ -241,6 +244,7 @@ class Tree:
     # Settling
 
     def _apply(self, facts: Sequence[dict[str, Any]]) -> None:
+        # Looked up before anything moves and set after all that does: an entry counts for more than what is derived.
         claims = {}
         for fact in facts:
             if fact["kind"] == "claimed":
@@ -260,6 +264,7 @@ class Tree:
 
     def _move(self, moves: dict[bytes, bytes]) -> None:
         """Moves the contents of directories into others; what stands there already stays, as settling has it."""
+        # All go aside first, the deepest first: then none lies where another one goes.
         aside: dict[bytes, list[tuple[bytes, Node]]] = {}
         for old in sorted(moves, key=lambda path: -path.count(b"/")):
             aside[old] = [(path[len(old) + 1 :], self.nodes[path]) for path in self.paths.below(old)]

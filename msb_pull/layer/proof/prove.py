@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.notes import Notes
@@ -123,7 +124,7 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
     found.damages += _wrong_notes(task, notes, record, tree)
     found.damages += _settled(task, notes, tree)
     nodes = tree.nodes
-    root = os.open(task.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root = open_directory(task.directory)
     kept = Kept(task.kept)
     try:
 
@@ -140,11 +141,13 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
         found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
             lost = len(record.payloads) - len(content_paths(nodes))
+            # That there are enough of them is all that can be said without reading them.
             if len(kept.left) < lost:
                 found.damages.append(Damage(b"", "overwritten", f"{lost} files", f"{len(kept.left)} files"))
             progress(total, total, True)
         else:
             _make_again(task, check, record, kept, found, lambda done: progress(done, total, False))
+            # Where a hard link became a copy, that holds the payload of an original which may be kept as well.
             if not notes.copied:
                 found.damages += (Damage(b"", "overwritten", "nothing", "a file") for _ in kept.superfluous())
         found.writable_by_others = check.writable_by_others
@@ -167,6 +170,7 @@ def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
             raise_if_exhausted(error)
             yield Damage(b"", DERIVED, "what the layers below give", str(error))
             continue
+        # Damage of the layer below shows here as well; who compares all layers says which of them is to blame.
         if anew != noted:
             odd = next((fact for fact in anew if fact not in noted), {})
             path = os.fsencode(odd.get("path", ""))

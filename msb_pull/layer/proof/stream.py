@@ -6,6 +6,7 @@ import os
 
 from isal.isal_zlib import crc32
 
+from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.record import CHECKSUM, Record, RecordStream
 from msb_pull.layer.tree.holes import first_data
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Small enough to be hashed out of the processor's cache, large enough for few calls.
 _BUFFER = 1 << 18
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Listener:
@@ -88,6 +87,18 @@ def stream(
         beside.close()
         files.close()
         headers.close()
+
+
+def open_folder(root: int, path: bytes) -> int:
+    """A descriptor of a directory below an open one, through no symlink on the way; raises OSError."""
+    current = os.dup(root)
+    for name in path.split(b"/") if path else ():
+        try:
+            following = open_directory(name, current)
+        finally:
+            os.close(current)
+        current = following
+    return current
 
 
 class _Out:
@@ -261,19 +272,10 @@ class _Files:
     def _open(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
         if parent != self._path:
-            self._enter(parent)
-        return os.open(name, _OPEN_FILE, dir_fd=self._directory)
-
-    def _enter(self, path: bytes) -> None:
-        current = os.dup(self._root)
-        for part in path.split(b"/") if path else ():
-            try:
-                following = os.open(part, _OPEN_DIR, dir_fd=current)
-            finally:
-                os.close(current)
-            current = following
-        os.close(self._directory)
-        self._directory, self._path = current, path
+            directory = open_folder(self._root, parent)
+            os.close(self._directory)
+            self._directory, self._path = directory, parent
+        return open_file(name, self._directory)
 
 
 class _Beside:
