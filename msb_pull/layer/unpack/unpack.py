@@ -46,7 +46,7 @@ def unpack(
     with the layer, OSError (its ``filename`` the path of the entry) for what is wrong with the disk.
     """
     writer = RecordWriter(record)
-    reader = TarReader(stream, limits=options.limits(), record=writer)
+    reader = TarReader(stream, limits=options, record=writer)
     tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes)
     entry = None
     try:
