@@ -7,7 +7,7 @@ import stat
 from binascii import a2b_base64
 
 from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, REG
-from msb_pull.layer.tree.attributes import clamp_time, disk_mode, disk_name, override_stat
+from msb_pull.layer.tree.attributes import IMPLIED, IMPLIED_MODE, clamp_time, disk_mode, disk_name, override_stat
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _SYMLINK = override_stat(stat.S_IFLNK, 0o777, 0, 0)
-_IMPLIED = override_stat(stat.S_IFDIR, 0o755, 0, 0)
 
 
 class Node:
@@ -55,7 +54,7 @@ class Node:
     @classmethod
     def of_nothing(cls) -> Node:
         """A directory that no entry describes."""
-        node = cls(stat.S_IFDIR, 0o755, _IMPLIED, None)
+        node = cls(stat.S_IFDIR, IMPLIED_MODE, IMPLIED, None)
         node.implied = True
         return node
 

@@ -69,7 +69,7 @@ def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
     """
     root = _Place(None, {})
     for digest, record, notes in layers:
-        nodes, _ = expected_tree(Record(record), Notes.load(notes))
+        nodes = expected_tree(Record(record), Notes.load(notes))
         first: dict[int, bytes] = {}
         for path, node in nodes.items():
             first.setdefault(id(node), path)

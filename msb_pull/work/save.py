@@ -209,8 +209,7 @@ class _Archive:
 
     def _loaded(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
         record = Record(self._store.record_path(layer.key))
-        nodes, _ = expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
-        return record, nodes
+        return record, expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
 
     def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
         return lambda holder: self._job.tell(events.LayerWaiting("", str(layer.digest), holder))

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.support.archive import everything
+from tests.support.archive import END, everything
+from tests.support.records import Layer
 
 
 @pytest.fixture
@@ -34,3 +35,18 @@ def victim(tmp_path):
 def layer(victim):
     """Where a layer is unpacked: beside the victim, and beside a directory whose name only begins the same."""
     return victim.parent / "layer"
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Builds layers of archives; gives each with its tar stream."""
+    made: list[Layer] = []
+
+    def build(*parts: bytes, end: bytes = END) -> tuple[Layer, bytes]:
+        stream = b"".join(parts) + end
+        made.append(Layer(tmp_path / str(len(made)), stream))
+        return made[-1], stream
+
+    yield build
+    for layer in made:
+        os.close(layer.root)

@@ -37,7 +37,7 @@ CHILD = {
     f"msb_pull.layer.{place}{module}"
     for place, modules in {
         "": "child limits node notes record rules",
-        "proof.": "compare model prove prover standing stream",
+        "proof.": "compare contents model paths prove prover standing stream",
         "settle.": "derive facts lowers",
         "tar.": "blocks entry names tar",
         "tree.": "attributes copying folders holes keeping kept links tree whiteouts xattrs",

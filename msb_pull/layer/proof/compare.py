@@ -1,4 +1,4 @@
-"""Compares a layer's directory with what it must be, entry by entry and byte by byte."""
+"""Compares the entries of a layer's directory with what they must be; of files all but what they hold."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import errno
 import os
 import stat
 
+from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.limits import printable
-from msb_pull.layer.proof.model import content_paths
-from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.rules import join
 from msb_pull.layer.tree.attributes import OVERRIDE_STAT, parse_override_stat
-from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.tree.keeping import Keeping
 from msb_pull.layer.tree.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from msb_pull.layer.node import Node
-    from msb_pull.layer.record import Payload, Record
-    from msb_pull.layer.tree.kept import Kept
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # Whoever waits, or wants to interrupt, is served in between.
@@ -61,13 +55,13 @@ def knows_attributes(root: int) -> bool:
     return True
 
 
-class Check(Listener):
+class Check:
     """The comparison of one layer, whose top directory is open as ``root``.
 
     Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen, ``is_original`` compares an open file with that of a path in the layers below,
-    ``denied`` takes what this user may not look into. ``writable_by_others`` counts modes that have more of the image's
-    bits than get onto the disk today: layers that an earlier version unpacked are as good as any other.
+    many entries have been seen, ``denied`` takes what this user may not look into. ``writable_by_others`` counts modes
+    that have more of the image's bits than get onto the disk today: layers that an earlier version unpacked are as good
+    as any other.
     """
 
     def __init__(
@@ -77,32 +71,30 @@ class Check(Listener):
         *,
         attributes: bool,
         progress: Callable[[int], None],
-        is_original: Callable[[bytes, int], bool],
     ) -> None:
-        super().__init__(self._content_differs)
         self.denied: list[bytes] = []
         self.writable_by_others = 0
-        self._root = root
-        self._nodes = nodes
+        self.root = root
+        self.nodes = nodes
         self._attributes = attributes
         self._progress = progress
-        self._is_original = is_original
         self._seen = {b""}
         self._shared = _shared(nodes)
         self._inodes: dict[int, int] = {}
         self._groups: dict[int, int] = {}
         self._open_ones: list[tuple[bytes, int]] = []
-        self._content: list[Damage] = []
         self._later = False
         self._keeping = Keeping(root)
 
     def tree(self, *, content_follows: bool) -> Iterator[Damage]:
         """Compares names, types, modes, owners, attributes, sizes, links and times; raises OSError.
 
-        If :meth:`content` follows, attributes of the files that it opens are left to it.
+        If the contents of files are compared afterwards, so are attributes of those that are opened for that
+        (:meth:`attributes_left`).
         """
         self._later = content_follows
-        yield from self._compare(b"", self._nodes[b""], os.fstat(self._root), b".", self._root)
+        yield from self._compare(b"", self.nodes[b""], os.fstat(self.root), b".", self.root)
+        # Depth first: then most directories are opened from one that is open still.
         waiting = [b""]
         try:
             while waiting:
@@ -110,10 +102,10 @@ class Check(Listener):
                 try:
                     directory = self._open(path)
                 except OSError as error:
-                    yield from self._trouble(path, error)
+                    yield from self.trouble(path, error)
                     continue
                 if self._attributes:
-                    yield from self._compare_attributes(path, self._nodes[path], directory)
+                    yield from self._compare_attributes(path, self.nodes[path], directory)
                 below: list[bytes] = []
                 yield from self._look_into(path, directory, below)
                 waiting += reversed(below)
@@ -123,93 +115,24 @@ class Check(Listener):
         self._progress(len(self._seen))
         yield from self._missing()
 
-    def content(
-        self, record: Record, kept: Kept, leave: Callable[[bytes], bool], take: Callable[[memoryview], None]
-    ) -> Iterator[Damage]:
-        """Re-creates the layer's tar stream into ``take`` and yields every file whose content is not what it was.
-
-        The record's entries have been read. Files that ``leave`` is true for are not read, and what is overwritten is
-        looked for in ``kept``.
-        """
-        paths = {index: None if leave(path) else path for index, path in content_paths(self._nodes).items()}
-        found = self._content
-        for piece in stream(record, self._root, paths, self, kept=kept):
-            take(piece)
-            yield from found
-            found.clear()
-        copies, compared = [], set[int]()
-        for path, node in self._nodes.items():
-            if node.origin is not None and node.kind == stat.S_IFREG and not leave(path):
-                # Hard links to one lower file are one copy.
-                if id(node) not in compared:
-                    compared.add(id(node))
-                    yield from self._copy(path, node)
-            elif node.copy >= 0 and not leave(path):
-                copies.append((path, node.copy))
-            elif node.index < 0 and node.size and node.origin is None and not leave(path):
-                # It is one hole, of which the stream has nothing.
-                yield from self._second(path, (0, -1, 0, 0, ()))
-        if copies:
-            payloads = {payload[1]: payload for payload in record.payloads}
-            for path, index in copies:
-                yield from self._second(path, payloads[index])
-
-    def _copy(self, path: bytes, node: Node) -> Iterator[Damage]:
-        """A file that settling copied from a lower layer."""
-        try:
-            handle = _descend(self._root, path, _OPEN_FILE)
-            try:
-                found = sha256_of(handle)
-                same = self._is_original(node.origin or b"", handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            yield from self._trouble(path, error)
-            return
-        if node.sha256 and found != node.sha256:
-            yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {found}")
-        elif not same:
-            yield Damage(path, DERIVED, f"the content of {printable(node.origin or b'')} in a layer below", "another")
-
-    def _second(self, path: bytes, payload: Payload) -> Iterator[Damage]:
-        """A file whose content the stream does not have from it: a hard link that is a copy, or one hole."""
-        _, _, expected, stored, sparse = payload
-        try:
-            handle = _descend(self._root, path, _OPEN_FILE)
-            try:
-                segments = sparse if sparse is not None else ((0, stored),)
-                crc = crc_of(handle, segments)
-                stray = first_data(handle, segments, os.fstat(handle).st_size)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            yield from self._trouble(path, error)
-            return
-        if crc != expected:
-            yield Damage(path, "content", f"crc32 {expected:08x}", f"crc32 {crc:08x}")
-        elif stray is not None:
-            yield Damage(path, "content", "a hole", f"data at byte {stray}")
-
-    def opened(self, path: bytes, handle: int) -> None:
-        """Compares what :meth:`tree` has left."""
-        node = self._nodes[path]
+    def attributes_left(self, path: bytes, handle: int) -> Iterable[Damage]:
+        """Compares what :meth:`tree` has left of an open file."""
+        node = self.nodes[path]
         if self._attributes and id(node) not in self._shared and not _as_expected(node, handle):
-            self._content.extend(self._compare_attributes(path, node, handle))
+            return self._compare_attributes(path, node, handle)
+        return ()
 
-    def closed(self, path: bytes, stored: int, error: OSError) -> None:
-        """A file that cannot be opened or read."""
-        self._content.extend(self._trouble(path, error))
-
-    def lost(self, path: bytes, found: str) -> None:
-        """What a later entry has overwritten is no part of the tree, but of the stream."""
-        self._content.append(Damage(path, "overwritten", "the content that a later entry replaced", found))
-
-    def _content_differs(self, path: bytes, expected: str, found: str) -> None:
-        self._content.append(Damage(path, "content", expected, found))
+    def trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
+        """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
+        raise_if_exhausted(error)
+        if error.errno in _DENIED:
+            self.denied.append(path)
+        elif error.errno != errno.ENOENT:
+            yield Damage(path, "unreadable", "a readable entry", error.strerror or "an error")
 
     def _look_into(self, path: bytes, directory: int, below: list[bytes]) -> Iterator[Damage]:
         """Compares what a directory holds; the directories in it go to ``below``."""
-        nodes, seen, prefix = self._nodes, self._seen, path + b"/" if path else b""
+        nodes, seen, prefix = self.nodes, self._seen, path + b"/" if path else b""
         for name in sorted(map(os.fsencode, os.listdir(directory))):
             inside = prefix + name
             try:
@@ -241,9 +164,9 @@ class Check(Listener):
                 if self._later and node.index >= 0 and id(node) not in self._shared:
                     continue
                 try:
-                    handle = os.open(name, _OPEN_FILE, dir_fd=directory)
+                    handle = open_file(name, directory)
                 except OSError as error:
-                    yield from self._trouble(inside, error)
+                    yield from self.trouble(inside, error)
                     continue
                 try:
                     if not _as_expected(node, handle):
@@ -252,20 +175,12 @@ class Check(Listener):
                     os.close(handle)
 
     def _missing(self) -> Iterator[Damage]:
-        if len(self._seen) == len(self._nodes):
+        if len(self._seen) == len(self.nodes):
             return
         closed = tuple(path + b"/" for path in self.denied)
-        for path, node in self._nodes.items():
+        for path, node in self.nodes.items():
             if path not in self._seen and not path.startswith(closed):
                 yield Damage(path, "missing", _kind(node.kind), "nothing")
-
-    def _trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
-        """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
-        raise_if_exhausted(error)
-        if error.errno in _DENIED:
-            self.denied.append(path)
-        elif error.errno != errno.ENOENT:
-            yield Damage(path, "unreadable", "a readable entry", error.strerror or "an error")
 
     def _open(self, path: bytes) -> int:
         """Opens a directory from the nearest one above it that is open still; it is closed when the walk leaves it."""
@@ -273,11 +188,11 @@ class Check(Listener):
         while ones and ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
             os.close(ones.pop()[1])
         if not ones:
-            ones.append((b"", os.dup(self._root)))
+            ones.append((b"", os.dup(self.root)))
         above, current = ones[-1]
         rest = path[len(above) + 1 if above else 0 :]
         for name in rest.split(b"/") if rest else ():
-            above, current = join(above, name), os.open(name, _OPEN_DIR, dir_fd=current)
+            above, current = join(above, name), open_directory(name, current)
             ones.append((above, current))
             if len(ones) > _DEPTH:
                 # The top stays, and the way back up begins near here.
@@ -298,6 +213,7 @@ class Check(Listener):
                 yield Damage(path, "attribute", "nothing", printable(extra))
             yield from self._compare_links(path, node, facts)
             return
+        # Earlier versions let group and others write where the image does; that is told, and is no damage.
         if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
             if mode == node.mode | _writable_by_others(node):
                 self.writable_by_others += 1
@@ -310,6 +226,7 @@ class Check(Listener):
 
     def _compare_links(self, path: bytes, node: Node, facts: os.stat_result) -> Iterator[Damage]:
         """Hard links of one inode must stay one, and strangers must not become one."""
+        # Both ways: one map finds a link that was broken, the other two files that were joined.
         inode = self._inodes.setdefault(id(node), facts.st_ino)
         owner = self._groups.setdefault(facts.st_ino, id(node))
         if inode != facts.st_ino or owner != id(node):
@@ -319,7 +236,7 @@ class Check(Listener):
         try:
             there = dict(image_attributes(handle))
         except OSError as error:
-            yield from self._trouble(path, error)
+            yield from self.trouble(path, error)
             return
         override = there.pop(OVERRIDE_STAT, b"")
         if override != node.override:
@@ -361,22 +278,6 @@ def _shared(nodes: Mapping[bytes, Node]) -> frozenset[int]:
             again.add(node)
         once.add(node)
     return frozenset(again)
-
-
-def _descend(directory: int, path: bytes, flags: int = _OPEN_DIR) -> int:
-    """Opens what lies below an open directory, through no symlink on the way."""
-    *parents, name = path.split(b"/")
-    current = directory
-    try:
-        for parent in parents:
-            following = os.open(parent, _OPEN_DIR, dir_fd=current)
-            if current != directory:
-                os.close(current)
-            current = following
-        return os.open(name, flags, dir_fd=current)
-    finally:
-        if current != directory:
-            os.close(current)
 
 
 def _kind(mode: int) -> str:

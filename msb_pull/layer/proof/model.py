@@ -7,6 +7,7 @@ import stat
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.node import Node
+from msb_pull.layer.proof.paths import Paths
 from msb_pull.layer.rules import (
     AUFS,
     OPAQUE,
@@ -30,6 +31,7 @@ from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
     from msb_pull.layer.notes import Notes
@@ -40,22 +42,15 @@ if TYPE_CHECKING:
 _MENDED = "`msb-pull verify --repair` mends it"
 
 
-def expected_tree(record: Record, notes: Notes) -> tuple[dict[bytes, Node], int]:
-    """Every path below the layer's directory (``b""`` is its top) with what must stand there, and the number of entries
-    whose content is gone because a later entry took its place. The record is read. Raises ContentError.
+def expected_tree(record: Record, notes: Notes) -> dict[bytes, Node]:
+    """Every path below the layer's directory (``b""`` is its top) with what must stand there.
 
-    The rules are those of the tree writer (:mod:`msb_pull.layer.rules`): the last entry of a name wins, directories
-    keep what they hold, a whiteout yields to what came in the same layer.
+    The record is read. The rules are those of the tree writer (:mod:`msb_pull.layer.rules`): the last entry of a name
+    wins, directories keep what they hold, a whiteout yields to what came in the same layer. Raises ContentError.
     """
     tree = Tree.of(record, notes)
-    try:
-        tree.settle(notes.derived)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ContentError(
-            f"{record.path}: the record or the notes of a layer are damaged", cause=repr(error), hint=_MENDED
-        ) from None
-    kept = {node.index for node in tree.nodes.values() if node.index >= 0}
-    return tree.nodes, len(record.payloads) - len(kept)
+    tree.settle(notes.derived)
+    return tree.nodes
 
 
 def content_paths(nodes: Mapping[bytes, Node]) -> dict[int, bytes]:
@@ -72,8 +67,10 @@ class Tree:
     did not take is believed.
     """
 
-    def __init__(self, notes: Notes) -> None:
-        self.nodes: dict[bytes, Node] = {b"": Node.of_nothing()}
+    def __init__(self, record: Path | str, notes: Notes) -> None:
+        self._record = record
+        self.paths = Paths()
+        self.nodes = self.paths.nodes
         self.placed: dict[int, bytes] = {}
         self.missing: list[tuple[int, bytes, bytes]] = []
         self.converted: set[bytes] = set()
@@ -83,13 +80,11 @@ class Tree:
         self._links: dict[bytes, tuple[bytes, int]] = {}
         self._plinks: dict[bytes, int] = {}
         self._whiteouts: list[bytes] = []
-        # What lies in each directory; most layers never ask.
-        self._inside: dict[bytes, dict[bytes, None]] | None = None
 
     @classmethod
     def of(cls, record: Record, notes: Notes) -> Tree:
         """The finished tree of a record, which is read; raises ContentError for one of which no layer was made."""
-        tree = cls(notes)
+        tree = cls(record.path, notes)
         try:
             for entry in record.entries():
                 tree.add(entry)
@@ -105,7 +100,7 @@ class Tree:
         if said.startswith(AUFS) and is_leftover(said):
             # A file there lies where it says until the layer is complete, for hard links to lead to it.
             if is_plink(said) and entry.type == REG:
-                self._put(said, self._taken(Node.of_entry(entry), entry))
+                self.paths.put(said, self._taken(Node.of_entry(entry), entry))
                 self._plinks[said] = entry.index
             return
         path = self._real(said)
@@ -119,13 +114,14 @@ class Tree:
         elif entry.type == LNK:
             self._hard_link(path, entry)
         elif entry.type == SYM:
-            self._put(path, Node.of_symlink(entry))
+            self.paths.put(path, Node.of_symlink(entry))
         else:
-            self._put(path, self._taken(Node.of_entry(entry), entry))
+            self.paths.put(path, self._taken(Node.of_entry(entry), entry))
 
     def finish(self) -> None:
         """The end of the layer: links whose targets came later, and whiteouts beside what they name."""
-        waiting = [link for link in self._links.items() if link[0] not in self.nodes and self._has_parent(link[0])]
+        # Links come before whiteouts, which turn beside what stands in the end.
+        waiting = [link for link in self._links.items() if link[0] not in self.nodes and self.paths.has_parent(link[0])]
         left = make_waiting(
             waiting,
             lambda link: link[0],
@@ -136,44 +132,21 @@ class Tree:
         marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
         if any(path and self.nodes[path].implied for path in marked):
             links = [path for _, path, _ in self.missing]
-            self.hollow = self._drop_hollow(marked, frozenset(self.implied), links)
+            self.hollow = self._drop_hollow(marked, frozenset(self.paths.implied), links)
         for path in self._whiteouts:
             if self._turn(path):
                 self.converted.add(hidden_by(path))
-        self._drop(PLINKS)
-
-    @property
-    def implied(self) -> list[bytes]:
-        """The directories without an entry."""
-        return [path for path, node in self.nodes.items() if node.implied]
-
-    def inside(self, path: bytes) -> Iterable[bytes]:
-        """The paths of what lies in a directory."""
-        if self._inside is None:
-            self._inside = {}
-            for known in self.nodes:
-                if known:
-                    self._inside.setdefault(known.rpartition(b"/")[0], {})[known] = None
-        return self._inside.get(path, ())
+        # The links that lead into it have been made.
+        self.paths.drop(PLINKS)
 
     def settle(self, facts: Sequence[dict[str, Any]]) -> None:
-        """Applies what was derived from the layers below; raises KeyError, TypeError, ValueError on others."""
-        claims = {}
-        for fact in facts:
-            if fact["kind"] == "claimed":
-                claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
-                if node.kind != stat.S_IFDIR:
-                    raise ValueError("what is no directory stands for one")
-            elif fact["kind"] == "dropped":
-                self._drop(os.fsencode(fact["path"]))
-        if moves := moves_of(facts):
-            self._move(moves)
-            left = hollow_after(facts, self.hollow)
-            self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
-        for path, node in claims.items():
-            self._set(path, node)
-        self._derived(facts)
-        self._originals()
+        """Applies what was derived from the layers below; raises ContentError for what cannot have been."""
+        try:
+            self._apply(facts)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ContentError(
+                f"{self._record}: the record or the notes of a layer are damaged", cause=repr(error), hint=_MENDED
+            ) from None
 
     # Entries
 
@@ -199,7 +172,7 @@ class Tree:
         node = self._taken(Node.of_entry(entry), entry)
         there = self.nodes.get(path)
         if there is None or there.kind != stat.S_IFDIR:
-            self._put(path, node)
+            self.paths.put(path, node)
         else:
             self.nodes[path] = node
 
@@ -210,8 +183,8 @@ class Tree:
             self.placed.setdefault(self._plinks[said], path)
         if (target != path or target not in self.nodes) and not self._link(path, target, entry.index):
             # A later entry of that name wins over a link that waits for its target, an earlier one does not.
-            self._parents(path)
-            self._drop(path)
+            self.paths.make_parents(path)
+            self.paths.drop(path)
             self._links.pop(path, None)
             self._links[path] = said, entry.index
 
@@ -221,7 +194,7 @@ class Tree:
         if node is None or node.kind == stat.S_IFDIR or target.startswith(path + b"/"):
             return False
         if self.nodes.get(path) is not node:
-            self._put(path, node.duplicate() if index in self._copied else node)
+            self.paths.put(path, node.duplicate() if index in self._copied else node)
         return True
 
     def _whiteout(self, path: bytes, said: bytes, entry: Entry) -> None:
@@ -235,7 +208,7 @@ class Tree:
             self.placed[entry.index] = path
         if is_leftover(path):
             return
-        self._put(path, Node.of_whiteout(entry))
+        self.paths.put(path, Node.of_whiteout(entry))
         self._whiteouts.append(path)
 
     # The end of the layer
@@ -248,7 +221,7 @@ class Tree:
         needed = {path.rpartition(b"/")[0] for path in links}
         gone, left = hollow(marked, implied, needed, self._names, self.nodes.__contains__)
         for path in gone:
-            self._drop(path)
+            self.paths.drop(path)
         return left
 
     def _names(self, path: bytes) -> list[bytes]:
@@ -256,33 +229,53 @@ class Tree:
         if node is None or node.kind != stat.S_IFDIR:
             # What is no directory any more is none that a whiteout implies.
             return [b"."]
-        return [inside.rpartition(b"/")[2] for inside in self.inside(path)]
+        return [inside.rpartition(b"/")[2] for inside in self.paths.inside(path)]
 
     def _turn(self, path: bytes) -> bool:
         """Whether a whiteout has become the opaque marker of a directory beside it."""
         marker, node = self.nodes.get(path), self.nodes.get(hidden_by(path))
         if path.endswith(b"/" + OPAQUE) or path == OPAQUE or marker is None or node is None:
             return False
-        self._drop(path)
+        self.paths.drop(path)
         place = turned(path, directory=node.kind == stat.S_IFDIR)
         if place and place not in self.nodes:
-            self._set(place, marker)
+            self.paths.set(place, marker)
         return bool(place)
 
     # Settling
 
+    def _apply(self, facts: Sequence[dict[str, Any]]) -> None:
+        # Looked up before anything moves and set after all that does: an entry counts for more than what is derived.
+        claims = {}
+        for fact in facts:
+            if fact["kind"] == "claimed":
+                claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
+                if node.kind != stat.S_IFDIR:
+                    raise ValueError("what is no directory stands for one")
+            elif fact["kind"] == "dropped":
+                self.paths.drop(os.fsencode(fact["path"]))
+        if moves := moves_of(facts):
+            self._move(moves)
+            left = hollow_after(facts, self.hollow)
+            self._drop_hollow(left, left, {os.fsencode(x["path"]) for x in facts if x["kind"] == "link"})
+        for path, node in claims.items():
+            self.paths.set(path, node)
+        self._derived(facts)
+        self._originals()
+
     def _move(self, moves: dict[bytes, bytes]) -> None:
         """Moves the contents of directories into others; what stands there already stays, as settling has it."""
+        # All go aside first, the deepest first: then none lies where another one goes.
         aside: dict[bytes, list[tuple[bytes, Node]]] = {}
         for old in sorted(moves, key=lambda path: -path.count(b"/")):
-            aside[old] = [(path[len(old) + 1 :], self.nodes[path]) for path in self._below(old)]
-            self._drop(old)
+            aside[old] = [(path[len(old) + 1 :], self.nodes[path]) for path in self.paths.below(old)]
+            self.paths.drop(old)
         for old, new in moves.items():
-            self._parents(new + b"/")
+            self.paths.make_parents(new + b"/")
             for below, node in aside[old]:
                 place = join(new, below)
-                if place not in self.nodes and self._has_parent(place) and not is_leftover(place):
-                    self._set(place, node)
+                if place not in self.nodes and self.paths.has_parent(place) and not is_leftover(place):
+                    self.paths.set(place, node)
 
     def _derived(self, facts: Sequence[dict[str, Any]]) -> None:
         copies: dict[str, Node] = {}
@@ -296,7 +289,7 @@ class Tree:
                 copy = None if fact.get("copied") else copies.get(fact["real"])
                 if copy is None:
                     copies[fact["real"]] = copy = Node.of_fact(fact)
-                self._put(path, copy)
+                self.paths.put(path, copy)
         if any(fact["kind"] in ("moved", "link") for fact in facts):
             for path in [x for x in self.nodes if WHITEOUT in x and is_whiteout(x.rpartition(b"/")[2])]:
                 self._turn(path)
@@ -310,62 +303,3 @@ class Tree:
             if node.copy >= 0 and node.copy not in held:
                 held.add(node.copy)
                 node.index, node.copy = node.copy, -1
-
-    # Nodes
-
-    def _put(self, path: bytes, node: Node) -> None:
-        nodes = self.nodes
-        parent = nodes.get(path.rpartition(b"/")[0])
-        if parent is None or parent.kind != stat.S_IFDIR:
-            self._parents(path)
-        if path in nodes:
-            self._drop(path)
-        if self._inside is None:
-            nodes[path] = node
-        else:
-            self._set(path, node)
-
-    def _set(self, path: bytes, node: Node) -> None:
-        self.nodes[path] = node
-        if self._inside is not None:
-            self._inside.setdefault(path.rpartition(b"/")[0], {})[path] = None
-
-    def _drop(self, path: bytes) -> None:
-        node = self.nodes.get(path)
-        if node is None:
-            return
-        if node.kind == stat.S_IFDIR:
-            for below in self._below(path):
-                del self.nodes[below]
-                self._forget(below)
-        del self.nodes[path]
-        self._forget(path)
-
-    def _forget(self, path: bytes) -> None:
-        if self._inside is not None:
-            self._inside.pop(path, None)
-            self._inside.get(path.rpartition(b"/")[0], {}).pop(path, None)
-
-    def _below(self, path: bytes) -> list[bytes]:
-        """All paths below a directory, parents first."""
-        found = list(self.inside(path))
-        for below in found:
-            found += self.inside(below)
-        return found
-
-    def _parents(self, path: bytes) -> None:
-        parent = path.rpartition(b"/")[0]
-        missing = []
-        while (node := self.nodes.get(parent)) is None or node.kind != stat.S_IFDIR:
-            missing.append(parent)
-            parent = parent.rpartition(b"/")[0]
-        for parent in reversed(missing):
-            made = Node.of_nothing()
-            # A file that stood there has replaced what lies below, so nothing there says how this directory looks.
-            made.implied = parent not in self.nodes
-            self._drop(parent)
-            self._set(parent, made)
-
-    def _has_parent(self, path: bytes) -> bool:
-        parent = self.nodes.get(path.rpartition(b"/")[0])
-        return parent is not None and parent.kind == stat.S_IFDIR

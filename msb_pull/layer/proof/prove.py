@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
+from msb_pull.layer.proof.contents import Contents
 from msb_pull.layer.proof.model import Tree, content_paths
 from msb_pull.layer.proof.standing import derived_anew, without_means
 from msb_pull.layer.record import Record
@@ -122,7 +124,7 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
     found.damages += _wrong_notes(task, notes, record, tree)
     found.damages += _settled(task, notes, tree)
     nodes = tree.nodes
-    root = os.open(task.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root = open_directory(task.directory)
     kept = Kept(task.kept)
     try:
 
@@ -135,16 +137,17 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
             nodes,
             attributes=knows_attributes(root),
             progress=seen,
-            is_original=lambda real, handle: _is_original(task, real, handle),
         )
         found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
             lost = len(record.payloads) - len(content_paths(nodes))
+            # That there are enough of them is all that can be said without reading them.
             if len(kept.left) < lost:
                 found.damages.append(Damage(b"", "overwritten", f"{lost} files", f"{len(kept.left)} files"))
             progress(total, total, True)
         else:
-            _make_again(check, record, task.diff_id, kept, found, lambda done: progress(done, total, False))
+            _make_again(task, check, record, kept, found, lambda done: progress(done, total, False))
+            # Where a hard link became a copy, that holds the payload of an original which may be kept as well.
             if not notes.copied:
                 found.damages += (Damage(b"", "overwritten", "nothing", "a file") for _ in kept.superfluous())
         found.writable_by_others = check.writable_by_others
@@ -167,14 +170,12 @@ def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
             raise_if_exhausted(error)
             yield Damage(b"", DERIVED, "what the layers below give", str(error))
             continue
+        # Damage of the layer below shows here as well; who compares all layers says which of them is to blame.
         if anew != noted:
             odd = next((fact for fact in anew if fact not in noted), {})
             path = os.fsencode(odd.get("path", ""))
             yield Damage(path, DERIVED, "what the layers below give", "other notes")
-    try:
-        tree.settle(notes.derived)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ContentError("the notes of the layer are damaged", cause=repr(error)) from None
+    tree.settle(notes.derived)
 
 
 def _is_original(task: ProofTask, real: bytes, handle: int) -> bool:
@@ -216,12 +217,12 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
 
 
 def _make_again(
-    check: Check, record: Record, diff_id: str, kept: Kept, found: Findings, progress: Callable[[int], None]
+    task: ProofTask, check: Check, record: Record, kept: Kept, found: Findings, progress: Callable[[int], None]
 ) -> None:
     """Reads all files, hashes the stream they make with the record, and says what is wrong with which file."""
     import hashlib
 
-    algorithm = diff_id.partition(":")[0]
+    algorithm = task.diff_id.partition(":")[0]
     hasher = hashlib.new(algorithm)
     done = 0
 
@@ -234,14 +235,21 @@ def _make_again(
     resized = {damage.path for damage in found.damages if damage.kind == "size"}
     gone = {damage.path for damage in found.damages if damage.kind in ("type", "missing")}
     closed = tuple(path + b"/" for path in check.denied)
-    for damage in check.content(record, kept, lambda path: path in gone or path.startswith(closed), take):
+    contents = Contents(
+        check,
+        record,
+        kept,
+        leave=lambda path: path in gone or path.startswith(closed),
+        is_original=lambda real, handle: _is_original(task, real, handle),
+    )
+    for damage in contents.damages(take):
         # Another size means another content; another time, mode or owner says nothing of it.
         if damage.kind != "content" or damage.path not in resized:
             found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
     explained = any(damage.kind in _OF_CONTENT for damage in found.damages)
-    if found.diff_id != diff_id and not explained and not check.denied:
-        found.damages.append(Damage(b"", "stream", diff_id, found.diff_id))
+    if found.diff_id != task.diff_id and not explained and not check.denied:
+        found.damages.append(Damage(b"", "stream", task.diff_id, found.diff_id))
 
 
 # What makes another stream, so that nothing need be said of that.

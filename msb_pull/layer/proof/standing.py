@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
+    from msb_pull.layer.proof.paths import Paths
     from msb_pull.layer.settle.derive import Fact
 
 
@@ -36,9 +37,9 @@ class _Facts:
 class _Place(Inside):
     """A directory of the layer as its record says."""
 
-    def __init__(self, tree: Tree, path: bytes) -> None:
-        self._tree = tree
-        self._nodes = tree.nodes
+    def __init__(self, paths: Paths, path: bytes) -> None:
+        self._paths = paths
+        self._nodes = paths.nodes
         self._path = path
 
     def look(self, name: bytes) -> _Facts | None:
@@ -48,13 +49,13 @@ class _Place(Inside):
 
     def enter(self, path: bytes) -> _Place | None:
         node = self._nodes.get(path)
-        return _Place(self._tree, path) if node is not None and node.kind == stat.S_IFDIR else None
+        return _Place(self._paths, path) if node is not None and node.kind == stat.S_IFDIR else None
 
     def read_link(self, name: bytes) -> bytes:
         return self._nodes[self._below(name)].link
 
     def directories(self) -> Iterator[bytes]:
-        for path in self._tree.inside(self._path):
+        for path in self._paths.inside(self._path):
             if self._nodes[path].kind == stat.S_IFDIR:
                 yield path.rpartition(b"/")[2]
 
@@ -68,8 +69,8 @@ def derived_anew(tree: Tree, lowers: Sequence[Path | str], *, hashed: bool = Fal
     ``sha256`` is missing in them unless they are ``hashed``. Raises ContentError, OSError.
     """
     links = [(path, target) for _, path, target in tree.missing]
-    wishes = Wishes(tree.implied, links, hollow=tree.hollow, converted=tree.converted)
-    with MergedView(lowers, own=_Place(tree, b""), implied=wishes.implied) as view:
+    wishes = Wishes(tree.paths.implied, links, hollow=tree.hollow, converted=tree.converted)
+    with MergedView(lowers, own=_Place(tree.paths, b""), implied=wishes.implied) as view:
         return derive_on(view, wishes, lowers, hashed=hashed)
 
 

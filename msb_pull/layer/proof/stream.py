@@ -6,6 +6,7 @@ import os
 
 from isal.isal_zlib import crc32
 
+from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.record import CHECKSUM, Record, RecordStream
 from msb_pull.layer.tree.holes import first_data
@@ -18,31 +19,36 @@ if TYPE_CHECKING:
     from msb_pull.layer.record import Payload
     from msb_pull.layer.tree.kept import Kept
 
-    OnDamage = Callable[[bytes, str, str], None]
-
 # Small enough to be hashed out of the processor's cache, large enough for few calls.
 _BUFFER = 1 << 18
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Listener:
-    """Is told what happens to files while they are read."""
+    """What is told of files while they are read: ``damaged`` takes path, what was expected, and what was found.
 
-    def __init__(self, on_damage: OnDamage) -> None:
-        self.damaged = on_damage
+    ``opened`` (path, open file) is called before each one is read, ``closed`` (path, bytes wanted, error) for one that
+    cannot be read, ``lost`` (path, found) for what a later entry has overwritten and nothing has kept. Without the last
+    two that is damage like any other.
+    """
 
-    def opened(self, path: bytes, handle: int) -> None:
-        """A file is about to be read."""
+    __slots__ = ("closed", "damaged", "lost", "opened")
 
-    def closed(self, path: bytes, stored: int, error: OSError) -> None:
-        """A file of which so many bytes were wanted cannot be read."""
+    def __init__(
+        self,
+        damaged: Callable[[bytes, str, str], None],
+        *,
+        opened: Callable[[bytes, int], None] = lambda path, handle: None,
+        closed: Callable[[bytes, int, OSError], None] | None = None,
+        lost: Callable[[bytes, str], None] | None = None,
+    ) -> None:
+        self.damaged = damaged
+        self.opened = opened
+        self.closed = closed or self._closed
+        self.lost = lost or (lambda path, found: damaged(path, "the overwritten content", found))
+
+    def _closed(self, path: bytes, stored: int, error: OSError) -> None:
         raise_if_exhausted(error)
         self.damaged(path, f"{stored} bytes", error.strerror or "unreadable")
-
-    def lost(self, path: bytes, found: str) -> None:
-        """What a later entry has overwritten is not kept beside the record."""
-        self.damaged(path, "the overwritten content", found)
 
 
 def stream(
@@ -81,6 +87,18 @@ def stream(
         beside.close()
         files.close()
         headers.close()
+
+
+def open_folder(root: int, path: bytes) -> int:
+    """A descriptor of a directory below an open one, through no symlink on the way; raises OSError."""
+    current = os.dup(root)
+    for name in path.split(b"/") if path else ():
+        try:
+            following = open_directory(name, current)
+        finally:
+            os.close(current)
+        current = following
+    return current
 
 
 class _Out:
@@ -254,19 +272,10 @@ class _Files:
     def _open(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
         if parent != self._path:
-            self._enter(parent)
-        return os.open(name, _OPEN_FILE, dir_fd=self._directory)
-
-    def _enter(self, path: bytes) -> None:
-        current = os.dup(self._root)
-        for part in path.split(b"/") if path else ():
-            try:
-                following = os.open(part, _OPEN_DIR, dir_fd=current)
-            finally:
-                os.close(current)
-            current = following
-        os.close(self._directory)
-        self._directory, self._path = current, path
+            directory = open_folder(self._root, parent)
+            os.close(self._directory)
+            self._directory, self._path = directory, parent
+        return open_file(name, self._directory)
 
 
 class _Beside:

@@ -25,7 +25,7 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.rules import OPAQUE, Places, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
+from msb_pull.layer.tree.attributes import IMPLIED, OVERRIDE_STAT, override_stat, parse_override_stat
 from msb_pull.layer.tree.holes import sha256_of
 from msb_pull.layer.tree.xattrs import user_attributes
 
@@ -202,9 +202,8 @@ class _Derivation:
 
 
 def _facts_of_directory(view: MergedView, shown: Shown | None) -> Fact:
-    default = override_stat(stat.S_IFDIR, 0o755, 0, 0).decode("ascii")
     if shown is None or not shown.is_directory or shown.layer == -1:
-        return {"override": default, "mtime_ns": 0, "xattrs": {}}
+        return {"override": IMPLIED.decode("ascii"), "mtime_ns": 0, "xattrs": {}}
     source = view.open(shown)
     try:
         override, xattrs = attributes_of(source)

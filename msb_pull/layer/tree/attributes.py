@@ -32,6 +32,11 @@ def override_stat(kind: int, mode: int, uid: int, gid: int) -> bytes:
     return b"%d:%d:0%o" % (uid, gid, kind | (mode & 0o7777))
 
 
+# How a directory looks that no entry describes.
+IMPLIED_MODE = 0o755
+IMPLIED = override_stat(stat.S_IFDIR, IMPLIED_MODE, 0, 0)
+
+
 def parse_override_stat(value: bytes) -> tuple[int | None, int | None, int | None]:
     """Reads what any writer of the attribute wrote: (uid, gid, mode), each None where it says nothing.
 

@@ -16,7 +16,7 @@ from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.remove import listed, remove_tree
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.rules import BadPath, join, resolve
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, override_stat
+from msb_pull.layer.tree.attributes import IMPLIED, IMPLIED_MODE, OVERRIDE_STAT
 from msb_pull.layer.tree.kept import Keeper
 from msb_pull.layer.tree.xattrs import set_attribute
 
@@ -24,8 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-IMPLIED_MODE = 0o755
-IMPLIED = override_stat(stat.S_IFDIR, IMPLIED_MODE, 0, 0)
 _MAX_OPEN = 128
 _MAX_ALIASES = 4096
 

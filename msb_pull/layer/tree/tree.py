@@ -20,6 +20,8 @@ from msb_pull.layer.tar.names import clean
 from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from msb_pull.layer.tree.attributes import (
     DISK_MODES,
+    IMPLIED,
+    IMPLIED_MODE,
     MAX_ID,
     MAX_TIME_NS,
     OVERRIDE_STAT,
@@ -28,7 +30,7 @@ from msb_pull.layer.tree.attributes import (
     disk_name,
     override_stat,
 )
-from msb_pull.layer.tree.folders import IMPLIED, IMPLIED_MODE, Folder, Folders
+from msb_pull.layer.tree.folders import Folder, Folders
 from msb_pull.layer.tree.links import Links
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
 from msb_pull.layer.tree.xattrs import list_attributes, remove_attribute, set_attribute

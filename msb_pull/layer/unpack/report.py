@@ -11,27 +11,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class UnpackOptions:
-    """How to unpack: limits (bytes, entries), whether owners are kept in attributes, whether to jail the child."""
+class UnpackOptions(Limits):
+    """How to unpack: within which limits, whether owners are kept in attributes, whether to jail the child."""
 
-    __slots__ = ("jail", "max_bytes", "max_entries", "xattrs")
+    __slots__ = ("jail", "xattrs")
 
-    def __init__(
-        self,
-        *,
-        max_entries: int = 5_000_000,
-        max_bytes: int = 64 << 30,
-        xattrs: bool = True,
-        jail: bool = True,
-    ) -> None:
-        self.max_entries = max_entries
-        self.max_bytes = max_bytes
+    def __init__(self, *, xattrs: bool = True, jail: bool = True, **limits: int) -> None:
+        super().__init__(**limits)
         self.xattrs = xattrs
         self.jail = jail
-
-    def limits(self) -> Limits:
-        """The bounds for the reader."""
-        return Limits(max_entries=self.max_entries, max_bytes=self.max_bytes)
 
     def as_arguments(self) -> list[str]:
         """Words for a command line."""

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 
+from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import LocalError, MsbPullError, file_size_limit, local_error
 from msb_pull.layer.child import Child, say
 from msb_pull.layer.limits import MAX_NOTED, LayerError
@@ -45,7 +46,7 @@ def unpack(
     with the layer, OSError (its ``filename`` the path of the entry) for what is wrong with the disk.
     """
     writer = RecordWriter(record)
-    reader = TarReader(stream, limits=options.limits(), record=writer)
+    reader = TarReader(stream, limits=options, record=writer)
     tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes)
     entry = None
     try:
@@ -145,7 +146,7 @@ def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions
     from contextlib import ExitStack
 
     with ExitStack() as opened:
-        root = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        root = open_directory(staging)
         opened.callback(os.close, root)
         kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         opened.callback(os.close, kept)

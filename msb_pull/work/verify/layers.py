@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.pools import Pool
+from msb_pull.ground.running import Cancel, Throttle
 from msb_pull.ground.sizes import counted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.proof.compare import Damage
@@ -25,14 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Flag, Job
     from msb_pull.layer.proof.prove import Progress
     from msb_pull.store.index.database import StoredLayer
     from msb_pull.store.store import Store
 
     Prove = Callable[[ProofTask, Progress], Findings]
 
-_PROGRESS_INTERVAL = 0.1
 # Below these (bytes of blobs, bytes of records) all is done before a process has started.
 _SMALL_BLOBS = 16_000_000
 _SMALL_RECORDS = 64_000
@@ -91,7 +89,7 @@ class _Work:
 
     def __init__(self, checks: Sequence[LayerCheck]) -> None:
         self._waiting = deque(sorted(checks, key=lambda check: -check.effort))
-        self._failed = threading.Event()
+        self._failed = Cancel()
         self.reports: dict[LayerCheck, LayerReport] = {}
 
     def serve(self) -> None:
@@ -124,8 +122,7 @@ class LayerCheck:
         images: tuple[str, ...],
         stacks: Sequence[Sequence[str]] | None,
         quick: bool,
-        observer: Observer,
-        cancel: threading.Event,
+        job: Job,
     ) -> None:
         self._store = store
         self._layer = layer
@@ -133,10 +130,7 @@ class LayerCheck:
         self._ours = stacks is not None
         self._stacks = stacks or ()
         self._quick = quick
-        self._observer = observer
-        self._cancel = cancel
-        self._failed: threading.Event | None = None
-        self._last = 0.0
+        self._job = job
         self.blob_bytes = 0 if quick else layer.size
         self.record_bytes = _size(store.record_path(layer.key))
 
@@ -145,18 +139,26 @@ class LayerCheck:
         """What grows with the time that this takes."""
         return self.record_bytes * 8 + self.blob_bytes
 
-    def run(self, prove: Prove, failed: threading.Event | None = None) -> LayerReport:
-        """Never raises for what is wrong with the layer; raises Cancelled (also once ``failed`` is set), LocalError."""
-        self._failed = failed
+    def run(self, prove: Prove, *others: Flag) -> LayerReport:
+        """Never raises for what is wrong with the layer; raises Cancelled (also once one of ``others`` is set),
+        LocalError."""
+        cancel, throttle = Cancel(self._job.cancel, *others), Throttle()
+
+        def progress(done: int, total: int, entries: bool) -> None:
+            cancel.check()
+            if throttle.passes(last=done == total):
+                unit = "entries" if entries else "bytes"
+                self._job.tell(events.CheckProgress("", str(self._layer.key), done, total, unit))
+
         before = self._identity()
-        report = self._look(prove)
+        report = self._look(prove, progress)
         if report.verdict in (Verdict.PROVEN, Verdict.UNCHANGED):
             return report
         # A pull or a repair may just have been swapping the layer: what stands there once it is done is what counts.
-        with self._store.lock_layer(self._layer.digest, self._waits, self._cancel):
-            return report if self._identity() == before else self._look(prove)
+        with self._store.lock_layer(self._layer.digest, self._waits, cancel):
+            return report if self._identity() == before else self._look(prove, progress)
 
-    def _look(self, prove: Prove) -> LayerReport:
+    def _look(self, prove: Prove, progress: Progress) -> LayerReport:
         key, store = self._layer.key, self._store
         state = store.layer_state(key)
         if state is LayerState.ABSENT:
@@ -168,11 +170,17 @@ class LayerCheck:
             return self._report(Verdict.DAMAGED, [Damage(b"", "type", "a directory", "a symlink or a file")])
         if state is LayerState.FOREIGN:
             return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])
-        directory, record, notes = map(os.fspath, (store.layer_dir(key), store.record_path(key), store.notes_path(key)))
-        kept = os.fspath(store.kept_path(key))
-        task = ProofTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept, self._stacks)
+        task = ProofTask(
+            directory=os.fspath(store.layer_dir(key)),
+            record=os.fspath(store.record_path(key)),
+            notes=os.fspath(store.notes_path(key)),
+            kept=os.fspath(store.kept_path(key)),
+            diff_id=str(self._layer.diff_id),
+            quick=self._quick,
+            stacks=self._stacks,
+        )
         try:
-            return self._judged(prove(task, self._tell))
+            return self._judged(prove(task, progress))
         except PermissionError as error:
             return self._report(Verdict.UNREADABLE, [], f"{error.filename}: {error.strerror}")
 
@@ -213,16 +221,7 @@ class LayerCheck:
         return [_inode(path) for path in (store.layer_dir(key), store.record_path(key), store.notes_path(key))]
 
     def _waits(self, holder: str) -> None:
-        self._observer(events.LayerWaiting("", str(self._layer.digest), holder))
-
-    def _tell(self, done: int, total: int, entries: bool) -> None:
-        if self._cancel.is_set() or (self._failed is not None and self._failed.is_set()):
-            raise Cancelled("interrupted")
-        now = time.monotonic()
-        if done == total or now - self._last >= _PROGRESS_INTERVAL:
-            self._last = now
-            unit = "entries" if entries else "bytes"
-            self._observer(events.CheckProgress("", str(self._layer.key), done, total, unit))
+        self._job.tell(events.LayerWaiting("", str(self._layer.digest), holder))
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
+from msb_pull.ground.running import Job
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.index.database import StoredLayer
 from msb_pull.store.index.proven import Difference
@@ -97,8 +98,7 @@ def verify_layers(
         # Not before: what is removed while this waits for the lock is no damage.
         proofs = proven_images(store, references, job)
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
-        how = (quick, job.observer, job.cancel)
-        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, *how) for x in wanted]  # type: ignore[arg-type]
+        checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
         reports = _blamed(wanted, run_checks(checks, job.jobs))
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)

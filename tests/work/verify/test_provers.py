@@ -209,9 +209,7 @@ def damage() -> Findings:
 def checks(world: World) -> list[proof.LayerCheck]:
     with world.store.database(create=False) as database:
         (image,) = database.images()
-    return [
-        proof.LayerCheck(world.store, layer, (), (), False, events.ignore, threading.Event()) for layer in image.layers
-    ]
+    return [proof.LayerCheck(world.store, layer, (), (), False, Job()) for layer in image.layers]
 
 
 def test_damage_of_a_layer_that_was_swapped_meanwhile_is_looked_at_again(world):
