@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.config import settings as config
 from msb_pull.ground.events import ignore
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
 from msb_pull.work.pull import pull
@@ -174,7 +175,8 @@ def pull_image(
 
         argument = parse_argument(image, store._settings.default_registry)
         wishes = options or PullOptions()
-        return pull.pull_image(argument, store._place, client, wishes, observer=observer, cancel=cancel)
+        job = Job(observer, Cancel(cancel), wishes.jobs)
+        return pull.pull_image(argument, store._place, client, wishes, job)
 
 
 def registry_options(settings: Settings) -> RegistryOptions:

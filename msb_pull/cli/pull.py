@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.display.streams import read_secret
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
@@ -128,7 +129,7 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         writes = not options.dry_run and options.policy is not Policy.NEVER
         store = run.store(create=writes)
         observe = _without_plans(run.observe) if options.dry_run else run.observe
-        result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
+        result = pull_image(argument, store, client, options, Job(observe, Cancel(run.cancel), options.jobs))
     except MsbPullError as error:
         run.display.settle()
         if isinstance(error, ContentError) and argument.text not in error.message:

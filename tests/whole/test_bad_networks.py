@@ -26,6 +26,7 @@ from statistics import median
 import pytest
 
 from msb_pull.ground.errors import MsbPullError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source.http.retry import Clock
@@ -254,7 +255,7 @@ def _pull(home: Home, name: str, cancel: threading.Event) -> None:
     )
     try:
         wanted = PullOptions(policy=Policy.MISSING, platform=Platform.parse("linux/amd64"), jobs=4)
-        pull_image(parse_argument(name), store, lambda: client, wanted, observer=lambda event: None, cancel=cancel)
+        pull_image(parse_argument(name), store, lambda: client, wanted, Job(cancel=Cancel(cancel)))
     finally:
         client.close()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.ground.sizes import counted
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import Verdict
@@ -16,10 +17,9 @@ from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from msb_pull.ground.events import Observer
-    from msb_pull.image.digest import Digest
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.rows import ImageRecord
     from msb_pull.store.store import Store
@@ -111,8 +111,9 @@ def _fetch_damaged(
                 needed |= mine
                 if image is None or not mine or image.source != "registry":
                     continue
-                for keys in _keys(image, mine):
-                    _fetch_again(store, image, keys, client(), options, observer, cancel)
+                for keys, wanted in _keys(image, mine):
+                    again = replace(options, refetch=wanted)
+                    _fetch_again(store, image, keys, client(), again, Job(observer, Cancel(cancel), options.jobs))
                 left -= mine
                 needed -= mine
         except Cancelled:
@@ -135,16 +136,18 @@ def _forms(image: ImageRecord) -> set[str]:
     return {str(name) for key in image.layer_keys for name in (key, LayerKey(key.digest))}
 
 
-def _keys(image: ImageRecord, wanted: Collection[str]) -> Iterator[dict[Digest, LayerKey]]:
-    """Under which name to fetch each layer; twice, where two forms of one of them are ``wanted``."""
-    left = set(wanted)
-    while left:
-        keys = {key.digest: key if str(key) in left else LayerKey(key.digest) for key in image.layer_keys}
-        keys = {digest: key for digest, key in keys.items() if str(key) in left}
-        if not keys:
-            return
-        yield keys
-        left.difference_update(map(str, keys.values()))
+def _keys(image: ImageRecord, wanted: Set[str]) -> Iterator[tuple[Sequence[LayerKey], frozenset[str]]]:
+    """The names of an image's layers by position, and which of them to fetch.
+
+    A second time where the plain form is ``wanted`` of a layer that the image has in another one.
+    """
+    names = image.layer_keys
+    own = frozenset(map(str, names)).intersection(wanted)
+    if own:
+        yield names, own
+    if plain := frozenset(wanted - own):
+        bare = (LayerKey(key.digest) for key in names)
+        yield [new if str(new) in plain else key for new, key in zip(bare, names, strict=True)], plain
 
 
 def _proven(store: Store, reference: str) -> ImageRecord | None:
@@ -155,13 +158,15 @@ def _proven(store: Store, reference: str) -> ImageRecord | None:
 def _fetch_again(
     store: Store,
     image: ImageRecord,
-    keys: dict[Digest, LayerKey],
+    keys: Sequence[LayerKey],
     client: RegistryClient,
     options: PullOptions,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> None:
-    """Fetches the layers that ``keys`` names, by the manifest and config that are recorded, whatever the tag means."""
+    """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
+
+    ``keys`` are the layers of the image by position.
+    """
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
     from msb_pull.image.reference import Reference
     from msb_pull.source.interface import ResolvedImage
@@ -178,7 +183,5 @@ def _fetch_again(
         config=image.config,
         source="registry",
     )
-    options = replace(options, refetch=frozenset(map(str, keys.values())))
-    names = {key.digest: key for key in image.layer_keys} | keys
     with closing(client.source(reference)) as source:
-        Transfer(resolved, source, store, options, observer, cancel, names).fetch_again()
+        Transfer(resolved, source, store, options, job, keys).fetch_again()

@@ -11,6 +11,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.fetch import LayerFetcher
@@ -41,18 +42,19 @@ class Pull:
     """One pull in a thread, through a store object of its own, so that only flock keeps it from the others."""
 
     def __init__(self, home, layout, tag: str, jobs: int) -> None:
-        self.cancel = threading.Event()
+        self.cancel = Cancel()
         self.seen: list[events.Event] = []
         self.error: BaseException | None = None
         self.result = None
         self._arguments = (parse_argument(f"oci:{layout}:{tag}"), Store.open(home), None)
-        self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1", jobs=jobs)
+        self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1")
+        self._job = Job(self.seen.append, self.cancel, jobs)
         self.thread = threading.Thread(target=self._run, name=f"{tag}-{jobs}")
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            self.result = pull_image(*self._arguments, self._options, observer=self.seen.append, cancel=self.cancel)
+            self.result = pull_image(*self._arguments, self._options, self._job)
         except BaseException as error:
             self.error = error
 

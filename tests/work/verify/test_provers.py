@@ -17,6 +17,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, prove
@@ -59,8 +60,7 @@ class World:
             self.store,
             no_registry,
             PullOptions(name="localhost/image:1", policy=Policy.ALWAYS, **options),
-            observer=events.ignore,
-            cancel=threading.Event(),
+            Job(),
         )
 
     def observe(self, event) -> None:

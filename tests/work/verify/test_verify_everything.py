@@ -14,6 +14,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
@@ -50,8 +51,7 @@ class World:
             self.store,
             lambda: pytest.fail("a layout needs no registry"),
             PullOptions(name=NAME, **options),
-            observer=self.observe,
-            cancel=threading.Event(),
+            Job(self.observe),
         )
 
     def observe(self, event) -> None:
