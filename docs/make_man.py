@@ -1,4 +1,4 @@
-"""Writes ``docs/msb-pull.1``, the manual page, from the help of the program and two tables of README.
+"""Writes ``docs/msb-pull.1``, the manual page, from the help of the program and two tables of ``docs/usage.md``.
 
 python docs/make_man.py
 """
@@ -16,7 +16,7 @@ from msb_pull.cli.app import app
 from msb_pull.cli.options import EVERYWHERE
 
 PAGE = Path(__file__).with_name("msb-pull.1")
-README = Path(__file__).parent.parent / "README.md"
+USAGE = Path(__file__).with_name("usage.md")
 
 
 def escaped(text: str) -> str:
@@ -57,8 +57,8 @@ def options(command: Any, *, common: bool) -> list[str]:
 
 
 def table(title: str) -> list[str]:
-    """The rows of the table in a section of README, as terms and what they mean."""
-    text = README.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    """The rows of the table in a section of the page on usage, as terms and what they mean."""
+    text = USAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", text, re.M)[1:]
     return [line for term, meaning in rows for line in described(term.replace("`", ""), meaning)]
 

@@ -6,7 +6,6 @@ Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull
 from __future__ import annotations
 
 import contextlib
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
     import os
+    import threading
     from collections.abc import Callable
 
     from msb_pull.config.settings import Settings
@@ -156,7 +156,8 @@ def pull_image(
     ...     print(error.message, int(error.exit_code))
     other:1: not in the store 3
     """
-    cancel = cancel or threading.Event()
+    wishes = options or PullOptions()
+    job = Job(observer, Cancel(cancel) if cancel else Cancel(), wishes.jobs)
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
@@ -169,13 +170,11 @@ def pull_image(
                 how = registries or registry_options(store._settings)
                 host = argument.reference.registry if argument.reference is not None else None
                 who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
-                clients.append(RegistryClient(how, who, observer=observer, cancel=cancel))
+                clients.append(RegistryClient(how, who, job))
                 stack.callback(clients[0].close)
             return clients[0]
 
         argument = parse_argument(image, store._settings.default_registry)
-        wishes = options or PullOptions()
-        job = Job(observer, Cancel(cancel), wishes.jobs)
         return pull.pull_image(argument, store._place, client, wishes, job)
 
 

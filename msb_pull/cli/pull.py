@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.display.streams import read_secret
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
-from msb_pull.ground.running import Cancel, Job
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
@@ -85,9 +84,7 @@ class LazyClient:
         if self._client is None:
             from msb_pull.source.registry.registry import RegistryClient
 
-            self._client = RegistryClient(
-                self._options(), self._credentials(), observer=self._run.observe, cancel=self._run.cancel
-            )
+            self._client = RegistryClient(self._options(), self._credentials(), self._run.job)
         return self._client
 
     def close(self) -> None:
@@ -125,11 +122,11 @@ def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
 def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
     """One image, its line and its summary; or what went wrong with it."""
     try:
-        run.stop_if_cancelled()
+        run.job.cancel.check()
         writes = not options.dry_run and options.policy is not Policy.NEVER
         store = run.store(create=writes)
-        observe = _without_plans(run.observe) if options.dry_run else run.observe
-        result = pull_image(argument, store, client, options, Job(observe, Cancel(run.cancel), options.jobs))
+        observe = _without_plans(run.job.observer) if options.dry_run else run.job.observer
+        result = pull_image(argument, store, client, options, replace(run.job, observer=observe))
     except MsbPullError as error:
         run.display.settle()
         if isinstance(error, ContentError) and argument.text not in error.message:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(enum.IntEnum):
-    """Exit statuses of the command line; documented in README."""
+    """Exit statuses of the command line; documented in docs/usage.md."""
 
     OK = 0
     FAILURE = 1

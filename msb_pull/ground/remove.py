@@ -7,11 +7,11 @@ import os
 import stat
 import time
 
+from msb_pull.ground.below import open_directory
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(
@@ -47,7 +47,7 @@ def remove_tree(
                 folders = _empty(here, discard)
             else:
                 left = above.pop()
-                here = _changed_to(here, os.open("..", _OPEN_DIR, dir_fd=here))
+                here = _changed_to(here, open_directory("..", here))
                 if _identity(here) != left.identity:
                     raise OSError(errno.EBUSY, "moved while it was being removed", os.fsdecode(left.entered))
                 os.rmdir(left.entered, dir_fd=here)
@@ -81,10 +81,10 @@ def _changed_to(former: int, descriptor: int) -> int:
 
 def _open_inside(directory: int | None, name: bytes | str | os.PathLike[str]) -> int:
     try:
-        return os.open(name, _OPEN_DIR, dir_fd=directory)
+        return open_directory(name, directory)
     except PermissionError:
         os.chmod(name, 0o700, dir_fd=directory)
-        return os.open(name, _OPEN_DIR, dir_fd=directory)
+        return open_directory(name, directory)
 
 
 def _unlink(directory: int, name: bytes) -> None:
@@ -110,7 +110,7 @@ def listed(directory: int) -> list[tuple[bytes, bool]]:
     A descriptor that was opened before its entries were made need not list them (POSIX leaves it open for readdir;
     btrfs shows what was there at the time since Linux 6.5), so this opens the directory anew.
     """
-    fresh = os.open(b".", _OPEN_DIR, dir_fd=directory)
+    fresh = open_directory(b".", directory)
     try:
         with os.scandir(fresh) as found:
             return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found]

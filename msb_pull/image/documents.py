@@ -74,7 +74,7 @@ class Fields:
         raise ContentError(f"{self._what}: {self._where} {why}")
 
     def get(self, key: str) -> Any:
-        """A field as it is, None where it is missing."""
+        """A field as it stands there, None where it is missing."""
         return self._value.get(key)
 
     def has(self, key: str) -> bool:
@@ -128,7 +128,7 @@ class Fields:
         return tuple(value)
 
     def annotations(self) -> dict[str, str]:
-        """The annotations; those that are no texts say nothing to anybody."""
+        """The annotations; values that are not strings are left out."""
         value = self._value.get("annotations")
         if value is None:
             return {}

@@ -1,4 +1,7 @@
-"""A child process that leads a process group of its own: its start, and its end together with all it has started."""
+"""Child processes that unpack and prove layers: their start, their last words, and their end with all they started.
+
+The child's own end of that stands here as well: :func:`begin` and :func:`say`.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,132 @@ import time
 
 import isal
 
-import msb_pull
 from msb_pull.ground.errors import LocalError, exhausted, no_more_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # What was killed gets this long to vanish; only a broken disk or kernel holds it longer.
 _PATIENCE = 5.0
 _INTERVAL = 0.01
+_PIECE = 1 << 16
+_PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 _KILLED = "the system does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
-_PATHS = "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
+_BEGIN = (
+    "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
+    "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "
+)
 
 
-def start_child(
-    code: str, words: Sequence[str], *, stdin: int, pass_fds: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
+class Child:
     """Runs ``code`` in an interpreter that has the standard library, this package and ISA-L alone, and no environment.
 
-    Raises LocalError when there can be no more processes, OSError for any other reason.
+    ``who`` is what errors call it; ``words`` are its arguments. It leads a group of its own, and on Linux it dies with
+    the thread that started it. Any thread may call :meth:`end`, any number of times. Raises LocalError when there can
+    be no more processes, OSError for any other reason.
     """
-    import subprocess
-    from pathlib import Path
 
-    paths = [str(Path(x).resolve().parent.parent) for x in (msb_pull.__file__, isal.__file__)]
+    def __init__(self, who: str, code: str, words: Sequence[str], *, stdin: int, pass_fds: Sequence[int] = ()) -> None:
+        import threading
+
+        self._who = who
+        self._lock = threading.Lock()
+        self.process = _start(code, words, stdin, pass_fds)
+        assert self.process.stdout is not None
+        self.out = self.process.stdout.fileno()
+
+    def end(self) -> bool:
+        """Kills it and every process of its group, and waits; False when they are still there after that."""
+        import signal
+
+        with self._lock:
+            if self.process.returncode is None:
+                # Until it has been waited for, its number cannot have become that of others.
+                _signal(self.process.pid, signal.SIGKILL)
+            if not self.has_ended(_PATIENCE):
+                return False
+        deadline = time.monotonic() + _PATIENCE
+        while _signal(self.process.pid, 0):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_INTERVAL)
+        return True
+
+    def has_ended(self, seconds: float) -> bool:
+        """Whether the child itself ends within so many seconds."""
+        import subprocess
+
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def crashed(self) -> LocalError:
+        """The error of a child that has ended without an answer: the signal, or its last line on standard error."""
+        assert self.process.stderr is not None
+        status, handle = self.process.returncode, self.process.stderr.fileno()
+        if status < 0:
+            hint = _KILLED if status == -_SIGKILL else None
+            return LocalError(f"{self._who} was killed by signal {-status}", hint=hint)
+        # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
+        os.set_blocking(handle, False)
+        try:
+            stderr = os.read(handle, _PIECE)
+        except BlockingIOError:
+            stderr = b""
+        lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
+        last = lines[-1] if lines else f"exit status {status}"
+        # Before it could tell its parent properly: while it loaded its modules, say.
+        if last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
+            return spent
+        return LocalError(f"{self._who} crashed", cause=last)
+
+    def close(self) -> None:
+        """Closes our ends of its pipes; may be called again."""
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def begin(parent: int) -> None:
+    """What each child does first. On Linux the kernel then ends it with its parent, whose process id is ``parent``."""
+    import gc
+
+    # Nothing per entry makes cycles, and looking for some would cost on every few hundred entries.
+    gc.disable()
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            # It went before the kernel was told.
+            os._exit(1)
+
+
+def say(pieces: Iterable[bytes]) -> None:
+    """Tells the parent one line, whose end this adds."""
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if len(data) > _PIECE:
+            del data[: os.write(1, data)]
+    data += b"\n"
+    while data:
+        del data[: os.write(1, data)]
+
+
+def _start(code: str, words: Sequence[str], stdin: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    import subprocess
+
+    paths = _paths()
     try:
         return subprocess.Popen(
             # Isolated, without site-packages.
-            [sys.executable, "-I", "-S", "-B", "-c", _PATHS + code, *paths, *words],
+            [sys.executable, "-I", "-S", "-B", "-c", _BEGIN + code, str(len(paths)), *paths, str(os.getpid()), *words],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -56,48 +154,19 @@ def start_child(
         raise
 
 
-def crashed(who: str, status: int, stderr: bytes) -> LocalError:
-    """The error of a child that ended without an answer, with its last line on standard error or its ``status``."""
-    if status < 0:
-        hint = _KILLED if status == -_SIGKILL else None
-        return LocalError(f"{who} was killed by signal {-status}", hint=hint)
-    lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-    last = lines[-1] if lines else f"exit status {status}"
-    # Before it could tell its parent properly: while it loaded its modules, say.
-    if last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
-        return spent
-    return LocalError(f"{who} crashed", cause=last)
+def _paths() -> list[str]:
+    """Where a child finds this package and those it needs, which may be a folder each."""
+    from importlib.util import find_spec
+    from pathlib import Path
 
-
-class ProcessGroup:
-    """``leader`` was started with a session of its own. Any thread may call :meth:`end`, any number of times."""
-
-    def __init__(self, leader: subprocess.Popen[bytes]) -> None:
-        import threading
-
-        self._leader = leader
-        self._lock = threading.Lock()
-
-    def end(self) -> bool:
-        """Kills the leader and every process of its group, and waits; False when they are still there after that."""
-        import signal
-        import subprocess
-
-        leader = self._leader
-        with self._lock:
-            if leader.returncode is None:
-                # Until it has been waited for, its number cannot have become that of others.
-                _signal(leader.pid, signal.SIGKILL)
-            try:
-                leader.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                return False
-        deadline = time.monotonic() + _PATIENCE
-        while _signal(leader.pid, 0):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_INTERVAL)
-        return True
+    found = [Path(__file__).resolve().parents[2], Path(isal.__file__).resolve().parents[1]]
+    if sys.platform == "darwin":
+        # For attributes; the second is what the first is built on.
+        for name in ("xattr", "_cffi_backend"):
+            spec = find_spec(name)
+            if spec is not None and spec.origin is not None:
+                found.append(Path(spec.origin).resolve().parents[1 if spec.submodule_search_locations else 0])
+    return list(map(str, dict.fromkeys(found)))
 
 
 def _signal(group: int, number: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isal import isal_zlib
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.image.readers import gzip_header_is_whole, is_zstd_skippable, zstd_window
+from msb_pull.ground.magic import GZIP, compression_of, gzip_header_is_whole, zstd_window
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -28,9 +28,6 @@ PIECE = 512 * 1024
 _MAX_WINDOW_LOG = 31
 # RFC 8878 asks for 8 MiB at least; `zstd --long` writes this much, and other readers take no more.
 MAX_WINDOW = 128 << 20
-_GZIP = b"\x1f\x8b\x08"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
 class Decompressor(Protocol):
@@ -45,12 +42,10 @@ class Decompressor(Protocol):
 
 def detect(head: bytes) -> str:
     """``gzip``, ``zstd`` or ``none`` by the first six bytes; raises ContentError for formats that OCI does not know."""
-    for magic, name in _REFUSED.items():
-        if head.startswith(magic):
-            raise ContentError(f"{name} compressed layers are not supported", hint="ask for a gzip or zstd image")
-    if head.startswith(_GZIP):
-        return "gzip"
-    return "zstd" if head.startswith(_ZSTD) or is_zstd_skippable(head) else "none"
+    found = compression_of(head) or "none"
+    if found not in _NAMES:
+        raise ContentError(f"{found} compressed layers are not supported", hint="ask for a gzip or zstd image")
+    return found
 
 
 def open_decompressor(head: bytes, media_type: str, max_window: int = MAX_WINDOW) -> tuple[Decompressor, str | None]:
@@ -110,7 +105,7 @@ class _Gzip:
             if not gzip_header_is_whole(self._header):
                 return b""
         except ValueError as error:
-            if self._member is not None and not _GZIP.startswith(self._header[:3]):
+            if self._member is not None and not GZIP.startswith(self._header[:3]):
                 raise ContentError("bytes that are no gzip follow the end of the gzip stream") from None
             raise ContentError("the gzip stream is damaged", cause=str(error)) from None
         self._member = isal_zlib.decompressobj(wbits=31)

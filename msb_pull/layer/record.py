@@ -11,6 +11,7 @@ import os
 
 from isal import isal_zlib
 
+from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import Limits
 
@@ -19,21 +20,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import Any
 
-    from msb_pull.layer.settle.settle import Settled
     from msb_pull.layer.tar.entry import Entry
-    from msb_pull.layer.unpack.unpack import UnpackReport
 
     # Where a payload's checksum begins in the record, and of its entry: index, checksum, size in the stream, segments
     # of a sparse file. A tuple, since a large layer has tens of thousands.
     Payload = tuple[int, int, int, int, tuple[tuple[int, int], ...] | None]
 
+# The size of a checksum in the place of a payload.
+CHECKSUM = 4
 _BATCH = 1024
 _LARGE = 1 << 13
-_VERSION = 1
-_KEYS = {"version", "diff_id", "tar_bytes", "entries", "content_bytes", "chain", "placed", "moved", "derived"}
-_KEYS |= {"copied", "unkept", "warnings"}
 _UNLIMITED = Limits(max_entries=1 << 62, max_bytes=1 << 62)
 
 
@@ -68,7 +65,7 @@ class RecordStream:
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
-        self._file = open(path, "rb", opener=_opened)  # noqa: SIM115 - closed by close
+        self._file = open(path, "rb", opener=opener)  # noqa: SIM115 - closed by close
         self._inflate = isal_zlib.decompressobj(31)
 
     def read(self, size: int) -> bytes:
@@ -88,12 +85,6 @@ class RecordStream:
         if self._inflate.unused_data or self._file.read(1):
             raise ContentError(f"{self._path}: something follows the record")
         return b""
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fills ``buffer`` as far as one read goes; 0 at the end."""
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
 
     def close(self) -> None:
         """Closes the file."""
@@ -126,7 +117,7 @@ class Record:
             reader = TarReader(stream, limits=_UNLIMITED, stripped=True)
             while (entry := reader.next()) is not None:
                 if entry.crc is not None:
-                    place = reader.passed - _CHECKSUM
+                    place = reader.passed - CHECKSUM
                     payloads.append((place, entry.index, entry.crc, entry.stored, entry.sparse))
                     if entry.sparse is not None:
                         self.sizes[entry.index] = entry.size
@@ -134,137 +125,9 @@ class Record:
             # Damage may stand behind the last entry as well.
             reader.drain()
             self.content, self.count = reader.content_bytes, reader.entries
-            self.length = reader.bytes_read + sum(payload[3] - _CHECKSUM for payload in payloads)
+            self.length = reader.bytes_read + sum(payload[3] - CHECKSUM for payload in payloads)
         finally:
             stream.close()
-
-
-# The size of a checksum in the place of a payload.
-_CHECKSUM = 4
-
-
-def entries(path: Path) -> Iterator[Entry]:
-    """The entries of a record in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
-    return Record(path).entries()
-
-
-class Notes:
-    """What is known of a published layer beside its record. Paths are bytes; the file holds them as escaped text."""
-
-    def __init__(
-        self,
-        *,
-        diff_id: str,
-        tar_bytes: int,
-        entries: int,
-        content_bytes: int,
-        chain: str,
-        placed: dict[int, bytes] | None = None,
-        moved: list[tuple[bytes, bytes]] | None = None,
-        derived: list[dict[str, Any]] | None = None,
-        copied: list[int] | None = None,
-        unkept: list[int] | None = None,
-        warnings: list[str] | None = None,
-    ) -> None:
-        self.diff_id = diff_id
-        self.tar_bytes = tar_bytes
-        self.entries = entries
-        self.content_bytes = content_bytes
-        self.chain = chain
-        self.placed = placed or {}
-        self.moved = moved or []
-        self.derived = derived or []
-        self.copied = copied or []
-        self.unkept = unkept or []
-        self.warnings = warnings or []
-
-    @classmethod
-    def of(cls, report: UnpackReport, settled: Settled, *, diff_id: str, tar_bytes: int, chain: str) -> Notes:
-        """The notes of a layer that has just been unpacked and settled on the layers below."""
-        return cls(
-            diff_id=diff_id,
-            tar_bytes=tar_bytes,
-            entries=report.entries,
-            content_bytes=report.content_bytes,
-            chain=chain,
-            placed=report.placed,
-            moved=settled.moved,
-            derived=settled.derived,
-            copied=report.copied,
-            unkept=report.unkept,
-            warnings=report.warnings[:100],
-        )
-
-    def save(self, path: Path) -> None:
-        """Writes the notes as JSON; raises OSError."""
-        import json
-
-        document = {
-            "version": _VERSION,
-            "diff_id": self.diff_id,
-            "tar_bytes": self.tar_bytes,
-            "entries": self.entries,
-            "content_bytes": self.content_bytes,
-            "chain": self.chain,
-            "placed": {str(index): os.fsdecode(place) for index, place in self.placed.items()},
-            "moved": [[os.fsdecode(old), os.fsdecode(new)] for old, new in self.moved],
-            "derived": self.derived,
-            "copied": self.copied,
-            "unkept": self.unkept,
-            "warnings": self.warnings,
-        }
-        try:
-            path.write_text(json.dumps(document) + "\n", encoding="ascii")
-        except OSError as error:
-            # What fails to be written into an open file does not say which.
-            error.filename = os.fspath(path)
-            raise
-
-    @classmethod
-    def load(cls, path: Path | str) -> Notes:
-        """Reads notes back; raises ContentError when the file is not what :meth:`save` writes."""
-        import json
-
-        from msb_pull.layer.settle.facts import check_facts
-
-        try:
-            with open(path, "rb", opener=_opened) as file:
-                text = file.read()
-            document = json.loads(text)
-            if document["version"] != _VERSION:
-                raise ValueError(f"version {document['version']}")
-            if json.dumps(document).encode("ascii") + b"\n" != text or not document.keys() <= _KEYS:
-                raise ValueError("they are not as they were written")
-            return cls(
-                diff_id=_typed(document["diff_id"], str),
-                tar_bytes=_typed(document["tar_bytes"], int),
-                entries=_typed(document["entries"], int),
-                content_bytes=_typed(document["content_bytes"], int),
-                chain=_typed(document["chain"], str),
-                placed={int(index): os.fsencode(place) for index, place in document["placed"].items()},
-                moved=[(os.fsencode(old), os.fsencode(new)) for old, new in document["moved"]],
-                derived=check_facts(document["derived"]),
-                copied=[_typed(index, int) for index in document.get("copied", [])],
-                unkept=[_typed(index, int) for index in document.get("unkept", [])],
-                warnings=_typed(document["warnings"], list),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ContentError(
-                f"{path}: the notes of a layer are damaged",
-                cause=repr(error),
-                hint="`msb-pull verify --repair` mends it",
-            ) from None
-
-
-def _opened(path: str, flags: int) -> int:
-    """Neither through a symlink, nor waiting for whoever may write to a FIFO."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}")
-    return value
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

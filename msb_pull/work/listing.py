@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import LocalError, NotFoundError, UsageError
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
 from msb_pull.store.store import LayerState
 from msb_pull.work.merge import ListedFile, merge
 

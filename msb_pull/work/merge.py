@@ -10,8 +10,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import expected_tree
-from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.record import Record
 from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
 from msb_pull.layer.tree.attributes import parse_override_stat
 

@@ -1,4 +1,4 @@
-"""Writes the figures of bench.py into README's block on performance.
+"""Writes the figures of bench.py into the table of docs/performance.md.
 
     python tests/bench/readme.py [--from DIR]
 
@@ -18,7 +18,7 @@ from statistics import median
 from bench import IMAGES, MSB, PEERS, US
 from measure import REPOSITORY, RIG, table
 
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs" / "performance.md"
 BLOCK = re.compile(r"(<!-- performance: .*? -->\n).*?(<!-- end of performance -->)", re.DOTALL)
 PROGRAMS = {"podman": ["podman"], "skopeo": ["skopeo"], "umoci": ["umoci"], "msb": [str(MSB)]}
 
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--from", type=Path, default=RIG / "bench", dest="folder")
     document = json.loads((parser.parse_args().folder / "bench.json").read_text())
     text = f"{figures(document)}\n\n{words(document)}\n"
-    whole = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda match: match[1] + text + match[2], whole), encoding="utf-8")
+    whole = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda match: match[1] + text + match[2], whole), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The options of every command, written down once here: help, README, completions and the program must say the same."""
+"""The options of every command, written down once here: help, documents, completions and program must say the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msb_pull.config import settings as config
 from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
 from tests.conftest import REPOSITORY, program, program_environment
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+USAGE = (REPOSITORY / "docs" / "usage.md").read_text(encoding="utf-8")
 COMPLETIONS = REPOSITORY / "completions"
 
 # Each line is one option as its help shows it: names, value, and behind # the variables that set it.
@@ -128,10 +128,10 @@ def test_the_program_takes_these_options(command):
     assert "\nerror: no such option: --no-such-option\n" in done.stderr
 
 
-def test_variables_of_help_readme_and_configuration():
-    """Each has an option or a key of the file; README says the same of it as help does."""
+def test_variables_of_help_usage_and_configuration():
+    """Each has an option or a key of the file; docs/usage.md says the same of it as help does."""
     named = {variable: option for command in OWN for option, found in shown(command).items() for variable in found}
-    cells = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]*) \|$", README, re.M)
+    cells = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]*) \|$", USAGE, re.M)
     told = {variable: text for cell, text in cells for variable in re.findall(r"[A-Z_]+", cell)}
     without_option = {"OCI_REGISTRY_DOMAIN"}
     assert set(told) == set(named) | without_option
@@ -142,9 +142,9 @@ def test_variables_of_help_readme_and_configuration():
             assert f"`{option.rpartition(', ')[2].split()[0]}`" in told[variable], variable
 
 
-def test_keys_of_the_file_stand_in_readme():
+def test_keys_of_the_file_stand_in_usage():
     """Those that few need are named below the example."""
-    section = README.partition("\n## Configuration\n")[2].partition("\n| variable")[0]
+    section = USAGE.partition("\n## Configuration\n")[2].partition("\n| variable")[0]
     example, _, below = section.partition("```toml\n")[2].partition("```")
     keys = set(re.findall(r"^(\w+) = ", example, re.M)) | set(re.findall(r"`(\w+)`", below))
     assert keys == {*TOP_KEYS, *PULL_KEYS, *REGISTRY_KEYS}

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 
 TOLD = sorted(
     path
-    for place in ("README.md", "docs/*.1", "docs/*.py", "completions/*", "examples/*", "msb_pull/**/*.py")
+    for place in ("*.md", "docs/*.md", "docs/*.1", "docs/*.py", "completions/*", "examples/*", "msb_pull/**/*.py")
     for path in REPOSITORY.glob(place)
     if path.is_file()
 ) + sorted((REPOSITORY / "tests" / "cli" / "help").glob("*.txt"))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import LayerError, Limits
-from msb_pull.layer.proof.prove import LayerTask, prove
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tar import blocks
 from msb_pull.layer.tar.entry import Entry
@@ -116,8 +116,8 @@ def _one_layer(folder: Path, root: int, stream: bytes) -> None:
     keep_aside(folder / "tree", folder / "kept")
     diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
     notes = folder / "notes"
-    Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
-    task = LayerTask(str(folder / "tree"), str(record), str(notes), diff_id, False, str(folder / "kept"))
+    Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
+    task = ProofTask(str(folder / "tree"), str(record), str(notes), diff_id, False, str(folder / "kept"))
     found = prove(task, lambda done, total, entries: None)
     assert not found.damages, found.damages
     assert found.diff_id == diff_id, "another stream came back"

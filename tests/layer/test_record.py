@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
-from msb_pull.layer.proof.prove import LayerTask, prove
+from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.record import Notes, Record, entries
+from msb_pull.layer.record import Record
 from msb_pull.layer.settle.settle import settle
-from msb_pull.layer.settle.standing import belongs_on
 from msb_pull.layer.tree.kept import Kept, keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
 from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
@@ -37,7 +38,7 @@ class Layer:
         settled = settle(self.tree, report, [])
         self.kept = folder / "kept"
         keep_aside(self.tree, self.kept)
-        Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(folder / "notes")
+        Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=len(stream), chain="").save(folder / "notes")
         self.notes = Notes.load(folder / "notes")
         self.read = Record(self.record)
         self.nodes, self.lost = expected_tree(self.read, self.notes)
@@ -97,7 +98,7 @@ def test_a69_the_record_holds_no_content(make):
 
 def test_entries_of_a_record_have_checksums_instead_of_content(make):
     layer, _ = make(reg(b"f", b"abc"), directory(b"d"), reg(b"e"))
-    assert [(e.name, e.crc) for e in entries(layer.record)] == [(b"f", 0x352441C2), (b"d", None), (b"e", None)]
+    assert [(e.name, e.crc) for e in Record(layer.record).entries()] == [(b"f", 0x352441C2), (b"d", None), (b"e", None)]
 
 
 def test_a_changed_file_is_named_and_the_rest_goes_on(make):
@@ -123,7 +124,7 @@ def test_a39_what_lies_with_the_hard_links_of_aufs_is_where_they_lead(make):
         *(reg(b".wh..wh.plnk/1.2", b"content"), hardlink(b"f", b".wh..wh.plnk/1.2")),
         *(hardlink(b"g", b".wh..wh.plnk/1.2"), reg(b".wh..wh.plnk/a/b"), reg(b".wh..wh.orph", b"")),
     )
-    task = LayerTask(str(layer.tree), str(layer.record), str(layer.tree.parent / "notes"), layer.notes.diff_id, False)
+    task = ProofTask(str(layer.tree), str(layer.record), str(layer.tree.parent / "notes"), layer.notes.diff_id, False)
     assert prove(task, lambda done, total, entries: None).damages == []
     assert layer.nodes[b"f"] is layer.nodes[b"g"]
     assert layer.again() == (stream, [])
@@ -135,7 +136,7 @@ def test_a_damaged_record_is_told(make):
     for broken in (data[:-4], data[: len(data) // 2], b"no gzip at all", b""):
         layer.record.write_bytes(broken)
         with pytest.raises(ContentError):
-            list(entries(layer.record))
+            list(Record(layer.record).entries())
 
 
 def test_a_record_of_no_layer_is_damaged_for_whoever_reads_it(tmp_path):

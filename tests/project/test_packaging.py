@@ -100,7 +100,7 @@ def test_the_same_every_time(source, built, tmp_path):
     """Another folder, other times, other permissions, straight from the checkout: byte by byte the same."""
     other = tmp_path / "elsewhere"
     shutil.copytree(source, other, copy_function=shutil.copyfile)
-    for script in ("tests/setup.sh", "examples/ci.sh"):
+    for script in ("tests/setup.sh", "examples/ci.sh", ".ci/run"):
         (other / script).chmod(0o700)
     for path in other.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -144,8 +144,13 @@ def test_sdist_holds_what_the_tests_need(built):
     assert {
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
         "LICENSE",
         "pyproject.toml",
+        ".ci/run",
+        "docs/usage.md",
+        "docs/edge-cases.md",
         "tests/setup.sh",
         "tests/sample/index.json",
     } <= names

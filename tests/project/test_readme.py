@@ -1,4 +1,4 @@
-"""What README says is what the program does: variables, exit codes, the configuration, commands, files."""
+"""What README and docs/usage.md say is what the program does: variables, exit codes, configuration, commands, files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from msb_pull.ground.errors import ExitCode
 from tests.conftest import REPOSITORY, need, program, program_environment
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+USAGE = (REPOSITORY / "docs" / "usage.md").read_text(encoding="utf-8")
+BOTH = {"README": README, "usage": USAGE}
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("tests/*.md")])
 
 
-def section(title: str) -> str:
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def section(title: str, text: str = USAGE) -> str:
+    """What stands below a heading, of whichever level, until the next one of any level."""
+    found = re.split(rf"\n#+ {title}\n", text)
+    assert len(found) == 2, title
+    return re.split(r"\n#+ ", found[1])[0]
 
 
-def subsection(title: str) -> str:
-    return README.partition(f"\n### {title}\n")[2].partition("\n### ")[0]
-
-
-def code(language: str, text: str = README) -> list[str]:
+def code(language: str, text: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -40,9 +42,9 @@ def test_variables_are_those_of_the_configuration():
 
 
 def test_no_variable_is_named_elsewhere_only():
-    """A variable that the source knows but README does not would be a secret."""
+    """A variable that the source knows but the documents do not would be a secret."""
     source = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "msb_pull").rglob("*.py"))
-    assert set(re.findall(r"\bMSB_(?:PULL|REGISTRY)_[A-Z_]+\b", source)) <= set(re.findall(r"MSB_[A-Z_]+", README))
+    assert set(re.findall(r"\bMSB_(?:PULL|REGISTRY)_[A-Z_]+\b", source)) <= set(re.findall(r"MSB_[A-Z_]+", USAGE))
 
 
 def test_exit_codes_are_all_listed():
@@ -51,7 +53,7 @@ def test_exit_codes_are_all_listed():
 
 
 def test_configuration_example_is_read(tmp_path):
-    (example,) = code("toml")
+    (example,) = code("toml", USAGE)
     path = tmp_path / "config.toml"
     path.write_text(example)
     settings = config.load({"config": str(path)}, {})
@@ -59,17 +61,33 @@ def test_configuration_example_is_read(tmp_path):
     assert settings.limit_rate == 50_000_000
 
 
-def test_links_lead_to_files():
-    targets = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in x]
-    paths = re.findall(r"(?:tests|completions|docs|examples|msb_pull)/[\w./-]*\w", README)
-    missing = [x for x in [*targets, *paths] if not (REPOSITORY / x).exists()]
-    assert not missing
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    text = page.read_text(encoding="utf-8")
+    links = [x for x in re.findall(r"\]\(([^)]+)\)", text) if "://" not in x]
+    for path, _, heading in (link.partition("#") for link in links):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if heading:
+            assert heading in headings(target.read_text(encoding="utf-8")), f"{path}#{heading}"
+    paths = re.findall(r"(?<![\w/.<-])(?:tests|completions|docs|examples|msb_pull)/[\w./-]*\w", text)
+    assert [x for x in paths if not (REPOSITORY / x).exists()] == []
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1000
 
 
 @pytest.mark.parametrize("command", ["pull", "ls", "inspect", "verify", "prune", "rm", "save"])
 def test_options_named_for_a_command_exist(command):
-    """Each `msb-pull COMMAND … --option` of README is an option of that command's help."""
-    lines = [line.split("#")[0] for block in code("sh") for line in block.splitlines()]
+    """Each `msb-pull COMMAND … --option` of both pages is an option of that command's help."""
+    lines = [line.split("#")[0] for block in code("sh", README + USAGE) for line in block.splitlines()]
     used = {option for line in lines for option in re.findall(rf"msb-pull {command} [^|;)]*", line)}
     options = {option for use in used for option in re.findall(r"(?<!\S)--[a-z-]+", use)}
     run = subprocess.run(
@@ -83,30 +101,32 @@ def test_options_named_for_a_command_exist(command):
     assert {option for option in options if option not in run.stdout} == set()
 
 
-def test_python_examples_compile():
-    examples = code("python")
+@pytest.mark.parametrize("page", BOTH)
+def test_python_examples_compile(page):
+    examples = code("python", BOTH[page])
     assert examples
     for example in examples:
-        compile(example, "README.md", "exec")
+        compile(example, page, "exec")
 
 
-def test_shell_examples_parse():
+@pytest.mark.parametrize("page", BOTH)
+def test_shell_examples_parse(page):
     if shutil.which("bash") is None:
         pytest.skip("bash is missing")
-    for example in code("sh"):
+    for example in code("sh", BOTH[page]):
         run = subprocess.run(["bash", "-n"], input=example, text=True, capture_output=True)
         assert run.returncode == 0, run.stderr
 
 
 def test_the_essence_of_the_ci_script_stands_in_it():
-    (essence,) = code("sh", subsection("In CI"))
+    (essence,) = code("sh", section("In CI"))
     script = {line.strip() for line in (REPOSITORY / "examples" / "ci.sh").read_text(encoding="utf-8").splitlines()}
     assert not [line for line in essence.splitlines() if line not in script]
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """Runs lines of README as they stand, in an empty folder, with the sample under the names that README uses."""
+    """Runs lines of a page as they stand, in an empty folder, with the sample under the names that they use."""
     need("bash")
     (tmp_path / "msb-pull").write_text(f'#!/bin/sh\nexec {shlex.join(program())} "$@"\n')
     (tmp_path / "msb-pull").chmod(0o755)
@@ -127,8 +147,9 @@ def shell(tmp_path):
     return run
 
 
-def test_saved_here_and_pulled_there(shell):
-    save, pull, *_ = code("sh", subsection("Offline"))[0].splitlines()
+@pytest.mark.parametrize("page", BOTH)
+def test_saved_here_and_pulled_there(shell, page):
+    save, pull, *_ = code("sh", section("Offline", BOTH[page]))[0].splitlines()
     before = shell("msb-pull inspect --files ubuntu:22.04")
     shell(f"{save}\nexport MICROSANDBOX_HOME=$PWD/other\n{pull}")
     assert shell("MICROSANDBOX_HOME=$PWD/other msb-pull inspect --files ubuntu:22.04") == before
@@ -136,8 +157,8 @@ def test_saved_here_and_pulled_there(shell):
 
 def test_everyday_commands(shell):
     lines = [
-        *code("sh", section("Everyday use"))[0].splitlines(),
-        *code("sh", subsection("Verify and prune"))[0].splitlines(),
+        *code("sh", section("Everyday use", README))[0].splitlines(),
+        *code("sh", section("Verify and prune", README))[0].splitlines(),
     ]
     # What reaches for a registry, and what asks a person.
     local = [line for line in lines if not re.match(r"msb-pull (ubuntu|pull|verify --repair|prune --all)", line)]
@@ -145,9 +166,10 @@ def test_everyday_commands(shell):
     shell("\n".join(sorted(local, key=lambda line: "rm" in line.split())))
 
 
-def test_layers_are_mounted(shell):
+@pytest.mark.parametrize("page", BOTH)
+def test_layers_are_mounted(shell, page):
     need("fuse-overlayfs", "fusermount3")
     if not Path("/dev/fuse").exists():
         pytest.skip("/dev/fuse is missing")
-    mounted = shell(code("sh", subsection("Mounting the layers"))[0])
+    mounted = shell(code("sh", section("Mounting the layers", BOTH[page]))[0])
     assert "etc" in mounted.split()

@@ -9,14 +9,14 @@ import subprocess
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError
+from msb_pull.ground.running import Job
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
 from tests.support.archive import END, reg
 from tests.support.imagebuild import simple_layout
-from tests.support.stores import NEVER, microsandbox_pull, names, pull
+from tests.support.stores import microsandbox_pull, names, pull
 from tests.whole.test_end_to_end import LINUX
 
 
@@ -51,11 +51,11 @@ def apart(tmp_path):
 
 def prune(store):
     plan = plan_prune(store, None)
-    return apply_prune(store, plan, observer=events.ignore, cancel=NEVER), plan.remarks
+    return apply_prune(store, plan, Job()), plan.remarks
 
 
 def remove(store, *references):
-    return remove_images(store, references, observer=events.ignore, cancel=NEVER)
+    return remove_images(store, references, Job())
 
 
 def references(store) -> list[str]:

@@ -9,11 +9,12 @@ import stat
 import tempfile
 from pathlib import Path
 
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import Tree
-from msb_pull.layer.proof.prove import LayerTask, prove
-from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.standing import derived_anew
+from msb_pull.layer.record import Record
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.settle.standing import derived_anew
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions, UnpackReport, unpack
 
@@ -134,11 +135,11 @@ def assert_proven(
     diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
     with tempfile.TemporaryDirectory() as elsewhere:
         notes = Path(elsewhere, "notes")
-        Notes.of(report, settled, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
+        Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
         kept = record.with_name(record.name + ".kept")
         keep_aside(folder, kept)
         stacks = [] if below is None else [list(map(str, below))]
-        task = LayerTask(str(folder), str(record), str(notes), diff_id, False, str(kept), stacks)
+        task = ProofTask(str(folder), str(record), str(notes), diff_id, False, str(kept), stacks)
         found = prove(task, lambda *_: None)
     assert not found.damages, found.damages
     assert found.denied == []

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.proof.prove import LayerTask, prove
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.rules import is_whiteout, join
 from msb_pull.layer.settle.lowers import MergedView
 from msb_pull.layer.settle.settle import settle
@@ -54,13 +54,13 @@ class Layer:
         self.settled = settle(self.tree, report, below)
         keep_aside(self.tree, self.kept)
         self.diff_id = "sha256:" + hashlib.sha256(self.stream).hexdigest()
-        notes = Notes.of(report, self.settled, diff_id=self.diff_id, tar_bytes=len(self.stream), chain="")
+        notes = Notes.of(report, self.settled.derived, diff_id=self.diff_id, tar_bytes=len(self.stream), chain="")
         notes.save(self.notes)
 
     def check(self) -> None:
         """The proof agrees with what was written, and settling once more derives the same."""
         paths = map(str, (self.tree, self.record, self.notes))
-        task = LayerTask(*paths, self.diff_id, False, str(self.kept), [list(map(str, self.below))])
+        task = ProofTask(*paths, self.diff_id, False, str(self.kept), [list(map(str, self.below))])
         found = prove(task, lambda done, total, entries: None)
         assert found.damages == []
         assert found.diff_id == self.diff_id

@@ -45,13 +45,17 @@ def test_examples_in_docstrings_are_true(module, monkeypatch):
     assert found.failed == 0
 
 
-def test_readme_example_is_true(registry, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md"])
+def test_examples_are_true(registry, monkeypatch, capsys, page):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", readme, re.DOTALL)
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", text, re.DOTALL)
     image = f"{registry.host}/acme/app:1"
-    exec(compile(example.replace("ubuntu:22.04", image), "README.md", "exec"), {})
+    exec(compile(example.replace("ubuntu:22.04", image), page, "exec"), {})
     lines = capsys.readouterr().out.splitlines()
+    if page == "README.md":
+        assert lines[0].startswith(f"{image}@sha256:") and lines[0].count(".extracted") == 2
+        return
     assert [line.split()[0] for line in lines[:2]] == ["layer", "layer"]
     assert lines[2].startswith(f"{image}@sha256:")
     assert lines[3].count(".extracted") == 2 and lines[4].count(":") == 1

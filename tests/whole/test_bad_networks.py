@@ -207,11 +207,11 @@ class Leaps:
     def clock(self) -> Clock:
         return Clock(monotonic=lambda: time.monotonic() + self._ahead, wait=self._wait)
 
-    def _wait(self, event: threading.Event, seconds: float) -> bool:
+    def _wait(self, cancel: Cancel, seconds: float) -> bool:
         with self._lock:
             self._ahead += seconds
         # The others get a turn, and what they have begun a little time.
-        return event.wait(0.005)
+        return cancel.wait(0.005)
 
 
 def new_home(folder: Path) -> Home:
@@ -223,7 +223,7 @@ def new_home(folder: Path) -> Home:
 
 def pulled_here(home: Home, name: str) -> int:
     """Pulls in this process and returns what the program's exit code would be; fails on a hang or a stray error."""
-    cancel, ended = threading.Event(), []
+    cancel, ended = Cancel(), []
 
     def run() -> None:
         try:
@@ -247,12 +247,10 @@ def pulled_here(home: Home, name: str) -> int:
     return ended[0]
 
 
-def _pull(home: Home, name: str, cancel: threading.Event) -> None:
+def _pull(home: Home, name: str, cancel: Cancel) -> None:
     options = RegistryOptions(retries=RETRIES, timeout=TIMEOUT)
     store = Store.open(home.store, home.layers)
-    client = RegistryClient(
-        options, CredentialStore.nobody({}), observer=lambda event: None, cancel=cancel, clock=Leaps().clock()
-    )
+    client = RegistryClient(options, CredentialStore.nobody({}), Job(cancel=cancel), clock=Leaps().clock())
     try:
         wanted = PullOptions(policy=Policy.MISSING, platform=Platform.parse("linux/amd64"), jobs=4)
         pull_image(parse_argument(name), store, lambda: client, wanted, Job(cancel=Cancel(cancel)))

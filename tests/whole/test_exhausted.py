@@ -46,7 +46,7 @@ import os, subprocess
 def refuse(*arguments):
     raise OSError({left}, os.strerror({left}))
 subprocess._fork_exec = refuse
-from msb_pull import proof
+from msb_pull.work.verify import layers as proof
 proof._SMALL_BLOBS = proof._SMALL_RECORDS = 0
 """
 LITTLE_MEMORY = """

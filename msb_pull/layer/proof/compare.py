@@ -8,11 +8,11 @@ import stat
 
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.limits import printable
-from msb_pull.layer.proof.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.rules import join
 from msb_pull.layer.tree.attributes import OVERRIDE_STAT, parse_override_stat
+from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 from msb_pull.layer.tree.keeping import Keeping
 from msb_pull.layer.tree.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 

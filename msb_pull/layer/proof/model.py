@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
-    from msb_pull.layer.record import Notes, Record
+    from msb_pull.layer.notes import Notes
+    from msb_pull.layer.record import Record
     from msb_pull.layer.tar.entry import Entry
 
 

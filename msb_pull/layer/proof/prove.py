@@ -6,12 +6,14 @@ import os
 
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.layer.limits import printable
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
-from msb_pull.layer.proof.holes import same_content
 from msb_pull.layer.proof.model import Tree, content_paths
-from msb_pull.layer.record import Notes, Record
+from msb_pull.layer.proof.standing import derived_anew, without_means
+from msb_pull.layer.record import Record
+from msb_pull.layer.settle.facts import prefixes_moved
 from msb_pull.layer.settle.lowers import MergedView
-from msb_pull.layer.settle.standing import derived_anew, without_means
+from msb_pull.layer.tree.holes import same_content
 from msb_pull.layer.tree.kept import Kept
 
 # Importing typing takes longer than verifying a small layer.
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int, bool], None]
 
 
-class LayerTask:
+class ProofTask:
     """What to verify: paths of a layer's directory, record and notes, and of what is kept of overwritten payloads, the
-    signed diff_id, whether to read files, and the directories of the layers below, nearest first, in each image."""
-
-    __slots__ = ("diff_id", "directory", "kept", "notes", "quick", "record", "stacks")
+    signed diff_id, whether to leave file contents unread (``quick``), and the directories of the layers below, nearest
+    first, in each image. Its ``vars`` are plain values that make it again."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Findings:
         return found
 
 
-def prove(task: LayerTask, progress: Progress) -> Findings:
+def prove(task: ProofTask, progress: Progress) -> Findings:
     """Compares, and unless ``task.quick`` makes the layer's stream again.
 
     Never raises for what is wrong with the layer. Raises PermissionError when the layer or its record is closed to this
@@ -110,7 +111,7 @@ def prove(task: LayerTask, progress: Progress) -> Findings:
     return found
 
 
-def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
+def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
     notes = Notes.load(task.notes)
     found.bytes, found.entries = notes.content_bytes, notes.entries
     total = notes.entries if task.quick else notes.tar_bytes
@@ -155,7 +156,7 @@ def _compare(task: LayerTask, found: Findings, progress: Progress) -> None:
         os.close(root)
 
 
-def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
+def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
     """Puts a tree on the layers below, and yields where the notes do not say what these give."""
     noted = [without_means(fact) for fact in notes.derived]
     anew: list[Fact] | None = None
@@ -176,7 +177,7 @@ def _settled(task: LayerTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
         raise ContentError("the notes of the layer are damaged", cause=repr(error)) from None
 
 
-def _is_original(task: LayerTask, real: bytes, handle: int) -> bool:
+def _is_original(task: ProofTask, real: bytes, handle: int) -> bool:
     """Whether an open file has the content of what lies at a path of the layers below, whichever those are."""
     for lowers in task.stacks:
         try:
@@ -196,14 +197,13 @@ def _is_original(task: LayerTask, real: bytes, handle: int) -> bool:
     return True
 
 
-def _wrong_notes(task: LayerTask, notes: Notes, record: Record, tree: Tree) -> Iterator[Damage]:
+def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> Iterator[Damage]:
     """Where the notes do not say what has been worked out from the record, whose entries have been read."""
     if notes.placed != tree.placed:
         index = min(notes.placed.items() ^ tree.placed.items())[0]
         place, noted = (printable(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
         yield Damage(tree.placed.get(index, b""), "notes", place, noted)
-    moved = [(fact["path"], fact["to"]) for fact in notes.derived if isinstance(fact, dict) and "to" in fact]
-    if notes.moved != [(os.fsencode(old), os.fsencode(new)) for old, new in moved]:
+    if notes.moved != prefixes_moved(notes.derived):
         yield Damage(b"", "notes", "what was derived from the layers below", "other moves")
     for what, right, said in (
         ("diff_id", task.diff_id, notes.diff_id),

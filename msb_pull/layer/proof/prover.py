@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import time
 
 from msb_pull.ground.errors import LocalError
-from msb_pull.layer.child import crashed, start_child
-from msb_pull.layer.proof.prove import Findings, LayerTask, prove
+from msb_pull.layer.child import Child, say
+from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -30,21 +29,14 @@ _ENDING = 2.0
 
 
 def child_main() -> NoReturn:
-    """The whole life of the child; its argument is the parent's process id."""
-    import gc
-
-    from msb_pull.layer.unpack import jail
-
-    # Nothing per entry makes cycles, and looking for some would cost on every few hundred entries.
-    gc.disable()
-    jail.die_with(int(sys.argv[1]))
+    """The whole life of the child."""
     with os.fdopen(0, "rb") as tasks:
         for line in tasks:
-            _say(_answer(LayerTask(*json.loads(line))))
+            _tell(_answer(ProofTask(**json.loads(line))))
     os._exit(0)
 
 
-def _answer(task: LayerTask) -> dict[str, Any]:
+def _answer(task: ProofTask) -> dict[str, Any]:
     last = 0.0
 
     def progress(done: int, total: int, entries: bool) -> None:
@@ -52,7 +44,7 @@ def _answer(task: LayerTask) -> dict[str, Any]:
         now = time.monotonic()
         if now - last >= _INTERVAL or done == total:
             last = now
-            _say({"progress": [done, total, entries]})
+            _tell({"progress": [done, total, entries]})
 
     try:
         return {"found": prove(task, progress).as_plain()}
@@ -62,10 +54,8 @@ def _answer(task: LayerTask) -> dict[str, Any]:
         return {"denied": [error.errno, error.strerror, os.fsdecode(error.filename or task.directory)]}
 
 
-def _say(answer: dict[str, Any]) -> None:
-    data = memoryview(json.dumps(answer).encode("ascii") + b"\n")
-    while data:
-        data = data[os.write(1, data) :]
+def _tell(answer: dict[str, Any]) -> None:
+    say((json.dumps(answer).encode("ascii"),))
 
 
 _BOOTSTRAP = "from msb_pull.layer.proof.prover import child_main; child_main()"
@@ -77,19 +67,19 @@ class Prover:
     def __init__(self) -> None:
         import subprocess
 
-        self._process = start_child(_BOOTSTRAP, [str(os.getpid())], stdin=subprocess.PIPE)
+        self._child = Child("the verifying process", _BOOTSTRAP, (), stdin=subprocess.PIPE)
         self._said = b""
 
-    def prove(self, task: LayerTask, progress: Progress) -> Findings:
+    def prove(self, task: ProofTask, progress: Progress) -> Findings:
         """As :func:`msb_pull.layer.proof.prove.prove`; ``progress`` is called every tenth of a second at least.
 
         Raises LocalError when the process dies; after any error it is of no more use.
         """
-        assert self._process.stdin is not None
-        words = [task.directory, task.record, task.notes, task.diff_id, task.quick, task.kept, task.stacks]
+        tasks = self._child.process.stdin
+        assert tasks is not None
         state = (0, 0, task.quick)
         try:
-            self._process.stdin.write(json.dumps(words).encode("ascii") + b"\n")
+            tasks.write(json.dumps(vars(task)).encode("ascii") + b"\n")
             while True:
                 line = self._line()
                 answer = {} if line is None else json.loads(line)
@@ -110,17 +100,12 @@ class Prover:
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        process = self._process
-        process.kill()
-        process.wait(_ENDING)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
+        self._child.end()
+        self._child.close()
 
     def _line(self) -> bytes | None:
         """The next line that the child has said; None when it has said nothing for a while."""
-        assert self._process.stdout is not None
-        out = self._process.stdout.fileno()
+        out = self._child.out
         if b"\n" not in self._said:
             if not select.select([out], [], [], _PATIENCE)[0]:
                 return None
@@ -135,12 +120,7 @@ class Prover:
         return line
 
     def _crashed(self, error: Exception) -> LocalError:
-        import subprocess
-
-        assert self._process.stderr is not None
-        try:
-            # Who speaks no more is about to end.
-            status = self._process.wait(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0)
-        except subprocess.TimeoutExpired:
-            return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
-        return crashed("the verifying process", status, self._process.stderr.read())
+        # Who speaks no more is about to end.
+        if self._child.has_ended(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0):
+            return self._child.crashed()
+        return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))

@@ -7,8 +7,8 @@ import os
 from isal.isal_zlib import crc32
 
 from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.layer.proof.holes import first_data
-from msb_pull.layer.record import Record, RecordStream
+from msb_pull.layer.record import CHECKSUM, Record, RecordStream
+from msb_pull.layer.tree.holes import first_data
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Small enough to be hashed out of the processor's cache, large enough for few calls.
 _BUFFER = 1 << 18
-_CHECKSUM = 4
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -66,7 +65,7 @@ def stream(
             for piece in headers.until(payload[0]):
                 if not out.put(piece):
                     yield from out.add(piece)
-            headers.skip(_CHECKSUM)
+            headers.skip(CHECKSUM)
             path = paths.get(payload[1], b"")
             if path is None:
                 yield from out.zeros(payload[3])

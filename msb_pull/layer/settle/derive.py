@@ -23,10 +23,10 @@ from binascii import b2a_base64
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
-from msb_pull.layer.proof.holes import sha256_of
 from msb_pull.layer.rules import OPAQUE, Places, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
 from msb_pull.layer.tree.attributes import OVERRIDE_STAT, override_stat, parse_override_stat
+from msb_pull.layer.tree.holes import sha256_of
 from msb_pull.layer.tree.xattrs import user_attributes
 
 # Importing typing takes longer than verifying a small layer.

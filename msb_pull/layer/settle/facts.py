@@ -50,6 +50,11 @@ def moves_of(facts: Iterable[dict[str, Any]]) -> dict[bytes, bytes]:
     return {os.fsencode(fact["asked"]): os.fsencode(fact["to"]) for fact in facts if fact["kind"] == "moved"}
 
 
+def prefixes_moved(facts: Iterable[dict[str, Any]]) -> list[tuple[bytes, bytes]]:
+    """Paths where the layers below have symlinks, and where the contents that were to go there went instead."""
+    return [(os.fsencode(fact["path"]), os.fsencode(fact["to"])) for fact in facts if fact["kind"] == "moved"]
+
+
 def hollow_after(facts: Sequence[dict[str, Any]], hollow: Iterable[bytes]) -> dict[bytes, None]:
     """Where the directories that only whiteouts imply are once contents have moved, and those made for what moved.
 

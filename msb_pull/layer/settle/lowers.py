@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 
+from msb_pull.ground.below import ABSENT_OR_TOO_LONG, look, open_directory, open_file
 from msb_pull.ground.remove import listed
 from msb_pull.layer.rules import OPAQUE, BadPath, join, resolve, whiteout_of
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_OPEN = 64
 _MAX_SHOWN = 1 << 14
 _NOTHING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
@@ -94,11 +94,11 @@ class MergedView:
         )
         try:
             for layer, path in enumerate(lowers):
-                self._roots[layer] = os.open(path, _OPEN_DIR)
+                self._roots[layer] = open_directory(path)
             if isinstance(own, Inside):
                 self._inside = own
             elif own is not None:
-                self._roots[-1] = os.open(own, _OPEN_DIR)
+                self._roots[-1] = open_directory(own)
         except OSError:
             self.close()
             raise
@@ -168,7 +168,7 @@ class MergedView:
             return os.dup(self._roots[shown.layer])
         directory, name = self._parent(shown)
         assert not isinstance(directory, Inside)
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        return open_file(name, directory)
 
     def own_hides(self, path: bytes) -> bool:
         """Whether an opaque directory of the own layer lies on the way to ``path``."""
@@ -278,7 +278,7 @@ class MergedView:
         if isinstance(directory, Inside):
             within = directory.enter(path)
             return within is not None and within.look(OPAQUE) is not None
-        inner = os.open(name, _OPEN_DIR, dir_fd=directory)
+        inner = open_directory(name, directory)
         try:
             return _facts(inner, OPAQUE) is not None
         finally:
@@ -299,7 +299,7 @@ class MergedView:
             part = pending.pop()
             known = join(known, part)
             try:
-                current = os.open(part, _OPEN_DIR, dir_fd=current)
+                current = open_directory(part, current)
             except OSError as error:
                 if error.errno not in _NOTHING:
                     raise
@@ -314,9 +314,4 @@ def _facts(directory: int | Inside, name: bytes) -> os.stat_result | None:
     if isinstance(directory, Inside):
         found: os.stat_result | None = directory.look(name)
         return found
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NOTHING:
-            raise
-        return None
+    return look(name, directory, ABSENT_OR_TOO_LONG)

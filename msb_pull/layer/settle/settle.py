@@ -12,6 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.remove import listed
 from msb_pull.layer.limits import printable
@@ -20,8 +21,8 @@ from msb_pull.layer.settle.derive import Wishes, ancestry, attributes_of, derive
 from msb_pull.layer.settle.facts import hollow_after, moves_of
 from msb_pull.layer.settle.lowers import MergedView
 from msb_pull.layer.tree.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
-from msb_pull.layer.tree.copying import CREATE, REFUSED, TooMuch, copy_bytes
-from msb_pull.layer.tree.folders import OPEN_DIRECTORY, Folder, Folders
+from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_bytes
+from msb_pull.layer.tree.folders import Folder, Folders
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
 from msb_pull.layer.tree.xattrs import set_attribute, user_attributes
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.layer.settle.derive import Fact
-    from msb_pull.layer.unpack.unpack import UnpackReport
+    from msb_pull.layer.unpack.report import UnpackReport
 
 _UNLIMITED = 1 << 62
 # No entry of a layer can have this name: all that begins so is AUFS's and left out.
@@ -38,23 +39,13 @@ _ASIDE = AUFS + b"aside"
 
 
 class Settled:
-    """What was derived from the layers below: ``derived`` as plain JSON values, ``moved`` path prefixes (from, to).
-
-    ``warnings`` name what had to give way when contents were moved.
-    """
+    """What was ``derived`` from the layers below; ``warnings`` name what gave way when contents were moved."""
 
     __slots__ = ("derived", "warnings")
 
     def __init__(self, derived: list[Fact], warnings: Sequence[str] = ()) -> None:
         self.derived = derived
         self.warnings = list(warnings)
-
-    @property
-    def moved(self) -> list[tuple[bytes, bytes]]:
-        """The directories whose contents went where a symlink below leads."""
-        return [
-            (os.fsencode(fact["path"]), os.fsencode(fact["to"])) for fact in self.derived if fact["kind"] == "moved"
-        ]
 
 
 def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_bytes: int = _UNLIMITED) -> Settled:
@@ -68,7 +59,7 @@ def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_b
     wishes = Wishes(report.implied, links, hollow=report.hollow, converted=converted)
     facts = derive(staging, wishes, lowers)
     warnings: list[str] = []
-    root = os.open(staging, OPEN_DIRECTORY)
+    root = open_directory(staging)
     try:
         with MergedView(lowers) as view:
             _Applier(root, view, warnings, max_bytes - report.content_bytes).apply(facts, report.hollow)
@@ -210,9 +201,8 @@ class _Applier:
 
     def _move_entry(self, old: int, new: int, name: bytes) -> bool:
         """True for two directories, whose contents are to be merged."""
-        try:
-            there = os.stat(name, dir_fd=new, follow_symlinks=False)
-        except FileNotFoundError:
+        there = look(name, new)
+        if there is None:
             os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
             return False
         here = os.stat(name, dir_fd=old, follow_symlinks=False)
@@ -271,9 +261,8 @@ class _Applier:
 
     def _is_taken(self, folder: Folder, name: bytes) -> bool:
         """Whether what moved, or another link that moved, stands where a link is to be; it stays."""
-        try:
-            there = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
+        there = look(name, folder.descriptor)
+        if there is None:
             return False
         if stat.S_ISDIR(there.st_mode):
             raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
@@ -281,7 +270,7 @@ class _Applier:
         return True
 
     def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:
-        copy = os.open(name, CREATE, 0o600, dir_fd=directory)
+        copy = create_file(name, directory)
         try:
             mode = parse_override_stat(fact["override"].encode("ascii"))[2]
             os.fchmod(copy, disk_mode(stat.S_IFREG, mode or 0))

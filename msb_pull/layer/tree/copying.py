@@ -6,11 +6,11 @@ import errno
 import os
 import stat
 
-from msb_pull.layer.proof.holes import data_ranges
+from msb_pull.ground.below import create_file, open_file
 from msb_pull.layer.tree.attributes import disk_mode
+from msb_pull.layer.tree.holes import data_ranges
 from msb_pull.layer.tree.xattrs import set_attribute, user_attributes
 
-CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_IN_KERNEL = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
 # Other devices, too many links, file systems or policies without hard links: then a copy does.
 REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
@@ -28,9 +28,9 @@ def copy_entry(source: int, name: bytes, directory: int, new: bytes, room: int) 
         os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=directory)
         os.utime(new, ns=when, dir_fd=directory, follow_symlinks=False)
         return 0
-    original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+    original = open_file(name, source)
     try:
-        copy = os.open(new, CREATE, 0o600, dir_fd=directory)
+        copy = create_file(new, directory)
         try:
             done = copy_contents(original, copy, room)
             os.utime(copy, ns=when)

@@ -12,6 +12,7 @@ import resource
 import stat
 import sys
 
+from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.remove import listed, remove_tree
 from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
 from msb_pull.layer.rules import BadPath, join, resolve
@@ -23,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 IMPLIED_MODE = 0o755
 IMPLIED = override_stat(stat.S_IFDIR, IMPLIED_MODE, 0, 0)
 _MAX_OPEN = 128
@@ -107,7 +107,7 @@ class Folders:
     def adopt(self, folder: Folder, name: bytes, mtime_ns: int) -> Folder:
         """Opens a directory that was just made or found in ``folder``; it gets ``mtime_ns`` in the end."""
         path = folder.below(name)
-        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=folder.descriptor)
+        descriptor = open_directory(name, folder.descriptor)
         return self._remember(Folder(path, descriptor, mtime_ns))
 
     def spell(self, spelling: bytes, folder: Folder) -> None:
@@ -159,11 +159,12 @@ class Folders:
     def _look(self, path: bytes) -> bytes | bool | None:
         parent, _, name = path.rpartition(b"/")
         folder = self._descend(parent)
-        try:
-            kind = stat.S_IFMT(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
+        facts = look(name, folder.descriptor)
+        if facts is None:
             return None
-        return os.readlink(name, dir_fd=folder.descriptor) if kind == stat.S_IFLNK else kind == stat.S_IFDIR
+        if stat.S_ISLNK(facts.st_mode):
+            return os.readlink(name, dir_fd=folder.descriptor)
+        return stat.S_ISDIR(facts.st_mode)
 
     def _descend(self, path: bytes) -> Folder:
         """Opens ``path`` from its nearest open ancestor; raises OSError unless it is directories all the way."""
@@ -175,7 +176,7 @@ class Folders:
             part = pending.pop()
             if self._folds_names:
                 self._check_spelling(folder, part)
-            descriptor = os.open(part, OPEN_DIRECTORY, dir_fd=folder.descriptor)
+            descriptor = open_directory(part, folder.descriptor)
             mtime_ns = os.fstat(descriptor).st_mtime_ns
             folder = self._remember(Folder(folder.below(part), descriptor, mtime_ns))
         return folder
@@ -238,9 +239,8 @@ class Folders:
         names = [other for other, _ in listed(folder.descriptor)]
         if name in names:
             return
-        try:
-            facts = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
+        facts = look(name, folder.descriptor)
+        if facts is None:
             return
         for other in names:
             if os.stat(other, dir_fd=folder.descriptor, follow_symlinks=False).st_ino == facts.st_ino:
@@ -260,11 +260,8 @@ def _folds_names(root: int) -> bool:
     """Whether the file system takes names for the same that are not (case, or on macOS Unicode forms)."""
     if sys.platform == "darwin":
         return True
-    os.close(os.open(b".Probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=root))
+    os.close(create_file(b".Probe", root))
     try:
-        os.stat(b".pROBE", dir_fd=root, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
+        return look(b".pROBE", root) is not None
     finally:
         os.unlink(b".Probe", dir_fd=root)
-    return True

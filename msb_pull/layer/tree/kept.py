@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import stat
 
+from msb_pull.ground.below import create_file, open_directory, open_file
 from msb_pull.ground.remove import listed
-from msb_pull.layer.proof.holes import crc_of, first_data
+from msb_pull.layer.tree.holes import crc_of, first_data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 FOLDER = b".wh..wh.kept"
 # Above so many bytes a person shall know where they went: no directory shows them.
 _MUCH = 64 << 20
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Keeper:
@@ -49,7 +48,7 @@ class Keeper:
         """Keeps the payload of an entry that makes no file, as the stream has it; raises OSError, LayerError."""
         if not entry.stored:
             return
-        with os.fdopen(os.open(self._place(), _CREATE, 0o600, dir_fd=self._top), "wb") as file:
+        with os.fdopen(create_file(self._place(), self._top), "wb") as file:
             left = entry.stored
             while left:
                 piece = chunk()
@@ -64,7 +63,7 @@ class Keeper:
                 self._next = 0
             except FileExistsError:
                 # Settling goes on where unpacking ended.
-                folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._top)
+                folder = open_directory(FOLDER, self._top)
                 try:
                     self._next = len(listed(folder))
                 finally:
@@ -96,7 +95,7 @@ class Kept:
         self._checksums: dict[tuple[int, Segments], dict[int, list[bytes]]] = {}
         self._folder = -1
         try:
-            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._folder = open_directory(folder)
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted((name for name, _ in listed(self._folder)), key=lambda name: (len(name), name)):
@@ -135,7 +134,7 @@ class Kept:
         A file that is one hole is kept though its entry has no payload.
         """
         for name in self.left:
-            handle = os.open(name, _OPEN_FILE, dir_fd=self._folder)
+            handle = open_file(name, self._folder)
             try:
                 if first_data(handle, (), os.fstat(handle).st_size) is not None:
                     yield name
@@ -157,7 +156,7 @@ class Kept:
         return self._checksums[size, segments]
 
     def _checksum(self, name: bytes, segments: Segments) -> int:
-        handle = os.open(name, _OPEN_FILE, dir_fd=self._folder)
+        handle = open_file(name, self._folder)
         try:
             return crc_of(handle, segments)
         finally:

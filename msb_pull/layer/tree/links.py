@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from msb_pull.ground.below import look
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.rules import BadPath, is_whiteout, join, make_waiting
 from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_entry
@@ -76,10 +77,8 @@ class Links:
         folder = self._folders.find(parent) or self._folders.find(self._folders.resolve(parent))
         if folder is None:
             return None
-        try:
-            return folder, name, os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+        facts = look(name, folder.descriptor)
+        return None if facts is None else (folder, name, facts)
 
     def _leads_to(self, link: _Link) -> bytes:
         parent, _, name = link.target.rpartition(b"/")
@@ -142,11 +141,11 @@ class Links:
 
     def _taken(self, link: _Link) -> bool:
         folder = self._folders.find(link.folder)
-        return folder is None or _is_there(folder, link.name)
+        return folder is None or look(link.name, folder.descriptor) is not None
 
     def _clear(self, link: _Link) -> None:
         folder = self._folders.reach(link.folder)
-        if _is_there(folder, link.name):
+        if look(link.name, folder.descriptor) is not None:
             self._remove(folder, link)
 
     def _remove(self, folder: Folder, link: _Link) -> None:
@@ -154,11 +153,3 @@ class Links:
             self._folders.remove(folder, link.name)
         except BadPath as error:
             raise link.refuse(str(error)) from None
-
-
-def _is_there(folder: Folder, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

@@ -13,6 +13,7 @@ import stat
 import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
+from msb_pull.ground.below import CREATE
 from msb_pull.layer.limits import LayerError, printable
 from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, is_leftover, is_plink, is_whiteout
 from msb_pull.layer.tar.names import clean
@@ -27,7 +28,6 @@ from msb_pull.layer.tree.attributes import (
     disk_name,
     override_stat,
 )
-from msb_pull.layer.tree.copying import CREATE
 from msb_pull.layer.tree.folders import IMPLIED, IMPLIED_MODE, Folder, Folders
 from msb_pull.layer.tree.links import Links
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs

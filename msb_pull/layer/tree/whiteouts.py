@@ -3,10 +3,10 @@ them."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
+from msb_pull.ground.below import ABSENT_OR_TOO_LONG, look
 from msb_pull.ground.remove import listed
 from msb_pull.layer.rules import OPAQUE, hidden_by, hollow, is_whiteout, turned
 
@@ -87,10 +87,5 @@ def _make_opaque(folders: Folders, folder: Folder, name: bytes, hidden: bytes) -
 
 
 def _kind(directory: int, name: bytes) -> int | None:
-    try:
-        return stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except OSError as error:
-        # The whiteout of a long name is longer than any name may be.
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        return None
+    facts = look(name, directory, ABSENT_OR_TOO_LONG)
+    return None if facts is None else stat.S_IFMT(facts.st_mode)

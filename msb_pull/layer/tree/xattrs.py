@@ -21,39 +21,33 @@ _HOST = (
 UNSUPPORTED = frozenset((errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
 if sys.platform == "darwin":
-    import ctypes
-
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _libc.fgetxattr.restype = _libc.flistxattr.restype = ctypes.c_ssize_t
-
-    def _checked(result: int) -> int:
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
+    # In the functions, so that only those who need attributes wait for it. PyPI has two packages of this name; these
+    # four calls mean the same in both.
 
     def set_attribute(descriptor: int, name: bytes, value: bytes) -> None:
         """Sets or replaces an attribute; raises OSError."""
-        size = ctypes.c_size_t(len(value))
-        _checked(_libc.fsetxattr(descriptor, name, value, size, ctypes.c_uint32(0), 0))
+        import xattr
+
+        xattr.setxattr(descriptor, name, value)
 
     def get_attribute(descriptor: int, name: bytes) -> bytes:
         """The value of an attribute; raises OSError."""
-        zero, none = ctypes.c_uint32(0), ctypes.c_size_t(0)
-        size = _checked(_libc.fgetxattr(descriptor, name, None, none, zero, 0))
-        buffer = ctypes.create_string_buffer(size)
-        return buffer.raw[: _checked(_libc.fgetxattr(descriptor, name, buffer, ctypes.c_size_t(size), zero, 0))]
+        import xattr
+
+        value: bytes = xattr.getxattr(descriptor, name)
+        return value
 
     def list_attributes(descriptor: int) -> list[bytes]:
         """The names of all attributes; raises OSError."""
-        size = _checked(_libc.flistxattr(descriptor, None, ctypes.c_size_t(0), 0))
-        buffer = ctypes.create_string_buffer(size)
-        names = buffer.raw[: _checked(_libc.flistxattr(descriptor, buffer, ctypes.c_size_t(size), 0))]
-        return [name for name in names.split(b"\0") if name]
+        import xattr
+
+        return [os.fsencode(name) for name in xattr.listxattr(descriptor)]
 
     def remove_attribute(descriptor: int, name: bytes) -> None:
         """Removes an attribute; raises OSError."""
-        _checked(_libc.fremovexattr(descriptor, name, 0))
+        import xattr
+
+        xattr.removexattr(descriptor, name)
 
 else:
     set_attribute = os.setxattr

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG = 1
 _RULE_PATH_BENEATH = 1
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER = 0x10000000
-_SIGKILL = 9
 _FIRST_USABLE = 2
 # What kernels say that lack a call, and the policies of containers and security modules that forbid it; the last two
 # for user namespaces that are used up or switched off.
@@ -68,18 +67,6 @@ def describe() -> str:
     if sys.platform.startswith("linux"):
         held.append("no new privileges")
     return ", ".join([*held, _LIMITS]) + ("" if version >= _FIRST_USABLE else f"; {_why_not(version)}")
-
-
-def die_with(parent: int) -> None:
-    """Lets the kernel end this process with its parent, whose process id is ``parent``; on Linux."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        # It went before the kernel was told.
-        os._exit(1)
 
 
 def enter(root: int, *, max_file_size: int) -> str:

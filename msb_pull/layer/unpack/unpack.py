@@ -7,7 +7,7 @@ import os
 import sys
 
 from msb_pull.ground.errors import LocalError, MsbPullError, file_size_limit, local_error
-from msb_pull.layer.child import ProcessGroup, crashed, start_child
+from msb_pull.layer.child import Child, say
 from msb_pull.layer.limits import MAX_NOTED, LayerError
 from msb_pull.layer.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
@@ -19,7 +19,6 @@ from msb_pull.layer.unpack.ring import RingReader, RingWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
     from typing import Any, NoReturn
 
@@ -104,27 +103,22 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     return report
 
 
-# The child: 0 is the socket of the ring, 1 takes the report, a line; arguments are the parent's id, descriptors of the
-# ring's memory, root and record, options.
+# The child: 0 is the socket of the ring, 1 takes the report, a line; arguments are descriptors of the ring's memory,
+# root and record, and the options.
 
 
 def child_main() -> NoReturn:
     """The whole life of a child process; what happened goes to standard output as one JSON document."""
-    import gc
-
     from msb_pull.layer.unpack import jail
 
-    parent, memory, root, record = map(int, sys.argv[1:5])
-    options = UnpackOptions.from_arguments(sys.argv[5:])
+    memory, root, record = map(int, sys.argv[1:4])
+    options = UnpackOptions.from_arguments(sys.argv[4:])
     stream = RingReader(memory, 0)
     # It takes nothing away from the modes that get onto the disk.
     os.umask(0o777 & ~DISK_MODES)
-    # Nothing per entry makes cycles, and looking for some would cost on every few hundred files.
-    gc.disable()
     # Once jailed, Python can open no more modules; the text of an error needs a codec.
     LayerError(0, b"\n\xff", "")
     try:
-        jail.die_with(parent)
         state = jail.enter(root, max_file_size=options.max_bytes) if options.jail else "off"
         report = unpack(stream, root, record, options, exact_modes=True)
         report.jailed = state
@@ -139,26 +133,15 @@ def child_main() -> NoReturn:
     except OSError as error:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
-    _say(answer)
+    say(encode(answer))
     # Nothing is left to be flushed, and tearing an interpreter down costs milliseconds.
     os._exit(0)
-
-
-def _say(answer: dict[str, Any]) -> None:
-    data = bytearray()
-    for piece in encode(answer):
-        data += piece
-        if len(data) > _PIECE:
-            del data[: os.write(1, data)]
-    data += b"\n"
-    while data:
-        del data[: os.write(1, data)]
 
 
 _BOOTSTRAP = "from msb_pull.layer.unpack.unpack import child_main; child_main()"
 
 
-def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> subprocess.Popen[bytes]:
+def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> Child:
     from contextlib import ExitStack
 
     with ExitStack() as opened:
@@ -166,8 +149,9 @@ def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions
         opened.callback(os.close, root)
         kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         opened.callback(os.close, kept)
-        words = [*map(str, (os.getpid(), ring.memory, root, kept)), *options.as_arguments()]
-        return start_child(_BOOTSTRAP, words, stdin=ring.socket, pass_fds=(ring.memory, root, kept))
+        passed = (ring.memory, root, kept)
+        words = [*map(str, passed), *options.as_arguments()]
+        return Child("the unpacking process", _BOOTSTRAP, words, stdin=ring.socket, pass_fds=passed)
 
 
 class LayerProcess:
@@ -185,13 +169,12 @@ class LayerProcess:
         self._answer: dict[str, Any] | MsbPullError | None = None
         self._ring = RingWriter()
         try:
-            self._process = _start(self._ring, staging, record, options)
+            self._child = _start(self._ring, staging, record, options)
         except BaseException:
             self._ring.close()
             raise
         finally:
             self._ring.started()
-        self._group = ProcessGroup(self._process)
 
     def write(self, data: bytes) -> None:
         """Hands bytes of the tar stream to the child; raises the child's own error if it has given up."""
@@ -222,15 +205,13 @@ class LayerProcess:
 
     def kill(self) -> None:
         """Ends the child and what it may have started. Any thread may call it, any number of times."""
-        if not self._group.end():
+        if not self._child.end():
             return
         # A write that waited for the child has failed by now, and lets go.
         with self._lock:
             self._answer = self._answer or LocalError("the unpacking process was ended")
             self._ring.close()
-            for stream in (self._process.stdout, self._process.stderr):
-                assert stream is not None
-                stream.close()
+            self._child.close()
 
     def _collect(self) -> dict[str, Any] | MsbPullError:
         import contextlib
@@ -240,29 +221,28 @@ class LayerProcess:
             self._ring.end()
         out = self._heard()
         # Nothing may be published while one of them could still write into it.
-        if not self._group.end():
+        if not self._child.end():
             return LocalError(
                 "what the unpacking process started does not end", hint="look for its processes, then pull again"
             )
         try:
             answer = json.loads(out)
         except ValueError:
-            return self._crashed()
-        return answer if isinstance(answer, dict) else self._crashed()
+            answer = None
+        return answer if isinstance(answer, dict) else self._child.crashed()
 
     def _heard(self) -> bytes:
         """The child's last line, or what there is of it at its end."""
         import contextlib
 
-        assert self._process.stdout is not None
-        out, handle = bytearray(), self._process.stdout.fileno()
+        out = bytearray()
         # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
-        while not out.endswith(b"\n") and (piece := os.read(handle, _PIECE)):
+        while not out.endswith(b"\n") and (piece := os.read(self._child.out, _PIECE)):
             out += piece
         if not out.endswith(b"\n") and hasattr(os, "waitid"):
             # How it ends is all there will be to say; kill() may have heard that already.
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+                os.waitid(os.P_PID, self._child.process.pid, os.WEXITED | os.WNOWAIT)
         return bytes(out)
 
     def _error(self, answer: dict[str, Any]) -> MsbPullError:
@@ -275,13 +255,3 @@ class LayerProcess:
         if name is not None:
             where = os.fsdecode(os.path.join(os.fsencode(where), as_bytes(name).lstrip(b"/")))
         return local_error(OSError(number, os.strerror(number), where), self._staging)
-
-    def _crashed(self) -> MsbPullError:
-        assert self._process.stderr is not None
-        handle = self._process.stderr.fileno()
-        os.set_blocking(handle, False)
-        try:
-            stderr = os.read(handle, _PIECE)
-        except BlockingIOError:
-            stderr = b""
-        return crashed("the unpacking process", self._process.returncode, stderr)

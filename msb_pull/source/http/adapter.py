@@ -1,4 +1,4 @@
-"""requests' adapter with our sockets and our TLS contexts below it."""
+"""requests' adapter with our sockets and our TLS contexts below it; :mod:`.libraries` lists what that relies on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_INTERIM = 16
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads over interim answers (RFC 9110 15.2): 100, 102 and 103 say nothing that a pull could use."""
+    """Skips interim answers (RFC 9110 15.2): 100, 102 and 103 say nothing that a pull could use."""
 
     # http.client knows 100 alone, and takes any number of them. This is also what reads the answer to CONNECT.
     def _read_status(self) -> tuple[str, int, str]:
@@ -89,7 +89,7 @@ class _Connection(_PatientConnect, HTTPConnection):
 
 
 def _socks_pools(patience: Patience) -> dict[str, Any]:
-    # Only there where PySocks is, without which requests has refused the proxy before.
+    # Imported late, as PySocks may be missing; then requests has refused the proxy before.
     from urllib3.contrib.socks import (
         SOCKSConnection,
         SOCKSHTTPConnectionPool,

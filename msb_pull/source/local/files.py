@@ -62,7 +62,7 @@ class Files(Protocol):
     def close(self) -> None: ...
 
 
-class Folder:
+class FolderFiles:
     """The files below a folder. Symlinks in it are not followed: a layout that was copied from somewhere must not
     point at other files of this machine. The folder itself may be one, since the user named it."""
 

@@ -31,7 +31,7 @@ class LocalImage(Documents, Protocol):
 
 
 class LocalSource:
-    """A source that looks at nothing before it must: ``find`` opens the files and finds the image.
+    """A source that opens nothing before it has to: ``find`` opens the files and finds the image.
 
     ``label`` is what messages and the database call it.
     """

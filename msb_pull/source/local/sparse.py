@@ -61,14 +61,14 @@ def read_sparse(
 
 
 def number_field(field: bytes) -> int | None:
-    """A number in a header, octal or (GNU) base-256; None where it is none."""
+    """A number in a header, octal or (GNU) base-256; None where it is not one."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     return octal(field.strip(b" \0") or b"0")
 
 
 def octal(digits: bytes) -> int | None:
-    """A number as headers have it; None where it is none."""
+    """A number as headers have it; None where it is not one."""
     try:
         return int(digits, 8) if digits.isdigit() else None
     except ValueError:

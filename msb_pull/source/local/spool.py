@@ -1,4 +1,4 @@
-"""Archives that cannot be read in any order: from standard input or compressed. They go through a temporary file.
+"""Archives that cannot be read at any place: from standard input or compressed. They go through a temporary file.
 
 An archive's index may stand at its end, so nothing can be unpacked before all of it is there. The file never has a
 name (or loses it at once), so nothing of it is left behind, however the program ends.
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from isal import igzip_lib
 
-from msb_pull.ground.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.image.readers import gzip_header_is_whole, is_zstd_skippable
+from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, UsageError, local_error
+from msb_pull.ground.magic import LONGEST, compression_of, gzip_header_is_whole
 from msb_pull.source.local.files import unreadable
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from msb_pull.ground.running import Cancel
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,7 +32,6 @@ else:
     from backports import zstd
 
 _CHUNK = 1 << 20
-_MAGIC = 6
 # What decompressing one archive may take: zstd a window of 128 MiB, xz the dictionary of its level 9 and more.
 _MAX_WINDOW_LOG = 27
 _MAX_MEMORY = 1 << 28
@@ -39,16 +39,16 @@ _MAX_MEMORY = 1 << 28
 _PATIENCE = 0.2
 
 
-def open_archive_file(path: str, label: str, scratch: Path, cancel: threading.Event, stdin: int = 0) -> int:
+def open_archive_file(path: str, label: str, scratch: Path, cancel: Cancel, stdin: int = 0) -> int:
     """Opens an archive for reading at any place; what is compressed or no regular file is copied to ``scratch`` first.
 
-    gzip and zstd are told by their first bytes, bzip2 and xz as well where Python has them. ``-`` is standard input.
+    gzip and zstd are recognised by their first bytes, bzip2 and xz too where Python has them. ``-`` is standard input.
     The caller closes the descriptor. Raises NotFoundError, UsageError, ContentError, LocalError, Cancelled.
     """
     handle = _open(path, label, stdin)
     try:
         whole = stat.S_ISREG(os.fstat(handle).st_mode) and os.lseek(handle, 0, os.SEEK_CUR) == 0
-        if whole and _format(os.pread(handle, _MAGIC, 0)) is None:
+        if whole and not compression_of(os.pread(handle, LONGEST, 0)):
             handle, plain = -1, handle
             return plain
         return _spool(handle, label, scratch, cancel)
@@ -80,22 +80,21 @@ def _open(path: str, label: str, stdin: int) -> int:
         raise unreadable(error, label) from error
 
 
-def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> int:
+def _spool(handle: int, label: str, scratch: Path, cancel: Cancel) -> int:
     pieces = _chunks(handle, label, cancel)
     head = b""
-    while len(head) < _MAGIC and (chunk := next(pieces, b"")):
+    while len(head) < LONGEST and (chunk := next(pieces, b"")):
         head += chunk
     if not head:
         raise ContentError(f"{label}: it is empty", cause="the program before the pipe may have failed")
-    found = _format(head)
+    found = compression_of(head)
     inflate = _Inflater(found, label) if found else None
     where = scratch if scratch.is_dir() else None
     try:
         with tempfile.TemporaryFile(dir=where, prefix="spool-") as out:
             while head:
                 for piece in inflate.feed(head) if inflate else (head,):
-                    if cancel.is_set():
-                        raise Cancelled("interrupted")
+                    cancel.check()
                     out.write(piece)
                 head = next(pieces, b"")
             if inflate:
@@ -106,10 +105,9 @@ def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> i
         raise local_error(error, where or tempfile.gettempdir()) from error
 
 
-def _chunks(handle: int, label: str, cancel: threading.Event) -> Iterator[bytes]:
+def _chunks(handle: int, label: str, cancel: Cancel) -> Iterator[bytes]:
     while True:
-        if cancel.is_set():
-            raise Cancelled("interrupted")
+        cancel.check()
         # Waiting for a pipe inside read() would make Ctrl-C wait as well.
         if not select.select([handle], [], [], _PATIENCE)[0]:
             continue
@@ -119,9 +117,8 @@ def _chunks(handle: int, label: str, cancel: threading.Event) -> Iterator[bytes]
             continue
         except OSError as error:
             raise unreadable(error, label) from error
-        if cancel.is_set():
-            # Ctrl-C ends the program before the pipe as well: its end is not the end of the archive.
-            raise Cancelled("interrupted")
+        # Ctrl-C ends the program before the pipe as well: its end is not the end of the archive.
+        cancel.check()
         if not chunk:
             return
         yield chunk
@@ -175,16 +172,6 @@ class _Inflater:
         """Raises ContentError when the last stream was cut."""
         if not self._stream.eof:
             raise ContentError(f"{self._label}: its {self._name} stream is cut off")
-
-
-def _format(head: bytes) -> str | None:
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "gzip"
-    if head.startswith(b"\x28\xb5\x2f\xfd") or is_zstd_skippable(head):
-        return "zstd"
-    if head.startswith(b"BZh"):
-        return "bzip2"
-    return "xz" if head.startswith(b"\xfd7zXZ\x00") else None
 
 
 def _decompressor(name: str, label: str) -> Callable[[], Any]:

@@ -11,13 +11,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled, ContentError
+from msb_pull.ground.errors import ContentError
 from msb_pull.source.local.files import Extent, Piece, unreadable
 from msb_pull.source.local.sparse import PREFIX, BadMap, Sparse, number_field, octal, read_sparse
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator
+
+    from msb_pull.ground.running import Cancel
 
 _BLOCK = 512
 # An archive of a hundred images has a few thousand members; long names and PAX headers a few hundred bytes.
@@ -47,7 +48,7 @@ class Member:
 class TarFiles:
     """The members of an uncompressed archive in an open file, which this closes. See :class:`Files`."""
 
-    def __init__(self, handle: int, label: str, cancel: threading.Event) -> None:
+    def __init__(self, handle: int, label: str, cancel: Cancel) -> None:
         """Reads all headers; raises ContentError for damage, LocalError, Cancelled."""
         self.label = label
         self._handle = handle
@@ -101,13 +102,12 @@ class TarFiles:
 
     # Scanning
 
-    def _scan(self, cancel: threading.Event) -> None:
+    def _scan(self, cancel: Cancel) -> None:
         at = 0
         pax: dict[str, bytes] = {}
         long: dict[str, bytes] = {}
         for _ in range(_MAX_MEMBERS):
-            if cancel.is_set():
-                raise Cancelled("interrupted")
+            cancel.check()
             header = self._read(at, _BLOCK)
             # Some programs leave out the two blocks of zeros at the end.
             if header == _ZEROS or (not header and at and not (pax or long)):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import chain_id
-from msb_pull.layer.record import Notes
-from msb_pull.layer.settle.standing import belongs_on
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.pull.fetch import WantedLayer
 from msb_pull.work.pull.placing import Placing, State

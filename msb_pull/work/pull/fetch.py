@@ -103,7 +103,7 @@ class LayerFetcher:
             lambda offset: self._source.open_blob(descriptor, offset),
             keep=keep,
             progress=self._progress(descriptor),
-            stopped=self._job.cancel.is_set,
+            cancel=self._job.cancel,
         )
         process = LayerProcess(staging.path, staging.record, self._options)
         try:

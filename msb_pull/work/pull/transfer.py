@@ -11,7 +11,7 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
-from msb_pull.layer.record import Notes
+from msb_pull.layer.notes import Notes
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions
@@ -259,7 +259,7 @@ class Transfer:
         settled = settle(staging.path, report, lowers, max_bytes=self._options.max_layer_size)
         placing.key = self._bases.key_for(placing, settled)
         diff_id = str(placing.wanted.diff_id)
-        notes = Notes.of(report, settled, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=placing.chain)
+        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=placing.chain)
         notes.save(staging.notes)
         short = f"layer {placing.digest.short}"
         self._job.tell(events.Logged(self._name, 1, f"{short}: unpacked under {report.jailed}"))

@@ -17,7 +17,7 @@ from msb_pull.ground.pools import Pool
 from msb_pull.ground.sizes import counted
 from msb_pull.layer.limits import printable
 from msb_pull.layer.proof.compare import Damage
-from msb_pull.layer.proof.prove import Findings, LayerTask, prove
+from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 from msb_pull.layer.proof.prover import Prover
 from msb_pull.store.store import LayerState
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from msb_pull.store.index.database import StoredLayer
     from msb_pull.store.store import Store
 
-    Prove = Callable[[LayerTask, Progress], Findings]
+    Prove = Callable[[ProofTask, Progress], Findings]
 
 _PROGRESS_INTERVAL = 0.1
 # Below these (bytes of blobs, bytes of records) all is done before a process has started.
@@ -170,7 +170,7 @@ class LayerCheck:
             return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])
         directory, record, notes = map(os.fspath, (store.layer_dir(key), store.record_path(key), store.notes_path(key)))
         kept = os.fspath(store.kept_path(key))
-        task = LayerTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept, self._stacks)
+        task = ProofTask(directory, record, notes, str(self._layer.diff_id), self._quick, kept, self._stacks)
         try:
             return self._judged(prove(task, self._tell))
         except PermissionError as error:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.layer.settle.facts import prefixes_moved
 from msb_pull.layer.settle.settle import settle
 from tests.support.archive import (
     END,
@@ -77,7 +78,7 @@ def test_a23_metadata_of_implied_directories_comes_from_below(stack):
     assert facts(top / "a/b/c") == ("0:0:040755", 0, 0o755)
     assert facts(top)[:2] == ("1:0:040755", 1)
     assert os.getxattr(top / "a/b", "user.k") == b"v\0\xff"
-    assert settled.moved == []
+    assert prefixes_moved(settled.derived) == []
     assert [(fact["kind"], fact["path"]) for fact in settled.derived] == [
         ("directory", ""),
         ("directory", "a"),
@@ -193,7 +194,7 @@ def test_a24_usr_merge(stack):
     assert facts(top / "usr/lib") == ("3:0:040711", 20, 0o755)
     assert facts(top / "usr")[:2] == ("0:0:040755", 10)
     assert override(top / "usr/lib/sub") == "0:0:040755"
-    assert settled.moved == [(b"lib", b"usr/lib")]
+    assert prefixes_moved(settled.derived) == [(b"lib", b"usr/lib")]
     assert derived(stack.record(), stack.layers[1:]) == settled.derived
 
 
@@ -208,14 +209,14 @@ def test_a24_an_entry_of_its_own_replaces_the_symlink(stack):
     stack.add(directory(b"usr/lib"), symlink(b"lib", b"usr/lib"))
     settled = stack.add(directory(b"lib"), reg(b"lib/x.so"), reg(b"lib/sub/y"))
     assert sorted(tree(stack.top())) == ["lib", "lib/sub", "lib/sub/y", "lib/x.so"]
-    assert settled.moved == []
+    assert prefixes_moved(settled.derived) == []
 
 
 def test_a24_a_whiteout_of_the_symlink_means_replacement(stack):
     stack.add(directory(b"usr/lib"), symlink(b"lib", b"usr/lib"))
     settled = stack.add(reg(b".wh.lib"), reg(b"lib/x.so"))
     assert sorted(tree(stack.top())) == ["lib", "lib/.wh..wh..opq", "lib/x.so"]
-    assert settled.moved == []
+    assert prefixes_moved(settled.derived) == []
 
 
 def test_a24_chains_of_symlinks_over_several_layers(stack):
@@ -230,7 +231,7 @@ def test_a24_a_symlink_inside_what_moves(stack):
     stack.add(directory(b"usr/lib/new"), symlink(b"usr/lib/sub", b"new"), symlink(b"lib", b"usr/lib"))
     settled = stack.add(reg(b"lib/sub/f", b"x"))
     assert tree(stack.top()) == {"usr": "/", "usr/lib": "/", "usr/lib/new": "/", "usr/lib/new/f": "x"}
-    assert settled.moved == [(b"lib", b"usr/lib"), (b"usr/lib/sub", b"usr/lib/new")]
+    assert prefixes_moved(settled.derived) == [(b"lib", b"usr/lib"), (b"usr/lib/sub", b"usr/lib/new")]
     assert derived(stack.record(), stack.layers[1:]) == settled.derived
 
 
@@ -276,13 +277,13 @@ def test_a24_symlinks_that_lead_nowhere_are_replaced(stack, target):
     settled = stack.add(reg(b"lib/x", b"x"))
     assert tree(stack.top()) == {"lib": "/", "lib/x": "x"}
     assert facts(stack.top() / "lib")[:2] == ("0:0:040755", 0)
-    assert settled.moved == []
+    assert prefixes_moved(settled.derived) == []
 
 
 def test_a24_a_file_of_the_layer_itself_ends_the_symlink_below(stack):
     stack.add(symlink(b"lib", b"usr/lib"))
     settled = stack.add(reg(b"lib", b"a file"), reg(b"lib/x", b"x"))
-    assert (tree(stack.top()), settled.moved) == ({"lib": "/", "lib/x": "x"}, [])
+    assert (tree(stack.top()), prefixes_moved(settled.derived)) == ({"lib": "/", "lib/x": "x"}, [])
 
 
 def test_a24_a_dangling_symlink_gets_its_directory(stack):

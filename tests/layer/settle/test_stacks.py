@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.proof.holes import sha256_of
 from msb_pull.layer.settle import derive
 from msb_pull.layer.settle.settle import settle
+from msb_pull.layer.tree.holes import sha256_of
 from tests.conftest import need
 from tests.support.archive import directory, extract, hardlink, pax, reg, symlink, tree, xattr
 from tests.support.stacks import build, compare, compare_with_umoci, ranges, scratch, shown, tame, wild

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import runpy
 import stat
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -310,7 +312,7 @@ def test_e18_implied_directories(tmp_path):
 
 
 def test_e19_of_two_packages_with_one_name_neither_is_taken_for_the_other(tmp_path):
-    """Linux needs none of them, and macOS asks one for a function that both have with the same arguments."""
+    """Linux needs none of them, and macOS asks one for functions that both have with the same arguments."""
     (tmp_path / "xattr.py").write_text("raise ImportError('the wrong xattr')")
     code = "import sys; sys.path.insert(0, sys.argv[1]); import tests.support.archive as a; from pathlib import Path; "
     code += "a.extract(Path(sys.argv[2]), a.xattr(b'user.k', b'v'), a.reg(b'f')); from msb_pull.store import probe; "
@@ -328,7 +330,42 @@ def test_e19_of_two_packages_with_one_name_neither_is_taken_for_the_other(tmp_pa
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xattr":
                 used.add(node.attr)
-    assert used == {"setxattr"}
+    assert used == {"setxattr", "getxattr", "listxattr", "removexattr"}
+
+
+class FakeXattr(ModuleType):
+    """The package as macOS has it, on the attributes of Linux; names come as text."""
+
+    def __init__(self):
+        super().__init__("xattr")
+        self.setxattr, self.getxattr, self.removexattr = os.setxattr, os.getxattr, os.removexattr
+
+    def listxattr(self, descriptor):
+        return tuple(os.listxattr(descriptor))
+
+
+def test_attributes_on_macos_go_through_the_package(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", "darwin")
+        on_macos = SimpleNamespace(**runpy.run_path(xattrs.__file__))
+    assert on_macos.set_attribute is not os.setxattr
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for fake in (None, FakeXattr()):
+            # Without it nothing is loaded before somebody asks for an attribute.
+            monkeypatch.setitem(sys.modules, "xattr", fake)
+            if fake is None:
+                with pytest.raises(ImportError):
+                    on_macos.user_attributes(descriptor)
+        on_macos.set_attribute(descriptor, b"user.k", b"v\0")
+        on_macos.set_attribute(descriptor, b"user.empty", b"")
+        assert on_macos.user_attributes(descriptor) == [(b"user.empty", b""), (b"user.k", b"v\0")]
+        on_macos.remove_attribute(descriptor, b"user.k")
+        assert on_macos.list_attributes(descriptor) == [b"user.empty"] == xattrs.list_attributes(descriptor)
+        with pytest.raises(OSError):
+            on_macos.get_attribute(descriptor, b"user.k")
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("value", [b"\xff\0\n=x", b"", b"a=b\nc", b"\0"])

@@ -755,7 +755,7 @@ def test_a78_an_error_of_the_disk_names_the_entry(layer, monkeypatch, number):
 )
 def test_a75_what_is_told_of_a_layer_is_bounded(layer, monkeypatch, entries):
     """The parent holds it as well, and has no limit of its own."""
-    for module in ("unpack", "folders"):
+    for module in ("unpack.unpack", "tree.folders"):
         monkeypatch.setattr(f"msb_pull.layer.{module}.MAX_NOTED", 2000)
     refused(layer, *entries, why="than a layer may have")
 

@@ -74,7 +74,7 @@ INSIDE = (
 CHILD = """
 import _thread, ctypes, fcntl, json, os, resource, socket, sys
 sys.path.insert(0, sys.argv[1])
-from msb_pull.layer import jail
+from msb_pull.layer.unpack import jail
 inside = os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECTORY)
 outside, secret = sys.argv[3], sys.argv[3] + "/secret"
 walls, every = json.loads(sys.argv[5]), jail.steps

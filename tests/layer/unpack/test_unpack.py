@@ -79,11 +79,11 @@ def start(tmp_path):
     yield begin
     for process in running:
         process.kill()
-        assert process._process.returncode is not None
+        assert process._child.process.returncode is not None
 
 
 def child(process: LayerProcess) -> int:
-    return process._process.pid
+    return process._child.process.pid
 
 
 def facts(root: Path) -> list[tuple]:
@@ -368,7 +368,7 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
 
 def test_a_process_that_cannot_be_ended_is_an_error(start, monkeypatch):
     """The kernel itself may hold one, on a disk that does not answer."""
-    monkeypatch.setattr(unpack.ProcessGroup, "end", lambda self: False)
+    monkeypatch.setattr(unpack.Child, "end", lambda self: False)
     process = start()
     with pytest.raises(LocalError, match="does not end"):
         feed(process, END)
@@ -418,7 +418,7 @@ holder = os.fork()
 if holder == 0:
     time.sleep(3)
     os._exit(0)
-print(process._process.pid, flush=True)
+print(process._child.process.pid, flush=True)
 time.sleep(30)
 """
 

@@ -393,9 +393,7 @@ def piped(local, data: bytes | None, text: str = "docker-archive:-", name: str |
     thread.start()
     try:
         argument = parse_argument(text)
-        source = archive.open_archive(
-            argument, name, local.scratch, local.warnings.append, local.cancel, stdin=readable
-        )
+        source = archive.open_archive(argument, name, local.scratch, local.job, stdin=readable)
         local.opened.append(source)
         return source, source.resolve(AMD64, explicit=False)
     finally:
@@ -426,9 +424,7 @@ def test_standard_input_that_is_a_file(local, docker, tmp_path, skip):
     (tmp_path / "x").write_bytes(b"x" * skip + docker.read_bytes())
     handle = os.open(tmp_path / "x", os.O_RDONLY)
     os.lseek(handle, skip, os.SEEK_SET)
-    source = archive.open_archive(
-        parse_argument("docker-archive:-"), None, local.scratch, local.warnings.append, local.cancel, stdin=handle
-    )
+    source = archive.open_archive(parse_argument("docker-archive:-"), None, local.scratch, local.job, stdin=handle)
     local.opened.append(source)
     assert len(source.resolve(AMD64, explicit=False).manifest.layers) == 2
     os.close(handle)

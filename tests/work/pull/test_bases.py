@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.running import Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store.keys import LayerKey
@@ -56,7 +54,7 @@ class World:
         return os.getxattr(Path(result.layers[-1].path) / "a", "user.containers.override_stat").decode()
 
     def verdicts(self):
-        report = verify_images(self.store, [], observer=events.ignore, cancel=threading.Event())
+        report = verify_images(self.store, [], Job())
         return {layer.verdict for layer in report.layers}
 
 
@@ -113,8 +111,8 @@ def test_a24_a26_a_redirected_parent_is_that_of_the_own_base(world):
 def test_a26_removing_one_image_keeps_the_other(world):
     world.pull("one", BASES["one"], SHARED)
     second = world.pull("two", BASES["two"], SHARED)
-    remove_images(world.store, ["localhost/one:1"], observer=events.ignore, cancel=threading.Event())
-    apply_prune(world.store, plan_prune(world.store, None), observer=events.ignore, cancel=threading.Event())
+    remove_images(world.store, ["localhost/one:1"], Job())
+    apply_prune(world.store, plan_prune(world.store, None), Job())
     assert world.owner(second) == "0:0:040755"
     assert world.verdicts() == {Verdict.PROVEN}
     assert not world.pull("two", BASES["two"], SHARED).changed
@@ -183,12 +181,12 @@ def test_a26_the_forms_of_a_layer_in_one_image_leave_those_of_others_alone(world
     assert forms(result)[::2] == ["0:0:040755", "0:0:040755"]
     assert [bool(key.variant) for key in keys(world, "twice")] == [True, False, True]
     assert world.verdicts() == {Verdict.PROVEN}
-    remove_images(world.store, ["localhost/one:1"], observer=events.ignore, cancel=threading.Event())
-    apply_prune(world.store, plan_prune(world.store, None), observer=events.ignore, cancel=threading.Event())
+    remove_images(world.store, ["localhost/one:1"], Job())
+    apply_prune(world.store, plan_prune(world.store, None), Job())
     assert not world.pull("twice").changed
-    remove_images(world.store, ["localhost/twice:1"], observer=events.ignore, cancel=threading.Event())
+    remove_images(world.store, ["localhost/twice:1"], Job())
     # The plain form, which no image has any more, was kept for Microsandbox.
-    apply_prune(world.store, plan_prune(world.store, None), observer=events.ignore, cancel=threading.Event())
+    apply_prune(world.store, plan_prune(world.store, None), Job())
     assert not list(world.store.layers.glob("*.extracted"))
 
 
@@ -202,7 +200,7 @@ def test_a26_each_position_is_listed_mounted_and_saved(world):
     mounted = [os.path.realpath(link) for link in image.lowerdir().split(":")]
     assert mounted == [layer.path for layer in reversed(result.layers)]
     with (world.folder / "saved.tar").open("wb") as out:
-        save_images(world.store, [str(reference)], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(world.store, [str(reference)], out, Format.OCI, Job())
     loaded = World(world.folder / "elsewhere")
     argument = parse_argument(f"oci-archive:{world.folder / 'saved.tar'}")
     saved = pull_image(argument, loaded.store, no_registry, PullOptions(name="localhost/twice:1"), Job())

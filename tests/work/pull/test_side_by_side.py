@@ -48,9 +48,15 @@ class Pull:
         self.result = None
         self._arguments = (parse_argument(f"oci:{layout}:{tag}"), Store.open(home), None)
         self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1")
-        self._job = Job(self.seen.append, self.cancel, jobs)
+        self.waiting = threading.Event()
+        self._job = Job(self._observe, self.cancel, jobs)
         self.thread = threading.Thread(target=self._run, name=f"{tag}-{jobs}")
         self.thread.start()
+
+    def _observe(self, event: events.Event) -> None:
+        self.seen.append(event)
+        if isinstance(event, events.LayerWaiting):
+            self.waiting.set()
 
     def _run(self) -> None:
         try:
@@ -140,7 +146,7 @@ def test_d1_the_same_layers_the_other_way_round(tmp_path, monkeypatch, whole):
     first.end()
     other.end()
     store = Store.open(home)
-    report = verify_images(store, [], observer=lambda event: None, cancel=threading.Event())
+    report = verify_images(store, [], Job())
     assert [x.verdict for x in report.layers] == [Verdict.PROVEN] * len(report.layers)
     assert len(report.images) == 2
     assert os.listdir(store.own / "staging") == []
@@ -176,7 +182,7 @@ def test_a_pull_takes_over_what_another_gave_up(tmp_path, layout, monkeypatch):
     first = Pull(tmp_path / "home", layout, "one", 1)
     assert script.begun[digest(LARGE)].wait(PATIENCE)
     other = Pull(tmp_path / "home", layout, "one", 2)
-    other.thread.join(1.5)
+    assert other.waiting.wait(PATIENCE)
     assert [x.digest for x in other.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
     first.cancel.set()
     script.held[digest(LARGE)].set()
@@ -205,7 +211,7 @@ def test_a_layer_that_is_swapped_this_moment_is_waited_for(tmp_path, layout, mon
     monkeypatch.setattr(Transfer, "_plan", plan_and_then)
     with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
         pull = Pull(home, layout, "one", 1)
-        pull.thread.join(1.5)
+        assert pull.waiting.wait(PATIENCE)
         assert [x.digest for x in pull.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
         aside.rename(notes)
     pull.end()
@@ -228,7 +234,7 @@ def test_a_layer_that_is_swapped_this_moment_can_be_saved(tmp_path, layout):
                 waiting.set()
 
         words = (Store.open(home), ["localhost/one:1"], io.BytesIO(), Format.OCI)
-        saved.append(save_images(*words, observer=seen, cancel=threading.Event()))
+        saved.append(save_images(*words, Job(seen)))
 
     with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
         notes.rename(notes.with_name("aside"))

@@ -17,7 +17,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
-from msb_pull.ground.running import Job
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, prove
@@ -67,8 +67,8 @@ class World:
         if isinstance(event, events.CheckProgress):
             self.seen.append(event)
 
-    def verify(self, cancel=None, **options):
-        return verify_images(self.store, [], observer=self.observe, cancel=cancel or threading.Event(), **options)
+    def verify(self, cancel=None, jobs=2, **options):
+        return verify_images(self.store, [], Job(self.observe, cancel or Cancel(), jobs), **options)
 
     def start(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -115,7 +115,7 @@ def test_progress_comes_from_the_processes(world, processes, quick, unit):
 
 
 def test_a_cancelled_verification_ends_its_processes(world, processes):
-    cancel = threading.Event()
+    cancel = Cancel()
     cancel.set()
     with pytest.raises(Cancelled):
         world.verify(cancel)
@@ -127,8 +127,8 @@ def test_a_process_that_dies_is_no_damage(world, processes, monkeypatch):
 
     def doomed(self) -> None:
         start(self)
-        self._process.kill()
-        self._process.wait()
+        self._child.process.kill()
+        self._child.process.wait()
 
     monkeypatch.setattr(Prover, "__init__", doomed)
     with pytest.raises(LocalError, match="the verifying process was killed by signal 9") as caught:

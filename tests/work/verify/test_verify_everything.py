@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import shutil
-import threading
 import zlib
 from pathlib import Path
 
@@ -59,7 +58,7 @@ class World:
             self.told.append(event.text)
 
     def verify(self, *, quick: bool = False):
-        return verify_images(self.store, [], quick=quick, jobs=1, observer=self.observe, cancel=threading.Event())
+        return verify_images(self.store, [], Job(self.observe, jobs=1), quick=quick)
 
     def verdicts(self, **options) -> list[Verdict]:
         return [layer.verdict for layer in self.verify(**options).layers]
@@ -151,7 +150,7 @@ def test_what_a_layer_overwrites_is_kept_and_the_layer_proven_and_saved(world, e
     assert it.verdicts() == [Verdict.PROVEN], it.verify().layers[0].damages
     assert it.verdicts(quick=True) == [Verdict.UNCHANGED]
     with (it.folder / "saved.tar").open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     kept = list(it.record_of(0, "kept").iterdir())
     assert kept
     for path in kept:
@@ -178,7 +177,7 @@ def test_removing_an_image_takes_what_its_layers_overwrote(world):
     from msb_pull.work.prune import remove_images
 
     it = world([reg(b"f", b"first"), reg(b"f", b"second")])
-    remove_images(it.store, [NAME], observer=events.ignore, cancel=threading.Event())
+    remove_images(it.store, [NAME], Job())
     assert list((it.store.own / "records").iterdir()) == []
 
 
@@ -342,7 +341,7 @@ def test_many_bytes_without_content_are_saved(world, entries):
     it = world(entries)
     saved = it.folder / "saved.tar"
     with saved.open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     stream = b"".join(entries) + END
     with tarfile.open(saved) as archive:
         member = archive.extractfile(f"blobs/sha256/{hashlib.sha256(stream).hexdigest()}")
@@ -444,7 +443,7 @@ def test_one_flipped_byte_below_is_told_of_the_layer_below_alone(world, times):
 
 def test_the_hole_of_a_link_to_a_lower_layer_is_never_read(world, monkeypatch):
     """A file of some terabytes that is one hole costs a few calls."""
-    from msb_pull.layer.proof import holes
+    from msb_pull.layer.tree import holes
 
     path = Path(world([reg(b"f", b"x")]).folder, "large")
     with path.open("wb") as file:
@@ -490,7 +489,7 @@ def test_hard_links_of_symlinks_are_compared(world, linked):
 def save(it: World) -> Path:
     saved = it.folder / "saved.tar"
     with saved.open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     return saved
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from msb_pull.layer.record import Notes
+    from msb_pull.layer.notes import Notes
     from msb_pull.layer.settle.derive import Fact
 
 
