@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from msb_pull.ground.limits import Limits
 from msb_pull.image.platform import Platform
 
 
@@ -19,7 +20,7 @@ class Policy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """How to pull. ``platform`` None means this machine's; sizes are bytes; ``name`` is what ``--as`` gives.
+    """How to pull. ``platform`` None means this machine's; ``name`` is what ``--as`` gives.
 
     ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
     """
@@ -28,9 +29,7 @@ class PullOptions:
     force: bool = False
     platform: Platform | None = None
     jobs: int = 4
-    max_layer_size: int = 64 << 30
-    max_entries: int = 5_000_000
-    max_window: int = 128 << 20
+    limits: Limits = field(default_factory=Limits)
     allow_no_xattr: bool = False
     name: str | None = None
     dry_run: bool = False

@@ -185,8 +185,8 @@ class Transfer:
         return LayerFetcher(
             self._store,
             self._source,
-            UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs),
-            max_window=options.max_window,
+            UnpackOptions(max_entries=options.limits.max_entries, max_bytes=options.limits.max_bytes, xattrs=xattrs),
+            max_window=options.limits.max_window,
             image=self._name,
             observer=self._observer,
             stopped=self._stopped,
@@ -305,7 +305,7 @@ class Transfer:
     def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
         report = fetched.report
         lowers = self._lowers(layer) if report.needs_lowers else ()
-        settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.max_layer_size)
+        settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.limits.max_bytes)
         layer.key = self._key_for(layer, settled)
         diff_id = str(layer.task.diff_id)
         notes = Notes.of(report, settled, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
