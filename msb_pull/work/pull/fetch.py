@@ -23,6 +23,7 @@ from msb_pull.work.pull.handoff import Handoff
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from msb_pull.ground.limits import Limits
     from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
@@ -55,16 +56,16 @@ class LayerFetcher:
         self,
         store: Store,
         source: Source,
-        options: UnpackOptions,
+        limits: Limits,
         *,
-        max_window: int,
+        xattrs: bool,
         image: str,
         job: Job,
     ) -> None:
         self._store = store
         self._source = source
-        self._options = options
-        self._max_window = max_window
+        self._limits = limits
+        self._options = UnpackOptions(max_entries=limits.max_entries, max_bytes=limits.max_bytes, xattrs=xattrs)
         self._image = image
         self._job = job
 
@@ -107,7 +108,7 @@ class LayerFetcher:
         )
         process = LayerProcess(staging.path, staging.record, self._options)
         try:
-            pipe = _Pipe(wanted, process, self._options.max_bytes, self._max_window)
+            pipe = _Pipe(wanted, process, self._limits)
             with contextlib.ExitStack() as ending:
                 feeding = ending.enter_context(Handoff(pipe.pass_on))
                 inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
@@ -162,13 +163,12 @@ class LayerFetcher:
 class _Pipe:
     """Inflates, hashes and counts a layer on its way into the child."""
 
-    def __init__(self, wanted: WantedLayer, process: LayerProcess, max_bytes: int, max_window: int) -> None:
+    def __init__(self, wanted: WantedLayer, process: LayerProcess, limits: Limits) -> None:
         self.tar_bytes = 0
         self.warning: str | None = None
         self._task = wanted
         self._process = process
-        self._max_bytes = max_bytes
-        self._max_window = max_window
+        self._limits = limits
         self._hash = wanted.diff_id.hasher()
         self._decompressor: Decompressor | None = None
         self._head = b""
@@ -209,14 +209,15 @@ class _Pipe:
     def _inflate(self, chunk: bytes) -> Iterator[bytes]:
         if self._decompressor is None:
             media_type = self._task.descriptor.media_type
-            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._max_window)
+            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._limits.max_window)
         for piece in self._decompressor.feed(chunk):
             self.tar_bytes += len(piece)
             # Headers and padding come on top of what the files hold, so the child's own count stops a layer first,
             # unless the bytes are not files at all.
-            if self.tar_bytes > 2 * self._max_bytes + CHUNK:
+            if self.tar_bytes > 2 * self._limits.max_bytes + CHUNK:
                 raise ContentError(
-                    f"unpacks to more than {self._max_bytes} bytes", hint="raise --max-layer-size if that is right"
+                    f"unpacks to more than {self._limits.max_bytes} bytes",
+                    hint="raise --max-layer-size if that is right",
                 )
             yield piece
 

@@ -11,15 +11,12 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
-from msb_pull.layer.notes import Notes
-from msb_pull.layer.settle.settle import settle
-from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions
 from msb_pull.store.index.rows import ImageRecord
 from msb_pull.work.pull.bases import Bases
 from msb_pull.work.pull.fetch import LayerFetcher
 from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import LayerOutcome, PullOptions, PullResult
+from msb_pull.work.pull.publish import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +97,7 @@ class Transfer:
     def _plan(self) -> list[Placing]:
         """Looks at what is there and announces the work; returns what can be fetched at once."""
         self._bases = Bases(self._resolved, self._store, self._options, self._keys)
+        self._publisher = Publisher(self._store, self._source, self._bases, self._options.limits, self._name, self._job)
         missing = self._bases.missing()
         digests = {placing.digest for placing in missing}
         distinct = {str(layer.digest): layer for layer in self._resolved.manifest.layers}
@@ -156,10 +154,7 @@ class Transfer:
         options = self._options
         self._store.check_space(sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present))
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
-        unpack = UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs)
-        return LayerFetcher(
-            self._store, self._source, unpack, max_window=options.max_window, image=self._name, job=self._job
-        )
+        return LayerFetcher(self._store, self._source, options.limits, xattrs=xattrs, image=self._name, job=self._job)
 
     def _fits(self, position: int) -> bool:
         """Whether a layer that is there belongs on top of this image's lower layers; it may be locked afterwards."""
@@ -192,7 +187,7 @@ class Transfer:
                 if placing.fetched.report.needs_lowers:
                     placing.arrived()
                 else:
-                    self._publish(placing)
+                    self._publisher.publish(placing)
         except BaseException as error:
             # Before the others hear of it and end with an error that says less.
             self._failure = self._failure or error
@@ -228,7 +223,7 @@ class Transfer:
             if self._bases.is_there(placing.key) and self._fits(placing.position):
                 placing.state, placing.fetched = State.PRESENT, None
         if placing.state in (State.FETCHED, State.LET_GO):
-            self._publish(placing)
+            self._publisher.publish(placing)
         placing.future = None
         placing.close()
         done = events.LayerDone(
@@ -249,28 +244,6 @@ class Transfer:
         self._cancel.check()
         if self._failure is not None:
             raise self._failure
-
-    def _publish(self, placing: Placing) -> None:
-        """For the thread that :class:`Placing` names; the lock is held."""
-        fetched = placing.fetched
-        assert fetched is not None
-        report, staging = fetched.report, fetched.staging
-        lowers = self._bases.lowers(placing.position) if report.needs_lowers else ()
-        settled = settle(staging.path, report, lowers, max_bytes=self._options.max_layer_size)
-        placing.key = self._bases.key_for(placing, settled)
-        diff_id = str(placing.wanted.diff_id)
-        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=placing.chain)
-        notes.save(staging.notes)
-        short = f"layer {placing.digest.short}"
-        self._job.tell(events.Logged(self._name, 1, f"{short}: unpacked under {report.jailed}"))
-        kept = keep_aside(staging.path, staging.kept)
-        for warning in (*report.warnings, *settled.warnings, *kept):
-            self._job.warn(self._name, f"{short}: {warning}")
-        self._store.publish(staging, placing.key, replace=True)
-        if self._source.remote:
-            self._store.partial_path(placing.digest).unlink(missing_ok=True)
-        placing.state = State.PUBLISHED
-        placing.unlock()
 
     def _record(self) -> None:
         resolved = self._resolved
