@@ -5,10 +5,10 @@ A layer whose archive describes everything in it looks the same on every base. O
 several forms. The first form to be made has the digest as its name; every other one is named for the base that it was
 made on as well, and stands at the position of an image that has just this base, and nowhere else.
 
-An image may list a blob twice, and its positions are two bases. Microsandbox knows one directory for each digest and
-stacks it where the image lists it last, while the plain name goes to the first position that needs a form of its own,
-so it may show the facts of a wrong base there. The plain name cannot be moved to the last one: by the time that its
-form is known, other images may stand on the plain one.
+An image may list a blob twice, and its positions are two bases. Microsandbox knows one directory for each digest, the
+one with the plain name, and stacks it where the image lists the layer last. The plain name goes to the first position,
+though, so Microsandbox may show the facts of a wrong base there. It cannot move to the last position: by the time that
+the form for that one is known, other images may rely on the plain name.
 """
 
 from __future__ import annotations

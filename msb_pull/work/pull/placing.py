@@ -1,15 +1,14 @@
 """One layer on its way to its place in the store: how far it is, and who may hold its lock.
 
-Two pulls whose images stack the same two layers the other way round could wait for each other for ever. Each unpacks
-its upper layer first, say because it is the larger one, and holds its lock until the layers below are published, for
-what it takes from them. Then each comes to its lower layer, which is the upper one of the other pull, and is locked.
-Three rules avoid that:
+Two pulls whose images stack the same two layers in opposite orders could wait for each other forever. Each has unpacked
+its upper layer first and keeps that locked until the layer below is published, since it takes facts from below. Then
+each turns to its lower layer, which is the upper one of the other pull, and so is locked. Three rules avoid this:
 
-- A thread of the pool never waits for a lock: who finds one taken leaves the layer ``ELSEWHERE`` and fetches the next.
-- Only the main thread waits, bottom first, so that all below is published, and unlocked, by then.
-- Once it has waited for a while, it lets go of every lock whose layer is unpacked but not published. What is unpacked
-  stays. The other pull may make the same layer meanwhile; so when its turn comes, the lock is taken again, and whoever
-  was second drops what it has if what it finds fits.
+- A thread of the pool never waits for a lock: it marks a locked layer ``ELSEWHERE`` and fetches the next one.
+- Only the main thread waits. It goes bottom first, so everything below is published and unlocked by then.
+- Once it has waited for a second, it lets go of the lock of every layer that is unpacked but not published, and keeps
+  what is unpacked. The other pull may then make the same layer. When the turn of that layer comes, the main thread
+  takes its lock again, and drops its own copy if the one that is now in the store fits.
 """
 
 from __future__ import annotations
