@@ -13,7 +13,7 @@ import typer
 
 from msb_pull import __version__
 from msb_pull.cli.app import app
-from msb_pull.cli.options import EVERYWHERE
+from msb_pull.config.table import EVERYWHERE
 
 PAGE = Path(__file__).with_name("msb-pull.1")
 USAGE = Path(__file__).with_name("usage.md")

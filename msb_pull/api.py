@@ -6,12 +6,12 @@ Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull
 from __future__ import annotations
 
 import contextlib
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.config import settings as config
 from msb_pull.ground.events import ignore
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
 from msb_pull.work.pull import pull
@@ -19,6 +19,7 @@ from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
     import os
+    import threading
     from collections.abc import Callable
 
     from msb_pull.config.settings import Settings
@@ -155,27 +156,26 @@ def pull_image(
     ...     print(error.message, int(error.exit_code))
     other:1: not in the store 3
     """
-    cancel = cancel or threading.Event()
+    wishes = options or PullOptions()
+    job = Job(observer, Cancel(cancel) if cancel else Cancel(), wishes.jobs)
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
         def client() -> RegistryClient:
             """Made when the first registry must be asked: a pull that finds everything loads no requests."""
             if not clients:
-                from msb_pull.ground.running import Cancel, Job
                 from msb_pull.source.registry.credentials import CredentialStore
                 from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
                 host = argument.reference.registry if argument.reference is not None else None
                 who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
-                clients.append(RegistryClient(how, who, Job(observer, Cancel(cancel))))
+                clients.append(RegistryClient(how, who, job))
                 stack.callback(clients[0].close)
             return clients[0]
 
         argument = parse_argument(image, store._settings.default_registry)
-        wishes = options or PullOptions()
-        return pull.pull_image(argument, store._place, client, wishes, observer=observer, cancel=cancel)
+        return pull.pull_image(argument, store._place, client, wishes, job)
 
 
 def registry_options(settings: Settings) -> RegistryOptions:

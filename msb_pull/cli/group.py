@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 import typer.core
 
-from msb_pull.cli.options import COMMON, EVERYWHERE, SETTINGS
+from msb_pull.cli.options import COMMON, SETTINGS
+from msb_pull.config.table import EVERYWHERE
 from msb_pull.ground.errors import MsbPullError, UsageError
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ class Group(typer.core.TyperGroup):
         if word in self.commands and args[0].startswith("-"):
             options = " ".join(args[: args.index(word)])
             raise UsageError(f"{options}: options go after the command", hint=f"msb-pull {word} {options} ...")
+        import difflib
+
         near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
         if near and not set(word) & set(":/@."):
             raise UsageError(

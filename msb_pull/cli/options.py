@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from msb_pull.config.table import ACCESS, EVERYWHERE, LIMITS, TABLE
 from msb_pull.ground.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_REGISTRY = "Registry and credentials"
-_LIMITS = "Limits"
-EVERYWHERE = "Options of every command"
+    from msb_pull.config.table import Setting
 
 Flag = bool
 Text = str | None
@@ -32,7 +31,7 @@ PlainHttp = Annotated[
     typer.Option(
         "--plain-http",
         help="Speak HTTP with the registry of IMAGE (names of this machine fall back to it by themselves).",
-        rich_help_panel=_REGISTRY,
+        rich_help_panel=ACCESS,
     ),
 ]
 TlsNoVerify = Annotated[
@@ -40,7 +39,7 @@ TlsNoVerify = Annotated[
     typer.Option(
         "--tls-no-verify",
         help="Accept any certificate of the registry of IMAGE. Digests are still checked.",
-        rich_help_panel=_REGISTRY,
+        rich_help_panel=ACCESS,
     ),
 ]
 CaCert = Annotated[
@@ -49,7 +48,7 @@ CaCert = Annotated[
         "--ca-cert",
         metavar="FILE",
         help="Trust the authorities in this PEM file for the registry of IMAGE.",
-        rich_help_panel=_REGISTRY,
+        rich_help_panel=ACCESS,
     ),
 ]
 CredsStdin = Annotated[
@@ -57,18 +56,18 @@ CredsStdin = Annotated[
     typer.Option(
         "--creds-stdin",
         help="Read `user:password` from standard input, all of it.",
-        rich_help_panel=_REGISTRY,
+        rich_help_panel=ACCESS,
     ),
 ]
 Anonymous = Annotated[
-    Flag, typer.Option("--anonymous", help="Use no credentials, even if there are some.", rich_help_panel=_REGISTRY)
+    Flag, typer.Option("--anonymous", help="Use no credentials, even if there are some.", rich_help_panel=ACCESS)
 ]
 AllowNoXattr = Annotated[
     Flag,
     typer.Option(
         "--allow-no-xattr",
         help="Go on, with a warning, where the file system has no user attributes; owners and modes are then lost.",
-        rich_help_panel=_LIMITS,
+        rich_help_panel=LIMITS,
     ),
 ]
 As = Annotated[
@@ -118,103 +117,6 @@ SaveFormat = Annotated[
 ]
 
 
-Policy = Annotated[
-    Text,
-    typer.Option(
-        metavar="missing|always|newer|never",
-        help="When to ask the registry. missing (default): only if the image is not complete here. always: every "
-        "time, keeping layers that match. newer: as always, but without a network the local image will do. "
-        "never: local or an error.",
-    ),
-]
-Platform = Annotated[
-    Text,
-    typer.Option(
-        metavar="OS/ARCH[/VARIANT]",
-        help="Platform to choose; default: linux and this machine's processor. [env: MSB_PULL_PLATFORM]",
-    ),
-]
-Jobs = Annotated[
-    Text,
-    typer.Option(
-        "-j", "--jobs", metavar="N", help="Layers at once, 1 to 64; default: by processors. [env: MSB_PULL_JOBS]"
-    ),
-]
-LimitRate = Annotated[
-    Text,
-    typer.Option(
-        metavar="BYTES/s", help="Most bytes a second for all downloads together, as 10M.", rich_help_panel=_LIMITS
-    ),
-]
-MaxLayerSize = Annotated[
-    Text,
-    typer.Option(
-        metavar="SIZE", help="Largest unpacked layer that is accepted; default: 64GiB.", rich_help_panel=_LIMITS
-    ),
-]
-MaxEntries = Annotated[
-    Text,
-    typer.Option(
-        metavar="N", help="Most files in a layer that are accepted; default: 5000000.", rich_help_panel=_LIMITS
-    ),
-]
-MaxWindow = Annotated[
-    Text,
-    typer.Option(
-        metavar="SIZE",
-        help="Largest window of zstd that is accepted, memory for each layer at work; default: 128MiB.",
-        rich_help_panel=_LIMITS,
-    ),
-]
-Authfile = Annotated[
-    Text,
-    typer.Option(
-        metavar="FILE",
-        help="Credentials as `docker login` and `podman login` write them. [env: REGISTRY_AUTH_FILE; also "
-        "MSB_REGISTRY_USERNAME and MSB_REGISTRY_PASSWORD, or MSB_REGISTRY_TOKEN, for the registry MSB_REGISTRY_HOST]",
-        rich_help_panel=_REGISTRY,
-    ),
-]
-
-
-def _settings_options(
-    policy: Policy = None,
-    platform: Platform = None,
-    jobs: Jobs = None,
-    limit_rate: LimitRate = None,
-    max_layer_size: MaxLayerSize = None,
-    max_entries: MaxEntries = None,
-    max_window: MaxWindow = None,
-    authfile: Authfile = None,
-) -> None:
-    """The settings that only some commands take as options."""
-
-
-Home = Annotated[
-    Text,
-    typer.Option(
-        metavar="DIR",
-        help="Where images live; default: ~/.microsandbox. [env: MICROSANDBOX_HOME]",
-        rich_help_panel=EVERYWHERE,
-    ),
-]
-LayersDir = Annotated[
-    Text,
-    typer.Option(
-        metavar="DIR",
-        help="Where layers live; default: HOME/layers. [env: MSB_PULL_LAYERS_DIR]",
-        rich_help_panel=EVERYWHERE,
-    ),
-]
-ConfigFile = Annotated[
-    Text,
-    typer.Option(
-        metavar="FILE",
-        help="Configuration file; default: msb-pull/config.toml in the user's configuration folder. "
-        "[env: MSB_PULL_CONFIG]",
-        rich_help_panel=EVERYWHERE,
-    ),
-]
 Form = Annotated[
     Text,
     typer.Option(
@@ -239,43 +141,30 @@ Verbose = Annotated[
         rich_help_panel=EVERYWHERE,
     ),
 ]
-Progress = Annotated[
-    Text,
-    typer.Option(
-        metavar="auto|bars|plain|json|none",
-        help="How progress is shown; auto: bars on a terminal, else lines. [env: MSB_PULL_PROGRESS]",
-        rich_help_panel=EVERYWHERE,
-    ),
-]
-Color = Annotated[
-    Text,
-    typer.Option(
-        metavar="auto|always|never",
-        help="Colour; default: auto. [env: NO_COLOR, FORCE_COLOR]",
-        rich_help_panel=EVERYWHERE,
-    ),
-]
 Debug = Annotated[
     Flag, typer.Option("--debug", help="Show where in the program an error arose.", rich_help_panel=EVERYWHERE)
 ]
 
 
-def _common_options(
-    home: Home = None,
-    layers_dir: LayersDir = None,
-    config: ConfigFile = None,
-    form: Form = None,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    progress: Progress = None,
-    color: Color = None,
-    debug: Debug = False,
-) -> None:
-    """The options that every command takes."""
+def _option(setting: Setting) -> inspect.Parameter:
+    # Some depend on more than their own variable, and say so themselves.
+    told = "[env" in setting.help or not setting.variable
+    shown = setting.help if told else f"{setting.help} [env: {setting.variable}]"
+    names = (setting.short, setting.option) if setting.short else (setting.option,)
+    option = typer.Option(*names, metavar=setting.metavar, help=shown, rich_help_panel=setting.section)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(setting.name, kind, default=None, annotation=Annotated[Text, option])
 
 
-SETTINGS = inspect.signature(_settings_options, eval_str=True).parameters
-COMMON = inspect.signature(_common_options, eval_str=True).parameters
+def _common_options(form: Form = None, quiet: Quiet = False, verbose: Verbose = 0, debug: Debug = False) -> None:
+    """The options of every command that are no settings."""
+
+
+# The settings that have an option, by name, and what every command takes.
+SETTINGS = {name: _option(setting) for name, setting in TABLE.items() if setting.metavar}
+_OWN = inspect.signature(_common_options, eval_str=True).parameters
+_IN_ORDER = ("home", "layers_dir", "config", "form", "quiet", "verbose", "progress", "color", "debug")
+COMMON = {name: SETTINGS.get(name) or _OWN[name] for name in _IN_ORDER}
 
 
 def needed(images: Sequence[str] | None, what: str) -> list[str]:

@@ -55,9 +55,7 @@ def pull_images(
         force=force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
         jobs=settings.jobs,
-        max_layer_size=settings.max_layer_size,
-        max_entries=settings.max_entries,
-        max_window=settings.max_window,
+        limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,
         dry_run=dry_run,
@@ -126,7 +124,7 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         writes = not options.dry_run and options.policy is not Policy.NEVER
         store = run.store(create=writes)
         observe = _without_plans(run.job.observer) if options.dry_run else run.job.observer
-        result = pull_image(argument, store, client, options, observer=observe, cancel=run.job.cancel)  # type: ignore[arg-type]
+        result = pull_image(argument, store, client, options, replace(run.job, observer=observe))
     except MsbPullError as error:
         run.display.settle()
         if isinstance(error, ContentError) and argument.text not in error.message:

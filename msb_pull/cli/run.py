@@ -8,6 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.config import settings as config
+from msb_pull.config.table import TABLE
 from msb_pull.display.display import Display, error_document
 from msb_pull.display.streams import OutputClosed, Streams
 from msb_pull.ground.errors import (
@@ -55,7 +56,7 @@ class Session:
             form = "json" if "json" in form else "text"
         if form not in ("text", "json"):
             raise UsageError(f"--format: {form!r} is not one of text, json")
-        settings = config.load({name: values[name] for name in values if name in config.OPTIONS})
+        settings = config.load({name: values[name] for name in values if name in TABLE})
         self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
         run = Run(self, settings)
         for text in settings.warnings:

@@ -66,9 +66,7 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     settings = run.settings
     options = PullOptions(
         jobs=settings.jobs,
-        max_layer_size=settings.max_layer_size,
-        max_entries=settings.max_entries,
-        max_window=settings.max_window,
+        limits=settings.limits,
         # What the pull was allowed to do without, its repair is too.
         allow_no_xattr=True,
     )

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.places import config_home
 
@@ -13,17 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-TOP_KEYS = ("home", "layers_dir", "jobs", "platform", "default_registry", "sync")
-PULL_KEYS = ("policy", "retries", "timeout", "limit_rate")
+TOP_KEYS = tuple(x.key for x in TABLE.values() if x.key and not x.key.startswith("pull."))
+PULL_KEYS = tuple(x.key.removeprefix("pull.") for x in TABLE.values() if x.key and x.key.startswith("pull."))
 REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
 TABLES = ("pull", "registries")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """``keys``: setting -> (its name in the file, its value); ``registries``: host -> its table. Values unchecked."""
+    """``keys``: key with its table (``pull.policy``) -> value; ``registries``: host -> its table. Values unchecked."""
 
-    keys: Mapping[str, tuple[str, Any]]
+    keys: Mapping[str | None, Any]
     registries: Mapping[str, Mapping[str, Any]]
 
 
@@ -79,14 +80,14 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
-    keys: dict[str, tuple[str, Any]] = {}
+    keys: dict[str | None, Any] = {}
     for key, value in raw.items():
         if key not in TABLES:
             _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere={name: f"pull.{name}" for name in PULL_KEYS})
-            keys[key] = (key, value)
+            keys[key] = value
     for key, value in _table(path, "pull", raw.get("pull", {})).items():
         _known(path, "pull.", key, PULL_KEYS, elsewhere={name: name for name in TOP_KEYS})
-        keys[key] = (f"pull.{key}", value)
+        keys[f"pull.{key}"] = value
     registries = {}
     for host, value in _table(path, "registries", raw.get("registries", {})).items():
         prefix = f'registries."{host}"'

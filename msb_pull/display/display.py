@@ -6,7 +6,6 @@ a download. Of the progress of one layer only the newest state is kept.
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -126,7 +125,7 @@ class Display:
 
     def document(self, value: Any) -> None:
         """Writes the one JSON document of a run to standard output; raises OutputClosed."""
-        self.result(json.dumps(value, indent=2))
+        self.result(_json(value, indent=2))
 
     def note(self, text: str, *, done: bool = False) -> None:
         """Says something on one line to the person, unless asked to be quiet; ``done`` puts a check mark before it."""
@@ -153,7 +152,7 @@ class Display:
         """Tells of a failure in one to three lines, or as one event with ``--progress json``."""
         self.settle()
         if self._mode == "json":
-            write_aside(self.streams.stderr, json.dumps({"event": "error", **error_document(error)}) + "\n")
+            write_aside(self.streams.stderr, _json({"event": "error", **error_document(error)}) + "\n")
         else:
             write_aside(self.streams.stderr, self._error_text(error))
 
@@ -240,7 +239,7 @@ class _JsonRenderer:
 
         told = [event for event in batch if not isinstance(event, Logged) or event.level <= self._verbosity]
         if told:
-            write_aside(self._streams.stderr, "".join(json.dumps(describe(event)) + "\n" for event in told))
+            write_aside(self._streams.stderr, "".join(_json(describe(event)) + "\n" for event in told))
 
     def settle(self) -> None: ...
 
@@ -249,6 +248,13 @@ def error_document(error: MsbPullError) -> dict[str, Any]:
     """An error as the JSON documents carry it."""
     document = {"code": int(error.exit_code), "kind": error.kind, "message": error.message}
     return document | {"cause": error.cause, "hint": error.hint}
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    # `--help` and most runs write none, and should not load it.
+    import json
+
+    return json.dumps(value, indent=indent)
 
 
 def _one_line(text: str) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import exhausted
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
     from concurrent.futures import Future
+
+    from msb_pull.ground.running import Cancel
 
 
 class Pool(ThreadPoolExecutor):
@@ -27,7 +28,7 @@ class Pool(ThreadPoolExecutor):
 class StoppingPool:
     """A thread pool that stops its work before it lets an error pass."""
 
-    def __init__(self, size: int, failed: threading.Event) -> None:
+    def __init__(self, size: int, failed: Cancel) -> None:
         self._pool = Pool(size, thread_name_prefix="layer")
         self._failed = failed
         self.submit = self._pool.submit

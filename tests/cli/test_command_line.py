@@ -73,7 +73,7 @@ def test_options_reach_the_settings(pulled):
     [(_, started, access, keywords)] = pulled
     settings = started.settings
     assert (settings.jobs, settings.policy, settings.limit_rate) == (3, "newer", 10_000_000)
-    assert (settings.max_layer_size, settings.max_entries) == (1 << 30, 7)
+    assert (settings.limits.max_bytes, settings.limits.max_entries) == (1 << 30, 7)
     assert access.anonymous and keywords["force"] and not keywords["dry_run"]
     assert started.display.quiet
 

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from msb_pull.config import settings as config
 from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
+from msb_pull.config.table import TABLE
 from tests.conftest import REPOSITORY
 from tests.support.program import run_program
 
@@ -132,7 +132,8 @@ def test_variables_of_help_usage_and_configuration():
     without_option = {"OCI_REGISTRY_DOMAIN"}
     assert set(told) == set(named) | without_option
     credentials = {"MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD", "MSB_REGISTRY_TOKEN", "MSB_REGISTRY_HOST"}
-    assert set(config.ENVIRONMENT.values()) == set(told) - credentials - {"NO_COLOR", "FORCE_COLOR"}
+    ours = {x.variable for x in TABLE.values() if x.variable}
+    assert ours == set(told) - credentials - {"NO_COLOR", "FORCE_COLOR"}
     for variable, option in named.items():
         if variable not in credentials:
             assert f"`{option.rpartition(', ')[2].split()[0]}`" in told[variable], variable

@@ -10,6 +10,7 @@ import pytest
 
 from msb_pull.config import file as config_file
 from msb_pull.config import settings as config
+from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.sizes import format_size, parse_size
 
@@ -81,12 +82,12 @@ def test_option_before_environment_before_file(folder):
     assert config.load({"jobs": None}, {"MSB_PULL_JOBS": ""}).jobs == 3
 
 
-@pytest.mark.parametrize("key", sorted(config.ENVIRONMENT))
+@pytest.mark.parametrize("key", sorted(x.name for x in TABLE.values() if x.variable))
 def test_every_variable_sets_its_key(key, tmp_path):
     values = {"jobs": "2", "progress": "json", "platform": "linux/arm64", "default_registry": "quay.io"}
     value = values.get(key, str(tmp_path / "x.toml"))
     (tmp_path / "x.toml").write_text("")
-    assert str(getattr(config.load({}, {config.ENVIRONMENT[key]: value}), key)) == value
+    assert str(getattr(config.load({}, {TABLE[key].variable: value}), key)) == value
 
 
 @pytest.mark.parametrize(

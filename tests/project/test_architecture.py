@@ -47,7 +47,7 @@ CHILD = {
 }
 
 # What they may have of the ground.
-GROUND = ("below", "errors", "pax", "remove", "tarfields", "text")
+GROUND = ("below", "errors", "limits", "pax", "remove", "tarfields", "text")
 
 OWNERS = {  # third-party package -> who alone may import it
     "typer": lambda module: module.startswith("msb_pull.cli."),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull.config import settings as config
+from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import ExitCode
 from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.support.program import run_program
@@ -36,9 +37,10 @@ def code(language: str, text: str) -> list[str]:
 def test_variables_are_those_of_the_configuration():
     named = set(re.findall(r"\| `?([A-Z_`, ]+)`? \|", section("Configuration")))
     variables = {word for cell in named for word in re.findall(r"[A-Z_]{4,}", cell)}
-    assert set(config.ENVIRONMENT.values()) <= variables
+    ours = {x.variable for x in TABLE.values() if x.variable}
+    assert ours <= variables
     assert {name for name in variables if name.startswith("MSB_PULL_")} == {
-        name for name in config.ENVIRONMENT.values() if name.startswith("MSB_PULL_")
+        name for name in ours if name.startswith("MSB_PULL_")
     }
 
 

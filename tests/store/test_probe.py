@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store import probe
 from msb_pull.store.store import Store
@@ -19,7 +19,7 @@ from msb_pull.work.pull.pull import pull_image
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import BASE, TOP, file, layer_tar
 from tests.support.mounts import mounted
-from tests.support.stores import NEVER, publish
+from tests.support.stores import publish
 from tests.support.treecompare import describe
 
 pytestmark = pytest.mark.disk
@@ -87,8 +87,7 @@ def test_a79_where_nothing_may_be_executed_an_image_is_the_same(tmp_path, store)
             here,
             lambda: pytest.fail("asked a registry"),
             PullOptions(name="localhost/a:1"),
-            observer=events.ignore,
-            cancel=NEVER,
+            Job(),
         )
         return [describe(Path(layer.path)) for layer in result.layers]
 
@@ -120,8 +119,7 @@ def test_d9_a77_what_cannot_fit_is_not_begun(tmp_path):
                 store,
                 lambda: pytest.fail("asked a registry"),
                 PullOptions(name="localhost/a:1"),
-                observer=events.ignore,
-                cancel=NEVER,
+                Job(),
             )
 
 

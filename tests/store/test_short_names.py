@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
@@ -19,7 +19,6 @@ from msb_pull.work.pull.pull import pull_image
 from tests.conftest import need
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import BASE, TOP, file, layer_tar
-from tests.support.stores import NEVER
 from tests.support.treecompare import describe
 
 pytestmark = pytest.mark.disk
@@ -34,8 +33,7 @@ def pulled(store: Store, layout: Path) -> list[dict]:
         lambda: pytest.fail("asked a registry"),
         # fuse-overlayfs keeps this attribute for itself.
         PullOptions(name="localhost/a:1", allow_no_xattr=True),
-        observer=events.ignore,
-        cancel=NEVER,
+        Job(),
     )
     return [describe(Path(layer.path)) for layer in result.layers]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
+from msb_pull.ground.running import Throttle
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
@@ -23,19 +23,16 @@ from msb_pull.work.pull.handoff import Handoff
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from msb_pull.ground.events import Observer
-    from msb_pull.ground.running import Cancel
+    from msb_pull.ground.limits import Limits
+    from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.interface import Source
     from msb_pull.store.store import Staging, Store
 
-# A terminal cannot show more, and a slow one must not slow a download.
-_PROGRESS_INTERVAL = 0.1
-
 
 @dataclass(frozen=True, slots=True)
-class LayerTask:
+class WantedLayer:
     """One distinct layer to fetch: its blob and the digest of its tar stream."""
 
     descriptor: Descriptor
@@ -59,61 +56,59 @@ class LayerFetcher:
         self,
         store: Store,
         source: Source,
-        options: UnpackOptions,
+        limits: Limits,
         *,
-        max_window: int,
+        xattrs: bool,
         image: str,
-        observer: Observer,
-        cancel: Cancel,
+        job: Job,
     ) -> None:
         self._store = store
         self._source = source
-        self._options = options
-        self._max_window = max_window
+        self._limits = limits
+        self._options = UnpackOptions(max_entries=limits.max_entries, max_bytes=limits.max_bytes, xattrs=xattrs)
         self._image = image
-        self._observer = observer
-        self._cancel = cancel
+        self._job = job
 
-    def fetch(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:
+    def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
 
         A blob that does not match its digest is fetched once more from its first byte, since proxies and partial files
         go bad; the second mismatch is final. Raises ContentError, NetworkError, AccessError, LocalError, Cancelled.
         """
         try:
-            return self._fetch_once(task, resources)
+            return self._fetch_once(wanted, resources)
         except DigestMismatch as error:
-            self._forget(task)
+            self._forget(wanted)
             self._warn(f"{error.message}; fetching it again from the start")
         try:
-            return self._fetch_once(task, resources)
+            return self._fetch_once(wanted, resources)
         except DigestMismatch as error:
-            self._forget(task)
+            self._forget(wanted)
             if not self._source.remote:
                 error.hint = COPY_AGAIN
             raise
 
-    def _fetch_once(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:
+    def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         with contextlib.ExitStack() as attempt, _local_trouble(self._store):
-            staging = attempt.enter_context(self._store.staging(task.descriptor.digest))
-            with self._kept(task) as keep:
-                fetched = self._unpack(task, staging, keep)
+            staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
+            with self._kept(wanted) as keep:
+                fetched = self._unpack(wanted, staging, keep)
             resources.enter_context(attempt.pop_all())
             return fetched
 
-    def _unpack(self, task: LayerTask, staging: Staging, keep: int | None) -> FetchedLayer:
-        descriptor = task.descriptor
+    def _unpack(self, wanted: WantedLayer, staging: Staging, keep: int | None) -> FetchedLayer:
+        descriptor = wanted.descriptor
         blob = BlobReader(
             descriptor.digest,
             descriptor.size,
             lambda offset: self._source.open_blob(descriptor, offset),
             keep=keep,
             progress=self._progress(descriptor),
-            cancel=self._cancel,
+            cancel=self._job.cancel,
         )
         process = LayerProcess(staging.path, staging.record, self._options)
         try:
-            pipe = _Pipe(task, process, self._options.max_bytes, self._max_window)
+            pipe = _Pipe(wanted, process, self._limits)
             with contextlib.ExitStack() as ending:
                 feeding = ending.enter_context(Handoff(pipe.pass_on))
                 inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
@@ -130,17 +125,17 @@ class LayerFetcher:
                     finally:
                         if pipe.warning:
                             self._warn(f"layer {descriptor.digest.short}: {pipe.warning}")
-                raise _named(trouble, task)
+                raise _named(trouble, wanted)
         finally:
             process.kill()
 
     @contextlib.contextmanager
-    def _kept(self, task: LayerTask) -> Iterator[int | None]:
+    def _kept(self, wanted: WantedLayer) -> Iterator[int | None]:
         """Opens the partial file of a remote blob; what a local source holds need not be kept twice."""
         if not self._source.remote:
             yield None
             return
-        path = self._store.partial_path(task.descriptor.digest)
+        path = self._store.partial_path(wanted.descriptor.digest)
         keep = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             yield keep
@@ -148,37 +143,33 @@ class LayerFetcher:
             os.close(keep)
 
     def _warn(self, text: str) -> None:
-        self._observer(events.Warned(self._image, text))
+        self._job.warn(self._image, text)
 
     def _progress(self, descriptor: Descriptor) -> Callable[[int], None]:
         digest, total = str(descriptor.digest), descriptor.size
-        last = 0.0
+        throttle = Throttle()
 
         def report(done: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if done == total or now - last >= _PROGRESS_INTERVAL:
-                last = now
+            if throttle.passes(last=done == total):
                 phase = events.Phase.UNPACKING if done == total else events.Phase.DOWNLOADING
-                self._observer(events.LayerProgress(self._image, digest, phase, done, total))
+                self._job.tell(events.LayerProgress(self._image, digest, phase, done, total))
 
         return report
 
-    def _forget(self, task: LayerTask) -> None:
-        self._store.partial_path(task.descriptor.digest).unlink(missing_ok=True)
+    def _forget(self, wanted: WantedLayer) -> None:
+        self._store.partial_path(wanted.descriptor.digest).unlink(missing_ok=True)
 
 
 class _Pipe:
     """Inflates, hashes and counts a layer on its way into the child."""
 
-    def __init__(self, task: LayerTask, process: LayerProcess, max_bytes: int, max_window: int) -> None:
+    def __init__(self, wanted: WantedLayer, process: LayerProcess, limits: Limits) -> None:
         self.tar_bytes = 0
         self.warning: str | None = None
-        self._task = task
+        self._task = wanted
         self._process = process
-        self._max_bytes = max_bytes
-        self._max_window = max_window
-        self._hash = task.diff_id.hasher()
+        self._limits = limits
+        self._hash = wanted.diff_id.hasher()
         self._decompressor: Decompressor | None = None
         self._head = b""
 
@@ -218,14 +209,15 @@ class _Pipe:
     def _inflate(self, chunk: bytes) -> Iterator[bytes]:
         if self._decompressor is None:
             media_type = self._task.descriptor.media_type
-            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._max_window)
+            self._decompressor, self.warning = open_decompressor(chunk[:6], media_type, self._limits.max_window)
         for piece in self._decompressor.feed(chunk):
             self.tar_bytes += len(piece)
             # Headers and padding come on top of what the files hold, so the child's own count stops a layer first,
             # unless the bytes are not files at all.
-            if self.tar_bytes > 2 * self._max_bytes + CHUNK:
+            if self.tar_bytes > 2 * self._limits.max_bytes + CHUNK:
                 raise ContentError(
-                    f"unpacks to more than {self._max_bytes} bytes", hint="raise --max-layer-size if that is right"
+                    f"unpacks to more than {self._limits.max_bytes} bytes",
+                    hint="raise --max-layer-size if that is right",
                 )
             yield piece
 
@@ -246,9 +238,9 @@ def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
     return trouble
 
 
-def _named(trouble: ContentError, task: LayerTask) -> ContentError:
+def _named(trouble: ContentError, wanted: WantedLayer) -> ContentError:
     """Puts the layer's short digest in front of an error that knows only the entry."""
-    trouble.message = f"layer {task.descriptor.digest.short}: {trouble.message}"
+    trouble.message = f"layer {wanted.descriptor.digest.short}: {trouble.message}"
     return trouble
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
+from msb_pull.ground.limits import Limits
 from msb_pull.image.platform import Platform
+
+_LIMITS = Limits()
 
 
 class Policy(enum.StrEnum):
@@ -19,8 +22,9 @@ class Policy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """How to pull. ``platform`` None means this machine's; sizes are bytes; ``name`` is what ``--as`` gives.
+    """How to pull. ``platform`` None means this machine's; ``name`` is what ``--as`` gives.
 
+    ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
     ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
     """
 
@@ -28,13 +32,19 @@ class PullOptions:
     force: bool = False
     platform: Platform | None = None
     jobs: int = 4
-    max_layer_size: int = 64 << 30
-    max_entries: int = 5_000_000
-    max_window: int = 128 << 20
+    max_layer_size: InitVar[int | None] = None
+    max_entries: InitVar[int | None] = None
+    max_window: InitVar[int | None] = None
     allow_no_xattr: bool = False
     name: str | None = None
     dry_run: bool = False
     refetch: frozenset[str] = frozenset()
+    limits: Limits = _LIMITS
+
+    def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
+        named = {"max_bytes": max_layer_size, "max_entries": max_entries, "max_window": max_window}
+        if given := {name: value for name, value in named.items() if value is not None}:
+            object.__setattr__(self, "limits", Limits(**given))
 
     @property
     def wanted(self) -> Platform:

@@ -6,23 +6,21 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from msb_pull.ground import events
 from msb_pull.ground.errors import NetworkError, NotFoundError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
 from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import ResolvedImage
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.database import StoredImage
     from msb_pull.store.store import Store
-
-__all__ = ["LayerOutcome", "Policy", "PullOptions", "PullResult", "find_local", "pull_image"]
 
 
 def pull_image(
@@ -30,9 +28,7 @@ def pull_image(
     store: Store,
     client: Callable[[], RegistryClient],
     options: PullOptions,
-    *,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
@@ -47,32 +43,29 @@ def pull_image(
         hint = "pull it without --policy never while the registry is reachable"
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
-    from msb_pull.ground import events
-    from msb_pull.ground.running import Cancel, Job
     from msb_pull.image.manifest import check_image
     from msb_pull.source.open import open_source
     from msb_pull.work.pull.transfer import Transfer
 
     def warn(text: str) -> None:
-        observer(events.Warned(argument.text, text))
+        job.warn(argument.text, text)
 
     if argument.reference is not None and argument.reference.doubt is not None:
         warn(argument.reference.doubt)
-    job = Job(observer, Cancel(cancel), options.jobs)
     opened = open_source(argument, client, name=options.name, scratch=store.scratch, job=job)
     with contextlib.closing(opened) as source:
-        observer(events.Resolving(argument.text))
+        job.tell(events.Resolving(argument.text))
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)
         except NetworkError as error:
             if options.policy is Policy.NEWER and local is not None:
-                observer(events.Warned(argument.text, f"{error.message}; keeping the local image"))
+                job.warn(argument.text, f"{error.message}; keeping the local image")
                 return _unchanged(local, store, started)
             raise
         check_image(resolved.manifest, str(resolved.reference))
         if argument.reference is None and options.name is None:
             _warn_of_replacing(resolved, store, warn)
-        work = Transfer(resolved, source, store, options, observer, cancel)
+        work = Transfer(resolved, source, store, options, job)
         return work.plan_only(started) if options.dry_run else work.run(started)
 
 

@@ -1,64 +1,39 @@
-"""Move one resolved image into the store: fetch what is missing, settle and publish bottom first, record."""
+"""Moves one resolved image into the store: fetches what is missing, settles and publishes bottom first, records."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled, ContentError
+from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
-from msb_pull.ground.running import Cancel
-from msb_pull.image.digest import chain_id
-from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.standing import belongs_on
-from msb_pull.layer.settle.settle import Settled, settle
-from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.store.index.rows import ImageRecord
-from msb_pull.store.keys import LayerKey
-from msb_pull.store.locks import Busy
-from msb_pull.work.pull.fetch import FetchedLayer, LayerFetcher, LayerTask
+from msb_pull.work.pull.bases import Bases
+from msb_pull.work.pull.fetch import LayerFetcher
+from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import LayerOutcome, PullOptions, PullResult
+from msb_pull.work.pull.publish import Publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from msb_pull.ground.events import Observer
-    from msb_pull.image.digest import Digest
     from msb_pull.source.interface import ResolvedImage, Source
+    from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
 
-
-@dataclass(slots=True)
-class _Layer:
-    """One distinct layer of the image on its way into the store."""
-
-    task: LayerTask
-    position: int
-    chain: str
-    key: LayerKey
-    present: bool
-    lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    future: Future[FetchedLayer | None] | None = None
-    fetched: int = 0
-    elsewhere: bool = False
-    let_go: bool = False
-    published: bool = False
-
-    @property
-    def digest(self) -> Digest:
-        return self.task.descriptor.digest
+# How long an error of one layer may go unheard while another one is waited for, in seconds.
+_SLICE = 0.1
 
 
 class Transfer:
-    """The work on one resolved image. ``keys`` name its layers in the store where that is settled already."""
+    """The work on one resolved image; every method is called by the main thread, but for :meth:`_fetch`.
+
+    ``keys`` name its layers in the store, position by position, where that is settled already.
+    """
 
     def __init__(
         self,
@@ -66,21 +41,23 @@ class Transfer:
         source: Source,
         store: Store,
         options: PullOptions,
-        observer: Observer,
-        cancel: threading.Event,
-        keys: Mapping[Digest, LayerKey] | None = None,
+        job: Job,
+        keys: Sequence[LayerKey] = (),
     ) -> None:
         self._resolved = resolved
-        self._keys = keys or {}
         self._source = source
         self._store = store
         self._options = options
-        self._observer = observer
-        self._cancel = cancel
-        self._failed = threading.Event()
-        self._fetcher: LayerFetcher | None = None
+        self._keys = keys
+        self._cancel = job.cancel
+        # For this pull alone: it ends, too, once a layer has failed.
+        self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
         self._name = str(resolved.reference)
-        self._layers: list[_Layer] = []
+        self._fetcher: LayerFetcher | None = None
+        # All that the pool was given, and so what may hold locks.
+        self._started: list[Placing] = []
+        # Written by the first thread of the pool that fails.
+        self._failure: BaseException | None = None
 
     def plan_only(self, started: float) -> PullResult:
         """Says what would be fetched; writes nothing."""
@@ -98,10 +75,16 @@ class Transfer:
             self._place_all(missing)
             self._record()
         result = self._result(started)
-        done = sum(layer.present for layer in self._layers)
-        self._observer(
+        present = {str(placing.digest): placing.present for placing in self._bases.stack}
+        self._job.tell(
             events.ImageDone(
-                self._name, result.pinned, result.size, result.fetched, result.seconds, len(self._layers), done
+                self._name,
+                result.pinned,
+                result.size,
+                result.fetched,
+                result.seconds,
+                len(present),
+                sum(present.values()),
             )
         )
         return result
@@ -111,230 +94,159 @@ class Transfer:
         self._store.sweep()
         self._place_all(self._plan())
 
-    def _distinct_layers(self) -> list[_Layer]:
-        """The layers in manifest order, each digest once, with the ChainID of what lies below it (image-spec)."""
-        layers: dict[str, _Layer] = {}
-        chain = ""
-        pairs = zip(self._resolved.manifest.layers, self._resolved.config.diff_ids, strict=True)
-        for position, (descriptor, diff_id) in enumerate(pairs):
-            key = str(descriptor.digest)
-            if key not in layers:
-                layers[key] = self._planned(LayerTask(descriptor, diff_id), position, chain)
-            chain = chain_id(chain, str(diff_id))
-        return list(layers.values())
-
-    def _planned(self, task: LayerTask, position: int, chain: str) -> _Layer:
-        """A layer that looks different on this base may lie in the store under a name of its own."""
-        digest = task.descriptor.digest
-        own = LayerKey.on(digest, chain)
-        key = self._keys.get(digest) or (own if self._is_there(own) else LayerKey(digest))
-        return _Layer(task, position, chain, key, self._is_there(key))
-
-    def _is_there(self, key: LayerKey) -> bool:
-        """Whether a layer need not be fetched."""
-        options = self._options
-        return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
-
-    def _plan(self) -> list[_Layer]:
-        """Looks at what is there and announces the work; returns the missing layers."""
-        self._layers = self._distinct_layers()
-        planned = tuple(events.PlannedLayer(str(x.digest), x.task.descriptor.size, x.present) for x in self._layers)
-        self._observer(events.PullPlanned(self._name, str(self._resolved.platform), planned))
-        return [layer for layer in self._layers if not layer.present]
+    def _plan(self) -> list[Placing]:
+        """Looks at what is there and announces the work; returns what can be fetched at once."""
+        self._bases = Bases(self._resolved, self._store, self._options, self._keys)
+        self._publisher = Publisher(self._store, self._source, self._bases, self._options.limits, self._name, self._job)
+        missing = self._bases.missing()
+        digests = {placing.digest for placing in missing}
+        distinct = {str(layer.digest): layer for layer in self._resolved.manifest.layers}
+        planned = tuple(events.PlannedLayer(name, x.size, x.digest not in digests) for name, x in distinct.items())
+        self._job.tell(events.PullPlanned(self._name, str(self._resolved.platform), planned))
+        return missing
 
     def _drop_partials(self) -> None:
         """A layer that got its name in the last moment before an interruption may have left its download."""
-        for layer in self._layers:
-            if layer.present:
-                self._store.partial_path(layer.digest).unlink(missing_ok=True)
+        for placing in self._bases.stack:
+            if placing.present:
+                self._store.partial_path(placing.digest).unlink(missing_ok=True)
 
     def _store_waits(self, holder: str) -> None:
-        self._observer(events.StoreWaiting(self._name, holder))
+        self._job.tell(events.StoreWaiting(self._name, holder))
 
-    def _place_all(self, missing: list[_Layer]) -> None:
-        """Fetches what is missing and goes through all layers, bottom first, so that each finds those below."""
-        with contextlib.ExitStack() as resources:
-            for layer in self._layers:
-                resources.enter_context(layer.lock)
-                resources.enter_context(layer.resources)
-            pool = resources.enter_context(StoppingPool(self._options.jobs, self._failed))
-            for layer in sorted(missing, key=lambda x: -x.task.descriptor.size):
-                self._submit(pool, layer)
-            for layer in self._layers:
-                if layer.future is not None:
-                    self._finish(pool, layer)
-                if layer.present and not self._fits(layer):
-                    # The same blob on another base: what it took from the layers below is not what this image shows.
-                    layer.key, layer.present = LayerKey.on(layer.digest, layer.chain), False
-                    layer.published = layer.let_go = False
-                    self._submit(pool, layer)
-                    self._finish(pool, layer)
+    def _place_all(self, missing: list[Placing]) -> None:
+        """Fetches what is missing, largest first, and goes through all layers, so that each finds those below."""
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._close)
+            pool = ending.enter_context(StoppingPool(self._job.jobs, self._job.cancel))
+            for placing in sorted(missing, key=lambda placing: -placing.size):
+                self._start(pool, placing)
+            for position, placing in enumerate(self._bases.stack):
+                self._place(pool, placing)
+                fits = self._fits(position)
+                placing.unlock()
+                if not fits:
+                    self._place(pool, self._bases.replace(position))
 
-    def _submit(self, pool: StoppingPool, layer: _Layer) -> None:
+    def _place(self, pool: StoppingPool, placing: Placing) -> None:
+        """Brings one layer to its end; does nothing for one that is there, or was placed at a lower position."""
+        if placing.state is State.MISSING:
+            self._start(pool, placing)
+        if placing.future is not None:
+            self._finish(pool, placing)
+
+    def _close(self) -> None:
+        for placing in self._started:
+            placing.close()
+
+    def _start(self, pool: StoppingPool, placing: Placing) -> None:
+        self._started.append(placing)
+        self._submit(pool, placing)
+
+    def _submit(self, pool: StoppingPool, placing: Placing) -> None:
         if self._fetcher is None:
             # Only a pull that writes needs to know what the file system can do.
             self._fetcher = self._make_fetcher()
-        layer.future = pool.submit(self._fetch, self._fetcher, layer)
+        placing.state = State.FETCHING
+        placing.future = pool.submit(self._fetch, self._fetcher, placing)
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
-        self._store.check_space(sum(x.task.descriptor.size for x in self._layers if not x.present))
+        self._store.check_space(sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present))
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
-        return LayerFetcher(
-            self._store,
-            self._source,
-            UnpackOptions(max_entries=options.max_entries, max_bytes=options.max_layer_size, xattrs=xattrs),
-            max_window=options.max_window,
-            image=self._name,
-            observer=self._observer,
-            cancel=Cancel(self._cancel, self._failed),
-        )
+        return LayerFetcher(self._store, self._source, options.limits, xattrs=xattrs, image=self._name, job=self._job)
 
-    def _fits(self, layer: _Layer) -> bool:
-        """Whether a layer that is there belongs on top of this image's lower layers."""
-        if layer.key.variant or self._keys:
-            return True
+    def _fits(self, position: int) -> bool:
+        """Whether a layer that is there belongs on top of this image's lower layers; it may be locked afterwards."""
+        placing = self._bases.stack[position]
         try:
-            notes = Notes.load(self._store.notes_path(layer.key))
-            if notes.chain == layer.chain or not notes.derived:
-                return True
-            return belongs_on(self._store.record_path(layer.key), notes, self._lowers(layer))
-        except ContentError:
-            # Nothing can be said of a damaged one, and this image can do without it.
-            return False
+            return self._bases.fits(position)
         except FileNotFoundError:
-            # Another process swaps it for a new one this moment.
-            self._wait_for_lock(layer)
-            layer.lock.close()
-            return self._store.has_layer(layer.key) and self._fits(layer)
+            # Another process is swapping it for a new one.
+            self._wait_for_lock(placing)
+        try:
+            return self._store.has_layer(placing.key) and self._bases.fits(position)
+        except FileNotFoundError:
+            # Its record is lost.
+            return False
 
-    def _lowers(self, layer: _Layer) -> list[Path]:
-        """The directories of the layers below, nearest first."""
-        keys = {x.digest: x.key for x in self._layers}
-        below = self._resolved.manifest.layers[: layer.position]
-        return [self._store.layer_dir(keys[x.digest]) for x in reversed(below)]
+    def _fetch(self, fetcher: LayerFetcher, placing: Placing) -> None:
+        """Runs in the pool, and changes the state of the layer at its end.
 
-    def _fetch(self, fetcher: LayerFetcher, layer: _Layer) -> FetchedLayer | None:
-        """Runs in the pool. None when another process has made the layer meanwhile, or is making it.
-
-        A thread of the pool never waits for another process, which may in turn be waiting for a layer that stands
-        behind this one in the queue. A layer that takes nothing from those below is published at once.
+        A layer that takes nothing from those below is published at once.
         """
-        if not layer.elsewhere:
-            try:
-                layer.lock.enter_context(
-                    self._store.lock_layer(layer.digest, lambda holder: None, self._cancel, wait=False)
-                )
-            except Busy:
-                layer.elsewhere = True
-                return None
-        if self._is_there(layer.key):
-            layer.lock.close()
-            return None
-        fetched = fetcher.fetch(layer.task, layer.resources)
-        if not fetched.report.needs_lowers:
-            self._publish(layer, fetched)
-        return fetched
+        try:
+            self._job.cancel.check()
+            if not placing.try_lock(self._store, self._job.cancel):
+                placing.state = State.ELSEWHERE
+            elif self._bases.is_there(placing.key):
+                placing.unlock()
+                placing.state = State.PRESENT
+            else:
+                placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
+                if placing.fetched.report.needs_lowers:
+                    placing.arrived()
+                else:
+                    self._publisher.publish(placing)
+        except BaseException as error:
+            # Before the others hear of it and end with an error that says less.
+            self._failure = self._failure or error
+            self._job.cancel.set()
+            raise
 
-    def _wait_for_lock(self, layer: _Layer) -> None:
-        """Waits until no other process makes a layer.
-
-        By now all layers below are published and no longer locked. Where images stack the same layers the other way
-        round, two processes could wait for each other in a circle; so whoever has waited a while keeps what it has
-        unpacked, but lets others make it too.
-        """
-        waits_long = False
+    def _wait_for_lock(self, placing: Placing) -> None:
+        """Waits until no other process makes a layer, and lets go of what others may be waiting for meanwhile."""
 
         def waiting(holder: str) -> None:
-            nonlocal waits_long
-            waits_long = True
-            self._observer(events.LayerWaiting(self._name, str(layer.digest), holder))
+            self._job.tell(events.LayerWaiting(self._name, str(placing.digest), holder))
+            for other in self._started:
+                other.let_go()
 
-        def look() -> None:
+        try:
+            placing.wait_for_lock(self._store, waiting, self._job.cancel)
+        except Cancelled:
             self._raise_if_over()
-            for other in self._layers if waits_long else ():
-                done = other.future is not None and other.future.done()
-                if done and not (other.elsewhere or other.published):
-                    other.let_go = True
-                    other.lock.close()
+            raise
+        finally:
+            for other in self._started:
+                other.keep()
 
-        layer.lock.enter_context(self._store.lock_layer(layer.digest, waiting, _Watch(look)))
+    def _finish(self, pool: StoppingPool, placing: Placing) -> None:
+        """Bottom first: waits for a layer, and settles it on those below unless that is done."""
+        self._await(placing)
+        if placing.state is State.ELSEWHERE:
+            self._wait_for_lock(placing)
+            self._submit(pool, placing)
+            self._await(placing)
+        elif placing.state is State.LET_GO:
+            self._wait_for_lock(placing)
+            if self._bases.is_there(placing.key) and self._fits(placing.position):
+                placing.state, placing.fetched = State.PRESENT, None
+        if placing.state in (State.FETCHED, State.LET_GO):
+            self._publisher.publish(placing)
+        placing.future = None
+        placing.close()
+        done = events.LayerDone(
+            self._name, str(placing.digest), placing.size, placing.bytes_fetched, present=placing.present
+        )
+        self._job.tell(done)
 
-    def _finish(self, pool: StoppingPool, layer: _Layer) -> None:
-        """In the main thread, bottom first: waits for a layer, and settles it on those below unless that is done."""
-        fetched = self._await(layer)
-        if layer.elsewhere:
-            self._wait_for_lock(layer)
-            self._submit(pool, layer)
-            fetched = self._await(layer)
-            layer.elsewhere = False
-        elif layer.let_go and fetched is not None:
-            self._wait_for_lock(layer)
-            if self._is_there(layer.key) and self._fits(layer):
-                fetched = None
-        if fetched is None:
-            layer.present = True
-        else:
-            layer.fetched = fetched.fetched
-            if not layer.published:
-                self._publish(layer, fetched)
-        layer.lock.close()
-        layer.resources.close()
-        size = layer.task.descriptor.size
-        self._observer(events.LayerDone(self._name, str(layer.digest), size, layer.fetched, present=layer.present))
-
-    def _await(self, layer: _Layer) -> FetchedLayer | None:
+    def _await(self, placing: Placing) -> None:
         """Waits for one layer, but raises as soon as any of them fails."""
-        assert layer.future is not None
-        while not layer.future.done():
-            pending = [x.future for x in self._layers if x.future is not None and not x.future.done()]
-            wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
+        assert placing.future is not None
+        while not placing.future.done():
+            wait([placing.future], timeout=_SLICE)
             self._raise_if_over()
-        return layer.future.result()
+        self._raise_if_over()
 
     def _raise_if_over(self) -> None:
         """Raises what ends this pull: a signal, or the error of any layer."""
-        if self._cancel.is_set():
-            raise Cancelled("interrupted")
-        for layer in self._layers:
-            if layer.future is not None and layer.future.done() and layer.future.exception() is not None:
-                layer.future.result()
-
-    def _publish(self, layer: _Layer, fetched: FetchedLayer) -> None:
-        report = fetched.report
-        lowers = self._lowers(layer) if report.needs_lowers else ()
-        settled = settle(fetched.staging.path, report, lowers, max_bytes=self._options.max_layer_size)
-        layer.key = self._key_for(layer, settled)
-        diff_id = str(layer.task.diff_id)
-        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=layer.chain)
-        notes.save(fetched.staging.notes)
-        self._observer(events.Logged(self._name, 1, f"layer {layer.digest.short}: unpacked under {report.jailed}"))
-        kept = keep_aside(fetched.staging.path, fetched.staging.kept)
-        for warning in (*report.warnings, *settled.warnings, *kept):
-            self._observer(events.Warned(self._name, f"layer {layer.digest.short}: {warning}"))
-        self._store.publish(fetched.staging, layer.key, replace=True)
-        if self._source.remote:
-            self._store.partial_path(layer.digest).unlink(missing_ok=True)
-        layer.published = True
-        layer.lock.close()
-
-    def _key_for(self, layer: _Layer, settled: Settled) -> LayerKey:
-        """The plain name, unless a layer holds it that another base made different."""
-        if self._keys:
-            return layer.key
-        plain = LayerKey(layer.digest)
-        if not self._store.has_layer(plain):
-            return plain
-        try:
-            notes = Notes.load(self._store.notes_path(plain))
-        except ContentError:
-            return plain
-        same = notes.chain == layer.chain or notes.derived == settled.derived
-        return plain if same else LayerKey.on(layer.digest, layer.chain)
+        self._cancel.check()
+        if self._failure is not None:
+            raise self._failure
 
     def _record(self) -> None:
         resolved = self._resolved
-        keys = {layer.digest: layer.key for layer in self._layers}
         self._store.register(needed=True)
         with self._store.database(create=True) as database:
             database.record(
@@ -347,38 +259,26 @@ class Transfer:
                     config_bytes=resolved.config_bytes,
                     config=resolved.config,
                     source=resolved.source,
-                    keys=tuple(keys[x.digest] for x in resolved.manifest.layers),
+                    keys=tuple(placing.key for placing in self._bases.stack),
                 )
             )
 
     def _result(self, started: float) -> PullResult:
-        resolved = self._resolved
-        by_digest = {str(layer.digest): layer for layer in self._layers}
-        outcomes = []
-        for descriptor in resolved.manifest.layers:
-            layer = by_digest[str(descriptor.digest)]
-            path = str(self._store.layer_dir(layer.key))
-            outcomes.append(LayerOutcome(str(descriptor.digest), descriptor.size, layer.fetched, layer.present, path))
+        resolved, stack = self._resolved, self._bases.stack
+        outcomes = (
+            LayerOutcome(str(x.digest), x.size, x.bytes_fetched, x.present, str(self._store.layer_dir(x.key)))
+            for x in stack
+        )
+        distinct = dict.fromkeys(stack)
         return PullResult(
             reference=self._name,
             pinned=resolved.reference.pinned(resolved.digest),
             digest=str(resolved.digest),
             platform=str(resolved.platform),
             layers=tuple(outcomes),
-            size=sum(x.task.descriptor.size for x in self._layers),
-            fetched=sum(x.fetched for x in self._layers),
+            size=sum({x.digest: x.size for x in stack}.values()),
+            fetched=sum(x.bytes_fetched for x in distinct),
             seconds=time.monotonic() - started,
-            changed=not all(x.present for x in self._layers),
+            changed=not all(x.present for x in distinct),
             dry_run=self._options.dry_run,
         )
-
-
-class _Watch:
-    """A flag for those who wait for a lock: asking it raises what makes waiting pointless."""
-
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look = look
-
-    def is_set(self) -> bool:
-        self._look()
-        return False

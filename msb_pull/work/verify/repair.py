@@ -14,10 +14,9 @@ from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from msb_pull.ground.running import Job
-    from msb_pull.image.digest import Digest
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.rows import ImageRecord
     from msb_pull.store.store import Store
@@ -106,8 +105,8 @@ def _fetch_damaged(
                 needed |= mine
                 if image is None or not mine or image.source != "registry":
                     continue
-                for keys in _keys(image, mine):
-                    _fetch_again(store, image, keys, client(), options, job)
+                for keys, wanted in _keys(image, mine):
+                    _fetch_again(store, image, keys, client(), replace(options, refetch=wanted), job)
                 left -= mine
                 needed -= mine
         except Cancelled:
@@ -130,16 +129,18 @@ def _forms(image: ImageRecord) -> set[str]:
     return {str(name) for key in image.layer_keys for name in (key, LayerKey(key.digest))}
 
 
-def _keys(image: ImageRecord, wanted: Collection[str]) -> Iterator[dict[Digest, LayerKey]]:
-    """Under which name to fetch each layer; twice, where two forms of one of them are ``wanted``."""
-    left = set(wanted)
-    while left:
-        keys = {key.digest: key if str(key) in left else LayerKey(key.digest) for key in image.layer_keys}
-        keys = {digest: key for digest, key in keys.items() if str(key) in left}
-        if not keys:
-            return
-        yield keys
-        left.difference_update(map(str, keys.values()))
+def _keys(image: ImageRecord, wanted: Set[str]) -> Iterator[tuple[Sequence[LayerKey], frozenset[str]]]:
+    """The names of an image's layers by position, and which of them to fetch.
+
+    A second time where the plain form is ``wanted`` of a layer that the image has in another one.
+    """
+    names = image.layer_keys
+    own = frozenset(map(str, names)).intersection(wanted)
+    if own:
+        yield names, own
+    if plain := frozenset(wanted - own):
+        bare = (LayerKey(key.digest) for key in names)
+        yield [new if str(new) in plain else key for new, key in zip(bare, names, strict=True)], plain
 
 
 def _proven(store: Store, reference: str) -> ImageRecord | None:
@@ -150,12 +151,15 @@ def _proven(store: Store, reference: str) -> ImageRecord | None:
 def _fetch_again(
     store: Store,
     image: ImageRecord,
-    keys: dict[Digest, LayerKey],
+    keys: Sequence[LayerKey],
     client: RegistryClient,
     options: PullOptions,
     job: Job,
 ) -> None:
-    """Fetches the layers that ``keys`` names, by the manifest and config that are recorded, whatever the tag means."""
+    """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
+
+    ``keys`` are the layers of the image by position.
+    """
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
     from msb_pull.image.reference import Reference
     from msb_pull.source.interface import ResolvedImage
@@ -172,8 +176,5 @@ def _fetch_again(
         config=image.config,
         source="registry",
     )
-    options = replace(options, refetch=frozenset(map(str, keys.values())))
-    names = {key.digest: key for key in image.layer_keys} | keys
     with closing(client.source(reference)) as source:
-        transfer = Transfer(resolved, source, store, options, job.observer, job.cancel, names)  # type: ignore[arg-type]
-        transfer.fetch_again()
+        Transfer(resolved, source, store, options, job, keys).fetch_again()

@@ -197,13 +197,11 @@ class _Wanted:
 def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
     found: dict[LayerKey, _Wanted] = {}
     for image, layers in proofs:
-        seen: set[LayerKey] = set()
         for position, layer in enumerate(layers):
-            if layer.key in seen:
-                continue
-            seen.add(layer.key)
             wanted = found.setdefault(layer.key, _Wanted(layer, [], None, set()))
-            wanted.images.append(image.reference)
+            # Where an image has a layer twice, each position has its own stack below.
+            if wanted.images[-1:] != [image.reference]:
+                wanted.images.append(image.reference)
             if image.record is None:
                 continue
             if wanted.stacks is None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.running import Job
-from msb_pull.image.reference import parse_argument
+from msb_pull.image.reference import Reference, parse_argument
+from msb_pull.store.keys import LayerKey
 from msb_pull.store.store import Store
+from msb_pull.work.listing import inspect_image, list_files
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
+from msb_pull.work.save import Format, save_images
 from msb_pull.work.verify.verify import Verdict, verify_images
 from tests.support.archive import END, directory, hardlink, reg, symlink
 from tests.support.imagebuild import simple_layout
@@ -46,8 +47,7 @@ class World:
             self.store,
             no_registry,
             PullOptions(**{"policy": Policy.ALWAYS, "name": f"localhost/{name}:1", **options}),
-            observer=events.ignore,
-            cancel=threading.Event(),
+            Job(),
         )
 
     def owner(self, result) -> str:
@@ -124,3 +124,91 @@ def test_a_rebuilt_folder_is_pulled_again_under_its_name(world):
     second = world.pull("one", BASES["two"], policy=Policy.MISSING)
     assert second.digest != first.digest
     assert not world.pull("one", BASES["two"], policy=Policy.MISSING).changed
+
+
+# One blob at two positions of an image
+
+
+def keys(world, name: str) -> list[LayerKey]:
+    with world.store.database(create=False) as database:
+        return [layer.key for layer in database.find(f"localhost/{name}:1").layers]
+
+
+def forms(result) -> list[str]:
+    """The owner and mode of ``a`` at each position."""
+    return [os.getxattr(Path(layer.path) / "a", "user.containers.override_stat").decode() for layer in result.layers]
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a26_a_layer_that_is_listed_twice_shows_at_each_position_what_lies_below(world, jobs):
+    stack = (SHARED, BASES["one"], SHARED)
+    result = world.pull("twice", *stack, jobs=jobs)
+    assert forms(result) == ["0:0:040755", "1:0:040700", "1:0:040700"]
+    first, _, last = keys(world, "twice")
+    assert (first.digest, first.variant) == (last.digest, "")
+    assert last.variant
+    assert [layer.path for layer in result.layers] == [str(world.store.layer_dir(key)) for key in keys(world, "twice")]
+    assert world.verdicts() == {Verdict.PROVEN}
+    again = world.pull("twice", *stack)
+    assert not again.changed
+    assert [x.path for x in again.layers] == [x.path for x in result.layers]
+    assert not world.pull("twice", *stack, policy=Policy.MISSING).changed
+
+
+def test_a26_a_layer_that_is_listed_twice_is_one_directory_where_both_bases_say_the_same(world):
+    result = world.pull("twice", BASES["one"], SHARED, reg(b"b", b"x") + END, SHARED, SHARED)
+    assert len({layer.path for layer in result.layers}) == 3
+    assert [key.variant for key in keys(world, "twice")] == [""] * 5
+    assert world.verdicts() == {Verdict.PROVEN}
+
+
+def test_a26_three_positions_of_a_layer_have_three_forms(world):
+    result = world.pull("thrice", SHARED, BASES["one"], SHARED, BASES["two"], SHARED, force=True)
+    assert forms(result)[::2] == ["0:0:040755", "1:0:040700", "0:0:040755"]
+    # The times of the directory differ as well.
+    assert len({layer.path for layer in result.layers[::2]}) == 3
+    assert world.verdicts() == {Verdict.PROVEN}
+    forced = world.pull("thrice", force=True)
+    assert forced.changed
+    assert [x.path for x in forced.layers] == [x.path for x in result.layers]
+    assert world.verdicts() == {Verdict.PROVEN}
+
+
+def test_a26_the_forms_of_a_layer_in_one_image_leave_those_of_others_alone(world):
+    other = world.pull("one", BASES["one"], SHARED)
+    result = world.pull("twice", SHARED, BASES["two"], SHARED)
+    assert forms(other)[-1] == "1:0:040700"
+    assert forms(result)[::2] == ["0:0:040755", "0:0:040755"]
+    assert [bool(key.variant) for key in keys(world, "twice")] == [True, False, True]
+    assert world.verdicts() == {Verdict.PROVEN}
+    remove_images(world.store, ["localhost/one:1"], Job())
+    apply_prune(world.store, plan_prune(world.store, None), Job())
+    assert not world.pull("twice").changed
+    remove_images(world.store, ["localhost/twice:1"], Job())
+    # The plain form, which no image has any more, was kept for Microsandbox.
+    apply_prune(world.store, plan_prune(world.store, None), Job())
+    assert not list(world.store.layers.glob("*.extracted"))
+
+
+def test_a26_each_position_is_listed_mounted_and_saved(world):
+    result = world.pull("twice", SHARED, BASES["one"], SHARED)
+    reference = Reference.parse("localhost/twice:1")
+    shown = {file.path: (file.uid, file.mode) for file in list_files(world.store, reference)}
+    assert shown[b"a"] == (1, 0o700)
+    image = inspect_image(world.store, reference)
+    assert image.directories() == [layer.path for layer in result.layers]
+    mounted = [os.path.realpath(link) for link in image.lowerdir().split(":")]
+    assert mounted == [layer.path for layer in reversed(result.layers)]
+    with (world.folder / "saved.tar").open("wb") as out:
+        save_images(world.store, [str(reference)], out, Format.OCI, Job())
+    loaded = World(world.folder / "elsewhere")
+    argument = parse_argument(f"oci-archive:{world.folder / 'saved.tar'}")
+    saved = pull_image(argument, loaded.store, no_registry, PullOptions(name="localhost/twice:1"), Job())
+    assert forms(saved) == forms(result)
+
+
+def test_a26_a_lost_record_of_a_layer_for_another_base_ends_no_pull(world):
+    first = world.pull("one", BASES["one"], SHARED)
+    world.store.record_path(keys(world, "one")[-1]).unlink()
+    second = world.pull("two", BASES["two"], SHARED)
+    assert (world.owner(first), world.owner(second)) == ("1:0:040700", "0:0:040755")

@@ -11,7 +11,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError
-from msb_pull.ground.running import Job
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.fetch import LayerFetcher
@@ -42,18 +42,25 @@ class Pull:
     """One pull in a thread, through a store object of its own, so that only flock keeps it from the others."""
 
     def __init__(self, home, layout, tag: str, jobs: int) -> None:
-        self.cancel = threading.Event()
+        self.cancel = Cancel()
         self.seen: list[events.Event] = []
         self.error: BaseException | None = None
         self.result = None
         self._arguments = (parse_argument(f"oci:{layout}:{tag}"), Store.open(home), None)
-        self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1", jobs=jobs)
+        self._options = PullOptions(policy=Policy.ALWAYS, name=f"localhost/{tag}:1")
+        self.waiting = threading.Event()
+        self._job = Job(self._observe, self.cancel, jobs)
         self.thread = threading.Thread(target=self._run, name=f"{tag}-{jobs}")
         self.thread.start()
 
+    def _observe(self, event: events.Event) -> None:
+        self.seen.append(event)
+        if isinstance(event, events.LayerWaiting):
+            self.waiting.set()
+
     def _run(self) -> None:
         try:
-            self.result = pull_image(*self._arguments, self._options, observer=self.seen.append, cancel=self.cancel)
+            self.result = pull_image(*self._arguments, self._options, self._job)
         except BaseException as error:
             self.error = error
 
@@ -175,7 +182,7 @@ def test_a_pull_takes_over_what_another_gave_up(tmp_path, layout, monkeypatch):
     first = Pull(tmp_path / "home", layout, "one", 1)
     assert script.begun[digest(LARGE)].wait(PATIENCE)
     other = Pull(tmp_path / "home", layout, "one", 2)
-    other.thread.join(1.5)
+    assert other.waiting.wait(PATIENCE)
     assert [x.digest for x in other.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
     first.cancel.set()
     script.held[digest(LARGE)].set()
@@ -204,7 +211,7 @@ def test_a_layer_that_is_swapped_this_moment_is_waited_for(tmp_path, layout, mon
     monkeypatch.setattr(Transfer, "_plan", plan_and_then)
     with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
         pull = Pull(home, layout, "one", 1)
-        pull.thread.join(1.5)
+        assert pull.waiting.wait(PATIENCE)
         assert [x.digest for x in pull.seen if isinstance(x, events.LayerWaiting)] == [digest(LARGE)]
         aside.rename(notes)
     pull.end()

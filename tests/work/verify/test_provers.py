@@ -60,8 +60,7 @@ class World:
             self.store,
             no_registry,
             PullOptions(name="localhost/image:1", policy=Policy.ALWAYS, **options),
-            observer=events.ignore,
-            cancel=threading.Event(),
+            Job(),
         )
 
     def observe(self, event) -> None:

@@ -223,3 +223,21 @@ def test_layers_of_ours_without_a_record_are_fetched_again(registry, home):
     run = home.run("verify", "--repair")
     assert run.returncode == 0 and "1 layer repaired" in run.stderr, run.stderr
     assert home.run("verify").returncode == 0
+
+
+def test_a26_both_forms_of_a_layer_in_one_image_come_back(registry, home):
+    shared = reg(b"a/b", b"shared") + END
+    tars = (shared, directory(b"a", mode=0o700, uid=1) + END, shared)
+    registry.add_image("acme/twice", "1", [gz(tar) for tar in tars])
+    assert home.pull(f"{registry.host}/acme/twice:1").returncode == 0
+    forms = sorted(path.parent.parent for path in home.layers.glob("*/a/b"))
+    assert len(forms) == 2
+    good = [describe(tree) for tree in forms]
+    for damaged in (forms, forms[:1], forms[1:]):
+        for tree in damaged:
+            (tree / "a" / "b").write_bytes(b"x")
+        assert home.run("verify").returncode == 6
+        run = home.run("verify", "--repair")
+        assert run.returncode == 0, run.stderr
+        assert [differences(*pair) for pair in zip(good, map(describe, forms), strict=True)] == [[], []]
+        assert home.run("verify").returncode == 0

@@ -13,13 +13,11 @@ import os
 import random
 import shutil
 import stat
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
@@ -93,8 +91,7 @@ class World:
             self.store,
             lambda: pytest.fail("a layout needs no registry"),
             PullOptions(name="localhost/image:1"),
-            observer=events.ignore,
-            cancel=threading.Event(),
+            Job(),
         )
         self.roots = [os.fsencode(layer.path) for layer in result.layers]
         self.entries = [(root, path) for root in self.roots for path in paths_below(root)]

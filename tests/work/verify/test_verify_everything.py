@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import shutil
-import threading
 import zlib
 from pathlib import Path
 
@@ -51,8 +50,7 @@ class World:
             self.store,
             lambda: pytest.fail("a layout needs no registry"),
             PullOptions(name=NAME, **options),
-            observer=self.observe,
-            cancel=threading.Event(),
+            Job(self.observe),
         )
 
     def observe(self, event) -> None:

@@ -1,0 +1,130 @@
+"""Which of the directories that one blob may have in the store each position of an image gets.
+
+A layer whose archive describes everything in it looks the same on every base. Others take facts from the layers below
+(what a directory looks like that the archive only implies, what a hard link leads to), so that the same blob has
+several forms. The first form to be made has the digest as its name; every other one is named for the base that it was
+made on as well, and stands at the position of an image that has just this base, and nowhere else.
+
+An image may list a blob twice, and its positions are two bases. Microsandbox knows one directory for each digest, the
+one with the plain name, and stacks it where the image lists the layer last. The plain name goes to the first position,
+though, so Microsandbox may show the facts of a wrong base there. It cannot move to the last position: by the time that
+the form for that one is known, other images may rely on the plain name.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import ContentError
+from msb_pull.image.digest import chain_id
+from msb_pull.layer.notes import Notes
+from msb_pull.layer.proof.standing import belongs_on
+from msb_pull.store.keys import LayerKey
+from msb_pull.work.pull.fetch import WantedLayer
+from msb_pull.work.pull.placing import Placing, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from msb_pull.image.digest import Digest
+    from msb_pull.layer.settle.settle import Settled
+    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.store.store import Store
+    from msb_pull.work.pull.plan import PullOptions
+
+
+class Bases:
+    """The layers of one image by position, bottom first; for the main thread, but for :meth:`key_for`.
+
+    ``stack`` holds the same object at several positions where one directory is right for all of them. ``keys`` name
+    the layers, position by position, where that is settled already: then nothing is decided.
+    """
+
+    def __init__(
+        self, resolved: ResolvedImage, store: Store, options: PullOptions, keys: Sequence[LayerKey] = ()
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._keys = keys
+        self._wanted = list(map(WantedLayer, resolved.manifest.layers, resolved.config.diff_ids))
+        # One more than there are layers.
+        self._chains = list(accumulate(map(str, resolved.config.diff_ids), chain_id, initial=""))
+        known: dict[LayerKey, Placing] = {}
+        self.stack: list[Placing] = []
+        for position, wanted in enumerate(self._wanted):
+            key = keys[position] if keys else self._first_choice(position)
+            if key not in known:
+                state = State.PRESENT if self.is_there(key) else State.MISSING
+                known[key] = Placing(wanted, position, self._chains[position], key, state)
+            self.stack.append(known[key])
+
+    def missing(self) -> list[Placing]:
+        """What can be fetched at once: of each digest the lowest form that is missing.
+
+        The others of the digest must wait for it, since one lock and one partial download serve all of them.
+        """
+        found: dict[Digest, Placing] = {}
+        for placing in self.stack:
+            if placing.state is State.MISSING:
+                found.setdefault(placing.digest, placing)
+        return list(found.values())
+
+    def is_there(self, key: LayerKey) -> bool:
+        """Whether a layer need not be fetched; callable from any thread."""
+        options = self._options
+        return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
+
+    def fits(self, position: int) -> bool:
+        """Whether the layer that stands at a position, complete, belongs on top of those below it there.
+
+        Raises FileNotFoundError when another process is just swapping it for a new one, or its record is lost.
+        """
+        placing, chain = self.stack[position], self._chains[position]
+        if self._keys or (placing.position == position and placing.state is State.PUBLISHED):
+            return True
+        if placing.key.variant:
+            return placing.key == LayerKey.on(placing.digest, chain)
+        try:
+            notes = Notes.load(self._store.notes_path(placing.key))
+            if notes.chain == chain or not notes.derived:
+                return True
+            return belongs_on(self._store.record_path(placing.key), notes, self.lowers(position))
+        except ContentError:
+            # Nothing can be said of a damaged one, and this image can do without it.
+            return False
+
+    def replace(self, position: int) -> Placing:
+        """Puts a form of its own, still to be made, at a position that shows what another base has."""
+        wanted, chain = self._wanted[position], self._chains[position]
+        key = LayerKey.on(wanted.descriptor.digest, chain)
+        self.stack[position] = Placing(wanted, position, chain, key, State.MISSING)
+        return self.stack[position]
+
+    def lowers(self, position: int) -> list[Path]:
+        """The directories of the layers below a position, nearest first; they must have been placed."""
+        return [self._store.layer_dir(placing.key) for placing in reversed(self.stack[:position])]
+
+    def key_for(self, placing: Placing, settled: Settled) -> LayerKey:
+        """The name of a layer that was just settled: the plain one, unless another form has that.
+
+        For the thread that publishes the layer.
+        """
+        if self._keys:
+            return placing.key
+        plain = LayerKey(placing.digest)
+        if not self._store.has_layer(plain):
+            return plain
+        try:
+            notes = Notes.load(self._store.notes_path(plain))
+        except ContentError:
+            return plain
+        same = notes.chain == placing.chain or notes.derived == settled.derived
+        return plain if same else LayerKey.on(placing.digest, placing.chain)
+
+    def _first_choice(self, position: int) -> LayerKey:
+        """The form that was made on this very base, if there is one, else the plain one, which may be right as well."""
+        digest = self._wanted[position].descriptor.digest
+        own = LayerKey.on(digest, self._chains[position])
+        return own if self.is_there(own) else LayerKey(digest)
