@@ -32,7 +32,7 @@ class Readable(Protocol):
 
 
 # What to do about content that is not what its digest says: from a network, and from a folder or an archive.
-ON_THE_WAY = "the registry or something between changed the content; try again or use another mirror"
+ON_THE_WAY = "the registry or a proxy changed the content; try again or use another mirror"
 COPY_AGAIN = "it was copied in part or changed: copy it again"
 
 
@@ -130,7 +130,7 @@ def gzip_header_is_whole(data: bytes) -> bool:
     compressed data (intel/isa-l, issue 224).
     """
     if data[:3] != _GZIP[: len(data)]:
-        raise ValueError("there is no gzip header")
+        raise ValueError("the gzip header is missing")
     if len(data) < _GZIP_FIXED:
         return False
     flags = data[3]
@@ -159,7 +159,7 @@ def zstd_window(data: bytes) -> int | None:
     if is_zstd_skippable(data):
         return 0
     if not data.startswith(_ZSTD):
-        raise ValueError("there is no zstd frame")
+        raise ValueError("the zstd frame is missing")
     flags, at = data[_ZSTD_FIXED - 1], _ZSTD_FIXED
     if not flags & _ZSTD_SINGLE_SEGMENT:
         if len(data) == at:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PATIENCE = 5.0
 _INTERVAL = 0.01
 _SIGKILL = 9
-_KILLED = "the system does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
+_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
 _PATHS = "import sys; sys.path += sys.argv.pop(1), sys.argv.pop(1); "
 
 

@@ -84,7 +84,7 @@ class RecordStream:
         except isal_zlib.error as error:  # type: ignore[misc]
             raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
         if not self._inflate.eof:
-            raise ContentError(f"{self._path}: the record is cut")
+            raise ContentError(f"{self._path}: the record is truncated")
         if self._inflate.unused_data or self._file.read(1):
             raise ContentError(f"{self._path}: something follows the record")
         return b""
@@ -234,7 +234,7 @@ class Notes:
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}")
             if json.dumps(document).encode("ascii") + b"\n" != text or not document.keys() <= _KEYS:
-                raise ValueError("they are not as they were written")
+                raise ValueError("they were altered since they were written")
             return cls(
                 diff_id=_typed(document["diff_id"], str),
                 tar_bytes=_typed(document["tar_bytes"], int),
@@ -252,7 +252,7 @@ class Notes:
             raise ContentError(
                 f"{path}: the notes of a layer are damaged",
                 cause=repr(error),
-                hint="`msb-pull verify --repair` mends it",
+                hint="`msb-pull verify --repair` repairs it",
             ) from None
 
 

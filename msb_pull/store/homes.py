@@ -66,7 +66,7 @@ class OtherHome:
                 if self.microsandbox:
                     raise self._unknown(error.message) from error
         elif self.microsandbox:
-            raise self._unknown("its oci.db is not to be found")
+            raise self._unknown("its oci.db cannot be found")
         return self._copied()
 
     @property
@@ -94,9 +94,9 @@ class OtherHome:
 
     def _unknown(self, cause: str) -> LocalError:
         return LocalError(
-            f"{self.path or self.copies}: another home uses these layers, and what it needs cannot be known",
+            f"{self.path or self.copies}: another home uses these layers, and what it needs is unknown",
             cause=cause,
-            hint=f"`msb-pull verify` with that home reads or mends it; {self.how_to_forget}",
+            hint=f"`msb-pull verify` with that home reads or repairs it; {self.how_to_forget}",
         )
 
 
@@ -240,7 +240,7 @@ class Elsewhere:
     def remarks(self, going: set[str]) -> tuple[str, ...]:
         """Which homes that cannot be looked into keep layers that would go."""
         return tuple(
-            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which is not to be seen "
+            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which is not visible "
             f"from here; {home.how_to_forget}"
             for home, layers in self._needed
             if (kept := layers & going) and not home.visible

@@ -143,7 +143,7 @@ class Locks:
                 raise
             if not self._unsupported:
                 self._unsupported = True
-                self._warn(f"{self._folder}: this file system knows no locks; run one msb-pull at a time")
+                self._warn(f"{self._folder}: this file system does not support locks; run one msb-pull at a time")
         return True
 
     @contextlib.contextmanager

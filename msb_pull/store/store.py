@@ -299,8 +299,8 @@ class Store(Layout):
     def _refuse_symlink(self, layer: Name) -> None:
         if self.layer_state(layer) is LayerState.SYMLINK:
             raise LocalError(
-                f"{self.layer_dir(layer)}: is no directory but a symlink or a file",
-                hint="look where it comes from, and remove it",
+                f"{self.layer_dir(layer)}: is a symlink or a file, not a directory",
+                hint="find out where it comes from, and remove it",
             )
 
     def _check_version(self) -> None:
@@ -312,7 +312,7 @@ class Store(Layout):
         if text and not (text.isdecimal() and int(text) <= VERSION):
             raise LocalError(
                 f"{self.layers}: laid out by a newer msb-pull",
-                cause=f"its version is {text[:20]!r}, this program knows {VERSION}",
+                cause=f"its version is {text[:20]!r}, this program supports {VERSION}",
                 hint="update msb-pull, or use another --home",
             )
 
@@ -334,14 +334,14 @@ class Store(Layout):
         except FileNotFoundError:
             return
         if facts.st_uid != os.geteuid():
-            self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); files made now will not")
+            self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); new files will not")
             return
         loose = [str(x) for x in (self.home, self.layers) if x.exists() and x.stat().st_mode & _OTHERS_WRITE]
         if loose:
             import shlex
 
             names = " ".join(map(shlex.quote, loose))
-            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` ends that")
+            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` prevents that")
 
 
 def _make_private(folder: Path) -> None:

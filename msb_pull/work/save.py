@@ -202,7 +202,7 @@ class _Archive:
             if self._store.has_layer(layer.key):
                 return self._loaded(layer)
         raise NotFoundError(
-            f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
+            f"layer {layer.digest.short} is not in the store, or has no record to recreate it from",
             hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
         )
 
@@ -223,7 +223,7 @@ class _Archive:
         def refuse(path: bytes, expected: str, found: str) -> None:
             raise ContentError(
                 f'layer {layer.digest.short}: "{printable(path)}" is damaged (expected {expected}, found {found})',
-                hint="`msb-pull verify --repair` mends it",
+                hint="`msb-pull verify --repair` repairs it",
             )
 
         root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -238,8 +238,8 @@ class _Archive:
             os.close(root)
         if hasher.hexdigest() != layer.diff_id.hex:
             raise ContentError(
-                f"layer {layer.digest.short}: its stream does not match its diff_id any more",
-                hint="`msb-pull verify --repair` mends it",
+                f"layer {layer.digest.short}: its stream no longer matches its diff_id",
+                hint="`msb-pull verify --repair` repairs it",
             )
 
     def _progress(self, layer: StoredLayer, total: int) -> Callable[[int], None]:

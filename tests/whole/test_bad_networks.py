@@ -267,7 +267,7 @@ def pulled_by_the_program(home: Home, name: str) -> int:
         process.kill()
         raise AssertionError(f"still pulling after {WATCHDOG:g} seconds: {process.communicate()}") from None
     assert "Traceback" not in out + error, error
-    assert "mistake in msb-pull" not in error, error
+    assert "bug in msb-pull" not in error, error
     assert (process.returncode == 0) == bool(out), (out, error)
     assert process.returncode == 0 or "error: " in error, error
     return process.returncode

@@ -142,5 +142,5 @@ class Prover:
             # Who speaks no more is about to end.
             status = self._process.wait(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0)
         except subprocess.TimeoutExpired:
-            return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
+            return LocalError("the verifying process gave a malformed answer", cause=repr(error))
         return crashed("the verifying process", status, self._process.stderr.read())

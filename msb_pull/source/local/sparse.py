@@ -54,7 +54,7 @@ def read_sparse(
         numbers, start = _read_map(start, stored, read)
         return _placed(_decimal(pax.get("sparse.realsize", b"")), numbers, start, end)
     if version[0] != b"0":
-        raise BadMap("is in a version of the format that is not known")
+        raise BadMap("uses an unknown version of the format")
     text = pax.get("sparse.map", b"")
     numbers = [_decimal(number) for number in text.split(b",", 2 * _MAX_PIECES + 1)] if text else []
     return _placed(_decimal(pax.get("sparse.size", b"")), numbers, start, end)
@@ -126,5 +126,5 @@ def _decimal(digits: bytes) -> int:
 
 def _known(number: int | None) -> int:
     if number is None:
-        raise BadMap("has a map with something else than numbers")
+        raise BadMap("has a map with something other than numbers")
     return number

@@ -168,7 +168,7 @@ class Authenticator:
                 target.what, target.registry, f"authentication required for {target.endpoint.host}", named=False
             )
         if credential.registry_token:
-            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+            slot.header = _bearer(credential.registry_token, target, "the given ones cannot be sent")
         else:
             slot.header = _basic(credential.username, credential.password or credential.identity_token)
         return slot.header if slot.header != used else None
@@ -177,7 +177,7 @@ class Authenticator:
         """Gets a token and puts it into the slot, whose lock is held. ``again``: one was refused, so obey its scope."""
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
-            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+            slot.header = _bearer(credential.registry_token, target, "the given ones cannot be sent")
             slot.expires = None
             return
         realm = _check_realm(challenge.parameters.get("realm", ""), url)
@@ -193,7 +193,7 @@ class Authenticator:
                 self._refused(answer, target, credential)
             document = _document(answer, target)
         token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
-        header = _bearer(token, target, f"the token service {answer.host} answered without one")
+        header = _bearer(token, target, f"the token service {answer.host} sent no token")
         life = document.get("expires_in")
         seconds = life if isinstance(life, int | float) and not isinstance(life, bool) else 0
         slot.expires = self._clock.monotonic() + max(_SHORTEST_LIFE, min(seconds, 1e9)) * _RENEW_AT
@@ -243,9 +243,9 @@ def _check_realm(realm: str, registry_url: str) -> str:
     """The address of a token service, if a registry may send us there; raises AccessError."""
     if reason := forbidden(realm, registry_url):
         raise AccessError(
-            f"{redact.host_of(registry_url)}: its token service is not asked",
+            f"{redact.host_of(registry_url)}: refusing to ask its token service",
             cause=f"the registry names {reason} as its token service",
-            hint="the registry is misconfigured, or something between changes its answers",
+            hint="the registry is misconfigured, or a proxy changes its answers",
         )
     return realm
 

@@ -236,7 +236,7 @@ class RegistryBlob:
         self._failures += 1
         allowed = self._exchange.retries if self.route.patient else 0
         if (not failure.retry or self._failures > allowed) and self._part_from == self._position:
-            self._log(f"{self.route.name}: no part of the blob comes; reading from the start")
+            self._log(f"{self.route.name}: no part of the blob arrives; reading from the start")
             self._ranged = False
             return
         if not failure.retry or self._failures > allowed:

@@ -122,7 +122,7 @@ def _read(path: Path) -> ImageRecord:
     if document["version"] != _VERSION:
         raise ValueError("of another version")
     if json.dumps(document) != text:
-        raise ValueError("not as it was written")
+        raise ValueError("altered since it was written")
     return proven_record(
         document["reference"],
         digest=document["manifest_digest"],

@@ -108,7 +108,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         return local_error(gone, path.parent)
     if code in _DAMAGE:
         return DamagedDatabase(
-            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
+            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store recreates it"
         )
     if code == sqlite3.SQLITE_FULL or (code in _CANNOT_GROW and _is_full(path)):
         return local_error(OSError(28, "No space left on device", str(path)), path.parent)
@@ -118,7 +118,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
         return local_error(OSError(number, os.strerror(number), str(path)), path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        hint = "wait for the other program, or end it"
+        hint = "wait for the other program, or stop it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
     if code in _CANNOT_GROW and _is_limited(path):
         return too_large(str(path))
@@ -161,7 +161,7 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
 
 def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
     if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store recreates it")
     connection, roomy = _open_writable(path)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
@@ -215,7 +215,7 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 def _readable(path: Path) -> sqlite3.Connection:
     if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store recreates it")
     try:
         connection = _read_only(path, "mode=ro")
     except sqlite3.OperationalError as error:
@@ -301,7 +301,7 @@ def _check_tables(path: Path, connection: sqlite3.Connection) -> None:
         missing = columns - {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         if missing:
             raise LocalError(
-                f"{path}: this database belongs to another program or to a version that is not known",
+                f"{path}: this database belongs to another program or to an unknown version",
                 cause=f"table {table} lacks {', '.join(sorted(missing))}",
                 hint="choose another place with --home",
             )

@@ -90,13 +90,13 @@ def proven_record(
     _match(manifest, right, "manifest")
     parsed = parse_document(manifest, None, reference)
     if not isinstance(parsed, Manifest):
-        raise ValueError("its manifest is not that of one image")
+        raise ValueError("its manifest is not the manifest of one image")
     _match(config, parsed.config.digest, "config")
     found = [LayerKey.parse(key) for key in keys]
     if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
-        raise ValueError("other layers than its manifest's")
+        raise ValueError("layers other than its manifest's")
     if str(stored_platform(platform)) != platform or not isinstance(source, str):
-        raise ValueError("its platform or source is none")
+        raise ValueError("its platform or source is invalid")
     settings = parse_config(config, parsed, reference)
     chain = ""
     for key, diff_id in zip(found, settings.diff_ids, strict=True):
@@ -121,7 +121,7 @@ def _time(text: str) -> datetime:
     """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
     found = datetime.fromisoformat(text).replace(tzinfo=UTC)
     if found.strftime(TIME) != text:
-        raise ValueError(f"{text!r} is not as a time is recorded")
+        raise ValueError(f"{text!r} is not a recorded time")
     return found
 
 

@@ -126,7 +126,7 @@ class Recovery:
 
     def _tell(self, what: str, images: int, damaged: int) -> None:
         more = f", {damaged} more cannot be read" if damaged else ""
-        self._warn(f"{what}; made anew with {counted(images, 'image')} that msb-pull keeps files of{more}")
+        self._warn(f"{what}; recreated with {counted(images, 'image')} that msb-pull keeps files of{more}")
 
 
 def _fill(connection: sqlite3.Connection, backup: Backup) -> tuple[int, int]:

@@ -210,7 +210,7 @@ class _Pipe:
             raise ContentError(
                 "the content does not match its diff_id",
                 cause=f"config says {self._task.diff_id}, unpacked {self._task.diff_id.algorithm}:{found}",
-                hint="the image is broken or forged: its config does not belong to its layers",
+                hint="the image is broken or forged: its config does not match its layers",
             )
         return self._process.finish()
 
@@ -224,7 +224,8 @@ class _Pipe:
             # unless the bytes are not files at all.
             if self.tar_bytes > 2 * self._max_bytes + CHUNK:
                 raise ContentError(
-                    f"unpacks to more than {self._max_bytes} bytes", hint="raise --max-layer-size if that is right"
+                    f"unpacks to more than {self._max_bytes} bytes",
+                    hint="raise --max-layer-size if you trust the image",
                 )
             yield piece
 

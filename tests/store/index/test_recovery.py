@@ -194,7 +194,7 @@ def test_d15_several_processes_find_the_damage_at_once(world, damage):
     for opener in openers:
         out, error = opener.communicate(timeout=60)
         assert opener.returncode == 0, error
-        told += out.count("made anew")
+        told += out.count("recreated")
     assert told == 1
     assert len(world.aside()) == (damage is not missing)
 
