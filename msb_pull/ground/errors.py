@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(enum.IntEnum):
-    """Exit statuses of the command line; documented in README."""
+    """Exit statuses of the command line; a signal that ends a run gives 128 and its number. README documents them."""
 
     OK = 0
     FAILURE = 1
@@ -35,9 +35,7 @@ class ExitCode(enum.IntEnum):
     NETWORK = 5
     CONTENT = 6
     LOCAL = 7
-    HUNG_UP = 129
     INTERRUPTED = 130
-    TERMINATED = 143
 
 
 class MsbPullError(Exception):

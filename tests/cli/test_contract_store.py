@@ -268,7 +268,8 @@ def test_damage_and_repair(place):
     assert (done.code, done.out, done.error.partition(" is damaged")[0]) == (6, "", message.partition(" is damaged")[0])
     assert not (place.folder / "x.tar").exists()
     place.registry.script("/blobs/", Fault(status=500))
-    trouble = "error: HOST/acme/app:1: HOST reports a server error\n  cause: registry answered 500 Internal Server Error\n"
+    trouble = "error: HOST/acme/app:1: HOST reports a server error\n"
+    trouble += "  cause: registry answered 500 Internal Server Error\n"
     failed_repair = place.run("verify", "--repair", "-q")
     assert failed_repair == Said(
         6, expected.out, f"{trouble}  hint: try again later\nerror: 1 of 2 layers damaged\n"

@@ -164,7 +164,7 @@ def test_the_wrong_transport(local, layout, docker, tmp_path):
     assert len(local.layers(f"docker-archive:{oci_archive(layout, tmp_path / 'x.tar')}")) == 2
     assert f"oci:{layout}" in local.refused(NotFoundError, f"oci-archive:{layout}")
     assert "no such file" in local.refused(NotFoundError, f"docker-archive:{tmp_path}/nothing")
-    assert "no file" in local.refused(LocalError, "docker-archive:/dev/zero")
+    assert "not a file" in local.refused(LocalError, "docker-archive:/dev/zero")
 
 
 def test_two_platforms(local, tmp_path):

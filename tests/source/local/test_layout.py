@@ -284,7 +284,7 @@ NO_INDEX = {"schemaVersion": 2, "config": {"mediaType": "x", "size": 1, "digest"
         (b'{"schemaVersion": 2, "manifests": {}}', "no list of manifests"),
         (encode(NO_DIGEST), "digest"),
         (b" " * (5 << 20), "larger than"),
-        (encode(NO_INDEX), "no index"),
+        (encode(NO_INDEX), "is not an index"),
         (b'{"manifests": [], "manifests": []}', "appears twice"),
     ],
 )
