@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.ground.running import Throttle
+from msb_pull.ground.text import visible_bytes
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
-from msb_pull.layer.limits import printable
 from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.record import Notes, Record
@@ -222,7 +222,7 @@ class _Archive:
 
         def refuse(path: bytes, expected: str, found: str) -> None:
             raise ContentError(
-                f'layer {layer.digest.short}: "{printable(path)}" is damaged (expected {expected}, found {found})',
+                f'layer {layer.digest.short}: "{visible_bytes(path)}" is damaged (expected {expected}, found {found})',
                 hint="`msb-pull verify --repair` repairs it",
             )
 
