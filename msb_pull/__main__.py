@@ -32,7 +32,7 @@ def main() -> NoReturn:
         code = 130
     except MemoryError:
         # Not even the modules that tell of errors may fit.
-        os.write(2, b"error: out of memory\n  hint: raise what limits it (`ulimit -v`, the memory of a container)\n")
+        os.write(2, b"error: out of memory\n  hint: raise the limit (`ulimit -v`, the memory of a container)\n")
         code = 7
     for stream in (sys.stdout, sys.stderr):
         try:

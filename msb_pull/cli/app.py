@@ -97,8 +97,8 @@ def pull(
     IMAGE is a name in a registry (ubuntu, ghcr.io/acme/app:1, name@sha256:...), an image layout folder
     (oci:DIR[:TAG]) or an archive (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; `-` is standard input).
 
-    An image that is complete in the store costs no request, and what an interrupted pull has fetched is not fetched
-    again. With several images all are tried; failures are told at the end.
+    An image that is complete in the store needs no request, and an interrupted pull continues where it stopped.
+    With several images all are tried; failures are listed at the end.
     """
     from msb_pull.cli.pull import Access, pull_images
 
@@ -155,7 +155,7 @@ def inspect(
     lowerdir: opt.Lowerdir = False,
     files: opt.Files = False,
 ) -> None:
-    """Show what an image is made of and where it lies.
+    """Show what an image is made of and where it is stored.
 
     Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
     """
@@ -182,10 +182,10 @@ def verify(
     quick: opt.Quick = False,
     repair: opt.Repair = False,
 ) -> None:
-    """Prove layers against what the registry signed.
+    """Check layers against the digests of the registry.
 
-    Without IMAGE all layers of the store are checked. The tar stream of each layer is made anew from the store, and
-    its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
+    Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
+    and its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
     found) and ends with code 6 if there is any.
     """
     from msb_pull.cli.verify import verify_store
@@ -211,12 +211,12 @@ def prune(
 ) -> None:
     """Remove what no image needs.
 
-    That is layers, their records, and downloads that nobody has gone on with for a week. Says what would go and how
-    much that frees, asks, and acts. Layers that Microsandbox still uses, and directories that msb-pull does not know,
-    stay.
+    That is layers, their records, and downloads that have not continued for a week. Shows what would go and how much
+    space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
+    does not know are kept.
     """
     if filters and not everything:
-        raise UsageError("--filter: narrows --all, which is missing", hint="msb-pull prune --all --filter until=720h")
+        raise UsageError("--filter only works together with --all", hint="msb-pull prune --all --filter until=720h")
     from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)

@@ -159,8 +159,8 @@ class Group(typer.core.TyperGroup):
         near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
         if near and not set(word) & set(":/@."):
             raise UsageError(
-                f"there is no command {word!r}",
-                hint=f"`msb-pull {near[0]}` is one; to pull an image of this name: `msb-pull pull {word}`",
+                f"no such command: {word!r}",
+                hint=f"did you mean `msb-pull {near[0]}`? To pull an image of this name: `msb-pull pull {word}`",
             )
         return "pull", self.commands["pull"], args
 
@@ -214,7 +214,7 @@ def usage_error(error: typer.TyperException) -> MsbPullError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "msb-pull"
     near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists what there is"
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help`lists the options"
     option = getattr(error, "option_name", None)
     message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

@@ -30,7 +30,7 @@ PlainHttp = Annotated[
     Flag,
     typer.Option(
         "--plain-http",
-        help="Speak HTTP with the registry of IMAGE (names of this machine fall back to it by themselves).",
+        help="Use plain HTTP for the registry of IMAGE (names of this machine fall back to it automatically).",
         rich_help_panel=ACCESS,
     ),
 ]
@@ -55,18 +55,18 @@ CredsStdin = Annotated[
     Flag,
     typer.Option(
         "--creds-stdin",
-        help="Read `user:password` from standard input, all of it.",
+        help="Read `user:password` from all of standard input.",
         rich_help_panel=ACCESS,
     ),
 ]
 Anonymous = Annotated[
-    Flag, typer.Option("--anonymous", help="Use no credentials, even if there are some.", rich_help_panel=ACCESS)
+    Flag, typer.Option("--anonymous", help="Do not use credentials, even if there are any.", rich_help_panel=ACCESS)
 ]
 AllowNoXattr = Annotated[
     Flag,
     typer.Option(
         "--allow-no-xattr",
-        help="Go on, with a warning, where the file system has no user attributes; owners and modes are then lost.",
+        help="Continue with a warning if the file system has no user attributes; owners and modes are lost.",
         rich_help_panel=LIMITS,
     ),
 ]
@@ -74,10 +74,10 @@ As = Annotated[
     Text, typer.Option("--as", metavar="REF", help="Record an image from a folder or an archive under this name.")
 ]
 DryRunPull = Annotated[
-    Flag, typer.Option("-n", "--dry-run", help="Say what would be fetched and how much; write nothing.")
+    Flag, typer.Option("-n", "--dry-run", help="Show what would be fetched and how much; write nothing.")
 ]
-DryRun = Annotated[Flag, typer.Option("-n", "--dry-run", help="Say what would be removed; remove nothing.")]
-Yes = Annotated[Flag, typer.Option("-y", "--yes", help="Do not ask. Needed where there is no terminal.")]
+DryRun = Annotated[Flag, typer.Option("-n", "--dry-run", help="Show what would be removed; remove nothing.")]
+Yes = Annotated[Flag, typer.Option("-y", "--yes", help="Do not ask for confirmation. Required without a terminal.")]
 NoWait = Annotated[Flag, typer.Option("--no-wait", help="Give up (exit code 7) instead of waiting for a running pull.")]
 All = Annotated[Flag, typer.Option("-a", "--all", help="Also remove images: every one, or those that match --filter.")]
 Filters = Annotated[
@@ -90,8 +90,8 @@ Filters = Annotated[
         show_default=False,
     ),
 ]
-Sort = Annotated[Text, typer.Option("--sort", metavar="name|size|pulled", help="Order of the lines; default: name.")]
-NoTrunc = Annotated[Flag, typer.Option("--no-trunc", help="Whole digests instead of their first 12 digits.")]
+Sort = Annotated[Text, typer.Option("--sort", metavar="name|size|pulled", help="Sort order; default: name.")]
+NoTrunc = Annotated[Flag, typer.Option("--no-trunc", help="Show full digests instead of the first 12 digits.")]
 Layers = Annotated[Flag, typer.Option("--layers", help="Print just the layer directories, bottom first, one a line.")]
 Lowerdir = Annotated[
     Flag,
@@ -142,7 +142,7 @@ Verbose = Annotated[
     ),
 ]
 Debug = Annotated[
-    Flag, typer.Option("--debug", help="Show where in the program an error arose.", rich_help_panel=EVERYWHERE)
+    Flag, typer.Option("--debug", help="Show where in the program an error occurred.", rich_help_panel=EVERYWHERE)
 ]
 
 

@@ -48,8 +48,8 @@ def show_removed(run: Run, removed: PrunePlan) -> None:
 def _agreed(run: Run, plan: PrunePlan) -> bool:
     if not run.display.can_ask:
         raise UsageError(
-            "prune: there is nobody to ask",
-            hint="--yes removes without a question, --dry-run shows what would go",
+            "prune: cannot ask for confirmation without a terminal",
+            hint="use --yes to remove without asking, or --dry-run to see what would go",
         )
     return run.display.ask(f"Remove {_contents(plan)} ({format_size(plan.size)})?")
 

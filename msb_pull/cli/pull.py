@@ -131,7 +131,7 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
             # A layer's digest alone does not say which of several images it belongs to.
             error.message = f"{argument.text}: {error.message}"
         elif isinstance(error, Cancelled) and argument.reference is not None:
-            error.hint = "what has arrived is kept; the same command goes on from there"
+            error.hint = "what was downloaded is kept; run the same command again to continue"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
@@ -168,16 +168,16 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
     local = [x for x in arguments if x.reference is None]
     if name is not None and (len(arguments) > 1 or not local):
         raise UsageError(
-            "--as: names exactly one image from a folder or an archive",
+            "--as works with exactly one image from a folder or an archive",
             hint="msb-pull pull oci:DIR --as registry.example.com/name:tag",
         )
     if name is not None:
         Reference.parse(name)
     if access.ca_cert is not None and not Path(access.ca_cert).expanduser().exists():
         # Said here, since a registry that is reached by plain HTTP never comes to read it.
-        raise UsageError(f"--ca-cert: {access.ca_cert}: there is no such file")
+        raise UsageError(f"--ca-cert: {access.ca_cert}: no such file")
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
-        raise UsageError("standard input can be read only once", hint="put the archive into a file and name that")
+        raise UsageError("standard input can only be read once", hint="save the archive to a file and name that file")
     hosts = _hosts(arguments)
     if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
         from msb_pull.source.registry.credentials import check_given

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What a shell reports for a program that SIGPIPE ended, as `yes | head` does.
 _PIPE_CLOSED = 141
-_BUG = "this is a mistake in msb-pull; the same command with --debug shows where"
+_BUG = "this is a bug in msb-pull; run the same command with --debug to see where"
 
 
 class Session:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.cli.run import Run
     from msb_pull.work.save import SaveResult
 
-_TWO_KINDS = "--format: an archive is of one kind, oci or docker"
+_TWO_KINDS = "--format: choose one kind of archive, oci or docker"
 _ELSEWHERE = "choose another place with -o"
 
 
@@ -93,7 +93,9 @@ def _unwritten(error: OSError, path: Path) -> LocalError:
 @contextlib.contextmanager
 def _standard_output(run: Run) -> Iterator[BinaryIO]:
     if is_terminal(run.display.streams.stdout):
-        raise UsageError("save: an archive is nothing to read", hint="msb-pull save IMAGE -o - > FILE, or -o FILE")
+        raise UsageError(
+            "save: refusing to write an archive to a terminal", hint="msb-pull save IMAGE -o - > FILE, or -o FILE"
+        )
     if run.display.format == "json":
         raise UsageError("save: standard output cannot carry an archive and a document", hint="name a file with -o")
     out = run.display.streams.binary_stdout

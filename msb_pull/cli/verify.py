@@ -83,7 +83,7 @@ def _damage_error(report: VerifyReport, *, repair: bool) -> ContentError:
         parts.append(f"the records of {len(report.misrecorded)} of {counted(len(report.images), 'image')} damaged")
     message = ", ".join(parts)
     if not repair:
-        what = "fetches them again" if report.damaged else "writes them anew"
+        what = "fetches them again" if report.damaged else "rewrites them"
         return ContentError(message, hint=f"`msb-pull verify --repair` {what}")
     if report.failures:
         return ContentError(message, cause=f"not repaired: {report.failures[0].message}")
@@ -109,7 +109,7 @@ def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
     if report.repaired:
         text += f", {counted(len(report.repaired), 'layer')} repaired"
     if report.mended:
-        text += f", {counted(len(report.mended), 'record')} written anew"
+        text += f", {counted(len(report.mended), 'record')}rewritten"
     if report.unprovable:
         text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
     return text

@@ -44,7 +44,7 @@ def read(path: Path) -> Document:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such configuration file") from None
+        raise UsageError(f"{path}: no such configuration file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
     return _take_apart(path, _parse(path, data))
@@ -63,7 +63,7 @@ def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tup
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        warn(f"{path} cannot be read and is left out: {error.strerror}")
+        warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
     return path, _take_apart(path, _parse(path, data))
 
@@ -116,7 +116,7 @@ def _known(path: Path, prefix: str, key: str, known: Iterable[str], *, elsewhere
     elif near := difflib.get_close_matches(key, [*known, *elsewhere], n=1):
         hint = f"did you mean {elsewhere.get(near[0], prefix + near[0])}?"
     elif prefix.startswith("registries"):
-        hint = f'known here: {", ".join(known)}; a host with dots needs quotes: [registries."docker.io"]'
+        hint = f'valid keys: {", ".join(known)}; a host with dots needs quotes: [registries."docker.io"]'
     else:
-        hint = f"known here: {', '.join(known)}"
+        hint = f"valid keys: {', '.join(known)}"
     raise UsageError(f"{path}: unknown key {prefix}{key}", hint=hint)

@@ -141,7 +141,7 @@ class _Given:
 def _default_home(environ: Mapping[str, str]) -> Path:
     folder = home(environ)
     if folder is None:
-        raise UsageError("no folder for images is known: this user has no home", hint="name one with --home")
+        raise UsageError("no place for images: this user has no home directory", hint="name one with --home")
     return folder / ".microsandbox"
 
 

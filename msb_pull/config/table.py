@@ -88,8 +88,8 @@ _ALL = (
         one_of(POLICIES),
         "|".join(POLICIES),
         "When to ask the registry. missing (default): only if the image is not complete here. always: every time, "
-        "keeping layers that match. newer: as always, but without a network the local image will do. never: local or "
-        "an error.",
+        "keeping layers that match. newer: like always, but falls back to the local image without a network. never: "
+        "local or an error.",
         key="pull.policy",
     ),
     Setting(
@@ -104,7 +104,7 @@ _ALL = (
         "jobs",
         to_jobs,
         "N",
-        "Layers at once, 1 to 64; default: by processors.",
+        "Layers to process at once, 1 to 64; default: depends on the processors.",
         short="-j",
         variable="MSB_PULL_JOBS",
         key="jobs",
@@ -113,7 +113,7 @@ _ALL = (
         "limit_rate",
         to_size,
         "BYTES/s",
-        "Most bytes a second for all downloads together, as 10M.",
+        "Total download rate limit, such as 10M.",
         LIMITS,
         key="pull.limit_rate",
     ),
@@ -121,21 +121,21 @@ _ALL = (
         "max_layer_size",
         to_size,
         "SIZE",
-        f"Largest unpacked layer that is accepted; default: {_DEFAULT.max_bytes >> 30}GiB.",
+        f"Largest unpacked layer to accept; default: {_DEFAULT.max_bytes >> 30}GiB.",
         LIMITS,
     ),
     Setting(
         "max_entries",
         to_entries,
         "N",
-        f"Most files in a layer that are accepted; default: {_DEFAULT.max_entries}.",
+        f"Most files to accept in a layer; default: {_DEFAULT.max_entries}.",
         LIMITS,
     ),
     Setting(
         "max_window",
         to_window,
         "SIZE",
-        "Largest window of zstd that is accepted, memory for each layer at work; "
+        "Largest zstd window to accept, which is memory for each layer being unpacked; "
         f"default: {_DEFAULT.max_window >> 20}MiB.",
         LIMITS,
     ),
@@ -152,7 +152,7 @@ _ALL = (
         "progress",
         one_of(PROGRESS_MODES),
         "|".join(PROGRESS_MODES),
-        "How progress is shown; auto: bars on a terminal, else lines.",
+        "How to show progress; auto: bars on a terminal, otherwise lines.",
         EVERYWHERE,
         variable="MSB_PULL_PROGRESS",
     ),

@@ -23,13 +23,13 @@ def to_path(value: Any) -> Path:
     try:
         return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 - resolve() would follow symlinks
     except RuntimeError:
-        raise ValueError(f"{text!r} names a home directory that is not known") from None
+        raise ValueError(f"{text!r} names an unknown home directory") from None
 
 
 def to_text(value: Any) -> str:
     """Text that is not empty."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{_shown(value)} is not a text" if not isinstance(value, str) else "must not be empty")
+        raise ValueError(f"{_shown(value)} is not text" if not isinstance(value, str) else "must not be empty")
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
     return value
@@ -100,7 +100,7 @@ def to_mirrors(value: Any) -> tuple[str, ...]:
         raise ValueError("must be a list of addresses")
     for address in value:
         if not address.isprintable() or " " in address:
-            raise ValueError(f"{_shown(address)} is no address")
+            raise ValueError(f"{_shown(address)} is not an address")
         if not address.startswith(("https://", "http://")) or len(address.split("://", 1)[1]) == 0:
             raise ValueError(
                 f"{address.rpartition('@')[2].partition('?')[0]!r} does not start with https:// or http://"

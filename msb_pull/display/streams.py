@@ -114,7 +114,7 @@ def read_secret(stream: TextIO) -> str:
     except OSError as error:
         raise LocalError(f"standard input: {(error.strerror or str(error)).lower()}") from error
     if len(given) > _SECRET_LIMIT:
-        raise UsageError(f"standard input: more than {_SECRET_LIMIT} bytes are no credentials")
+        raise UsageError(f"standard input: more than {_SECRET_LIMIT} bytes cannot be credentials")
     return given if isinstance(given, str) else given.decode("utf-8", "surrogateescape")
 
 

@@ -35,9 +35,7 @@ class ExitCode(enum.IntEnum):
     NETWORK = 5
     CONTENT = 6
     LOCAL = 7
-    HUNG_UP = 129
     INTERRUPTED = 130
-    TERMINATED = 143
 
 
 class MsbPullError(Exception):
@@ -120,12 +118,12 @@ def exhausted(error: BaseException) -> LocalError | None:
     if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
         return LocalError(
             "out of memory",
-            hint="raise what limits it (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+            hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return LocalError(
             "too many open files",
-            hint="raise their limit (`ulimit -n`; fs.file-max of the system); --jobs 1 needs the fewest",
+            hint="raise the limit (`ulimit -n`; fs.file-max of the system); --jobs 1 needs the fewest",
         )
     return None
 
@@ -141,7 +139,7 @@ def no_more_tasks(cause: str | None = None) -> LocalError:
     return LocalError(
         "no more threads or processes can be started",
         cause=cause,
-        hint="raise their limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
+        hint="raise the limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
     )
 
 
@@ -163,9 +161,9 @@ def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:
         return too_large(where)
     hint = None
     if error.errno == errno.EXDEV:
-        hint = "overlay file systems move no folder that lies in a layer below: keep the store on a volume of its own"
+        hint = "overlay file systems cannot move a folder of a lower layer: keep the store on a separate volume"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-        hint = "a folder was to be there; the store can be another one, with --home"
+        hint = "a folder was expected there; use --home for another store"
     return LocalError(f"{where}: {error.strerror or error}", hint=hint)
 
 
@@ -181,14 +179,14 @@ def too_large(where: str) -> LocalError:
     """A file would have more bytes than this process may write, or than its file system takes."""
     most = file_size_limit()
     if most is None:
-        return LocalError(f"{where}: the file system takes no file of this size", hint="choose another one")
+        return LocalError(f"{where}: the file system does not allow a file of this size", hint="choose another one")
     return LocalError(
         f"{where}: a file may have {most} bytes at most", hint="raise the limit of file sizes, `ulimit -f`"
     )
 
 
 _SPACE_HINT = (
-    "free some space (`msb-pull prune` removes what no image needs) and pull again; it goes on where it stopped"
+    "free some space (`msb-pull prune` removes what no image needs) and pull again; the pull continues where it stopped"
 )
 
 

@@ -27,7 +27,7 @@ def gzip_header_is_whole(data: bytes) -> bool:
     compressed data (intel/isa-l, issue 224).
     """
     if data[:3] != GZIP[: len(data)]:
-        raise ValueError("there is no gzip header")
+        raise ValueError("the gzip header is missing")
     if len(data) < _GZIP_FIXED:
         return False
     flags = data[3]
@@ -56,7 +56,7 @@ def zstd_window(data: bytes) -> int | None:
     if is_zstd_skippable(data):
         return 0
     if not data.startswith(ZSTD):
-        raise ValueError("there is no zstd frame")
+        raise ValueError("the zstd frame is missing")
     flags, at = data[_ZSTD_FIXED - 1], _ZSTD_FIXED
     if not flags & _ZSTD_SINGLE_SEGMENT:
         if len(data) == at:

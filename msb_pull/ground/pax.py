@@ -175,7 +175,7 @@ def leading_map(block: Callable[[], bytes | None], limit: int) -> tuple[list[tup
     while found < wanted:
         piece = block() if len(data) + BLOCK <= limit else None
         if piece is None:
-            raise BadRecord("its sparse map is cut or too long")
+            raise BadRecord("its sparse map is truncated or too long")
         data += piece
         if not found and b"\n" in piece:
             count = decimal(bytes(data[: data.index(b"\n")]), _MAP)

@@ -35,7 +35,7 @@ class Digest:
         algorithm, colon, value = text.partition(":")
         length = _HEX_LENGTH.get(algorithm)
         if not colon:
-            raise InvalidDigest(f"{_shown(text)} is no digest (ALGORITHM:HEX)")
+            raise InvalidDigest(f"{_shown(text)} is not a digest (ALGORITHM:HEX)")
         if length is None:
             raise InvalidDigest(f"unsupported digest algorithm {_shown(algorithm)} (sha256 and sha512 are known)")
         if not _HEX.fullmatch(value):

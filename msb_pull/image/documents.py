@@ -31,7 +31,7 @@ def load_json(data: bytes, what: str, part: str) -> dict[str, Any]:
     """
     loaded = load_any_json(data, what, part)
     if not isinstance(loaded, dict):
-        raise ContentError(f"{what}: its {part} is no JSON object")
+        raise ContentError(f"{what}: its {part} is not a JSON object")
     return loaded
 
 
@@ -50,9 +50,9 @@ def load_any_json(data: bytes, what: str, part: str) -> Any:
             # Half of a surrogate pair is a text that cannot be written anywhere, neither to a terminal nor a database.
             json.dumps(loaded, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise ContentError(f"{what}: its {part} is no valid JSON", cause="it is nested too deeply") from None
+        raise ContentError(f"{what}: its {part} is not valid JSON", cause="it is nested too deeply") from None
     except ValueError as error:
-        raise ContentError(f"{what}: its {part} is no valid JSON", cause=str(error)) from None
+        raise ContentError(f"{what}: its {part} is not valid JSON", cause=str(error)) from None
     return loaded
 
 
@@ -66,7 +66,7 @@ class Fields:
         self._what = what
         self._where = where
         if not isinstance(value, dict):
-            self.refuse("is no object")
+            self.refuse("is not an object")
         self._value: dict[str, Any] = value
 
     def refuse(self, why: str) -> NoReturn:
@@ -124,7 +124,7 @@ class Fields:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self.refuse(f"has no list of texts in {key}")
+            self.refuse(f"has no list of strings in {key}")
         return tuple(value)
 
     def annotations(self) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Fields:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self.refuse("has annotations that are no object")
+            self.refuse("has annotations that are not an object")
         return {key: item for key, item in value.items() if isinstance(item, str)}
 
     def data(self) -> bytes | None:
@@ -144,7 +144,7 @@ class Fields:
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            self.refuse("has inline data that is no base64")
+            self.refuse("has inline data that is not base64")
 
     def platform(self) -> Platform | None:
         """The platform as it is written, None where it does not say both system and architecture."""
@@ -172,12 +172,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(loaded) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[:40]!r} appears twice in one object")
     return loaded
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits: str) -> float:

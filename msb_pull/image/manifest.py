@@ -132,17 +132,17 @@ def parse_document(
     header = (content_type or "").partition(";")[0].strip().lower()
     body = fields.get("mediaType")
     if not (body is None or isinstance(body, str)):
-        fields.refuse("has a mediaType that is no text")
+        fields.refuse("has a mediaType that is not a string")
     if header.startswith(_SCHEMA1) or fields.has("fsLayers") or fields.get("schemaVersion") == 1:
         raise ContentError(
             f"{what}: schema 1 images are not supported",
-            hint="ask for a rebuilt image; the format was given up in 2017",
+            hint="ask for a rebuilt image; the format was retired in 2017",
         )
     if fields.has("schemaVersion") and fields.get("schemaVersion") != 2:
         fields.refuse(f"has schemaVersion {str(fields.get('schemaVersion'))[:40]}, 2 is known")
     said = [media_type for media_type in (header, body or "") if _kind(media_type)]
     if len({_kind(media_type) for media_type in said}) > 1:
-        fields.refuse(f"is a {header} to the registry and a {body} to itself")
+        fields.refuse(f"is a {header} according to the registry and a {body} according to itself")
     if len(set(said)) > 1 and warn is not None:
         warn(f"{what}: the registry calls its manifest {header}, the manifest itself {body}")
     kind = _kind(said[0]) if said else "index" if fields.has("manifests") else "manifest"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CHUNK = 512 * 1024
 # What to do about content that is not what its digest says: from a network, and from a folder or an archive.
-ON_THE_WAY = "the registry or something between changed the content; try again or use another mirror"
+ON_THE_WAY = "the registry or a proxy changed the content; try again or use another mirror"
 COPY_AGAIN = "it was copied in part or changed: copy it again"
 
 

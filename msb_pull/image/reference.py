@@ -129,10 +129,10 @@ def _refuse_look_alikes(text: str) -> None:
     first, slash, _ = rest.partition("/")
     if transport in (*_TRANSPORTS, *_FOREIGN_TRANSPORTS) and (":" in first or (slash and not first.isdecimal())):
         known = ", ".join(f"{x}:" for x in _TRANSPORTS)
-        raise _bad(text, f'"{transport}:" is no registry', f"only pull reads local images, through {known}")
+        raise _bad(text, f'"{transport}:" is not a registry', f"only pull reads local images, through {known}")
     strange = next((letter for letter in text if not letter.isascii()), None)
     if strange is not None:
-        raise _bad(text, f'"{_shown(strange)}" ({_letter(strange)}) is no ASCII letter or digit')
+        raise _bad(text, f'"{_shown(strange)}" ({_letter(strange)}) is not an ASCII letter or digit')
 
 
 def _refuse_login(text: str) -> None:
@@ -142,7 +142,7 @@ def _refuse_login(text: str) -> None:
         return
     if "/" in tail or ":" in text.removeprefix("docker://").rpartition("@")[0]:
         raise UsageError(
-            f'invalid reference "…@{_shown(tail)}": what follows the @ is no digest, and a user name or password '
+            f'invalid reference "…@{_shown(tail)}": what follows the @ is not a digest, and a user name or password '
             "does not belong there",
             hint="log in with `docker login` or `podman login`, or use --creds-stdin",
         )
@@ -153,7 +153,7 @@ def _parse_digest(text: str, name: str, digest: str) -> Digest:
         raise _bad(text, "it holds more than one @")
     head, colon, tag = digest.rpartition(":")
     if colon and ":" in head:
-        raise _bad(text, "a tag stands before the digest, not after it", f'write "{_shown(f"{name}:{tag}@{head}")}"')
+        raise _bad(text, "the tag goes before the digest, not after it", f'write "{_shown(f"{name}:{tag}@{head}")}"')
     try:
         return Digest.parse(digest)
     except InvalidDigest as error:
@@ -169,13 +169,13 @@ def _split_tag(text: str, name: str) -> tuple[str, str | None]:
         if name.startswith("["):
             raise _bad(text, "the repository is missing after the host", f'write "{_shown(name)}/REPOSITORY"')
         if ":" in head:
-            raise _bad(text, "it holds too many colons", "write NAME:TAG; an IPv6 address stands in brackets")
+            raise _bad(text, "it holds too many colons", "write NAME:TAG; an IPv6 address goes in brackets")
     if not tag:
         raise _bad(text, "the tag is empty", 'leave out the ":" for the tag latest')
     if not TAG.fullmatch(tag):
         raise _bad(
             text,
-            f'"{_shown(tag)}" is no valid tag',
+            f'"{_shown(tag)}" is not a valid tag',
             "a tag has 1 to 128 letters, digits, _ . and -, and does not begin with . or -",
         )
     return head, tag
@@ -200,7 +200,7 @@ def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
     host, _, prefix = default_registry.partition("/")
     if not _names_host(host) or not _HOST.fullmatch(host):
         raise UsageError(
-            f'the default registry "{_shown(default_registry)}" is no host',
+            f'the default registry "{_shown(default_registry)}" is not a host',
             hint="write it like registry.example.com, or with a port like registry:5000",
         )
     return _official(host, f"{prefix.rstrip('/')}/{repository}" if prefix else repository)
@@ -222,11 +222,11 @@ def _check_host(text: str, host: str, rest: str) -> None:
     if match is None:
         if host.startswith("[") and "%" in host:
             raise _bad(text, f'"{_shown(host)}" has a zone (after %), which a reference cannot hold')
-        raise _bad(text, f'"{_shown(host)}" is no valid host')
+        raise _bad(text, f'"{_shown(host)}" is not a valid host')
     if match["port"] is not None and not (len(match["port"]) <= 5 and 1 <= int(match["port"]) <= 65535):
         raise _bad(text, f"port {match['port'][:20]} is not between 1 and 65535")
     if match["address"] is not None and not _is_ipv6(match["address"]):
-        raise _bad(text, f'"{_shown(host)}" holds no IPv6 address')
+        raise _bad(text, f'"{_shown(host)}" does not hold an IPv6 address')
 
 
 def _is_ipv6(text: str) -> bool:
@@ -245,14 +245,14 @@ def _check_repository(text: str, repository: str) -> None:
         raise _bad(text, f"the repository has {len(repository)} characters, {_MAX_REPOSITORY} are allowed")
     for component in repository.split("/"):
         if not component:
-            raise _bad(text, "a part of the repository is empty (a / too many)")
+            raise _bad(text, "a part of the repository is empty (one / too many)")
         if _COMPONENT.fullmatch(component):
             continue
         if _COMPONENT.fullmatch(component.lower()):
             raise _bad(text, f'"{component}" must be lower-case', f'write "{component.lower()}"')
         raise _bad(
             text,
-            f'"{_shown(component)}" is no valid part of a repository name',
+            f'"{_shown(component)}" is not a valid part of a repository name',
             "it is made of a-z and 0-9, with single . or _, double __ or any number of - between them",
         )
 

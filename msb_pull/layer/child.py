@@ -24,7 +24,7 @@ _INTERVAL = 0.01
 _PIECE = 1 << 16
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
-_KILLED = "the system does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
+_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
 _BEGIN = (
     "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
     "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "

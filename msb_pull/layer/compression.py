@@ -86,7 +86,7 @@ class _Gzip:
 
     def finish(self) -> None:
         if self._header or (self._member is not None and not self._member.eof):
-            raise ContentError("the gzip stream is cut")
+            raise ContentError("the gzip stream is truncated")
 
     def _next_member(self, data: bytes) -> bytes:
         """Passes over zero padding; what follows it, or the member before, must be a member.
@@ -98,7 +98,7 @@ class _Gzip:
             rest = data.lstrip(b"\0")
             self._padding = self._padding or len(rest) < len(data)
             if rest and self._padding:
-                raise ContentError("bytes that are no gzip follow the end of the gzip stream")
+                raise ContentError("bytes that are not gzip follow the end of the gzip stream")
             data = rest
         self._header += data
         try:
@@ -106,7 +106,7 @@ class _Gzip:
                 return b""
         except ValueError as error:
             if self._member is not None and not GZIP.startswith(self._header[:3]):
-                raise ContentError("bytes that are no gzip follow the end of the gzip stream") from None
+                raise ContentError("bytes that are not gzip follow the end of the gzip stream") from None
             raise ContentError("the gzip stream is damaged", cause=str(error)) from None
         self._member = isal_zlib.decompressobj(wbits=31)
         data, self._header = self._header, b""
@@ -139,7 +139,7 @@ class _Zstd:
 
     def finish(self) -> None:
         if self._inside or self._header:
-            raise ContentError("the zstd stream is cut")
+            raise ContentError("the zstd stream is truncated")
 
     def _begin_frame(self, data: bytes) -> memoryview:
         """Holds a header back until it says how much memory its frame wants.
@@ -154,7 +154,7 @@ class _Zstd:
         if window > self._max_window:
             raise ContentError(
                 f"the zstd stream wants a window of {window} bytes, more than {self._max_window}",
-                hint="raise --max-window if that is right",
+                hint="raise --max-window if you trust the image",
             )
         if self._frame.eof:
             self._frame = self._new_frame()

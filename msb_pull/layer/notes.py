@@ -112,7 +112,7 @@ class Notes:
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}")
             if json.dumps(document).encode("ascii") + b"\n" != text or not document.keys() <= _KEYS:
-                raise ValueError("they are not as they were written")
+                raise ValueError("they were altered since they were written")
             return cls(
                 diff_id=_typed(document["diff_id"], str),
                 tar_bytes=_typed(document["tar_bytes"], int),
@@ -130,7 +130,7 @@ class Notes:
             raise ContentError(
                 f"{path}: the notes of a layer are damaged",
                 cause=repr(error),
-                hint="`msb-pull verify --repair` mends it",
+                hint="`msb-pull verify --repair` repairs it",
             ) from None
 
 

@@ -81,7 +81,7 @@ class RecordStream:
         except isal_zlib.error as error:  # type: ignore[misc]
             raise ContentError(f"{self._path}: the record is damaged", cause=str(error)) from None
         if not self._inflate.eof:
-            raise ContentError(f"{self._path}: the record is cut")
+            raise ContentError(f"{self._path}: the record is truncated")
         if self._inflate.unused_data or self._file.read(1):
             raise ContentError(f"{self._path}: something follows the record")
         return b""

@@ -153,9 +153,9 @@ def is_whiteout(name: bytes) -> bool:
 
 
 def check_whiteout(name: bytes) -> None:
-    """Raises ValueError for a whiteout of nothing, of ``.`` or of ``..``, and for one that no directory can hold."""
+    """Raises ValueError for a whiteout of no name, of ``.`` or of ``..``, and for one that no directory can hold."""
     if name in _NAMELESS:
-        raise ValueError("a whiteout of nothing")
+        raise ValueError("a whiteout without a name")
     if len(name) > MAX_NAME:
         raise ValueError(
             f"a whiteout of a name of {len(name) - len(WHITEOUT)} bytes: a layer's directory can hold those of at most "

@@ -93,7 +93,7 @@ class _Walk:
 
     def _open(self, entry: Descriptor, above: tuple[Digest, ...]) -> _Found:
         if entry.digest in above or len(above) > _MAX_DEPTH:
-            raise ContentError(f"{self._what}: its indexes are nested too deeply or in a circle")
+            raise ContentError(f"{self._what}: its indexes are nested too deeply or in a loop")
         data, content_type = self._documents.manifest(entry)
         return self._read(data, content_type, (*above, entry.digest), entry.platform)
 
@@ -109,7 +109,7 @@ class _Walk:
         return self._open(chosen, path)
 
     def _look_inside(self, candidates: Sequence[Descriptor], path: tuple[Digest, ...]) -> _Found:
-        """The best of what the entries lead to that do not say their platform; raises NotFoundError."""
+        """The best of what the entries lead to that have no platform; raises NotFoundError."""
         best: tuple[int, _Found] | None = None
         self._offered += [entry.platform for entry in candidates if entry.platform]
         for entry in candidates:
@@ -117,7 +117,7 @@ class _Walk:
                 continue
             self._looked_into.add(entry.digest)
             if len(self._looked_into) > _MAX_LOOKED_INTO:
-                raise ContentError(f"{self._what}: too many entries of its indexes do not say their platform")
+                raise ContentError(f"{self._what}: too many entries of its indexes have no platform")
             try:
                 found = self._open(entry, path)
             except NotFoundError:
@@ -156,7 +156,7 @@ def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: st
     """``data`` if it has the size and digest that the descriptor says; raises ContentError with ``hint``."""
     if len(data) != descriptor.size:
         raise ContentError(
-            f"{what}: its {part} has another size than announced",
+            f"{what}: its {part} has a different size than announced",
             cause=f"expected {descriptor.size} bytes, received {len(data)}",
         )
     return with_digest(data, descriptor.digest, what, part, hint)
@@ -193,7 +193,7 @@ def _platform(
     if explicit:
         raise NotFoundError(
             f"{what}: no image for {wanted}",
-            cause=f"there is one image only, for {found}",
+            cause=f"the only image is for {found}",
             hint=f"leave out --platform, or say --platform {found}",
         )
     warn(f"{what} is for {found}, not for {wanted}")

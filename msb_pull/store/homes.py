@@ -89,7 +89,7 @@ class OtherHome:
 
     def _unknown(self, cause: str) -> LocalError:
         return LocalError(
-            f"{self.path or self.copies}: another home uses these layers, and what it needs cannot be known",
+            f"{self.path or self.copies}: another home uses these layers, and what it needs is unknown",
             cause=cause,
             hint=f"`msb-pull verify` with that home checks and repairs it; {self.how_to_forget}",
         )

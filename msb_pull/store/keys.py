@@ -38,7 +38,7 @@ class LayerKey:
         """Parses what ``str`` gives; raises InvalidDigest."""
         digest, plus, variant = text.partition("+")
         if plus and not _VARIANT.fullmatch(variant):
-            raise InvalidDigest(f"{text!r} is no name of a layer")
+            raise InvalidDigest(f"{text!r} is not the name of a layer")
         return cls(Digest.parse(digest), variant)
 
     @property

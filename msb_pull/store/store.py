@@ -224,7 +224,7 @@ class Store(Paths):
         if text and not (text.isdecimal() and int(text) <= VERSION):
             raise LocalError(
                 f"{self.layers}: laid out by a newer msb-pull",
-                cause=f"its version is {text[:20]!r}, this program knows {VERSION}",
+                cause=f"its version is {text[:20]!r}, this program supports {VERSION}",
                 hint="update msb-pull, or use another --home",
             )
 
@@ -246,14 +246,14 @@ class Store(Paths):
         except FileNotFoundError:
             return
         if facts.st_uid != os.geteuid():
-            self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); files made now will not")
+            self._warn(f"{self.layers} belongs to another user (uid {facts.st_uid}); new files will not")
             return
         loose = [str(x) for x in (self.home, self.layers) if x.exists() and x.stat().st_mode & _OTHERS_WRITE]
         if loose:
             import shlex
 
             names = " ".join(map(shlex.quote, loose))
-            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` ends that")
+            self._warn(f"{' and '.join(loose)} can be written to by other users; `chmod go-w {names}` prevents that")
 
 
 def _make_private(folder: Path) -> None:

@@ -96,13 +96,13 @@ class InspectedImage:
                 raise NotFoundError(
                     f"{self.reference}: layer {layer.digest.partition(':')[2][:12]} has no short link",
                     cause="another program unpacked it, under a name that mount options cannot hold",
-                    hint=f"`msb-pull pull --force {self.reference}` makes it anew",
+                    hint=f"`msb-pull pull --force {self.reference}` recreates it",
                 )
         links = list(dict.fromkeys(str(layer.link) for layer in reversed(self.layers)))
         # Each reader of the option has other rules for escaping; this program cannot know which one it will be.
         if any(character in link for link in links for character in ":,\\"):
             raise LocalError(
-                f"{self.layers[0].link.parent}: this path cannot stand in a mount option",
+                f"{self.layers[0].link.parent}: this path cannot be used in a mount option",
                 cause="it holds a colon, a comma or a backslash",
                 hint="keep the store in another folder, or bind-mount it at one",
             )
@@ -153,7 +153,7 @@ def list_files(store: Store, reference: Reference) -> list[ListedFile]:
             raise NotFoundError(
                 f"{image.reference}: layer {layer.digest.short} has no record",
                 cause="another program unpacked it, or it is not complete",
-                hint=f"`msb-pull pull --force {image.reference}` makes it anew",
+                hint=f"`msb-pull pull --force {image.reference}` recreates it",
             )
         layers.append((str(layer.digest), record, notes))
     return merge(layers)

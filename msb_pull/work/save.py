@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.ground.running import Throttle
+from msb_pull.ground.text import visible_bytes
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
-from msb_pull.layer.limits import printable
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
@@ -203,7 +203,7 @@ class _Archive:
             if self._store.has_layer(layer.key):
                 return self._loaded(layer)
         raise NotFoundError(
-            f"layer {layer.digest.short} is not in the store, or without a record to make it again from",
+            f"layer {layer.digest.short} is not in the store, or has no record to recreate it from",
             hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
         )
 
@@ -222,8 +222,8 @@ class _Archive:
 
         def refuse(path: bytes, expected: str, found: str) -> None:
             raise ContentError(
-                f'layer {layer.digest.short}: "{printable(path)}" is damaged (expected {expected}, found {found})',
-                hint="`msb-pull verify --repair` mends it",
+                f'layer {layer.digest.short}: "{visible_bytes(path)}" is damaged (expected {expected}, found {found})',
+                hint="`msb-pull verify --repair` repairs it",
             )
 
         root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -238,8 +238,8 @@ class _Archive:
             os.close(root)
         if hasher.hexdigest() != layer.diff_id.hex:
             raise ContentError(
-                f"layer {layer.digest.short}: its stream does not match its diff_id any more",
-                hint="`msb-pull verify --repair` mends it",
+                f"layer {layer.digest.short}: its stream no longer matches its diff_id",
+                hint="`msb-pull verify --repair` repairs it",
             )
 
     def _progress(self, layer: StoredLayer, total: int) -> Callable[[int], None]:

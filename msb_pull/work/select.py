@@ -55,7 +55,7 @@ def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selectio
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not value:
-            raise UsageError(f"--filter {text!r}: no KEY=VALUE", hint=_KEYS)
+            raise UsageError(f"--filter {text!r}: not KEY=VALUE", hint=_KEYS)
         if key == "reference":
             references.append(value)
         elif key == "platform":
@@ -65,7 +65,7 @@ def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selectio
         elif key == "incomplete" and value.lower() in _TRUTH:
             incomplete.append(_TRUTH[value.lower()])
         else:
-            raise UsageError(f"--filter {text!r}: unknown", hint=_KEYS)
+            raise UsageError(f"--filter {text!r}: unknown filter", hint=_KEYS)
     return Selection(tuple(references), tuple(platforms), tuple(before), tuple(incomplete))
 
 
@@ -75,7 +75,7 @@ _KEYS = "filters are reference=GLOB, platform=OS/ARCH, until=24h and incomplete=
 def _moment(now: datetime, text: str) -> datetime:
     """The time as long before ``now`` as ``text`` says; raises UsageError."""
     if not _DURATION.fullmatch(text):
-        raise UsageError(f"--filter until={text}: no duration", hint="write it like 90m, 24h, 7d or 1h30m")
+        raise UsageError(f"--filter until={text}: not a duration", hint="write it like 90m, 24h, 7d or 1h30m")
     try:
         # ValueError is for numbers of thousands of digits.
         seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhdw])", text))

@@ -83,12 +83,12 @@ def test_options_reach_the_settings(pulled):
     [
         (
             "lss",
-            "there is no command 'lss'",
-            "`msb-pull ls` is one; to pull an image of this name: `msb-pull pull lss`",
+            "no such command: 'lss'",
+            "did you mean `msb-pull ls`? To pull an image of this name: `msb-pull pull lss`",
         ),
-        ("prun", "there is no command 'prun'", "msb-pull pull prun"),
-        ("Verify", "there is no command 'Verify'", "`msb-pull verify`"),
-        ("-q insepct x", "there is no command 'insepct'", "`msb-pull inspect`"),
+        ("prun", "no such command: 'prun'", "msb-pull pull prun"),
+        ("Verify", "no such command: 'Verify'", "`msb-pull verify`"),
+        ("-q insepct x", "no such command: 'insepct'", "`msb-pull inspect`"),
         ("-q ls", "-q: options go after the command", "msb-pull ls -q"),
         ("--home /x -j 4 pull y", "--home /x -j 4: options go after the command", "msb-pull pull --home /x -j 4"),
         ("--all prune", "--all: options go after the command", "msb-pull prune --all"),
@@ -102,9 +102,9 @@ def test_options_reach_the_settings(pulled):
         ("x --format yaml", "--format: 'yaml' is not one of text, json", None),
         ("ls a b", "got unexpected extra argument(s) (b)", None),
         ("inspect --layers --files x", "--layers and --files: choose one", None),
-        ("prune --filter until=1h", "--filter: narrows --all, which is missing", "--all --filter"),
+        ("prune --filter until=1h", "--filter only works together with --all", "--all --filter"),
         ("save x", "save: -o is missing", "-o ubuntu.tar"),
-        ("x --config /none", "/none: there is no such configuration file", None),
+        ("x --config /none", "/none: no such configuration file", None),
     ],
 )
 def test_usage_errors(words, message, hint):
@@ -124,9 +124,9 @@ def test_usage_errors_as_json_too():
         "error": {
             "code": 2,
             "kind": "usage",
-            "message": "there is no command 'lss'",
+            "message": "no such command: 'lss'",
             "cause": None,
-            "hint": "`msb-pull ls` is one; to pull an image of this name: `msb-pull pull lss`",
+            "hint": "did you mean `msb-pull ls`? To pull an image of this name: `msb-pull pull lss`",
         },
     }
     assert error.startswith("error: ")

@@ -18,14 +18,14 @@ PULLED = f"{RESOLVING}{PULLING}layer base done 1.6 kB\nlayer top done 372 B\nPul
 HERE = f"{IMAGE} is already here (2 layers, 2.0 kB)\n"
 LOG_IN = (
     "log in with `docker login HOST`; msb-pull reads ~/.docker/config.json "
-    "(a repository that does not exist is refused alike)"
+    "(a repository that does not exist is refused in the same way)"
 )
 WRONG = (
     "the credentials for HOST may be wrong or lack the right to pull, or the repository does not exist; "
     "log in again with `docker login HOST`, or try --anonymous if the image is public"
 )
 CHECK_NAME = "check the name and the tag; a private repository may also need `docker login HOST`"
-CHANGED = "the registry or something between changed the content; try again or use another mirror"
+CHANGED = "the registry or a proxy changed the content; try again or use another mirror"
 UNREACHABLE = "127.0.0.1:1/x:1"
 
 
@@ -159,17 +159,17 @@ def test_several_images(shared):
 # Words after `pull`, what goes wrong at which path, exit code, error. The image has its place at the end.
 FAILURES = [
     pytest.param(["--platform", "linux/riscv64"], {}, 3, failure(
-        f"{IMAGE}: no image for linux/riscv64", "there is one image only, for linux/amd64",
+        f"{IMAGE}: no image for linux/riscv64", "the only image is for linux/amd64",
         "leave out --platform, or say --platform linux/amd64",
     ), id="platform"),
     pytest.param([], {"/manifests/": Fault(status=503)}, 5, failure(
-        f"{IMAGE}: HOST is in trouble", "registry answered 503 Service Unavailable", "try again later",
+        f"{IMAGE}: HOST reports a server error", "registry answered 503 Service Unavailable", "try again later",
     ), id="503"),
     pytest.param([], {"/manifests/": Fault(drop=True)}, 5, failure(
         f"{IMAGE}: no answer from HOST", "connection reset by peer", "check the address and the network",
     ), id="drop"),
     pytest.param([], {"/manifests/": Fault(status=429)}, 5, failure(
-        f"{IMAGE}: HOST turns requests away", "registry answered 429 Too Many Requests",
+        f"{IMAGE}: HOST is rate limiting requests", "registry answered 429 Too Many Requests",
         "wait and try again, or use a mirror",
     ), id="429"),
     pytest.param([], {"/manifests/": Fault(status=403, body=errors("DENIED"))}, 4, failure(
@@ -179,11 +179,11 @@ FAILURES = [
         f"{IMAGE}: access denied", "registry answered 401 UNAUTHORIZED: no", LOG_IN,
     ), id="401"),
     pytest.param(["--max-entries", "3"], {}, 6, PULLING + failure(
-        f'{IMAGE}: layer base: entry 3 "etc/": more than 3 entries', None, "raise --max-entries if that is right",
+        f'{IMAGE}: layer base: entry 3 "etc/": more than 3 entries', None, "raise --max-entries if you trust the image",
     ), id="entries"),
     pytest.param(["--max-layer-size", "1k"], {}, 6, PULLING + failure(
         f'{IMAGE}: layer base: entry 22 "usr/lib/libsample.so.1.0": the layer unpacks to more than 1000 bytes', None,
-        "raise --max-layer-size if that is right",
+        "raise --max-layer-size if you trust the image",
     ), id="size"),
 ]  # fmt: skip
 
@@ -209,16 +209,16 @@ REFUSED = [
     (["pull", "HOST/UPPER/x:1"], 'invalid reference "HOST/UPPER/x:1": "UPPER" must be lower-case', 'write "upper"'),
     (["pull", ""], "invalid reference: it is empty", "name an image, like ubuntu:22.04"),
     (["--platform", "linux/", "x"], "invalid platform 'linux/'", "write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64"),
-    (["--ca-cert", "none.pem", IMAGE], "--ca-cert: none.pem: there is no such file", None),
-    (["--as", "a:1", IMAGE], "--as: names exactly one image from a folder or an archive",
+    (["--ca-cert", "none.pem", IMAGE], "--ca-cert: none.pem: no such file", None),
+    (["--as", "a:1", IMAGE], "--as works with exactly one image from a folder or an archive",
      "msb-pull pull oci:DIR --as registry.example.com/name:tag"),
-    (["--as", "a:1", "oci:a", "oci:b"], "--as: names exactly one image from a folder or an archive",
+    (["--as", "a:1", "oci:a", "oci:b"], "--as works with exactly one image from a folder or an archive",
      "msb-pull pull oci:DIR --as registry.example.com/name:tag"),
     (["--as", "A", "oci:a"], 'invalid reference "A": "A" must be lower-case', 'write "a"'),
-    (["--creds-stdin", "oci-archive:-"], "standard input can be read only once",
-     "put the archive into a file and name that"),
-    (["oci-archive:-", "docker-archive:-"], "standard input can be read only once",
-     "put the archive into a file and name that"),
+    (["--creds-stdin", "oci-archive:-"], "standard input can only be read once",
+     "save the archive to a file and name that file"),
+    (["oci-archive:-", "docker-archive:-"], "standard input can only be read once",
+     "save the archive to a file and name that file"),
     (["oci:-"], '"oci:-": a layout folder cannot be read from standard input', "use oci-archive:-"),
     (["oci:"], '"oci:": the path is missing', "write oci:PATH or oci:PATH:NAME"),
 ]  # fmt: skip
@@ -290,7 +290,7 @@ def test_local_images(place, tmp_path):
             )  # fmt: skip
         assert (piped.returncode, piped.stdout, piped.stderr) == (0, named.out, "")
     for words, message, cause in (
-        (f"{layout}:2", f"{layout}: no image '2' in it", "it holds 1"),
+        (f"{layout}:2", f"{layout}: it has no image '2'", "it holds 1"),
         ("oci:nowhere:1", "oci:nowhere: no such folder", None),
         ("oci-archive:nowhere.tar", "oci-archive:nowhere.tar: no such file", None),
         ("docker-archive:nowhere.tar", "docker-archive:nowhere.tar: no such file", None),
@@ -302,7 +302,7 @@ def test_an_image_that_is_incomplete_or_of_another_platform(place):
     assert place.run("-q", IMAGE).code == 0
     hint = "pull it without --policy never while the registry is reachable"
     words = ("pull", "--policy", "never", IMAGE)
-    other = failure(f"{IMAGE}: not in the store", "it is there for linux/amd64", hint)
+    other = failure(f"{IMAGE}: not in the store", "the store has it for linux/amd64", hint)
     assert place.run(*words, "--platform", "linux/arm64") == Said(3, "", other)
     (place.layers / f"{place.added.layer_digests[1]}.extracted").rename(place.folder / "away")
     assert place.run(*words) == Said(3, "", failure(f"{IMAGE}: not in the store", "1 of 2 layers missing", hint))
@@ -319,7 +319,7 @@ def test_a_blob_that_the_registry_lacks(place):
         short = place.alike(digest.partition(":")[2][:12])
         assert done.code == 3
         assert f"error: {IMAGE}: blob {short} is not at HOST\n" in done.error
-        assert "whoever pushed it has to push it again" in done.error
+        assert "it has to be pushed again" in done.error
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -334,7 +334,7 @@ def test_signals(place, number, code):
     process.send_signal(number)
     out, error = process.communicate(timeout=30)
     assert process.returncode == code
-    hint = "what has arrived is kept; the same command goes on from there"
+    hint = "what was downloaded is kept; run the same command again to continue"
     interrupted = {"code": code, "kind": "cancelled", "message": "interrupted", "cause": None, "hint": hint}
     assert place.alike("".join(seen) + error) == RESOLVING + PULLING + failure("interrupted", None, hint)
     assert json.loads(place.alike(out)) == {

@@ -62,7 +62,7 @@ def test_ctrl_c(place):
         assert [row.split()[0] for row in place.alike("\n".join(rows)).splitlines()][-2:] == ["top", "total"]
         assert all(len(row) <= 78 for row in rows[1:])
         window.press("C-c")
-        hint = "  hint: what has arrived is kept; the same command goes on from there"
+        hint = "  hint: what was downloaded is kept; run the same command again to continue"
         assert last(place, window) == [PULLING.strip(), "error: interrupted", hint, "END 130"]
 
 
@@ -79,7 +79,7 @@ def test_a_failure_in_the_middle(place):
         "warning: blob base does not match its digest; fetching it again from the start",
         f"error: {IMAGE}: blob base does not match its digest",
         "  cause: expected BASE, received OTHER",
-        "  hint: the registry or something between changed the content; try again or use another mirror",
+        "  hint: the registry or a proxy changed the content; try again or use another mirror",
         "END 6",
     ]
 

@@ -20,12 +20,12 @@ def usage(message: str, hint: str | None = None) -> Said:
 
 
 def near(word: str, command: str) -> Said:
-    offer = f"`msb-pull {command}` is one; to pull an image of this name: `msb-pull pull {word}`"
-    return usage(f"there is no command {word!r}", offer)
+    offer = f"did you mean `msb-pull {command}`? To pull an image of this name: `msb-pull pull {word}`"
+    return usage(f"no such command: {word!r}", offer)
 
 
 def help_of(command: str) -> str:
-    return f"`msb-pull {command} --help` lists what there is"
+    return f"`msb-pull {command} --help`lists the options"
 
 
 SIZE_HELP = "is not a size; write bytes or something like 50M, 1.5G or 64GiB"
@@ -43,7 +43,7 @@ WORDS = {
     "save -o x": usage("save: no image named", "`msb-pull save --help` shows examples"),
     "save x": usage("save: -o is missing", "msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)"),
     "save x -o y --format zip": usage("--format: 'zip' is not one of oci, docker"),
-    "save x -o y --format oci --format docker": usage("--format: an archive is of one kind, oci or docker"),
+    "save x -o y --format oci --format docker": usage("--format: choose one kind of archive, oci or docker"),
     "pull --frce x": usage("no such option: --frce", "did you mean --force?"),
     "ls -z": usage("no such option: -z", help_of("ls")),
     "pull x --jobs": usage("option '--jobs' requires an argument", help_of("pull")),
@@ -52,15 +52,15 @@ WORDS = {
     "prune x": usage("got unexpected extra argument(s) (x)", help_of("prune")),
     "ls --format yaml": usage("--format: 'yaml' is not one of text, json"),
     "ls --sort colour": usage("--sort: 'colour' is not one of name, size, pulled"),
-    "ls --filter size=3": usage("--filter 'size=3': unknown", FILTERS),
-    "ls --filter reference": usage("--filter 'reference': no KEY=VALUE", FILTERS),
-    "ls --filter until=soon": usage("--filter until=soon: no duration", "write it like 90m, 24h, 7d or 1h30m"),
-    "prune --filter until=1h": usage("--filter: narrows --all, which is missing",
+    "ls --filter size=3": usage("--filter 'size=3': unknown filter", FILTERS),
+    "ls --filter reference": usage("--filter 'reference': not KEY=VALUE", FILTERS),
+    "ls --filter until=soon": usage("--filter until=soon: not a duration", "write it like 90m, 24h, 7d or 1h30m"),
+    "prune --filter until=1h": usage("--filter only works together with --all",
                                      "msb-pull prune --all --filter until=720h"),
     "inspect --layers --files x": usage("--layers and --files: choose one"),
     "inspect --lowerdir --layers x": usage("--layers and --lowerdir: choose one"),
     "verify UPPER": usage('invalid reference "UPPER": "UPPER" must be lower-case', 'write "upper"'),
-    "ls --home none --config none.toml": usage("~/none.toml: there is no such configuration file"),
+    "ls --home none --config none.toml": usage("~/none.toml: no such configuration file"),
     "x -j 0": usage("--jobs: '0' is not a number from 1 to 64"),
     "x -j 65": usage("--jobs: '65' is not a number from 1 to 64"),
     "x --jobs=two": usage("--jobs: 'two' is not a number from 1 to 64"),
@@ -90,7 +90,7 @@ def test_an_image_called_like_a_command(shared):
 
 JOBS = "'0' is not a number from 1 to 64"
 NO_PLATFORM = (
-    f"error: {IMAGE}: no image for linux/riscv64\n  cause: there is one image only, for linux/amd64\n"
+    f"error: {IMAGE}: no image for linux/riscv64\n  cause: the only image is for linux/amd64\n"
     "  hint: leave out --platform, or say --platform linux/amd64\n"
 )
 # Setting, its option, its variable, its line in the file, a value that fails, one that works, what is said.
@@ -178,7 +178,7 @@ FILES = {
         'unknown key registries."a.b".mirors', 'did you mean registries."a.b".mirrors?',
     ),
     "sync = 'yes'": ("sync: 'yes' is neither true nor false", None),
-    "layers_dir = 3": ("layers_dir: 3 is not a text", None),
+    "layers_dir = 3": ("layers_dir: 3 is not text", None),
     '[registries."a"]\nmirrors = "x"': ('registries."a".mirrors: must be a list of addresses', None),
     '[registries."a"]\nplain_http = 1': ('registries."a".plain_http: 1 is neither true nor false', None),
 }  # fmt: skip

@@ -184,8 +184,8 @@ LOOKED_UP = [
     (["rm", IMAGE, "none:1"], Said(3, "", f"error: {NONE}: not in the store\n  hint: `msb-pull ls` shows what is\n")),
     (["prune"], Said(0, "", "Nothing to remove.\n")),
     (["prune", "--all", "--filter", "until=1h"], Said(0, "", "Nothing to remove.\n")),
-    (["prune", "--all"], Said(2, "", "error: prune: there is nobody to ask\n  hint: --yes removes without a question, "
-                              "--dry-run shows what would go\n")),
+    (["prune", "--all"], Said(2, "", "error: prune: cannot ask for confirmation without a terminal\n"
+                              "  hint: use --yes to remove without asking, or --dry-run to see what would go\n")),
     (["prune", "--all", "--dry-run"], Said(0, f"image {IMAGE}\nlayer BASE SIZE\nlayer TOP SIZE\n",
                                            "Would remove 1 image and 2 layers (SIZE).\n")),
     (["prune", "-a", "-n", "-q"], Said(0, f"image {IMAGE}\nlayer BASE SIZE\nlayer TOP SIZE\n", "")),
@@ -215,8 +215,8 @@ def test_documents_of_failures(full):
         (["rm", "none:1"], unknown),
         (["save", "none:1", "-o", "x"], unknown),
         (["ls", "--sort", "x"], failed(2, "usage", "--sort: 'x' is not one of name, size, pulled")),
-        (["prune", "-a"], failed(2, "usage", "prune: there is nobody to ask", None,
-                                 "--yes removes without a question, --dry-run shows what would go")),
+        (["prune", "-a"], failed(2, "usage", "prune: cannot ask for confirmation without a terminal", None,
+                                 "use --yes to remove without asking, or --dry-run to see what would go")),
         (["save", IMAGE, "-o", "none/x"], failed(7, "local", "none: no such folder", None,
                                                  "choose another place with -o")),
     ]  # fmt: skip
@@ -268,11 +268,12 @@ def test_damage_and_repair(place):
     assert (done.code, done.out, done.error.partition(" is damaged")[0]) == (6, "", message.partition(" is damaged")[0])
     assert not (place.folder / "x.tar").exists()
     place.registry.script("/blobs/", Fault(status=500))
-    trouble = "error: HOST/acme/app:1: HOST is in trouble\n  cause: registry answered 500 Internal Server Error\n"
+    trouble = "error: HOST/acme/app:1: HOST reports a server error\n"
+    trouble += "  cause: registry answered 500 Internal Server Error\n"
     failed_repair = place.run("verify", "--repair", "-q")
     assert failed_repair == Said(
         6, expected.out, f"{trouble}  hint: try again later\nerror: 1 of 2 layers damaged\n"
-        "  cause: not repaired: HOST/acme/app:1: HOST is in trouble\n"
+        "  cause: not repaired: HOST/acme/app:1: HOST reports a server error\n"
     )  # fmt: skip
     repaired = f"{PULLING}layer top already here\nlayer base done 1.6 kB\n"
     repaired += "Verified 2 layers (16.9 kB) in Ns, 1 layer repaired\n"
@@ -294,7 +295,7 @@ def test_what_is_missing(place):
         "error: 1 of 2 layers damaged\n  hint: `msb-pull verify --repair` fetches them again\n",
     )  # fmt: skip
     assert place.run("save", IMAGE, "-o", "x.tar") == Said(
-        3, "", "error: layer base is not in the store, or without a record to make it again from\n"
+        3, "", "error: layer base is not in the store, or has no record to recreate it from\n"
         "  hint: `msb-pull verify --repair` or `msb-pull pull --force` fetches it\n",
     )  # fmt: skip
 

@@ -171,7 +171,7 @@ def test_homes_that_no_mount_option_can_name(tmp_path, name):
     assert call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64").returncode == 0
     done = call("inspect", "--lowerdir", "sample:1")
     assert (done.returncode, done.stdout) == (7, "")
-    assert "cannot stand in a mount option" in done.stderr
+    assert "cannot be used in a mount option" in done.stderr
     assert call("inspect", "--layers", "sample:1").returncode == 0
 
 

@@ -100,7 +100,7 @@ def test_every_variable_sets_its_key(key, tmp_path):
         ("[pull]\njobs = 4", "unknown key pull.jobs", "the key is jobs"),
         ("[registries.docker.io]\nmirrors = []", "unknown key registries", "needs quotes"),
         ('[registries."a.b"]\nmirors = []', 'registries."a.b".mirors', 'did you mean registries."a.b".mirrors?'),
-        ("zzz = 1", "unknown key zzz", "known here: home"),
+        ("zzz = 1", "unknown key zzz", "valid keys: home"),
         ("registries = 3", "registries: must be a table", "quotes"),
     ],
 )
@@ -120,7 +120,7 @@ def test_unknown_keys_are_refused_with_the_nearest(folder, text, said, hint):
         ("jobs = 0", "jobs: 0 is not a number from 1 to 64"),
         ("jobs = true", "jobs: true is not a number"),
         ("jobs = 2.5", "jobs: 2.5 is not a number"),
-        ("home = 3", "home: 3 is not a text"),
+        ("home = 3", "home: 3 is not text"),
         ("home = ''", "home: must not be empty"),
         ("sync = 'yes'", "sync: 'yes' is neither true nor false"),
         ("[pull]\npolicy = 'sometimes'", "pull.policy: 'sometimes' is not one of missing, always, newer, never"),

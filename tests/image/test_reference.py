@@ -108,7 +108,7 @@ BAD = [
     ("C25", "[2001:db8::1]:5000", "repository is missing"),
     ("C26", "[fe80::1%eth0]:5000/repo", "zone"),
     ("C27", "fc00::1:5000/debian", "brackets"),
-    ("C30", "foo_bar.com/x", '"foo_bar.com" is no valid host'),
+    ("C30", "foo_bar.com/x", '"foo_bar.com" is not a valid host'),
     ("C34", "Uppercase:tag", '"Uppercase" must be lower-case'),
     ("C36", "test:5000/Uppercase/lowercase:tag", '"Uppercase" must be lower-case'),
     ("C37", "docker/Docker", '"Docker" must be lower-case'),
@@ -118,7 +118,7 @@ BAD = [
     ("C39-2", "ubuntu\n", "white space"),
     ("C39-3", "ubuntu:22.04\n", "white space"),
     ("C39-4", f"ubuntu@{SHA256}\n", "white space"),
-    ("C39-5", "ubu ntu", '"ubu ntu" is no valid part'),
+    ("C39-5", "ubu ntu", '"ubu ntu" is not a valid part'),
     ("C40", ":justtag", "repository is missing"),
     ("C41", f"@{SHA256}", "repository is missing"),
     ("C42", f"repo@sha256:{'f' * 34}", "34 hex digits"),
@@ -126,15 +126,15 @@ BAD = [
     ("C44", f"validname@invaliddigest:{D64}", 'algorithm "invaliddigest"'),
     ("C45", f"repo@md5:{'f' * 32}", 'algorithm "md5"'),
     ("C46", f"repo@{SHA256}@{SHA256}", "more than one @"),
-    ("C47", f"repo@{SHA256}:tag", "tag stands before the digest"),
+    ("C47", f"repo@{SHA256}:tag", "tag goes before the digest"),
     ("C48-1", f"library/nginx:@{SHA256}", "tag is empty"),
     ("C48-2", "library/ubuntu:", "tag is empty"),
     ("C49", D64, "image id"),
     ("C51-1", "https://ghcr.io/a/b", '"https://"'),
     ("C51-2", "http://localhost:5000/a", '"http://"'),
-    ("C52-1", "oci:dir:tag", '"oci:" is no registry'),
-    ("C52-2", "oci:/dir/x", '"oci:" is no registry'),
-    ("C52-3", "docker-daemon:alpine:3", '"docker-daemon:" is no registry'),
+    ("C52-1", "oci:dir:tag", '"oci:" is not a registry'),
+    ("C52-2", "oci:/dir/x", '"oci:" is not a registry'),
+    ("C52-3", "docker-daemon:alpine:3", '"docker-daemon:" is not a registry'),
     ("C53-1", "docker///docker", "empty"),
     ("C53-2", "docker/", "empty"),
     ("C53-3", "/docker", "empty"),
@@ -146,23 +146,23 @@ BAD = [
     ("C54-4", "_docker/_docker", '"_docker"'),
     ("C56-1", "a-.b/c", '"a-.b"'),
     ("C56-2", "a_.b/c", '"a_.b"'),
-    ("C57", f"x:{'t' * 129}", "no valid tag"),
-    ("C58-1", "x:.hidden", '".hidden" is no valid tag'),
-    ("C58-2", "x:-1", '"-1" is no valid tag'),
+    ("C57", f"x:{'t' * 129}", "not a valid tag"),
+    ("C58-1", "x:.hidden", '".hidden" is not a valid tag'),
+    ("C58-2", "x:-1", '"-1" is not a valid tag'),
     ("C59-1", f"example.com/{A255}a", "256 characters"),
     ("C59-2", A255, "263 characters"),
     ("C60-1", "a.b:70000/x", "port 70000"),
     ("C60-2", "a.b:0/x", "port 0"),
-    ("C60-3", "a.b:/x", '"a.b:" is no valid host'),
+    ("C60-3", "a.b:/x", '"a.b:" is not a valid host'),
     ("C60-4", f"a.b:{'9' * 5000}/x", "port 9999"),
     ("C64-1", "\u0443buntu", "CYRILLIC SMALL LETTER U"),
     ("C64-2", "ubuntu:\uff12\uff12", "FULLWIDTH DIGIT TWO"),
     ("C64-3", "\u0130.com/x", "LATIN CAPITAL LETTER I WITH DOT ABOVE"),
     ("too many colons", "ubuntu:22:04", "too many colons"),
-    ("no IPv6", "[1.2.3.4]/x", "no IPv6 address"),
-    ("no IPv6 either", "[:::]/x", "no IPv6 address"),
+    ("no IPv6", "[1.2.3.4]/x", "not hold an IPv6 address"),
+    ("no IPv6 either", "[:::]/x", "not hold an IPv6 address"),
     ("undecodable", "ubuntu\udcff", "U+DCFF"),
-    ("docker twice", "docker://docker://x", "no valid host"),
+    ("docker twice", "docker://docker://x", "not a valid host"),
     ("docker alone", "docker://", "repository is missing"),
 ]
 
@@ -305,7 +305,7 @@ def test_everything_the_grammar_allows(text, default):
         reference = Reference.parse(text, default)
     except UsageError as error:
         # A dot makes the first part a host, where no underscore may stand (C30).
-        assert "is no valid host" in error.message and re.match(r"[^/]*_[^/]*/", text)
+        assert "is not a valid host" in error.message and re.match(r"[^/]*_[^/]*/", text)
         return
     assert Reference.parse(str(reference)) == Reference.parse(str(reference), default) == reference
     for part in (reference.repository, reference.target):
@@ -368,7 +368,7 @@ def test_default_registry_of_arguments():
         ("oci-archive:", "path is missing"),
         ("oci:-", "standard input"),
         ("oci:a\0b", "NUL"),
-        ("containers-storage:x:1", "no registry"),
+        ("containers-storage:x:1", "not a registry"),
     ],
 )
 def test_bad_arguments(text, says):

@@ -54,9 +54,9 @@ def test_a70_every_frame_and_none_of_the_skippable_ones():
 
 def test_a70_a_cut_last_frame_is_refused():
     for cut in (1, 2, 5, len(ZSTD) // 2):
-        refused(ZSTD[:-cut], "cut|damaged")
-    refused(zstd.compress(b"a") + ZSTD[:-2], "cut")
-    refused(SKIPPABLE + SKIPPABLE[:-1], "cut")
+        refused(ZSTD[:-cut], "truncated|damaged")
+    refused(zstd.compress(b"a") + ZSTD[:-2], "truncated")
+    refused(SKIPPABLE + SKIPPABLE[:-1], "truncated")
 
 
 def windowed(descriptor: int) -> bytes:
@@ -106,7 +106,7 @@ def test_the_limit_of_windows_is_any_number_of_bytes():
 
 def test_what_follows_the_last_frame_is_a_frame():
     refused(ZSTD + b"garbage", "damaged")
-    refused(ZSTD + b"\x28\xb5", "cut")
+    refused(ZSTD + b"\x28\xb5", "truncated")
 
 
 def test_a71_every_member_wherever_they_are_cut():
@@ -120,14 +120,14 @@ def test_a71_every_member_wherever_they_are_cut():
 def test_a71_zero_padding_may_follow_and_nothing_else():
     assert inflate(GZIP + bytes(1000)) == DATA
     assert inflate(GZIP + bytes(1000), 7) == DATA
-    refused(GZIP + b"garbage", "no gzip follow")
-    refused(GZIP + bytes(10) + GZIP, "no gzip follow")
+    refused(GZIP + b"garbage", "not gzip follow")
+    refused(GZIP + bytes(10) + GZIP, "not gzip follow")
 
 
 @pytest.mark.parametrize("cut", [1, 4, 8, 9, 1000, len(GZIP) - 12])
 def test_a71_a_cut_member_is_refused(cut):
-    refused(GZIP[:-cut], "cut")
-    refused(GZIP + GZIP[:-cut], "cut")
+    refused(GZIP[:-cut], "truncated")
+    refused(GZIP + GZIP[:-cut], "truncated")
 
 
 def test_a71_wrong_checksum_and_length_are_refused():
@@ -213,11 +213,11 @@ def test_a70_headers_of_members_may_come_in_pieces(flags):
 def test_a70_broken_headers_are_refused_however_they_come(step):
     name = b"\x1f\x8b\x08\x08" + bytes(6)
     for blob, why in (
-        (GZIP[:9], "cut"),
-        (with_header(30)[:25], "cut"),
-        (with_header(0) + with_header(8)[:14], "cut"),
-        (with_header(0) + b"\x1f", "cut"),
-        (with_header(0) + b"\x1f\x8b\x07" + bytes(20), "no gzip"),
+        (GZIP[:9], "truncated"),
+        (with_header(30)[:25], "truncated"),
+        (with_header(0) + with_header(8)[:14], "truncated"),
+        (with_header(0) + b"\x1f", "truncated"),
+        (with_header(0) + b"\x1f\x8b\x07" + bytes(20), "not gzip"),
         (with_header(0x20), "damaged"),
         (name + b"n" * 140_000 + b"\0", "damaged"),
         (name + b"n" * 140_000, "damaged"),

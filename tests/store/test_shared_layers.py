@@ -140,7 +140,7 @@ def test_a_home_whose_layers_are_a_link_to_the_folder(apart):
     # Microsandbox keeps no copies: without the database nobody knows.
     shutil.move(apart.one, apart.one.with_name("away"))
     pull(two, "localhost/b:1", "xyz")
-    with pytest.raises(LocalError, match="cannot be known") as caught:
+    with pytest.raises(LocalError, match="what it needs is unknown") as caught:
         remove(two, "localhost/b:1")
     assert "rm -r" in (caught.value.hint or "")
     assert references(two) == ["localhost/b:1"]
@@ -250,9 +250,9 @@ def test_damaged_copies_of_a_home_that_cannot_be_seen_let_nothing_go(apart):
     copy.write_text("{")
     assert prune(two)[0].layers == (), "the database tells"
     shutil.move(apart.one, apart.one.with_name("away"))
-    with pytest.raises(LocalError, match="cannot be known"):
+    with pytest.raises(LocalError, match="what it needs is unknown"):
         prune(two)
-    with pytest.raises(LocalError, match="cannot be known"):
+    with pytest.raises(LocalError, match="what it needs is unknown"):
         remove(two, "localhost/b:1")
     assert apart.there() == set("xyz")
     assert references(two) == ["localhost/b:1"]
@@ -264,7 +264,7 @@ def test_the_home_around_the_layers_is_not_seen_and_nothing_goes(tmp_path):
     pull(one, "localhost/a:1", "xy")
     pull(two, "localhost/b:1", "z")
     one.database_path.rename(tmp_path / "hidden")
-    with pytest.raises(LocalError, match="cannot be known"):
+    with pytest.raises(LocalError, match="what it needs is unknown"):
         remove(two, "localhost/b:1")
     with one.database(create=True):
         pass
@@ -495,7 +495,7 @@ def test_a_new_home_has_no_images_of_a_home_without_a_name(tmp_path, kind, lost)
     assert references(two) == []
     pull(two, "localhost/b:1", "xz")
     if lost and kind == "the first's":
-        with pytest.raises(LocalError, match="cannot be known"):
+        with pytest.raises(LocalError, match="what it needs is unknown"):
             remove(two, "localhost/b:1")
     else:
         remove(two, "localhost/b:1")

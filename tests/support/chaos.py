@@ -362,7 +362,7 @@ def _mistaken(step: Step, error: str) -> bool:
     """Whether a traceback was printed, other than Python's own."""
     if _is_pythons_own(step, error):
         return False
-    return "Traceback" in error or "mistake in msb-pull" in error
+    return "Traceback" in error or "bug in msb-pull" in error
 
 
 def _is_pythons_own(step: Step, error: str) -> bool:

@@ -262,7 +262,7 @@ def _pull(home: Home, name: str, cancel: Cancel) -> None:
 def pulled_by_the_program(home: Home, name: str) -> int:
     done = run_program(["pull", "-q", *LINUX, name, *home.command], timeout=WATCHDOG)
     assert "Traceback" not in done.stdout + done.stderr, done
-    assert "mistake in msb-pull" not in done.stderr, done
+    assert "bug in msb-pull" not in done.stderr, done
     assert (done.returncode == 0) == bool(done.stdout), done
     assert done.returncode == 0 or "error: " in done.stderr, done
     return done.returncode

@@ -314,7 +314,9 @@ def test_d11_interrupted_then_resumed(registry, home, sent, code):
     process.send_signal(sent)
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, ""), error
-    assert error.endswith("error: interrupted\n  hint: what has arrived is kept; the same command goes on from there\n")
+    assert error.endswith(
+        "error: interrupted\n  hint: what was downloaded is kept; run the same command again to continue\n"
+    )
     (partial,) = home.partials()
     kept = partial.stat().st_size
     assert 300_000 <= kept < 2_000_000

@@ -86,7 +86,7 @@ def run(before: str, left: object, *words: str) -> tuple[int, str]:
         env=program_environment(), capture_output=True, text=True, timeout=60, cwd=REPOSITORY,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
-    assert "mistake" not in done.stderr
+    assert "bug in msb-pull" not in done.stderr
     return done.returncode, done.stderr
 
 

@@ -80,7 +80,7 @@ def test_the_program_pulls_into_a_named_store(tmp_path, variables):
 def test_a_default_store_below_no_folder_is_trouble_of_this_machine():
     done = pulled(command(), **NOWHERE, MICROSANDBOX_HOME="")
     assert done.returncode == 7
-    assert "/dev/null" in done.stderr and "--home" in done.stderr and "mistake" not in done.stderr
+    assert "/dev/null" in done.stderr and "--home" in done.stderr and "bug in msb-pull" not in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -95,7 +95,7 @@ def test_the_home_of_somebody_else_is_passed_over_with_a_warning(tmp_path):
         store = mine / "store"
         done = pulled(as_nobody(command(store), [REPOSITORY]), HOME=str(closed))
         assert done.returncode == 0, done.stderr
-        assert f"{closed}/.config/msb-pull/config.toml cannot be read and is left out: Permission denied" in done.stderr
+        assert f"{closed}/.config/msb-pull/config.toml cannot be read and is ignored: Permission denied" in done.stderr
         default = pulled(as_nobody(command(), [REPOSITORY]), HOME=str(closed))
         assert default.returncode == 7 and "Permission denied" in default.stderr
 

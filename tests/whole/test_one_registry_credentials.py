@@ -106,7 +106,7 @@ def test_a_mirror_never_sees_them_even_where_it_is_asked_first(pair, clean_envir
 
 @pytest.mark.parametrize("named", ["ghcr.io/acme", "https://", " ", "a\nb"])
 def test_a_name_that_is_no_host_is_refused(named):
-    with pytest.raises(UsageError, match="is no host"):
+    with pytest.raises(UsageError, match="is not a host"):
         check_given({"ghcr.io"}, {**USER, "MSB_REGISTRY_HOST": named}, stdin=False)
 
 

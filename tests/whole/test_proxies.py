@@ -131,7 +131,7 @@ def pull(place: Path, image: str, *arguments: str, path: str = "", **environment
     words = ["pull", *LINUX, "--config", config, "--home", place / "store", *arguments, image]
     search = f"{path}:{REPOSITORY}" if path else str(REPOSITORY)
     run = run_program(words, env=program_environment(**environment) | {"PYTHONPATH": search})
-    assert "Traceback" not in run.stderr and "mistake" not in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr and "bug in msb-pull" not in run.stderr, run.stderr
     return run
 
 
@@ -197,7 +197,7 @@ def test_socks_without_pysocks_says_so_at_once(tmp_path, scheme, variable):
     proxy = f"{scheme}://127.0.0.1:{free_port()}"
     run = pull(tmp_path, f"{NAME}/acme/app:1", path=str(tmp_path), **{variable: proxy})
     assert (run.returncode, run.stdout) == (5, ""), run.stderr
-    assert "cause: the proxy is a SOCKS one, for which PySocks is missing\n" in run.stderr
+    assert "cause: the proxy is a SOCKS proxy, which needs PySocks\n" in run.stderr
     assert "hint: install PySocks" in run.stderr
     assert "trying again" not in run.stderr.lower()
 
@@ -242,7 +242,7 @@ def test_an_international_name_as_it_is_spelled_is_refused_and_nobody_asked(tmp_
     with FaultRegistry() as registry, Proxy(registry.port) as proxy:
         run = pull(tmp_path, f"{name}:5000/acme/app:1", HTTPS_PROXY=f"http://{proxy.host}")
         assert (run.returncode, run.stdout) == (2, ""), run.stderr
-        assert "no ASCII letter or digit" in run.stderr
+        assert "not an ASCII letter or digit" in run.stderr
         assert proxy.asked == []
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.tar.entry import Entry
 
 
-_MENDED = "`msb-pull verify --repair` mends it"
+_MENDED = "`msb-pull verify --repair` repairs it"
 
 
 def expected_tree(record: Record, notes: Notes) -> dict[bytes, Node]:
@@ -251,7 +251,7 @@ class Tree:
             if fact["kind"] == "claimed":
                 claims[os.fsencode(fact["path"])] = node = self.nodes[os.fsencode(fact["from"])]
                 if node.kind != stat.S_IFDIR:
-                    raise ValueError("what is no directory stands for one")
+                    raise ValueError("something other than a directory stands for one")
             elif fact["kind"] == "dropped":
                 self.paths.drop(os.fsencode(fact["path"]))
         if moves := moves_of(facts):

@@ -123,4 +123,4 @@ class Prover:
         # Who speaks no more is about to end.
         if self._child.has_ended(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0):
             return self._child.crashed()
-        return LocalError("the verifying process gave an answer that makes no sense", cause=repr(error))
+        return LocalError("the verifying process gave a malformed answer", cause=repr(error))

@@ -231,7 +231,7 @@ class _Applier:
                 self._copy_file(source, folder.descriptor, name, fact)
             except TooMuch:
                 raise ContentError(
-                    f'hard link "{printable(path)}": the copies of what lies below take more than a layer may have',
+                    f'hard link "{printable(path)}": the copies of what lies below take more than a layer is allowed',
                     hint="if you trust the image, allow more with --max-layer-size",
                 ) from None
             finally:

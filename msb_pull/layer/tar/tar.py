@@ -131,7 +131,7 @@ class TarReader(BlockReader):
             trailing += len(rest)
             if trailing > self._limits.max_bytes:
                 message = f"more than {self._limits.max_bytes} bytes follow the end of the archive"
-                self._fail(message, "raise --max-layer-size if that is right")
+                self._fail(message, "raise --max-layer-size if you trust the image")
             if not self.trailing_garbage and rest.count(0) != len(rest):
                 self.trailing_garbage = True
             if self._record is not None:
@@ -144,7 +144,9 @@ class TarReader(BlockReader):
         self.entries = index + 1
         name = self._name = header_name(block)
         if index >= self._limits.max_entries:
-            self._fail(f"more than {self._limits.max_entries} entries", "raise --max-entries if that is right", index)
+            self._fail(
+                f"more than {self._limits.max_entries} entries", "raise --max-entries if you trust the image", index
+            )
         try:
             owner = self._owners.get(block[100:124]) or self._owner(block[100:124])
             entry = Entry(index, name, kind, *owner, number(block[136:148]) * 1_000_000_000)
@@ -250,7 +252,7 @@ class TarReader(BlockReader):
             size = pax.size
         if pax.sparse is not None:
             if entry.type not in (REG, _OLD_REG, _CONTIGUOUS):
-                self._fail("a sparse map for what is no plain file", index=entry.index)
+                self._fail("a sparse map for something other than a regular file", index=entry.index)
             self._sparse_pax(entry, pax.sparse, size)
         return size
 
@@ -284,7 +286,7 @@ class TarReader(BlockReader):
         self._content += entry.size
         if entry.size < 0 or self._content > self._limits.max_bytes:
             limit = self._limits.max_bytes
-            self._fail(f"the layer unpacks to more than {limit} bytes", "raise --max-layer-size if that is right")
+            self._fail(f"the layer unpacks to more than {limit} bytes", "raise --max-layer-size if you trust the image")
         self._padding = -entry.stored % BLOCK
         self._crc = 0
         if self._stripped and entry.stored:

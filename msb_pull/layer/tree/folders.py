@@ -206,7 +206,7 @@ class Folders:
         # One entry may imply a thousand directories, and each of them is told with its whole path.
         self._implied_room -= len(folder.path) + len(name) + NOTE
         if self._implied_room < 0:
-            raise BadPath("more directories than a layer may have that no entry describes")
+            raise BadPath("more directories without an entry of their own than a layer may have")
         os.mkdir(name, IMPLIED_MODE, dir_fd=folder.descriptor)
         made = self.adopt(folder, name, 0)
         if not self._exact_modes:
@@ -243,7 +243,7 @@ class Folders:
         for other in names:
             if os.stat(other, dir_fd=folder.descriptor, follow_symlinks=False).st_ino == facts.st_ino:
                 raise BadPath(
-                    f'the file system takes it for "{printable(folder.below(other))}"; '
+                    f'the file system takes it to be "{printable(folder.below(other))}"; '
                     "this image needs a case-sensitive volume"
                 )
 

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from msb_pull.layer.tree.folders import Folder, Folders
 
-COPIES = "the copies of what cannot be linked take more than a layer may have"
+COPIES = "the copies of what cannot be linked take more than a layer is allowed"
 
 
 class _Link:

@@ -246,7 +246,7 @@ class TreeWriter:
             if not (0 <= entry.devmajor <= _MAX_DEVICE and 0 <= entry.devminor <= _MAX_DEVICE):
                 self._refuse(entry, "the device number is out of range")
             if entry.type == CHR and entry.devmajor == entry.devminor == 0:
-                self._warn_once("a character device 0:0 is kept as a device, not taken for a whiteout")
+                self._warn_once("a character device 0:0 is kept as a device, not treated as a whiteout")
         self._file(self._parent(entry, path), name, entry, _KINDS[entry.type], None)
 
     def _marker(self, entry: Entry, path: bytes, name: bytes, chunk: Callable[[], memoryview]) -> None:
@@ -271,7 +271,7 @@ class TreeWriter:
             return
         entry.xattrs = None
         if entry.size and entry.type == REG:
-            self._warn_once("the content of a whiteout is left out")
+            self._warn_once("the content of a whiteout is ignored")
             self._folders.keeper.write(entry, chunk)
         self._file(folder, name, entry, _S_IFREG, None)
         self._marked[folder.path] = None
@@ -305,7 +305,7 @@ class TreeWriter:
         except ValueError as error:
             self._refuse(entry, str(error))
         if MAX_ID in key[2:]:
-            self._warn_once(f"an owner or group is {MAX_ID}, which some readers take for none")
+            self._warn_once(f"an owner or group is {MAX_ID}, which some readers take to mean no owner")
         if len(self._values) < _MAX_VALUES:
             self._values[key] = value
         return value

@@ -30,8 +30,8 @@ __all__ = ["LayerProcess", "UnpackOptions", "UnpackReport", "unpack"]
 # What a file system cannot take of an entry is the entry's fault, not the disk's.
 _ENTRY_ERRORS = {
     errno.ENAMETOOLONG: "its name or link target is too long for the file system",
-    errno.EILSEQ: "the file system does not take its name",
-    errno.EINVAL: "the file system does not take its name",
+    errno.EILSEQ: "the file system does not accept its name",
+    errno.EINVAL: "the file system does not accept its name",
     errno.EFBIG: "the file is larger than the limit",
 }
 _PIECE = 1 << 16
@@ -100,7 +100,7 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
         what = "more of its entries lie elsewhere than they say, or depend on other layers, than a layer may have"
         raise LayerError(reader.entries - 1, b"", what)
     if reader.trailing_garbage:
-        report.warnings.append("bytes that are no zeros follow the end of the archive")
+        report.warnings.append("bytes other than zeros follow the end of the archive")
     return report
 
 
@@ -127,7 +127,7 @@ def child_main() -> NoReturn:
     except LayerError as error:
         answer = {"layer": {"index": error.index, "name": error.name, "what": error.what, "hint": error.hint}}
     except MemoryError:
-        what = "the layer needs more memory than a layer may take"
+        what = "the layer needs more memory than a layer is allowed"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
         if not jail.limits_memory():
             answer = {"os": {"errno": errno.ENOMEM, "name": None}}
@@ -201,7 +201,7 @@ class LayerProcess:
                 return UnpackReport.from_json(answer["report"])
             error = self._error(answer)
         except (ValueError, KeyError, TypeError, AttributeError) as reason:
-            raise LocalError("the unpacking process gave a report that makes no sense", cause=repr(reason)) from None
+            raise LocalError("the unpacking process gave a malformed report", cause=repr(reason)) from None
         raise error
 
     def kill(self) -> None:
@@ -210,7 +210,7 @@ class LayerProcess:
             return
         # A write that waited for the child has failed by now, and lets go.
         with self._lock:
-            self._answer = self._answer or LocalError("the unpacking process was ended")
+            self._answer = self._answer or LocalError("the unpacking process was stopped")
             self._ring.close()
             self._child.close()
 
@@ -224,7 +224,7 @@ class LayerProcess:
         # Nothing may be published while one of them could still write into it.
         if not self._child.end():
             return LocalError(
-                "what the unpacking process started does not end", hint="look for its processes, then pull again"
+                "processes that the unpacking process started do not end", hint="stop those processes, then pull again"
             )
         try:
             answer = json.loads(out)

@@ -30,8 +30,8 @@ BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.H
 
 
 # What proxies say to requests in the clear and to CONNECT alike.
-PROXY_LOGIN = "the proxy wants a user name and password (407 Proxy Authentication Required)"
-PROXY_LOGIN_HINT = "put the right ones into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
+PROXY_LOGIN = "the proxy requires a user name and password (407 Proxy Authentication Required)"
+PROXY_LOGIN_HINT = "put them into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
 # TLS alerts that another attempt would get as well; others (internal_error) may come from a server in trouble.
 _LASTING_ALERTS = (
     *("HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "UNRECOGNIZED_NAME", "ACCESS_DENIED"),
@@ -117,7 +117,7 @@ def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
         return bad_proxy()
     if isinstance(cause, requests.exceptions.InvalidSchema) and "SOCKS" in str(cause):
         hint = "install PySocks (`pip install pysocks`)"
-        return Failure("the proxy is a SOCKS one, for which PySocks is missing", retry=False, hint=hint)
+        return Failure("the proxy is a SOCKS proxy, which needs PySocks", retry=False, hint=hint)
     if isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | UnicodeError):
         return Failure("the address cannot be used", retry=False)
     if isinstance(cause, urllib3.exceptions.ProxyError):
@@ -136,7 +136,7 @@ def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
 
 def bad_proxy() -> Failure:
     """The failure for a proxy whose address is invalid."""
-    return Failure("the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY")
+    return Failure("the address of the proxy cannot be used", retry=False, hint="check HTTPS_PROXY and HTTP_PROXY")
 
 
 def _tunnel_refused(status: int, phrase: str) -> Failure:
@@ -183,7 +183,7 @@ def _waiting(cause: BaseException) -> Failure | None:
         cause, urllib3.exceptions.NewConnectionError
     ):
         # Our own sockets say how long they have waited; those of a SOCKS proxy do not, nor does the system.
-        return Failure(_told(cause, "the connection could not be made in time"), unreached=True)
+        return Failure(_told(cause, "timed out while connecting"), unreached=True)
     if isinstance(cause, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError | TimeoutError):
         return Failure(_told(cause, "no answer for too long"))
     return None

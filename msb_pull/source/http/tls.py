@@ -152,15 +152,15 @@ class TrustStore:
         """What an administrator keeps closed is not for this user; a registry that needs it will say so."""
         if path not in self._passed_over:
             self._passed_over.add(path)
-            self._log(f"{path} is left out, since this user may not read it")
+            self._log(f"{path} is ignored, since this user may not read it")
 
 
 def _load_client(context: ssl.SSLContext, path: Path, key: Path) -> None:
     def ask() -> str:
         # OpenSSL would ask at the terminal, and wait.
         raise LocalError(
-            f"{key}: this client key has a pass phrase, which nobody can be asked for",
-            hint="keep it without one: `openssl pkey -in OLD.key -out NEW.key`",
+            f"{key}: this client key has a passphrase, and msb-pull cannot ask for it",
+            hint="store the key without one: `openssl pkey -in OLD.key -out NEW.key`",
         )
 
     try:

@@ -167,7 +167,7 @@ class Transport:
             return
         if http:
             failure.reason = f"{redact.host_of(url)} speaks plain HTTP, not TLS"
-            failure.hint = "use --plain-http if that is right" if parts.netloc == behalf else None
+            failure.hint = "use --plain-http if that is intended" if parts.netloc == behalf else None
 
     @property
     def _limit(self) -> float:
@@ -183,7 +183,7 @@ class Transport:
         except ValueError:
             target, usable = location, False
         if not usable:
-            raise Failure(f"redirected to {self._shown(target)}, which is no web address", retry=False)
+            raise Failure(f"redirected to {self._shown(target)}, which is not a web address", retry=False)
         if urlsplit(url).scheme == "https" and parts.scheme == "http":
             raise Failure(f"redirected from https to {self._shown(target)}, which is not encrypted", retry=False)
         return target

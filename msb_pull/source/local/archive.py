@@ -59,7 +59,8 @@ def _image(
         if transport == "docker-archive":
             return DockerImage(files, wanted, name, cancel)
         raise ContentError(
-            f"{files.label}: this is no OCI archive but one of `docker save`", hint="write docker-archive: before it"
+            f"{files.label}: this is a `docker save` archive, not an OCI archive",
+            hint="write docker-archive: before it",
         )
     if files.has("repositories"):
         raise ContentError(
@@ -68,6 +69,6 @@ def _image(
         )
     packed = files.ending_with("/index.json") or files.ending_with("/manifest.json")
     raise ContentError(
-        f"{files.label}: there is no image in it (neither index.json nor manifest.json)",
-        hint=f"it holds {packed}: pack what is in the folder, with `tar -C FOLDER -cf FILE .`" if packed else None,
+        f"{files.label}: it contains no image (neither index.json nor manifest.json)",
+        hint=f"it holds {packed}: pack the content of the folder, with `tar -C FOLDER -cf FILE .`" if packed else None,
     )

@@ -48,7 +48,7 @@ class DockerImage:
         if extent is None or extent.size != descriptor.size:
             if extent is not None:
                 os.close(extent.handle)
-            raise ContentError(f"{self._files.label}: there is no blob {descriptor.digest.short} in it")
+            raise ContentError(f"{self._files.label}: it has no blob {descriptor.digest.short}")
         return extent
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class DockerImage:
 
     def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
         """There is no other manifest."""
-        raise ContentError(f"{self._files.label}: there is no manifest {descriptor.digest.short} in it")
+        raise ContentError(f"{self._files.label}: it has no manifest {descriptor.digest.short}")
 
     def blob(self, descriptor: Descriptor) -> bytes:
         """The config."""
@@ -74,11 +74,11 @@ class DockerImage:
         what = f"{label}: manifest.json"
         listed = load_any_json(self._files.open("manifest.json").read_all(what), label, "manifest.json")
         if not isinstance(listed, list):
-            raise ContentError(f"{what} is no list of images")
+            raise ContentError(f"{what} is not a list of images")
         entries = [Fields(entry, label, f"its manifest.json, image {number}") for number, entry in enumerate(listed)]
         images = [named for entry in entries for named in _named(entry)]
         if not images:
-            raise NotFoundError(f"{label}: there is no image in it")
+            raise NotFoundError(f"{label}: it contains no image")
         if wanted is not None:
             found = matching(images, wanted)
             if not found:
@@ -120,7 +120,7 @@ class DockerImage:
             compression = compression_of(head) or ""
             if compression not in _LAYER_TYPES:
                 raise ContentError(
-                    f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not read",
+                    f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not supported",
                     hint="load the archive with docker or podman and save it again",
                 )
             digest = diff_id

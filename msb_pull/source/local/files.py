@@ -75,7 +75,7 @@ class FolderFiles:
             raise NotFoundError(f"{label}: no such folder") from None
         except NotADirectoryError:
             raise NotFoundError(
-                f"{label}: this is no folder", hint=f"for an archive, write oci-archive:{path}"
+                f"{label}: this is not a folder", hint=f"for an archive, write oci-archive:{path}"
             ) from None
         except OSError as error:
             raise unreadable(error, label) from error
@@ -98,7 +98,7 @@ class FolderFiles:
             at = self._step(at, last, name, os.O_NONBLOCK)
             facts = os.fstat(at)
             if not stat.S_ISREG(facts.st_mode):
-                raise ContentError(f"{self.label}: {name} is no regular file")
+                raise ContentError(f"{self.label}: {name} is not a regular file")
             at, found = -1, Extent(at, (Piece(0, 0, facts.st_size),), facts.st_size)
             return found
         finally:
@@ -122,7 +122,7 @@ class FolderFiles:
         except OSError as error:
             if _is_link(part, at):
                 raise ContentError(
-                    f"{self.label}: {part} in {name} is a symlink, which is not followed",
+                    f"{self.label}: {part} in {name} is a symlink, and symlinks are not followed",
                     hint="copy the layout with `cp -rL` if you trust it",
                 ) from None
             raise unreadable(error, f"{self.label}: {name}") from error
@@ -144,7 +144,7 @@ class FileBlob:
         self._next = 0
         if not 0 <= offset <= extent.size:
             self.close()
-            raise ContentError(f"{what} has {extent.size} bytes only, byte {offset} was asked for")
+            raise ContentError(f"{what} has only {extent.size} bytes, but byte {offset} was requested")
 
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
@@ -189,7 +189,7 @@ def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
     if extent.size != descriptor.size:
         os.close(extent.handle)
         raise ContentError(
-            f"{files.label}: {name} has another size than announced",
+            f"{files.label}: {name} has a different size than announced",
             cause=f"expected {descriptor.size} bytes, found {extent.size}",
             hint=COPY_AGAIN,
         )

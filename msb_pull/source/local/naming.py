@@ -67,7 +67,7 @@ def matching(images: Sequence[Named[T]], wanted: str) -> list[Named[T]]:
 
 def not_found(label: str, wanted: str, images: Sequence[Named[T]]) -> NotFoundError:
     """Says that there is no image of this name, and which there are."""
-    return NotFoundError(f"{label}: no image {wanted!r} in it", cause=f"it holds {listed(images)}")
+    return NotFoundError(f"{label}: it has no image {wanted!r}", cause=f"it holds {listed(images)}")
 
 
 def ambiguous(label: str, images: Sequence[Named[T]]) -> UsageError:
@@ -75,7 +75,7 @@ def ambiguous(label: str, images: Sequence[Named[T]]) -> UsageError:
     return UsageError(
         f"{label}: it holds several images",
         cause=listed(images),
-        hint="say which by a tag or name after the path, like PATH:NAME",
+        hint="choose one by a tag or name after the path, like PATH:NAME",
     )
 
 
@@ -101,5 +101,5 @@ def recorded_name(label: str, given: str | None, images: Sequence[Named[T]]) -> 
     if names:
         raise UsageError(f"{label}: it has several names", cause=", ".join(sorted(names)[:20]), hint=_CHOOSE_A_NAME)
     words = listed(images)
-    cause = f"what it is called there is no name of an image: {words}" if any(x.words for x in images) else None
-    raise UsageError(f"{label}: the image carries no name", cause=cause, hint=_GIVE_A_NAME)
+    cause = f"its name there is not a valid image name: {words}" if any(x.words for x in images) else None
+    raise UsageError(f"{label}: the image has no name", cause=cause, hint=_GIVE_A_NAME)

@@ -42,7 +42,7 @@ class LayoutImage:
         data = files.open("index.json").read_all(f"{files.label}: index.json")
         index = parse_document(data, None, f"{files.label}: index.json")
         if not isinstance(index, Index):
-            raise ContentError(f"{files.label}: index.json is no index")
+            raise ContentError(f"{files.label}: index.json is not an index")
         # A descriptor of an index and the JSON it was read from stand at the same position.
         self._raw = load_json(data, files.label, "index.json")["manifests"] or []
         self._chosen = self._choose(index, wanted, folder)
@@ -95,7 +95,7 @@ class LayoutImage:
                 raise not_found(label, wanted, candidates)
             candidates = found
         if not candidates:
-            raise NotFoundError(f"{label}: there is no image in it")
+            raise NotFoundError(f"{label}: it contains no image")
         if len({image.item[1].digest for image in candidates}) > 1 and not _for_platforms(candidates):
             raise ambiguous(label, candidates)
         return candidates
@@ -113,7 +113,7 @@ def open_layout(argument: ImageArgument, name: str | None, job: Job) -> LocalSou
                     "a folder that skopeo wrote as dir: must be copied to oci: first" if files.has("version") else None
                 )
                 raise NotFoundError(
-                    f"{files.label}: this is no OCI image layout", cause="it has no index.json", hint=hint
+                    f"{files.label}: this is not an OCI image layout", cause="it has no index.json", hint=hint
                 )
             return LayoutImage(files, argument.name, name, folder=_absolute(path).rpartition("/")[2])
         except BaseException:

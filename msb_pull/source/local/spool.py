@@ -72,7 +72,7 @@ def _open(path: str, label: str, stdin: int) -> int:
         if stat.S_ISDIR(mode):
             raise NotFoundError(f"{label}: this is a folder", hint=f"for an OCI layout, write oci:{path}")
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise LocalError(f"{label}: this is no file")
+            raise LocalError(f"{label}: this is not a file")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFoundError(f"{label}: no such file") from None

@@ -76,7 +76,7 @@ class TarFiles:
         """See :class:`Files`; ``name`` may come from the archive. Links are followed inside the archive only."""
         member = self._follow(name)
         if member.kind != _REGULAR:
-            raise ContentError(f"{self.label}: {name} is no regular file")
+            raise ContentError(f"{self.label}: {name} is not a regular file")
         return Extent(os.dup(self._handle), member.pieces, member.size)
 
     def ending_with(self, suffix: str) -> str | None:
@@ -99,8 +99,8 @@ class TarFiles:
                 raise ContentError(f"{self.label}: {name[:_MAX_SHOWN]} is not in the archive{to}")
             if place in self._twice:
                 raise ContentError(
-                    f"{self.label}: {place} stands twice in the archive, so what it holds is in doubt",
-                    hint="write the archive anew instead of appending to it",
+                    f"{self.label}: {place} appears twice in the archive, so its content is ambiguous",
+                    hint="write a new archive instead of appending to this one",
                 )
             if member.kind == _HARD:
                 at = member.target
@@ -109,7 +109,7 @@ class TarFiles:
                 at = member.target if member.target.startswith("/") else folder + slash + member.target
             else:
                 return member
-        raise ContentError(f"{self.label}: the links of {name} lead in a circle")
+        raise ContentError(f"{self.label}: the links of {name} form a loop")
 
     # Scanning
 
@@ -142,7 +142,7 @@ class TarFiles:
                 end = self._add(header, kind, said, start, size)
                 pax = long = _NOTHING
             at = (end + BLOCK - 1) // BLOCK * BLOCK
-        raise ContentError(f"{self.label}: it has more than {_MAX_MEMBERS} members, which no archive of images has")
+        raise ContentError(f"{self.label}: it has more than {_MAX_MEMBERS} members, more than any image archive has")
 
     def _add(self, header: bytes, kind: bytes, said: _Extension, start: int, size: int) -> int:
         """Notes a member; returns where its content ends."""
@@ -166,9 +166,9 @@ class TarFiles:
 
     def _check(self, header: bytes, at: int) -> None:
         if len(header) < BLOCK:
-            raise self._damaged("cut off in a header" if at else "no tar archive: it is too short")
+            raise self._damaged("cut off in a header" if at else "not a tar archive: it is too short")
         if not checksum_fits(header):
-            raise self._damaged(f"damaged at byte {at}" if at else "no tar archive")
+            raise self._damaged(f"damaged at byte {at}" if at else "not a tar archive")
 
     def _size(self, header: bytes, at: int) -> int:
         try:

@@ -161,7 +161,7 @@ class Authenticator:
         """
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
-            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
+            slot.header = _bearer(credential.registry_token, target, "the given ones cannot be sent")
             slot.expires = None
         elif challenge.scheme == "bearer":
             self._fetch_token(slot, credential, challenge, target, url, again=again)
@@ -190,7 +190,7 @@ class Authenticator:
                 self._refused(answer, target, credential)
             document = _document(answer, target)
         token = next((x for x in (document.get("token"), document.get("access_token")) if isinstance(x, str) and x), "")
-        header = _bearer(token, target, f"the token service {answer.host} answered without one")
+        header = _bearer(token, target, f"the token service {answer.host} sent no token")
         life = document.get("expires_in")
         seconds = life if isinstance(life, int | float) and not isinstance(life, bool) else 0
         slot.expires = self._clock.monotonic() + max(_SHORTEST_LIFE, min(seconds, 1e9)) * _RENEW_AT
@@ -245,9 +245,9 @@ def _check_realm(realm: str, registry_url: str) -> str:
     """The address of a token service, if a registry may send us there; raises AccessError."""
     if reason := forbidden(realm, registry_url):
         raise AccessError(
-            f"{redact.host_of(registry_url)}: its token service is not asked",
+            f"{redact.host_of(registry_url)}: refusing to ask its token service",
             cause=f"the registry names {reason} as its token service",
-            hint="the registry is misconfigured, or something between changes its answers",
+            hint="the registry is misconfigured, or a proxy changes its answers",
         )
     return realm
 

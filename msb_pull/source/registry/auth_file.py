@@ -81,7 +81,7 @@ class AuthFile:
         if isinstance(auth, str) and auth.strip():
             pair = _decode(auth)
             if pair is None:
-                warn(f"{self.path}: the entry for {printable(key)} cannot be read and is left out")
+                warn(f"{self.path}: the entry for {printable(key)} cannot be read and is ignored")
             return pair
         if isinstance(username, str) and isinstance(password, str) and username and password:
             return whole(username), whole(password)
@@ -100,17 +100,17 @@ def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None
         if required:
             raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
         if isinstance(error, PermissionError):
-            warn(f"{path} cannot be read and is left out: {error.strerror}")
+            warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
     except OSError as error:
-        warn(f"{path} cannot be read and is left out: {error.strerror}")
+        warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
     try:
         document = json.loads(data.decode("utf-8-sig")) if len(data) <= _LIMIT and data.strip() else {}
     except (ValueError, RecursionError):
-        raise UsageError(f"{path}: not valid JSON", hint="log in again, or set it right") from None
+        raise UsageError(f"{path}: not valid JSON", hint="log in again, or correct the file") from None
     if not isinstance(document, dict):
-        raise UsageError(f"{path}: not a JSON object", hint="log in again, or set it right")
+        raise UsageError(f"{path}: not a JSON object", hint="log in again, or correct the file")
     if legacy:
         return AuthFile(path, document, {}, "")
     store = document.get("credsStore")

@@ -238,7 +238,7 @@ class RegistryBlob:
         allowed = self._requester.retries if self.route.patient else 0
         # Where parts are promised and nothing of one ever comes, the whole blob may still: it is asked for first.
         if (not failure.retry or self._failures > allowed) and self._part_from == self._position:
-            self._log(f"{self.route.name}: no part of the blob comes; reading from the start")
+            self._log(f"{self.route.name}: no part of the blob arrives; reading from the start")
             self._ranged = False
             return
         if not failure.retry or self._failures > allowed:

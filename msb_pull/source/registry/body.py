@@ -46,7 +46,7 @@ class Body:
             _check_range(answer, offset, end, size)
             start = offset
         elif end != size:
-            raise RangeIgnored("the answer is no part")
+            raise RangeIgnored("the answer is not a partial one")
         elif offset:
             self._skip = offset
         self._check_length(end - start, decode)
@@ -67,9 +67,9 @@ class Body:
             if is_web_page(self.answer):
                 raise web_page(self.answer, "blob")
             if self.answer.status == 206:
-                raise RangeIgnored("the answer has another length than the range that it says it is")
+                raise RangeIgnored("the answer's length does not match its range")
             raise ContentError(
-                "the registry sends another length than the manifest says",
+                "the registry sends a different length than the manifest says",
                 cause=f"expected {expected} bytes, Content-Length is {self.answer.quote(length, limit=20)}",
                 hint=ON_THE_WAY,
             )
@@ -149,4 +149,4 @@ def _check_range(answer: Answer, offset: int, limit: int, size: int) -> None:
         raise RangeIgnored("the answer does not say which range it is")
     start, end, total = found.groups()
     if int(start) != offset or int(end) != limit - 1 or total not in ("*", str(size)):
-        raise RangeIgnored(f"the answer is another range: {found[0]}")
+        raise RangeIgnored(f"the answer is a different range: {found[0]}")

@@ -39,12 +39,12 @@ def check_given(registries: Collection[str], environment: Mapping[str, str] | No
         return
     if not named and len(set(registries)) > 1:
         raise UsageError(
-            f"{where}: these credentials are for one registry, the images are from several",
+            f"{where}: these credentials are for one registry, but the images are from several",
             cause=", ".join(sorted(set(registries))),
             hint=f"say with {_HOST} whose they are, or pull from one registry at a time",
         )
     if stdin and named and not any(auth_file.same_registry(named, registry) for registry in registries):
-        raise UsageError(f"--creds-stdin: {_HOST} names {named}, which no image is from", hint=f"unset {_HOST}")
+        raise UsageError(f"--creds-stdin: {_HOST} names {named}, but no image is from there", hint=f"unset {_HOST}")
 
 
 def _named_host(environment: Mapping[str, str]) -> str:
@@ -52,7 +52,7 @@ def _named_host(environment: Mapping[str, str]) -> str:
     named = environment.get(_HOST, "")
     host = auth_file.normalised(named)
     if named and (not host or "/" in host or not host.isprintable() or " " in host):
-        raise UsageError(f"{_HOST}: {named!r} is no host", hint="write it like registry.example.com:5000")
+        raise UsageError(f"{_HOST}: {named!r} is not a host", hint="write it like registry.example.com:5000")
     return host
 
 

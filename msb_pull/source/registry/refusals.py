@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BODY_LIMIT = 64 * 1024
 _DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
 # Networks of hotels and companies answer in place of the registry.
-PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or look at HTTPS_PROXY"
+PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or check HTTPS_PROXY"
 _PAGE = re.compile(rb"<(?!\?xml)|<\?xml[^>]*>\s*<(!doctype\s+)?html", re.IGNORECASE)
 # What may precede a document.
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -78,7 +78,7 @@ def denied(what: str, registry: str, cause: str, *, named: bool) -> AccessError:
     else:
         hint = (
             f"log in with `docker login {registry}`; msb-pull reads ~/.docker/config.json "
-            "(a repository that does not exist is refused alike)"
+            "(a repository that does not exist is refused in the same way)"
         )
     return AccessError(f"{what}: access denied", cause=cause, hint=hint)
 

@@ -99,7 +99,7 @@ class RegistrySource:
         self._endpoints = endpoints(reference.registry, options.mirrors, options.plain_http)
         self._lock = threading.Lock()
         # Digest of a blob that was delivered whole -> who delivered it, and whether its encoding was in doubt. When
-        # such a blob is opened again, it was not what its digest says.
+        # such a blob is opened again, it did not match its digest.
         self._delivered: dict[str, tuple[str, bool]] = {}
 
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
@@ -118,7 +118,7 @@ class RegistrySource:
         with self._lock:
             bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
         if bad and len(routes) > 1 and not doubtful:
-            self._warn(f"blob {descriptor.digest.short} from {bad} was not what its digest says")
+            self._warn(f"blob {descriptor.digest.short} from {bad} did not match its digest")
             routes.sort(key=lambda route: route.name == bad)
         return RegistryBlob(
             descriptor,
@@ -179,7 +179,7 @@ class RegistrySource:
                 if digest is not None:
                     with_digest(data, digest, self._what, "manifest")
                 if size is not None and len(data) != size:
-                    raise ContentError(f"{self._what}: its manifest has another size than the index says")
+                    raise ContentError(f"{self._what}: its manifest has a different size than the index says")
                 return data, answer.headers.get("Content-Type"), answer.headers.get("Docker-Content-Digest", "")
 
         usable = self._usable()
@@ -199,7 +199,7 @@ class RegistrySource:
                 if last:
                     raise
                 self._leave(endpoint, error)
-        raise AssertionError("there is always the registry itself")
+        raise AssertionError("the registry itself is always available")
 
     def _usable(self) -> list[Endpoint]:
         return [x for x in self._endpoints if not x.namespace or not self._client.requester.is_down(x.host)]
@@ -242,9 +242,7 @@ class RegistrySource:
         except InvalidDigest:
             return
         if Digest.of(data, announced.algorithm) != announced:
-            self._warn(
-                f"{self._reference.registry} announces digest {announced.short} for another manifest than it sends"
-            )
+            self._warn(f"{self._reference.registry} announces digest {announced.short} but sends a different manifest")
 
     def _note_delivered(self, blob: RegistryBlob) -> None:
         with self._lock:

@@ -126,8 +126,8 @@ class Requester:
             hint = limit_hint(target.registry, self._auth.named(target)) if failure.limited else None
             if failure.retry_after is not None and failure.retry_after > RETRY_AFTER_CAP:
                 cause = f"{cause}; {host} asks to come back at {when_text(self.clock.now(), failure.retry_after)}"
-            return NetworkError(f"{target.what}: {host} turns requests away", cause=cause, hint=hint)
-        what = f"{host} is in trouble" if failure.answered else f"no answer from {host}"
+            return NetworkError(f"{target.what}: {host} is rate limiting requests", cause=cause, hint=hint)
+        what = f"{host} reports a server error" if failure.answered else f"no answer from {host}"
         hint = failure.hint or ("try again later" if failure.answered else "check the address and the network")
         return NetworkError(f"{target.what}: {what}", cause=failure.reason, hint=hint)
 
@@ -189,7 +189,7 @@ class Requester:
             header = self._auth.anonymous(target, answer)
         except MsbPullError as error:
             answer.close()
-            raise Failure(f"{answer.host} gives no token: {error.cause or error.message}") from error
+            raise Failure(f"{answer.host} issues no token: {error.cause or error.message}") from error
         except BaseException:
             answer.close()
             raise
@@ -239,5 +239,5 @@ def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
 def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:
     """The name was right, since there is a manifest; what it names is missing."""
     message = f"{target.what}: blob {blob} is not at {target.endpoint.host}"
-    hint = "the image is not complete there; whoever pushed it has to push it again"
+    hint = "the image is not complete there; it has to be pushed again"
     return NotFoundError(message, cause=error.cause, hint=hint)

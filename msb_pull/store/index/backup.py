@@ -132,7 +132,7 @@ def _read(path: Path) -> ImageRecord:
     if document["version"] != _VERSION:
         raise ValueError("of another version")
     if json.dumps(document) != text:
-        raise ValueError("not as it was written")
+        raise ValueError("altered since it was written")
     return proven_record(
         document["reference"],
         digest=document["manifest_digest"],
@@ -163,11 +163,11 @@ def proven_record(
     _match(manifest, right, "manifest")
     parsed = parse_document(manifest, None, reference)
     if not isinstance(parsed, Manifest):
-        raise ValueError("its manifest is not that of one image")
+        raise ValueError("its manifest is not the manifest of one image")
     _match(config, parsed.config.digest, "config")
     found = [LayerKey.parse(key) for key in keys]
     if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
-        raise ValueError("other layers than its manifest's")
+        raise ValueError("layers other than its manifest's")
     if str(stored_platform(platform)) != platform or not isinstance(source, str):
         raise ValueError("its platform or source makes no sense")
     settings = parse_config(config, parsed, reference)
@@ -194,7 +194,7 @@ def _time(text: str) -> datetime:
     """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
     found = datetime.fromisoformat(text).replace(tzinfo=UTC)
     if found.strftime(TIME) != text:
-        raise ValueError(f"{text!r} is not as a time is recorded")
+        raise ValueError(f"{text!r} is not a recorded time")
     return found
 
 

@@ -118,7 +118,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
         return local_error(OSError(number, os.strerror(number), str(path)), path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        hint = "wait for the other program, or end it"
+        hint = "wait for the other program, or stop it"
         return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
     if code in _CANNOT_GROW and _is_limited(path):
         return too_large(str(path))

@@ -100,7 +100,7 @@ class Database:
             try:
                 names = stored.references(run)
                 for stray in backup.strays(names) if references is None else ():
-                    self._warn(f"{stray}: oci.db lists it no more, though a copy of its manifest is kept")
+                    self._warn(f"{stray}: oci.db no longer lists it, though a copy of its manifest is kept")
                 return [prove_image(run, backup, name) for name in names if references is None or name in references]
             finally:
                 run("ROLLBACK")

@@ -154,7 +154,7 @@ def check_tables(path: Path, connection: sqlite3.Connection) -> None:
         missing = columns - {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         if missing:
             raise LocalError(
-                f"{path}: this database belongs to another program or to a version that is not known",
+                f"{path}: this database belongs to another program or to an unknown version",
                 cause=f"table {table} lacks {', '.join(sorted(missing))}",
                 hint="choose another place with --home",
             )

@@ -202,7 +202,7 @@ class _Pipe:
             raise ContentError(
                 "the content does not match its diff_id",
                 cause=f"config says {self._task.diff_id}, unpacked {self._task.diff_id.algorithm}:{found}",
-                hint="the image is broken or forged: its config does not belong to its layers",
+                hint="the image is broken or forged: its config does not match its layers",
             )
         return self._process.finish()
 
@@ -217,7 +217,7 @@ class _Pipe:
             if self.tar_bytes > 2 * self._limits.max_bytes + CHUNK:
                 raise ContentError(
                     f"unpacks to more than {self._limits.max_bytes} bytes",
-                    hint="raise --max-layer-size if that is right",
+                    hint="raise --max-layer-size if you trust the image",
                 )
             yield piece
 

@@ -77,7 +77,7 @@ def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[st
         image = database.find(str(resolved.reference))
     if image is not None and image.digest != resolved.digest:
         held = image.digest or "an image without a digest"
-        warn(f"it calls itself {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
+        warn(f"its name is {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
 
 
 def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> StoredImage | None:
@@ -113,7 +113,7 @@ def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
     missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"
-    return f"it is there for {image.platform}" if image.platform is not None else None
+    return f"the store has it for {image.platform}" if image.platform is not None else None
 
 
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:

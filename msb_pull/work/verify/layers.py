@@ -189,15 +189,13 @@ class LayerCheck:
         if found.denied:
             verdict = Verdict.UNREADABLE
             first = "/" + printable(found.denied[0])
-            remarks.append(f"{counted(len(found.denied), 'path')} this user may not read, the first of them {first}")
+            remarks.append(f"{counted(len(found.denied), 'path')} not readable by this user, the first is {first}")
         if found.writable_by_others:
             from shlex import quote
 
             count = counted(found.writable_by_others, "path")
             directory = self._store.layer_dir(self._layer.key)
-            remarks.append(
-                f"{count} of it other users may write to; `chmod -R go-w {quote(str(directory))}` closes that"
-            )
+            remarks.append(f"{count} writable by other users; `chmod -R go-w {quote(str(directory))}` prevents that")
         if found.damages:
             verdict = Verdict.DAMAGED
         return self._report(verdict, found.damages, "; ".join(remarks), found)

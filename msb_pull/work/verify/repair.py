@@ -32,7 +32,7 @@ def repair_layers(
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
-    A reader finds the old directory or the new one at every moment. Damaged records are written anew from what the
+    A reader finds the old directory or the new one at every moment. Damaged records arerewritten from what the
     manifest's digest proves, and nothing else is recorded. What cannot be mended stands in the report's ``failures``,
     its damage stays in the report; images that have gone meanwhile, or have become others, are passed over. Raises
     Cancelled.
@@ -76,8 +76,8 @@ def _record_again(store: Store, rows: Sequence[RowsReport]) -> list[MsbPullError
             with store.database(create=True) as database:
                 if not database.record_again(damaged.reference):
                     raise ContentError(
-                        f"{damaged.reference}: neither its rows nor their copy prove themselves",
-                        hint="`msb-pull pull --force` records it anew",
+                        f"{damaged.reference}: neither its rows nor their copy can be proven",
+                        hint="`msb-pull pull --force` records it again",
                     )
         except MsbPullError as error:
             failures.append(error)
@@ -117,7 +117,7 @@ def _fetch_damaged(
     if needed:
         failures.append(
             NotFoundError(
-                f"no image that came from a registry has {counted(len(needed), 'damaged layer')}",
+                f"no image from a registry has {counted(len(needed), 'damaged layer')}",
                 hint="pull its image again from the folder or archive with --force",
             )
         )

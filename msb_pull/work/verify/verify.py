@@ -37,7 +37,7 @@ class RowsReport:
 class VerifyReport:
     """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
 
-    ``rows`` are the images whose records are damaged, ``mended`` those of them that were written anew.
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that wererewritten.
     """
 
     images: tuple[str, ...]
@@ -125,14 +125,14 @@ def proven_images(
     """The named images, all of them when none is named, with the layers that their manifests prove.
 
     Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
-    is missing or another one is written anew, as are rows of layers in another order; that is told. Raises
+    is missing or another one isrewritten, as are rows of layers in another order; that is told. Raises
     NotFoundError.
     """
     with store.database(create=False) as database:
         proofs = database.prove(references or None)
         for image in proofs:
             if image.taken_over:
-                _warn(job, image, "another program has recorded the same layers anew")
+                _warn(job, image, "another program has recorded the same layers again")
         if missing := set(references) - {image.reference for image in proofs}:
             raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
         found = [(image, _layers(image, database)) for image in proofs]
@@ -156,7 +156,7 @@ def _put_in_order(store: Store, image: ProvenImage, job: Job) -> None:
     except LocalError as error:
         image.differences.append(Difference("oci.db: layers", "the order of the manifest", error.message))
     else:
-        _warn(job, image, "the rows of its layers stood in another order than its manifest's; put right")
+        _warn(job, image, "the rows of its layers were in a different order than its manifest's; corrected")
 
 
 def _copy_again(store: Store, image: ProvenImage, job: Job) -> None:
@@ -166,7 +166,7 @@ def _copy_again(store: Store, image: ProvenImage, job: Job) -> None:
     except LocalError as error:
         image.differences.append(Difference("images: copy", "what the rows say", error.message))
     else:
-        _warn(job, image, "its copy beside the layers was not what oci.db says; written anew")
+        _warn(job, image, "its copy beside the layers did not match oci.db;rewritten")
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:

@@ -156,8 +156,8 @@ def test_a9_the_root_takes_its_facts_from_its_entry(layer, name):
 @pytest.mark.parametrize("name", [b".wh.", b".wh..", b".wh...", b"d/.wh.", b"d/.wh..", b"d/.wh..."])
 def test_a10_whiteouts_of_nothing_are_refused(layer, name):
     if name == b".wh..":
-        assert refused(layer, reg(name), why="whiteout of nothing")
-    refused(layer, directory(b"d"), reg(name), why="whiteout of nothing")
+        assert refused(layer, reg(name), why="whiteout without a name")
+    refused(layer, directory(b"d"), reg(name), why="whiteout without a name")
 
 
 def test_a11_long_paths_work_and_long_components_do_not(layer):
@@ -521,7 +521,7 @@ def test_a37_the_content_and_attributes_of_a_whiteout_are_left_out(layer):
     report = extract(layer, xattr(b"user.k", b"v"), reg(b".wh.x", b"content"), reg(b"f", b"next"))
     assert tree(layer) == {".wh.x": "", "f": "next"}
     assert os.listxattr(layer / ".wh.x") == ["user.containers.override_stat"]
-    assert report.warnings == ["the content of a whiteout is left out"]
+    assert report.warnings == ["the content of a whiteout is ignored"]
 
 
 @pytest.mark.parametrize(
@@ -686,7 +686,7 @@ def test_a76_names_that_differ_only_in_case(layer, monkeypatch):
     monkeypatch.setattr(folders, "_folds_names", lambda root: True)
     monkeypatch.setattr(folders.os, "stat", _folding(os.stat))
     monkeypatch.setattr("msb_pull.layer.tree.tree.open", _folding_open(os.open))
-    refused(layer, reg(b"d/Makefile", b"1"), reg(b"d/makefile", b"2"), why='takes it for "d/Makefile"')
+    refused(layer, reg(b"d/Makefile", b"1"), reg(b"d/makefile", b"2"), why='takes it to be "d/Makefile"')
 
 
 def _folding(real):
@@ -769,7 +769,7 @@ def test_descriptors_are_closed_whatever_happens(layer):
 
 def test_a69_garbage_after_the_end_is_a_warning(layer):
     assert extract(layer, reg(b"a"), bytes(1024), b"garbage").warnings == [
-        "bytes that are no zeros follow the end of the archive"
+        "bytes other than zeros follow the end of the archive"
     ]
     assert extract(layer, reg(b"a"), bytes(8192)).warnings == []
 

@@ -81,7 +81,10 @@ BOMBS = {
     "a sparse file of 8 EiB": ([packed(pax(*SPARSE), reg(b"s", b"x" * 512), END)], "--max-layer-size"),
     "10 million entries": (repeated(directory(b"d") * 50_000, 200), "--max-entries"),
     "a zstd window of 2 GiB": ([ZSTD_HEAD, ZSTD_ZEROS * (2 * GIB >> 17)], "--max-window"),
-    "directories without entries": ([packed(*map(deep, range(100)), END)], "directories than a layer may have"),
+    "directories without entries": (
+        [packed(*map(deep, range(100)), END)],
+        "directories without an entry of their own than a layer may have",
+    ),
     "attributes in a thousand headers": (repeated(ATTRIBUTES, 1000), "extension headers of more than"),
 }
 

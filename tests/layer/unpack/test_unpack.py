@@ -319,7 +319,7 @@ EMPTY = json.loads(encoded(UnpackReport().as_plain()))
 def test_a_child_that_lies_is_not_believed(start, monkeypatch, value):
     """Even one that hostile bytes have taken over must not lead the parent out of the layer."""
     monkeypatch.setattr(unpack, "_BOOTSTRAP", answers(value))
-    with pytest.raises(LocalError, match="no sense"):
+    with pytest.raises(LocalError, match="malformed report"):
         feed(start(), b"")
 
 

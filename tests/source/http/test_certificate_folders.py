@@ -61,7 +61,7 @@ def test_what_this_user_may_not_read_is_passed_over(secure, authority, closed):
         assert done.returncode == 0, done.stderr
         assert "left out" not in done.stderr
         told = pulled(home, secure, "-v").stderr
-        assert told.count("left out") == 1 and f"{path} is left out, since this user may not read it" in told
+        assert told.count("left out") == 1 and f"{path} is ignored, since this user may not read it" in told
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_client_key_with_a_pass_phrase_is_refused_in_one_sentence(guarded, ben
     with pytest.raises(LocalError) as caught:
         bench(CredentialStore.nobody({"HOME": str(tmp_path)})).resolve(name(guarded))
     assert (
-        caught.value.message == f"{folder}/client.key: this client key has a pass phrase, which nobody can be asked for"
+        caught.value.message == f"{folder}/client.key: this client key has a passphrase, and msb-pull cannot ask for it"
     )
     assert "openssl pkey" in (caught.value.hint or "")
     assert guarded.count() == 0
@@ -112,4 +112,4 @@ def test_nobody_is_asked_for_a_pass_phrase_at_a_terminal(guarded, authority, tmp
         os.close(ours)
         os.close(theirs)
     assert done.returncode == 7 and done.stderr.count("error:") == 1
-    assert "has a pass phrase" in done.stderr
+    assert "has a passphrase" in done.stderr

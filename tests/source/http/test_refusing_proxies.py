@@ -9,7 +9,7 @@ from msb_pull.ground.errors import NetworkError
 from tests.support.fault_registry import Fault
 from tests.support.raw import RawServer, answer, read_head, trickle
 
-LOGIN = "the proxy wants a user name and password (407 Proxy Authentication Required)"
+LOGIN = "the proxy requires a user name and password (407 Proxy Authentication Required)"
 
 
 def through(bench, monkeypatch, *statuses, **options):

@@ -82,7 +82,7 @@ def test_a_server_that_speaks_http_is_named_with_the_option(elsewhere, registry,
     with pytest.raises(NetworkError) as caught:
         here.resolve(name(registry))
     assert caught.value.cause == f"{registry.host} speaks plain HTTP, not TLS"
-    assert caught.value.hint == "use --plain-http if that is right"
+    assert caught.value.hint == "use --plain-http if that is intended"
     assert here.time.waits == []
 
 

@@ -150,7 +150,7 @@ def test_twice(local, layout, tmp_path):
     assert len(local.layers(f"oci-archive:{write(tmp_path / 'a.tar', members + again)}")) == 2
     for name in ("index.json", members[-2][0].name):
         file = write(tmp_path / "b.tar", [*members, regular(f"./{name}", b"{}")])
-        assert f"{name} stands twice" in local.refused(ContentError, f"oci-archive:{file}")
+        assert f"{name} appears twice" in local.refused(ContentError, f"oci-archive:{file}")
 
 
 def test_packed_with_its_folder(local, layout, tmp_path):
@@ -164,7 +164,7 @@ def test_the_wrong_transport(local, layout, docker, tmp_path):
     assert len(local.layers(f"docker-archive:{oci_archive(layout, tmp_path / 'x.tar')}")) == 2
     assert f"oci:{layout}" in local.refused(NotFoundError, f"oci-archive:{layout}")
     assert "no such file" in local.refused(NotFoundError, f"docker-archive:{tmp_path}/nothing")
-    assert "no file" in local.refused(LocalError, "docker-archive:/dev/zero")
+    assert "not a file" in local.refused(LocalError, "docker-archive:/dev/zero")
 
 
 def test_two_platforms(local, tmp_path):
@@ -288,16 +288,16 @@ LAYER = f"{sha256(ONE).partition(':')[2]}.tar"
         ({"Config": None}, "names no config"),
         ({"Config": "../../etc/passwd"}, "../../etc/passwd is not in the archive"),
         ({"Config": "/etc/passwd"}, "/etc/passwd is not in the archive"),
-        ({"Config": LAYER}, "no valid JSON"),
-        ({"Config": "manifest.json"}, "no JSON object"),
+        ({"Config": LAYER}, "not valid JSON"),
+        ({"Config": "manifest.json"}, "not a JSON object"),
         ({"Layers": []}, "has 0 layers, its config 1 diff_ids"),
         ({"Layers": [LAYER, LAYER]}, "has 2 layers, its config 1 diff_ids"),
         ({"Layers": ["../x"]}, "../x is not in the archive"),
         ({"Layers": ["x" * 5000]}, "is not in the archive"),
         ({"Layers": ["/etc/passwd"]}, "/etc/passwd is not in the archive"),
-        ({"Layers": [5]}, "no list of texts"),
-        ({"Layers": "x"}, "no list of texts"),
-        ({"RepoTags": "x"}, "no list of texts"),
+        ({"Layers": [5]}, "no list of strings"),
+        ({"Layers": "x"}, "no list of strings"),
+        ({"RepoTags": "x"}, "no list of strings"),
     ],
 )
 def test_hostile_lists(local, tmp_path, entry, says):
@@ -308,10 +308,10 @@ def test_hostile_lists(local, tmp_path, entry, says):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "no valid JSON"),
-        (b"{}", "no list of images"),
-        (b"[5]", "no object"),
-        (b'[{"Config": "a", "Config": "b"}]', "stands twice"),
+        (b"", "not valid JSON"),
+        (b"{}", "not a list of images"),
+        (b"[5]", "not an object"),
+        (b'[{"Config": "a", "Config": "b"}]', "appears twice"),
         (b" " * (5 << 20), "larger than"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -323,7 +323,7 @@ def test_broken_lists(local, tmp_path, data, says):
 
 
 def test_nothing_in_it(local, tmp_path):
-    assert "no image in it" in local.refused(
+    assert "it contains no image" in local.refused(
         NotFoundError, f"docker-archive:{write(tmp_path / 'a.tar', [regular('manifest.json', b'[]')])}"
     )
     assert "before version 1.10" in local.refused(
@@ -414,7 +414,7 @@ def test_oci_archive_from_a_pipe(local, layout, tmp_path):
     data = oci_archive(layout, tmp_path / "x.tar").read_bytes()
     source, resolved = piped(local, data, "oci-archive:-:3.11", "my:1")
     assert [read(source, x) for x in resolved.manifest.layers] == [compress(ONE), compress(TWO)]
-    with pytest.raises(UsageError, match="carries no name"):
+    with pytest.raises(UsageError, match="has no name"):
         piped(local, data, "oci-archive:-")
 
 
@@ -593,9 +593,9 @@ SIZE, TYPE = slice(124, 136), slice(156, 157)
         (TYPE, b"S", "--sparse"),
         (TYPE, b"x", "extended header"),
         (TYPE, b"1", "is no"),
-        (TYPE, b"5", "no regular file"),
-        (TYPE, b"3", "no regular file"),
-        (TYPE, b"Z", "no regular file"),
+        (TYPE, b"5", "not a regular file"),
+        (TYPE, b"3", "not a regular file"),
+        (TYPE, b"Z", "not a regular file"),
     ],
 )
 def test_hostile_headers(local, docker, field, value, says):
@@ -610,13 +610,13 @@ def test_damaged_header(local, docker):
     docker.write_bytes(data[: at + 3] + b"X" + data[at + 4 :])
     assert f"damaged at byte {at}" in local.refused(ContentError, f"docker-archive:{docker}")
     docker.write_bytes(b"X" + data[1:])
-    assert "no tar archive" in local.refused(ContentError, f"docker-archive:{docker}")
+    assert "not a tar archive" in local.refused(ContentError, f"docker-archive:{docker}")
 
 
 @pytest.mark.parametrize("data", [b"x", b"\0" * 100, random.Random(3).randbytes(5000), b"PK\3\4" * 500])
 def test_no_archive(local, tmp_path, data):
     (tmp_path / "x").write_bytes(data)
-    assert "no tar archive" in local.refused(ContentError, f"docker-archive:{tmp_path}/x")
+    assert "not a tar archive" in local.refused(ContentError, f"docker-archive:{tmp_path}/x")
 
 
 def test_old_checksums_and_large_sizes(local, docker, tmp_path):

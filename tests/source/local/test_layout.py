@@ -279,13 +279,13 @@ NO_INDEX = {"schemaVersion": 2, "config": {"mediaType": "x", "size": 1, "digest"
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "no valid JSON"),
-        (b"[]", "no JSON object"),
+        (b"", "not valid JSON"),
+        (b"[]", "not a JSON object"),
         (b'{"schemaVersion": 2, "manifests": {}}', "no list of manifests"),
         (encode(NO_DIGEST), "digest"),
         (b" " * (5 << 20), "larger than"),
-        (encode(NO_INDEX), "no index"),
-        (b'{"manifests": [], "manifests": []}', "stands twice"),
+        (encode(NO_INDEX), "is not an index"),
+        (b'{"manifests": [], "manifests": []}', "appears twice"),
     ],
 )
 def test_broken_index(local, layout, data, says):
@@ -297,7 +297,7 @@ def test_broken_index(local, layout, data, says):
 @pytest.mark.parametrize("manifests", [[], None])
 def test_empty_index(local, layout, manifests):
     layout.write(manifests=manifests)
-    assert "no image in it" in local.refused(NotFoundError, f"oci:{layout.folder}")
+    assert "it contains no image" in local.refused(NotFoundError, f"oci:{layout.folder}")
 
 
 @pytest.mark.parametrize("data", [b'{"imageLayoutVersion": "2.0.0"}', b"{}", b"", b'{"imageLayoutVersion": 1}'])
@@ -337,10 +337,10 @@ def test_a_blob_that_is_not_what_it_should_be(local, tmp_path, number):
     path.unlink()
     assert f"{name} is missing" in local.refused(ContentError, argument)
     os.mkfifo(path)
-    assert f"{name} is no regular file" in local.refused(ContentError, argument)
+    assert f"{name} is not a regular file" in local.refused(ContentError, argument)
     path.unlink()
     path.mkdir()
-    assert f"{name} is no regular file" in local.refused(ContentError, argument)
+    assert f"{name} is not a regular file" in local.refused(ContentError, argument)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -42,7 +42,7 @@ def test_replacing_another_image_is_told_with_both_digests(tmp_path, store, kind
     assert warnings == []
     second, warnings = pulled(made(tmp_path, kind, b"two"), store, dry_run=dry_run)
     assert len(warnings) == 1
-    assert all(words in warnings[0] for words in (f"calls itself {NAME}", first, second))
+    assert all(words in warnings[0] for words in (f"its name is {NAME}", first, second))
 
 
 def test_the_same_image_again_is_nothing_to_tell(tmp_path, store):

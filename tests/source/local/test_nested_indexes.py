@@ -1,4 +1,4 @@
-"""Indexes in indexes that do not say their platform: they are looked into, within limits."""
+"""Indexes in indexes that have no platform: they are looked into, within limits."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_missing_platform_names_all_that_the_nested_indexes_offer(registry, be
 
 def test_the_number_of_requests_is_bounded(registry, bench):
     entries = [nested(registry, f"linux/fake{number}") for number in range(1000)]
-    with pytest.raises(ContentError, match="do not say their platform"):
+    with pytest.raises(ContentError, match="have no platform"):
         bench().resolve(top(registry, *entries))
     assert registry.count() <= 40
 

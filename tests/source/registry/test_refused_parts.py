@@ -42,7 +42,7 @@ REFUSALS = {
     "denied": Fault(status=403, body=errors("DENIED", "no ranges here")),
     "another range": Fault(content_range=f"bytes 0-{SIZE - 1}/{SIZE}"),
     "no range": Fault(content_range=""),
-    "another length": Fault(content_length=7),
+    "a different length": Fault(content_length=7),
     "a page": Fault(headers={"Content-Type": "text/html"}, content_length=7),
     "hangs up": Fault(drop=True),
     "nothing of it": Fault(cut_after=0),
@@ -81,7 +81,7 @@ def test_where_the_whole_is_refused_too_that_is_the_error(registry, bench, image
 
 def test_a_registry_that_asks_for_patience_is_not_asked_for_the_whole(registry, bench, image):
     registry.always("/blobs/", Fault(status=429))
-    with pytest.raises(NetworkError, match="turns requests away"):
+    with pytest.raises(NetworkError, match="is rate limiting requests"):
         bench(retries=1).blob(image, LAYER, 1000)
     assert set(ranges(registry)) == {"bytes=1000-"}
 

@@ -246,7 +246,7 @@ NOTES = {
     "odd places": lambda notes: json.dumps(notes | {"placed": {"0": "../../x", "-1": "f"}}).encode(),
     "a number as text": lambda notes: json.dumps(notes | {"entries": "1"}).encode(),
     "another number": lambda notes: json.dumps(notes | {"entries": 5}).encode(),
-    "another length": lambda notes: json.dumps(notes | {"tar_bytes": 5}).encode(),
+    "a different length": lambda notes: json.dumps(notes | {"tar_bytes": 5}).encode(),
     "another size": lambda notes: json.dumps(notes | {"content_bytes": -1}).encode(),
     "another diff_id": lambda notes: json.dumps(notes | {"diff_id": "sha256:" + "0" * 64}).encode(),
 }

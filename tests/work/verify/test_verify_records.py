@@ -106,9 +106,9 @@ def test_layers_that_stand_in_another_order_are_put_right_and_that_is_told(home)
     """Microsandbox stacks them by their rows; an image that needed the other order may have gone."""
     change(home, "UPDATE layers SET id = 100 - id", "UPDATE manifest_layers SET layer_id = 100 - layer_id")
     run = home.run("verify")
-    assert run.returncode == 0 and "put right" in run.stderr
+    assert run.returncode == 0 and "corrected" in run.stderr
     again = home.run("verify")
-    assert again.returncode == 0 and "put right" not in again.stderr, again.stderr
+    assert again.returncode == 0 and "corrected" not in again.stderr, again.stderr
     assert home.sql("SELECT count(*) FROM manifest_layers") == [(4,)]
 
 
@@ -119,7 +119,7 @@ def test_a_row_that_names_another_layer_never_lets_that_one_be_proven(home):
     layers, others = json.loads(listed), json.loads(other)
     change(home, f"UPDATE msb_pull_images SET layers_json = '{json.dumps([layers[0], others[1]])}' "
            "WHERE reference LIKE '%one%'")  # fmt: skip
-    assert "other layers than its manifest" in found_and_repaired(home)
+    assert "layers other than its manifest" in found_and_repaired(home)
 
 
 def copies(home: Home):
@@ -145,9 +145,9 @@ def test_a_copy_that_is_another_is_written_anew_and_that_is_told(home, edit):
         changed = edit(before)
         path.unlink() if changed is None else path.write_bytes(changed)
         run = home.run("verify")
-        assert run.returncode == 0 and "written anew" in run.stderr, run.stderr
+        assert run.returncode == 0 and "rewritten" in run.stderr, run.stderr
         assert json.loads(path.read_bytes()) == json.loads(before)
-        assert "written anew" not in home.run("verify").stderr
+        assert "rewritten" not in home.run("verify").stderr
 
 
 def test_where_neither_rows_nor_copy_prove_themselves_the_image_is_damaged_and_the_other_verified(home):
