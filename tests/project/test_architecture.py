@@ -38,7 +38,7 @@ CHILD = {
     for place, modules in {
         "": "child limits node notes record rules",
         "proof.": "compare model prove prover standing stream",
-        "settle.": "derive facts lowers",
+        "settle.": "derive directories facts lowers",
         "tar.": "blocks entry names tar",
         "tree.": "attributes copying folders holes keeping kept links tree whiteouts xattrs",
         "unpack.": "jail report ring seccomp unpack",
