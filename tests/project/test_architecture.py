@@ -40,7 +40,7 @@ CHILD = {
         "proof.": "compare model prove prover standing stream",
         "settle.": "derive directories facts lowers",
         "tar.": "blocks entry names tar",
-        "tree.": "attributes copying folders holes keeping kept links tree whiteouts xattrs",
+        "tree.": "attributes copying dress folders holes keeping kept links tree whiteouts xattrs",
         "unpack.": "jail report ring seccomp unpack",
     }.items()
     for module in modules.split()
