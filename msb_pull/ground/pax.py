@@ -117,10 +117,10 @@ def records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at < stop:
         space = data.find(b" ", at, at + 10)
         end = at + decimal(data[at:space], "a record's length") if space > at else 0
-        key, equals, value = data[space + 1 : end].partition(b"=")
-        if not space + 2 < end <= stop or not key or not equals or value[-1:] != b"\n":
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not (key and equals and space + 2 < end <= stop and data.startswith(b"\n", end - 1)):
             raise BadRecord("its extended header is malformed")
-        yield key, value[:-1]
+        yield key, value
         at = end
 
 

@@ -38,9 +38,9 @@ CHILD = {
     for place, modules in {
         "": "child limits node notes record rules",
         "proof.": "compare contents model paths prove prover standing stream",
-        "settle.": "derive facts lowers",
+        "settle.": "derive directories facts lowers",
         "tar.": "blocks entry names tar",
-        "tree.": "attributes copying folders holes keeping kept links tree whiteouts xattrs",
+        "tree.": "attributes copying dress folders holes keeping kept links tree whiteouts xattrs",
         "unpack.": "jail report ring seccomp unpack",
     }.items()
     for module in modules.split()
