@@ -162,13 +162,14 @@ def pull_image(
         def client() -> RegistryClient:
             """Made when the first registry must be asked: a pull that finds everything loads no requests."""
             if not clients:
+                from msb_pull.ground.running import Cancel, Job
                 from msb_pull.source.registry.credentials import CredentialStore
                 from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
                 host = argument.reference.registry if argument.reference is not None else None
                 who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
-                clients.append(RegistryClient(how, who, observer=observer, cancel=cancel))
+                clients.append(RegistryClient(how, who, Job(observer, Cancel(cancel))))
                 stack.callback(clients[0].close)
             return clients[0]
 

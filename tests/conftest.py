@@ -8,13 +8,16 @@ fuse-overlayfs) are asked for with :func:`need`; a missing one skips the test lo
 from __future__ import annotations
 
 import ctypes
+import gc
 import ipaddress
+import itertools
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for part in parts for item in part]
 
 
+def pytest_collection_finish() -> None:
+    """All tests live to the end: without this, whoever looks for garbage would look through all of them, each time."""
+    gc.collect()
+    gc.freeze()
+
+
 # A machine that is busy with other things must not fail a property.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
@@ -129,10 +138,18 @@ def is_loopback(host: object) -> bool:
         return False
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that is not there yet, for each test; pytest itself would look through all that it has made so far."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) -> Path:
     """Leaves PATH and the locale, and points every folder of a user into an empty one; returns that home."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     for name in list(os.environ):
         if name not in KEPT_VARIABLES and not name.startswith(KEPT_PREFIXES):
             monkeypatch.delenv(name)

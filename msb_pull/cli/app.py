@@ -135,7 +135,7 @@ def ls(
     PATTERN is a glob for names, as in 'ubuntu*' or '*/app:*'. Images that Microsandbox pulled are listed too, without
     a digest. With -q only names are printed, one a line.
     """
-    from msb_pull.cli.show import show_list
+    from msb_pull.cli.ls import show_list
 
     show_list(run, pattern, filters or [], sort or "name", whole=no_trunc)
 
@@ -162,7 +162,7 @@ def inspect(
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]}: choose one")
-    from msb_pull.cli.show import show_image
+    from msb_pull.cli.inspect import show_image
 
     show_image(run, opt.needed([image] if image else [], "inspect")[0], part=chosen[0] if chosen else None)
 
@@ -188,7 +188,7 @@ def verify(
     its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
     found) and ends with code 6 if there is any.
     """
-    from msb_pull.cli.store import verify_store
+    from msb_pull.cli.verify import verify_store
 
     verify_store(run, images or [], quick=quick, repair=repair)
 
@@ -217,7 +217,7 @@ def prune(
     """
     if filters and not everything:
         raise UsageError("--filter: narrows --all, which is missing", hint="msb-pull prune --all --filter until=720h")
-    from msb_pull.cli.store import prune_store
+    from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
 
@@ -231,7 +231,7 @@ msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
 )
 def rm(run: Run, images: opt.Images = None) -> None:
     """Remove images, and the layers that nothing else needs."""
-    from msb_pull.cli.store import remove_from_store
+    from msb_pull.cli.rm import remove_from_store
 
     remove_from_store(run, opt.needed(images, "rm"))
 
@@ -257,7 +257,7 @@ def save(
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
-    from msb_pull.cli.store import save_archive
+    from msb_pull.cli.save import save_archive
 
     save_archive(run, opt.needed(images, "save"), output, form or [])
 

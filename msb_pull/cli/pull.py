@@ -84,9 +84,7 @@ class LazyClient:
         if self._client is None:
             from msb_pull.source.registry.registry import RegistryClient
 
-            self._client = RegistryClient(
-                self._options(), self._credentials(), observer=self._run.observe, cancel=self._run.cancel
-            )
+            self._client = RegistryClient(self._options(), self._credentials(), self._run.job)
         return self._client
 
     def close(self) -> None:
@@ -124,11 +122,11 @@ def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
 def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
     """One image, its line and its summary; or what went wrong with it."""
     try:
-        run.stop_if_cancelled()
+        run.job.cancel.check()
         writes = not options.dry_run and options.policy is not Policy.NEVER
         store = run.store(create=writes)
-        observe = _without_plans(run.observe) if options.dry_run else run.observe
-        result = pull_image(argument, store, client, options, observer=observe, cancel=run.cancel)
+        observe = _without_plans(run.job.observer) if options.dry_run else run.job.observer
+        result = pull_image(argument, store, client, options, observer=observe, cancel=run.job.cancel)  # type: ignore[arg-type]
     except MsbPullError as error:
         run.display.settle()
         if isinstance(error, ContentError) and argument.text not in error.message:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.config import settings as config
 from msb_pull.display.display import Display, error_document
 from msb_pull.display.streams import OutputClosed, Streams
-from msb_pull.ground.errors import Cancelled, ExitCode, LocalError, MsbPullError, UsageError, exhausted, local_error
+from msb_pull.ground.errors import (
+    Cancelled,
+    ExitCode,
+    LocalError,
+    MsbPullError,
+    NotFoundError,
+    UsageError,
+    exhausted,
+    local_error,
+)
+from msb_pull.ground.running import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,8 +118,7 @@ class Run:
         self.session = session
         self.settings = settings
         self.display = session.display
-        self.cancel = session.interrupts.cancel
-        self.observe = session.display.observe
+        self.job = Job(session.display.observe, session.interrupts.cancel, settings.jobs)
 
     @property
     def layers_dir(self) -> Path:
@@ -128,11 +137,22 @@ class Run:
         store = self.store(create=False)
         return self.store() if store.has_images else None
 
+    def store_with(self, names: Sequence[str]) -> Store:
+        """The store that has the images ``names``; raises NotFoundError when there is none, so that it has none."""
+        store = self.filled_store()
+        if store is None:
+            raise NotFoundError(f"{names[0]}: not in the store", cause=f"there is no store in {self.settings.home}")
+        return store
+
+    def names(self, images: Sequence[str]) -> list[str]:
+        """The canonical names of what was typed, each once; raises UsageError."""
+        from msb_pull.image.reference import Reference
+
+        return list(dict.fromkeys(str(Reference.parse(text, self.settings.default_registry)) for text in images))
+
     def warn(self, text: str) -> None:
         """Tells the person something, once."""
-        from msb_pull.ground import events
-
-        self.observe(events.Warned("", text))
+        self.job.warn("", text)
 
     def write(self, document: Any, text: str) -> None:
         """Writes the result to standard output in the form that was asked for."""
@@ -146,11 +166,6 @@ class Run:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
         codes = {int(error.exit_code) for error in errors}
         self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
-
-    def stop_if_cancelled(self) -> None:
-        """Raises Cancelled once a signal has come."""
-        if self.cancel.is_set():
-            raise Cancelled("interrupted")
 
 
 def _place_of(error: OSError) -> str:

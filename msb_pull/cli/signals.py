@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.running import start_thread
+from msb_pull.ground.running import Cancel, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +24,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.cancel = threading.Event()
+        self.cancel = Cancel()
         self.number: int | None = None
         self._farewell: Callable[[], None] = lambda: None
         self._read, self._write = -1, -1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import Cancelled, exhausted
-from msb_pull.ground.events import Observer, Warned, ignore
+from msb_pull.ground.events import Logged, Observer, StoreWaiting, Warned, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +54,10 @@ class Cancel:
             self._own.wait(min(left, _SLICE))
         return True
 
-    def check(self) -> None:
-        """Raises Cancelled once work is to end."""
+    def check(self, hint: str | None = None) -> None:
+        """Raises Cancelled once work is to end; ``hint`` says how to continue it."""
         if self.is_set():
-            raise Cancelled("interrupted")
+            raise Cancelled("interrupted", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,17 @@ class Job:
         """Hands an event to the observer."""
         self.observer(event)
 
+    def log(self, image: str, text: str, *, level: int = 1) -> None:
+        """Tells ``-v`` (level 1) or ``-vv`` (level 2) of something about ``image`` ("" for none)."""
+        self.observer(Logged(image, level, text))
+
     def warn(self, image: str, text: str) -> None:
         """Tells of something about ``image`` ("" for none) that a person should know."""
         self.observer(Warned(image, text))
+
+    def tell_waiting(self, holder: str) -> None:
+        """Tells that another process, ``holder``, has locked the whole store."""
+        self.observer(StoreWaiting("", holder))
 
 
 class Throttle:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile("[a-f0-9]+", re.ASCII)
-# What is wrong is said of text from anywhere: enough of it to be recognised.
+# Errors quote text from anywhere: enough of it to be recognised.
 _MAX_SHOWN = 140
 
 
 class InvalidDigest(ValueError):
-    """The text is no digest of an algorithm that OCI registers and msb-pull knows."""
+    """The text is not a digest, or its algorithm is neither sha256 nor sha512."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -15,7 +15,7 @@ from msb_pull.image.platform import Platform
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# distribution-spec asks registries to take manifests of at least this size; nobody makes larger ones.
+# distribution-spec asks registries to accept manifests of at least this size; larger ones are not made.
 DOCUMENT_LIMIT = 4 << 20
 _MAX_DEPTH = 64
 _MAX_SIZE = (1 << 63) - 1
@@ -74,7 +74,7 @@ class Fields:
         raise ContentError(f"{self._what}: {self._where} {why}")
 
     def get(self, key: str) -> Any:
-        """A field as it is, None where it is missing."""
+        """A field as it stands there, None where it is missing."""
         return self._value.get(key)
 
     def has(self, key: str) -> bool:
@@ -82,7 +82,7 @@ class Fields:
         return self._value.get(key) is not None
 
     def text(self, key: str) -> str:
-        """A text, empty where it is missing or something else."""
+        """A string, empty where it is missing or of another type."""
         return text(self._value, key)
 
     def objects(self, key: str) -> list[Fields]:
@@ -128,7 +128,7 @@ class Fields:
         return tuple(value)
 
     def annotations(self) -> dict[str, str]:
-        """The annotations; those that are no texts say nothing to anybody."""
+        """The annotations; values that are not strings are left out."""
         value = self._value.get("annotations")
         if value is None:
             return {}
@@ -137,7 +137,7 @@ class Fields:
         return {key: item for key, item in value.items() if isinstance(item, str)}
 
     def data(self) -> bytes | None:
-        """Inline content, None where there is none or far too much of it."""
+        """Inline content, None where it is missing or far too long."""
         value = self._value.get("data")
         if not isinstance(value, str) or len(value) > 2 * _MAX_DATA:
             return None
@@ -155,7 +155,7 @@ class Fields:
 
 
 def text(document: Mapping[str, Any], key: str) -> str:
-    """A text, empty where it is missing or something else."""
+    """A string, empty where it is missing or of another type."""
     value = document.get(key)
     return value if isinstance(value, str) else ""
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, shown, text
-from msb_pull.image.platform import Platform
+from msb_pull.image.platform import Platform, no_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from msb_pull.image.digest import Digest
 
@@ -197,7 +197,7 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Whether this is the manifest of a container image and not of something else that registries hold."""
+    """Whether this is the manifest of a container image and not of another kind of artifact."""
     kinds = (manifest.config.media_type, manifest.artifact_type or manifest.config.media_type)
     return all(_names_image(kind, manifest.media_type) for kind in kinds)
 
@@ -223,6 +223,21 @@ def check_image(manifest: Manifest, what: str) -> None:
             )
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise ContentError(f"{what}: layer {layer.digest.short} is listed with two sizes")
+
+
+def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
+    """The entry of an index to pull: the best match, the first of equals (containerd's order of variants).
+
+    Attestations, artifacts and unknown media types must have been removed by the caller. A lone entry without a
+    platform is taken, to be checked against its config. Raises NotFoundError that lists what there is.
+    """
+    known = [(entry.platform, entry) for entry in candidates if entry.platform]
+    ranked = [(rank, entry) for platform, entry in known if (rank := wanted.rank(platform)) is not None]
+    if ranked:
+        return min(ranked, key=lambda pair: pair[0])[1]
+    if len(candidates) == 1 and candidates[0].platform is None:
+        return candidates[0]
+    raise no_image(wanted, [platform for platform, _ in known])
 
 
 def _kind(media_type: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Platforms: what an image runs on, what this machine is, and which manifest of an index to take."""
+"""Platforms: what an image runs on, and what this machine is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from msb_pull.image.manifest import Descriptor
+    from collections.abc import Iterable
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _ALIASES = {
@@ -93,7 +91,7 @@ class Platform:
         return self.rank(other) is not None
 
     def rank(self, other: Platform) -> int | None:
-        """How well an image for ``other`` satisfies it: 0 exactly, more for older variants that still run, None not."""
+        """How well an image for ``other`` does: 0 exactly, more for older variants that still run, None not at all."""
         wish, offer = self.normalized(), other.normalized()
         if (wish.os, wish.architecture) != (offer.os, offer.architecture):
             return None
@@ -109,21 +107,6 @@ class Platform:
     def __str__(self) -> str:
         text = f"{self.os}/{self.architecture}"
         return f"{text}/{self.variant}" if self.variant else text
-
-
-def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
-    """The entry of an index to pull: the best match, the first of equals (containerd's order of variants).
-
-    Attestations, artifacts and unknown media types must have been left out by the caller. A lone entry without a
-    platform is taken, to be checked against its config. Raises NotFoundError that lists what there is.
-    """
-    known = [(entry.platform, entry) for entry in candidates if entry.platform]
-    ranked = [(rank, entry) for platform, entry in known if (rank := wanted.rank(platform)) is not None]
-    if ranked:
-        return min(ranked, key=lambda pair: pair[0])[1]
-    if len(candidates) == 1 and candidates[0].platform is None:
-        return candidates[0]
-    raise no_image(wanted, [platform for platform, _ in known])
 
 
 def no_image(wanted: Platform, offered: Iterable[Platform]) -> NotFoundError:

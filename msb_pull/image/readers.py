@@ -6,20 +6,18 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.errors import Cancelled, ContentError
-from msb_pull.ground.magic import GZIP, ZSTD, is_zstd_skippable
+from msb_pull.ground.errors import ContentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from msb_pull.ground.running import Cancel
     from msb_pull.image.digest import Digest
 
 CHUNK = 512 * 1024
-
-_GZIP_FIXED = 10
-_GZIP_CHECKED, _GZIP_EXTRA, _GZIP_NAME, _GZIP_COMMENT, _GZIP_RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
-_MAX_GZIP_HEADER = 1 << 17
-_ZSTD_FIXED, _ZSTD_SINGLE_SEGMENT = 5, 0x20
+# What to do about content that is not what its digest says: from a network, and from a folder or an archive.
+ON_THE_WAY = "the registry or something between changed the content; try again or use another mirror"
+COPY_AGAIN = "it was copied in part or changed: copy it again"
 
 
 class Readable(Protocol):
@@ -28,11 +26,6 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
     def close(self) -> None: ...
-
-
-# What to do about content that is not what its digest says: from a network, and from a folder or an archive.
-ON_THE_WAY = "the registry or something between changed the content; try again or use another mirror"
-COPY_AGAIN = "it was copied in part or changed: copy it again"
 
 
 class DigestMismatch(ContentError):
@@ -54,7 +47,7 @@ class BlobReader:
         *,
         keep: int | None,
         progress: Callable[[int], None],
-        stopped: Callable[[], bool],
+        cancel: Cancel,
     ) -> None:
         self.fetched = 0
         self.kept = 0
@@ -63,14 +56,14 @@ class BlobReader:
         self._open_rest = open_rest
         self._keep = keep
         self._progress = progress
-        self._stopped = stopped
+        self._cancel = cancel
         self._hash = digest.hasher()
         self._done = 0
 
     def chunks(self) -> Iterator[bytes]:
         """Yields the blob's bytes in order, at most :data:`CHUNK` at a time.
 
-        Raises Cancelled as soon as the stop flag is seen, and whatever the source raises.
+        Raises Cancelled once work is to end, and whatever the source raises.
         """
         for chunk in self._from_kept():
             self.kept += len(chunk)
@@ -109,8 +102,7 @@ class BlobReader:
             yield chunk
 
     def _count(self, chunk: bytes) -> None:
-        if self._stopped():
-            raise Cancelled("interrupted")
+        self._cancel.check()
         self._hash.update(chunk)
         self._done += len(chunk)
         self._progress(self._done)
@@ -120,54 +112,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def gzip_header_is_whole(data: bytes) -> bool:
-    """Whether ``data`` begins with the whole header of a gzip member (RFC 1952); raises ValueError with a reason.
-
-    ISA-L wants it whole: it forgets the flags of a header that comes in pieces, and then takes a name in it for
-    compressed data (intel/isa-l, issue 224).
-    """
-    if data[:3] != GZIP[: len(data)]:
-        raise ValueError("there is no gzip header")
-    if len(data) < _GZIP_FIXED:
-        return False
-    flags = data[3]
-    if flags & _GZIP_RESERVED:
-        raise ValueError("the gzip header has flags that are not defined")
-    end = _GZIP_FIXED
-    if flags & _GZIP_EXTRA:
-        end += 2 + int.from_bytes(data[end : end + 2], "little")
-    for text in (_GZIP_NAME, _GZIP_COMMENT):
-        if flags & text and end <= len(data):
-            end = data.find(0, end) + 1 or len(data) + 1
-    if flags & _GZIP_CHECKED:
-        end += 2
-    if end > _MAX_GZIP_HEADER:
-        raise ValueError(f"the gzip header is larger than {_MAX_GZIP_HEADER} bytes")
-    return end <= len(data)
-
-
-def zstd_window(data: bytes) -> int | None:
-    """Bytes of window that the zstd frame at the start of ``data`` wants (RFC 8878, 3.1.1.1), 0 for a skippable one.
-
-    None when more of its header is needed (18 bytes at most); raises ValueError when there is no such frame.
-    """
-    if len(data) < _ZSTD_FIXED:
-        return None
-    if is_zstd_skippable(data):
-        return 0
-    if not data.startswith(ZSTD):
-        raise ValueError("there is no zstd frame")
-    flags, at = data[_ZSTD_FIXED - 1], _ZSTD_FIXED
-    if not flags & _ZSTD_SINGLE_SEGMENT:
-        if len(data) == at:
-            return None
-        base = 1 << (10 + (data[at] >> 3))
-        return base + base // 8 * (data[at] & 7)
-    # The content is the window: its size follows the dictionary's id.
-    at += (0, 1, 2, 4)[flags & 3]
-    end = at + (1, 2, 4, 8)[flags >> 6]
-    if len(data) < end:
-        return None
-    return int.from_bytes(data[at:end], "little") + (256 if end - at == 2 else 0)

@@ -15,7 +15,7 @@ DEFAULT_REGISTRY = "docker.io"
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?P<address>[a-fA-F0-9:.]+)\])(?::(?P<port>[0-9]+))?", re.ASCII)
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*", re.ASCII)
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _IMAGE_ID = re.compile(r"[a-f0-9]{64}", re.ASCII)
 _LIKE_DIGEST = re.compile(r"[a-z0-9+._-]+:[a-fA-F0-9]{16,}(?:[:@].*)?", re.ASCII)
 _MAX_REPOSITORY = 255
@@ -114,7 +114,7 @@ def parse_argument(text: str, default_registry: str = DEFAULT_REGISTRY) -> Image
 
 
 def _refuse_look_alikes(text: str) -> None:
-    """Refuses what is something else than a reference, before any of it is taken apart."""
+    """Refuses what is not a reference at all, before any of it is parsed."""
     if not text.strip():
         raise UsageError("invalid reference: it is empty", hint="name an image, like ubuntu:22.04")
     _refuse_login(text)
@@ -172,7 +172,7 @@ def _split_tag(text: str, name: str) -> tuple[str, str | None]:
             raise _bad(text, "it holds too many colons", "write NAME:TAG; an IPv6 address stands in brackets")
     if not tag:
         raise _bad(text, "the tag is empty", 'leave out the ":" for the tag latest')
-    if not _TAG.fullmatch(tag):
+    if not TAG.fullmatch(tag):
         raise _bad(
             text,
             f'"{_shown(tag)}" is no valid tag',
@@ -207,7 +207,7 @@ def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
 
 
 def _official(host: str, repository: str) -> tuple[str, str]:
-    """Docker Hub has one canonical host, and its official images a first part that nobody types."""
+    """Docker Hub has one canonical host, and its official images a first part that people leave out."""
     if host == "index.docker.io":
         host = DEFAULT_REGISTRY
     if host == DEFAULT_REGISTRY and "/" not in repository:

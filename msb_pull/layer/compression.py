@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isal import isal_zlib
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.ground.magic import GZIP, compression_of
-from msb_pull.image.readers import gzip_header_is_whole, zstd_window
+from msb_pull.ground.magic import GZIP, compression_of, gzip_header_is_whole, zstd_window
 
 if sys.version_info >= (3, 14):
     from compression import zstd

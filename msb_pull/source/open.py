@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import UsageError
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import Source
     from msb_pull.source.registry.registry import RegistryClient
@@ -22,8 +22,7 @@ def open_source(
     *,
     name: str | None,
     scratch: Path,
-    warn: Callable[[str], None],
-    cancel: threading.Event | None = None,
+    job: Job,
 ) -> Source:
     """The source an argument names; nothing is opened or asked before it is used.
 
@@ -34,11 +33,10 @@ def open_source(
         if name is not None:
             raise UsageError("--as is for local sources", hint="an image from a registry keeps its reference")
         return client().source(argument.reference)
-    assert argument.path is not None
     if argument.transport == "oci":
-        from msb_pull.source.local.layout import open_layout
+        from msb_pull.source.local.oci import open_layout
 
-        return open_layout(argument.path, argument.name, name, warn)
+        return open_layout(argument, name, job)
     from msb_pull.source.local.archive import open_archive
 
-    return open_archive(argument, name, scratch, warn, cancel or threading.Event())
+    return open_archive(argument, name, scratch, job)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, is_image, parse_config, parse_document
-from msb_pull.image.platform import choose, no_image
+from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, choose, is_image, parse_config, parse_document
+from msb_pull.image.platform import no_image
 from msb_pull.image.readers import ON_THE_WAY
 from msb_pull.source.interface import ResolvedImage
 
@@ -121,7 +121,7 @@ class _Walk:
             try:
                 found = self._open(entry, path)
             except NotFoundError:
-                # Nothing for this platform, or left out by whoever copied the image in part.
+                # Nothing for this platform, or missing where the image was copied in part.
                 continue
             rank = self._rank(found)
             if rank is not None and (best is None or rank < best[0]):
@@ -159,10 +159,10 @@ def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: st
             f"{what}: its {part} has another size than announced",
             cause=f"expected {descriptor.size} bytes, received {len(data)}",
         )
-    return matching(data, descriptor.digest, what, part, hint)
+    return with_digest(data, descriptor.digest, what, part, hint)
 
 
-def matching(data: bytes, digest: Digest, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
+def with_digest(data: bytes, digest: Digest, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
     """``data`` if it has this digest; raises ContentError with ``hint``."""
     found = Digest.of(data, digest.algorithm)
     if found != digest:
@@ -182,7 +182,7 @@ def _platform(
     explicit: bool,
     warn: Callable[[str], None],
 ) -> Platform:
-    """What the image runs on: the word of the index it was chosen from, else its config's."""
+    """What the image runs on: as the index says that it was chosen from, else its config."""
     if stated is not None:
         return stated.normalized()
     if not config.os or not config.architecture:

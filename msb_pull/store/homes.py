@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.ground.sizes import counted
+from msb_pull.store.keys import copies_in, copy_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 class OtherHome:
     """A home that has images in a layers folder. ``name`` is "" for the one that the folder is a part of.
 
-    ``path`` is where it was last, "" if nobody knows. ``copies`` is the folder with the copies of its images;
+    ``path`` is where it was last, "" if unknown. ``copies`` is the folder with the copies of its images;
     ``microsandbox`` says that Microsandbox may have recorded images there, of which no copies are kept.
     """
 
@@ -49,8 +50,7 @@ class OtherHome:
         try:
             there = bool(self.path) and Path(self.path, "oci.db").exists()
         except OSError:
-            # It lies in a folder of another user's.
-            return False
+            return False  # It lies in another user's folder.
         return there and (not self.name or _name_of(self.path) == self.name)
 
     def layers(self) -> set[str]:
@@ -60,13 +60,16 @@ class OtherHome:
         if self.visible:
             try:
                 with Database.open(Path(self.path, "oci.db"), create=False) as database:
-                    # One that is being made anew this moment reads like one without images.
-                    return database.layer_digests() or self._copied()
+                    found = database.layer_digests()
             except LocalError as error:
                 if self.microsandbox:
                     raise self._unknown(error.message) from error
+            else:
+                # A database that is just being rebuilt reads like one without images; and a home in another container
+                # may go by the same name.
+                return found | self._copied(damaged=True) if self.name or not found else found
         elif self.microsandbox:
-            raise self._unknown("its oci.db is not to be found")
+            raise self._unknown("its oci.db is missing")
         return self._copied()
 
     @property
@@ -76,27 +79,19 @@ class OtherHome:
 
         return f"if it is gone for good, `rm -r {quote(str(self.copies))}` forgets it"
 
-    def _copied(self) -> set[str]:
-        import json
+    def _copied(self, *, damaged: bool = False) -> set[str]:
+        from msb_pull.store.index.backup import layers_in
 
-        from msb_pull.store.index.backup import copies_in
-
-        found: set[str] = set()
-        for path in copies_in(self.copies):
-            try:
-                found.update(map(str, json.loads(path.read_bytes())["layers"]))
-            except FileNotFoundError:
-                # Removed this moment, as is what it reached.
-                continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise self._unknown(f"{path}: {error}") from None
-        return found
+        try:
+            return layers_in(self.copies, damaged=damaged)
+        except ValueError as error:
+            raise self._unknown(str(error)) from None
 
     def _unknown(self, cause: str) -> LocalError:
         return LocalError(
             f"{self.path or self.copies}: another home uses these layers, and what it needs cannot be known",
             cause=cause,
-            hint=f"`msb-pull verify` with that home reads or mends it; {self.how_to_forget}",
+            hint=f"`msb-pull verify` with that home checks and repairs it; {self.how_to_forget}",
         )
 
 
@@ -116,14 +111,12 @@ class Homes:
             return self._flat
         if (name := _name_of(self._home)) and (self._folder / name).is_dir():
             return self._folder / name
-        # Before there were names, all homes kept their copies in one folder; a lost database is not made of another's.
+        # Before homes had names, all had one folder; but a lost database must not be rebuilt from another's copies.
         old = (self._home / "oci.db").exists() and not self._folder.is_dir()
         return self._flat if old else self._folder / "none"
 
     def others(self) -> list[OtherHome]:
         """All other homes that are known to have images here."""
-        from msb_pull.store.index.backup import copies_in
-
         found = []
         mine = _name_of(self._home)
         for name in sorted(_listed(self._folder)):
@@ -131,7 +124,7 @@ class Homes:
                 path, microsandbox = _read_entry(self._folder / name)
                 found.append(OtherHome(name, path, self._folder / name, microsandbox))
         if not self._is_part():
-            # Copies in the common folder may also be those of a home that has not been used since there are names.
+            # Copies in the common folder may also belong to a home that has not been used since homes have names.
             above = self._above()
             if self._lies_in_a_home() or any(copies_in(self._flat)):
                 found.append(OtherHome("", str(above or ""), self._flat, above is not None))
@@ -146,24 +139,44 @@ class Homes:
         return above is not None and (above / "oci.db").exists()
 
     def register(
-        self, lock: Callable[[], AbstractContextManager[None]], database: Callable[[], AbstractContextManager[Database]]
+        self,
+        lock: Callable[[], AbstractContextManager[None]],
+        database: Callable[[], AbstractContextManager[Database]],
+        warn: Callable[[str], None],
     ) -> None:
         """Makes this home known, under ``lock``, with copies of the images it has; raises OSError, LocalError.
 
+        Copies of unknown images in its entry come from another home of the same name and path, as in two containers
+        made from one image. This home then takes a new name, and ``warn`` hears of it. The old entry stays as that of
+        a home that cannot be seen from here, so what it needs is kept.
+
         A place that cannot be written to is left as it is: nothing gets recorded there either.
         """
-        if self._is_part() or self._is_known():
+        if self._is_part() or not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
             return
-        if not all(os.access(folder, os.W_OK) for folder in (self._home, self._folder.parent)):
+        if self._is_known() and not self._strays(database):
             return
         with lock():
-            if self._is_known():
+            strays = self._strays(database) if (known := self._is_known()) else []
+            if known and not strays:
                 return
-            entry = self._folder / self._choose_name()
+            entry = self._folder / (self._new_name() if strays else self._choose_name())
             if not (entry / _PATH_FILE).exists():
                 self._fill(entry, database)
             # Last: what an interruption leaves without it is filled again.
             _write(entry / _PATH_FILE, self._entry_text())
+        if strays:
+            warn(
+                f"{self._home}: its entry in {self._layers} has {strays[0]}, which its oci.db does not, so another "
+                "home uses that entry; this one has its own now, and the layers of both are kept"
+            )
+
+    def _strays(self, database: Callable[[], AbstractContextManager[Database]]) -> list[str]:
+        """The references of copies in the home's entry that its database does not know; of a lost one all are its."""
+        if not (self._home / "oci.db").exists():
+            return []
+        with database() as opened:
+            return opened.strays()
 
     def _is_part(self) -> bool:
         """Whether the layers folder is the home's own, whatever paths the two are mounted at."""
@@ -196,21 +209,22 @@ class Homes:
             # A home that was moved has left its place; where it still stands, this one is a copy of it.
             if path in ("", str(self._home)) or _name_of(path) != name or self._home.samefile(path):
                 return name
+        return self._new_name()
+
+    def _new_name(self) -> str:
         name = os.urandom(8).hex()
         _write(self._home / _NAME_FILE, name.encode())
         return name
 
     def _fill(self, entry: Path, database: Callable[[], AbstractContextManager[Database]]) -> None:
         """Copies of all images of this home, taken over from the common folder if they lie there."""
-        from msb_pull.store.index.backup import copies_in, copy_name
-
         first = not any((self._folder / name / _PATH_FILE).exists() for name in _listed(self._folder))
         entry.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A home that is new has no images, whosever the copies are.
+        # A new home has no images; the copies are another's.
         if not (self._home / "oci.db").exists():
             return
         common = [] if self._lies_in_a_home() else list(copies_in(self._flat))
-        # A database that is damaged is made anew from them.
+        # A damaged database is rebuilt from them.
         for path in common if first else ():
             _write(entry / path.name, path.read_bytes())
         with database() as opened:
@@ -240,7 +254,7 @@ class Elsewhere:
     def remarks(self, going: set[str]) -> tuple[str, ...]:
         """Which homes that cannot be looked into keep layers that would go."""
         return tuple(
-            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which is not to be seen "
+            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which cannot be seen "
             f"from here; {home.how_to_forget}"
             for home, layers in self._needed
             if (kept := layers & going) and not home.visible
@@ -258,7 +272,7 @@ def _name_of(home: str | Path) -> str:
 
 
 def _read_entry(entry: Path) -> tuple[str, bool]:
-    """Where a home was last and whether Microsandbox finds these layers there; what cannot be read is not known."""
+    """Where a home was last, "" if unknown, and whether Microsandbox finds these layers there."""
     try:
         kind, _, path = (entry / _PATH_FILE).read_bytes().partition(b"\n")
     except OSError:

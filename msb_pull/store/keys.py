@@ -1,11 +1,18 @@
-"""The names that layers have in the store."""
+"""The names that layers, and the copies of images, have in the store."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from msb_pull.image.digest import Digest, InvalidDigest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _VARIANT = re.compile(r"[a-f0-9]{12}", re.ASCII)
 
@@ -46,3 +53,14 @@ class LayerKey:
 
     def __str__(self) -> str:
         return f"{self.digest}+{self.variant}" if self.variant else str(self.digest)
+
+
+def copy_name(reference: str) -> str:
+    """The name of the file with the copy of an image."""
+    return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
+
+
+def copies_in(folder: Path) -> Iterator[Path]:
+    """The files with copies of images in a folder that may be missing."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield from (path for path in folder.iterdir() if path.suffix == ".json")

@@ -8,13 +8,15 @@ import fcntl
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import Cancelled, LocalError, local_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from msb_pull.ground.running import Flag
 
 _SLICE = 0.1
 _TELL_AFTER = 1.0
@@ -26,16 +28,10 @@ class Busy(LocalError):
     """Somebody else holds the lock, and the caller does not want to wait."""
 
 
-class Flag(Protocol):
-    """What is asked whether to go on: a threading.Event, or anything like one."""
-
-    def is_set(self) -> bool: ...
-
-
 class Locks:
     """All locks of one store folder. Lock files are never removed: another process may just be opening them.
 
-    ``warn`` is told once when the file system knows no flock; then only threads of this process are kept apart.
+    ``warn`` is told once when the file system has no flock; then only threads of this process are kept apart.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -57,11 +53,11 @@ class Locks:
     ) -> Iterator[None]:
         """Holds the lock ``name``. ``on_wait`` is told after a second for whom it waits.
 
-        Who waits to have it alone goes next: holders who share it, and overlap without end, would keep it out for ever.
-        So nobody who holds it shared may take it again before letting go.
+        Whoever waits for exclusive access goes next, or shared holders that overlap would lock it out for ever. So a
+        thread that shares the lock must not take it again: it would wait for the one that waits for it.
 
-        Where the store cannot be written to and has no such lock file, there is nobody to be kept apart from. Raises
-        Cancelled within 0.2 s, and Busy when ``wait`` is False and somebody else holds it.
+        A read-only store without the lock file has no writers, so nothing is locked there. Raises Cancelled within
+        0.2 s, and Busy when ``wait`` is False and somebody else holds the lock.
         """
         patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
@@ -81,6 +77,7 @@ class Locks:
         if self._try(descriptor, exclusive=True):
             return
         patience.wait(_holder(descriptor))
+        # Newcomers who want to share pass the turnstile first. Once it is held, only those inside are left to wait for.
         turnstile = self._open(name + _TURNSTILE)
         try:
             if turnstile is not None:
@@ -98,9 +95,12 @@ class Locks:
             patience.wait(holder)
 
     def _kept_out_by(self, name: str, descriptor: int) -> str | None:
-        """Takes the lock shared and returns None, or says who keeps it or waits to have it alone."""
+        """Takes the lock shared and returns None, or says who holds it or waits for exclusive access.
+
+        The turnstile is held shared while the lock is taken: whoever gets it exclusively after that finds this holder.
+        """
         try:
-            # It is made by the first who has to wait at it.
+            # The first who has to wait creates it, so most stores have none.
             turnstile = os.open(self._path(name + _TURNSTILE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None if self._try(descriptor, exclusive=False) else _holder(descriptor)
@@ -143,7 +143,7 @@ class Locks:
                 raise
             if not self._unsupported:
                 self._unsupported = True
-                self._warn(f"{self._folder}: this file system knows no locks; run one msb-pull at a time")
+                self._warn(f"{self._folder}: this file system does not support locks; run one msb-pull at a time")
         return True
 
     @contextlib.contextmanager

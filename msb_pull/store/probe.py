@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ATTRIBUTE = "user.containers.override_stat"
-# What a file system says to what it does not have; everything else is trouble of another kind.
+# How a file system answers where it lacks something; any other error is real trouble.
 _CANNOT = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 
 
@@ -25,7 +25,6 @@ class FileSystem:
 
     lacks: tuple[str, ...]
     attributes: bool
-    case_sensitive: bool
 
 
 def probe(folder: Path) -> FileSystem:
@@ -46,7 +45,6 @@ def probe(folder: Path) -> FileSystem:
     return FileSystem(
         lacks=tuple(lacks),
         attributes=_works(lambda: _set_attribute(file)) and _works(lambda: _set_attribute(folder)),
-        case_sensitive=not (folder / "PROBE").exists(),
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOCK = ".lock"
-# Where nothing tells the living from the dead, only what no run can still need is a leftover.
+# Without flock a living process looks like a dead one, so only what no run can still need counts as a leftover.
 _OLD_SECONDS = 7 * 86400
 _LAST_SECONDS = 0.5
 

@@ -6,23 +6,23 @@ import contextlib
 import errno
 import os
 import stat
-import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, local_error
-from msb_pull.ground.remove import remove_tree
-from msb_pull.store.layout import LayerState, Layout
+from msb_pull.ground.running import Cancel
 from msb_pull.store.locks import Locks
+from msb_pull.store.paths import LayerState, Paths
 from msb_pull.store.staging import Places, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from msb_pull.ground.running import Flag
     from msb_pull.store.index.database import Database
-    from msb_pull.store.layout import Name
-    from msb_pull.store.locks import Flag
+    from msb_pull.store.paths import Name
     from msb_pull.store.probe import FileSystem
 
 __all__ = ["LayerState", "Staging", "Store"]
@@ -33,7 +33,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDERS = ("staging", "partial", "records", "locks", "l", "images")
 
 
-class Store(Layout):
+class Store(Paths):
     """The layers, records and locks below one home: opened, locked, and written to by rename alone."""
 
     def __init__(self, home: Path, layers: Path, *, create: bool, sync: bool, warn: Callable[[str], None]) -> None:
@@ -57,8 +57,8 @@ class Store(Layout):
     ) -> Store:
         """Opens the store at ``home``; symlinks to it are resolved once, here. Raises LocalError.
 
-        With ``create`` its folders are made where they are missing; a store that was laid out by a newer version is
-        refused untouched. ``warn`` is told, here and later, what a person should know of the place.
+        With ``create`` its folders are made where they are missing; a store laid out by a newer version is refused
+        untouched. ``warn`` is told, here and later, what a person should know of the place.
         """
         try:
             home = Path(os.path.realpath(home))
@@ -76,22 +76,18 @@ class Store(Layout):
     def register(self, *, needed: bool) -> None:
         """Makes the home known to a layers folder that is not its own; raises LocalError.
 
-        Whoever records an image calls it with ``needed``. Whoever only removes would take its own images for another
-        home's if it was not known, but on a full disk that can wait.
+        Recording an image requires it (``needed``). A removal only tries: unregistered, the home would take its own
+        images for another's, but a full disk must not keep anybody from making room.
         """
-
-        def lock() -> AbstractContextManager[None]:
-            return self.locks.hold("homes", exclusive=True, on_wait=self._warn, cancel=threading.Event())
-
         try:
-            self.homes.register(lock, lambda: self.database(create=True))
+            self.homes.register(partial(self._lock_briefly, "homes"), partial(self.database, create=True), self._warn)
         except (OSError, LocalError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if needed or not (isinstance(cause, OSError) and cause.errno in _FULL):
                 raise error if isinstance(error, LocalError) else local_error(error, self.own) from error
 
     def database(self, *, create: bool) -> Database:
-        """Opens the database, made anew from what is kept beside the layers if it is lost or damaged.
+        """Opens the database; one that is lost or damaged is rebuilt from the copies beside the layers.
 
         Without ``create`` it is for reading, and a store that has none reads like one without images. Raises
         LocalError. SQLite is loaded here and not before.
@@ -99,13 +95,10 @@ class Store(Layout):
         from msb_pull.store.index.backup import Backup
         from msb_pull.store.index.recovery import Recovery
 
-        def lock() -> AbstractContextManager[None]:
-            return self.locks.hold("database", exclusive=True, on_wait=self._warn, cancel=threading.Event())
-
         return Recovery(
             self.database_path,
             Backup(self.homes.copies, sync=self._sync),
-            lock,
+            partial(self._lock_briefly, "database"),
             self._warn,
             create=create,
             writable=create or self._create,
@@ -157,20 +150,28 @@ class Store(Layout):
     # Locks
 
     def lock_shared(self, on_wait: Callable[[str], None], cancel: Flag) -> AbstractContextManager[None]:
-        """What every pull and verify holds."""
+        """Held by every pull, verify and save."""
         return self.locks.hold("store", exclusive=False, on_wait=on_wait, cancel=cancel)
 
     def lock_exclusive(
         self, on_wait: Callable[[str], None], cancel: Flag, *, wait: bool = True
     ) -> AbstractContextManager[None]:
-        """What prune and rm hold while they remove."""
+        """Held by prune and rm while they remove."""
         return self.locks.hold("store", exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
 
     def lock_layer(
         self, layer: Name, on_wait: Callable[[str], None], cancel: Flag, *, wait: bool = True
     ) -> AbstractContextManager[None]:
-        """What the one holds that makes a layer; Busy when somebody else does and ``wait`` is False."""
+        """Held while a layer is made; raises Busy when somebody else holds it and ``wait`` is False."""
         return self.locks.hold(str(layer), exclusive=True, on_wait=on_wait, cancel=cancel, wait=wait)
+
+    def _lock_briefly(self, name: str) -> AbstractContextManager[None]:
+        """For work that takes moments, so that nothing needs to cancel it."""
+
+        def on_wait(holder: str) -> None:
+            self._warn(f"waiting for {holder}")
+
+        return self.locks.hold(name, exclusive=True, on_wait=on_wait, cancel=Cancel())
 
     # Writing
 
@@ -180,7 +181,7 @@ class Store(Layout):
 
         Raises LocalError, before anything is fetched, when the layer's name is taken by no directory; OSError.
         """
-        self._refuse_symlink(layer)
+        self.refuse_symlink(layer)
         with self.places.private(layer.short) as folder:
             folder.mkdir(mode=0o700)
             place = Staging(folder / "tree", folder / "record", folder / "notes", folder / "kept")
@@ -195,28 +196,9 @@ class Store(Layout):
         stays and the new one is dropped. An interruption at any point leaves a layer that counts as missing, or the
         finished one. Raises LocalError, OSError.
         """
-        from msb_pull.store.swap import flush
+        from msb_pull.store.publish import publish
 
-        self._refuse_symlink(layer)
-        final = self.layer_dir(layer)
-        state = self.layer_state(layer)
-        if self._sync:
-            flush(staging.path.parent)
-        if state is LayerState.ABSENT:
-            self._place_new(staging, layer, final)
-        elif replace or state is LayerState.FOREIGN:
-            self._swap_in(staging, layer, final)
-        self.make_link(layer)
-        if self._sync:
-            flush(self.layers, self.own / "records", self.own / "l")
-        return final
-
-    def make_link(self, layer: Name) -> Path:
-        """Makes the short link of a layer if it is missing; raises OSError."""
-        link = self.link_path(layer)
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(self.link_target(layer))
-        return link
+        return publish(self, self.places, staging, layer, replace=replace, sync=self._sync)
 
     def sweep(self) -> int:
         """Removes staging that no living process holds and databases that were never finished; returns how much."""
@@ -229,79 +211,9 @@ class Store(Layout):
 
         So nothing may count it as complete any more. Raises OSError.
         """
-        from msb_pull.store.swap import rename
+        from msb_pull.store.publish import trash
 
-        with self.places.private("trash") as place:
-            try:
-                try:
-                    rename(path, place)
-                except PermissionError:
-                    # To move a directory is to write its "..", and other programs leave them as their image had them.
-                    path.chmod(0o700)
-                    rename(path, place)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                # Overlay file systems move no directory that lies in a layer below.
-                remove_tree(path)
-
-    def _place_new(self, staging: Staging, layer: Name, final: Path) -> None:
-        from msb_pull.store.swap import rename
-
-        self._place_record(staging, layer)
-        try:
-            rename(staging.path, final)
-        except OSError:
-            # Another program was faster: what it made must not pass for ours.
-            os.replace(self.notes_path(layer), staging.notes)
-            os.replace(self.record_path(layer), staging.record)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.kept_path(layer), staging.kept)
-            if self.layer_state(layer) is not LayerState.FOREIGN:
-                raise
-            self._swap_in(staging, layer, final)
-
-    def _swap_in(self, staging: Staging, layer: Name, final: Path) -> None:
-        from msb_pull.store.swap import exchange, rename
-
-        # Notes of one directory must never stand beside another, so for this while the layer counts as missing.
-        notes, former = self.notes_path(layer), staging.path.with_name("former notes")
-        if noted := notes.exists():
-            os.replace(notes, former)
-        made = os.stat(staging.path)
-        try:
-            exchange(staging.path, final, aside=staging.path.with_name("aside"))
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                if noted:
-                    os.replace(former, notes)
-                raise
-            self.trash(final)
-            rename(staging.path, final)
-        # XFS counts the new ".." of an exchanged directory as a change of the directory.
-        os.utime(final, ns=(made.st_atime_ns, made.st_mtime_ns))
-        self._place_record(staging, layer)
-
-    def _place_record(self, staging: Staging, layer: Name) -> None:
-        """Notes last: with them the layer counts as complete."""
-        kept = self.kept_path(layer)
-        if kept.exists():
-            os.replace(kept, staging.kept.with_name("former kept"))
-        if staging.kept.exists():
-            os.replace(staging.kept, kept)
-        for made, place in (staging.record, self.record_path(layer)), (staging.notes, self.notes_path(layer)):
-            try:
-                os.replace(made, place)
-            except IsADirectoryError:
-                os.replace(place, made.with_name(f"former {made.name}"))
-                os.replace(made, place)
-
-    def _refuse_symlink(self, layer: Name) -> None:
-        if self.layer_state(layer) is LayerState.SYMLINK:
-            raise LocalError(
-                f"{self.layer_dir(layer)}: is no directory but a symlink or a file",
-                hint="look where it comes from, and remove it",
-            )
+        trash(self.places, path)
 
     def _check_version(self) -> None:
         try:

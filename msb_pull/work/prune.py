@@ -7,26 +7,25 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled, NotFoundError, local_error
+from msb_pull.ground.errors import NotFoundError, local_error
 from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.layout import LayerState
+from msb_pull.store.paths import LayerState
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.store.index.database import StoredImage, StoredLayer
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection
 
 _PARTIAL_AGE = 7 * 86400
 _SUFFIX = ".extracted"
+_ON = "`msb-pull prune` continues where this stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,9 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
 def apply_prune(
     store: Store,
     plan: PrunePlan,
+    job: Job,
     *,
     wait: bool = True,
-    observer: Observer,
-    cancel: threading.Event,
     now: float | None = None,
 ) -> PrunePlan:
     """Removes what was planned and may still go; returns what was removed.
@@ -118,7 +116,7 @@ def apply_prune(
     Holds the whole store meanwhile, so that no pull is under way. Raises LocalError when it is in use and ``wait`` is
     False, Cancelled between two removals.
     """
-    with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel, wait=wait):
+    with store.lock_exclusive(job.tell_waiting, job.cancel, wait=wait):
         elsewhere = Elsewhere(store.homes).layers if plan.layers or plan.images else set()
         images = _forget(store, plan)
         with store.database(create=False) as database:
@@ -127,7 +125,7 @@ def apply_prune(
         # Another prune or rm may have been faster; what it took was not freed here.
         layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
         for layer in layers:
-            _stop_if_cancelled(cancel)
+            job.cancel.check(_ON)
             remove_layer(store, LayerKey.parse(layer.name))
         if layers and store.database_path.exists():
             with store.database(create=True) as database:
@@ -148,13 +146,13 @@ def apply_prune(
     return PrunePlan(images, tuple(layers), tuple(partials), tuple(records), leftovers, plan.leftover_size)
 
 
-def remove_images(store: Store, references: Sequence[str], *, observer: Observer, cancel: threading.Event) -> PrunePlan:
+def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePlan:
     """Forgets images (canonical references) and removes the layers that nothing else reaches; returns what went.
 
     Raises NotFoundError before anything is removed when one is unknown, LocalError when it cannot be known what another
     home needs, Cancelled.
     """
-    with store.lock_exclusive(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+    with store.lock_exclusive(job.tell_waiting, job.cancel):
         with store.database(create=False) as database:
             mine = {layer.key for reference in references for layer in _layers_of(database.find(reference), reference)}
         elsewhere = Elsewhere(store.homes).layers
@@ -164,7 +162,7 @@ def remove_images(store: Store, references: Sequence[str], *, observer: Observer
         layers = []
         for key in sorted(mine):
             if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
-                _stop_if_cancelled(cancel)
+                job.cancel.check(_ON)
                 layers.append(Removal(str(key), store.disk_usage(key)))
                 remove_layer(store, key)
     return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
@@ -210,11 +208,6 @@ def _layers_of(image: StoredImage | None, reference: str) -> tuple[StoredLayer, 
     if image is None:
         raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
     return image.layers
-
-
-def _stop_if_cancelled(cancel: threading.Event) -> None:
-    if cancel.is_set():
-        raise Cancelled("interrupted", hint="`msb-pull prune` goes on where this stopped")
 
 
 def _layers_there(store: Store) -> list[LayerKey]:

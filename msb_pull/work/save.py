@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
+from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.ground.running import Throttle
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
@@ -26,10 +27,9 @@ from msb_pull.layer.tree.kept import Kept
 from msb_pull.work.verify.verify import stored_images
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.layer.node import Node
     from msb_pull.store.index.database import StoredImage, StoredLayer
     from msb_pull.store.store import Store
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
-_PROGRESS_INTERVAL = 0.1
 _PIECE = 1 << 20
 
 
@@ -72,9 +71,7 @@ def save_images(
     references: Sequence[str],
     out: BinaryIO,
     form: Format,
-    *,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> SaveResult:
     """Writes the images (canonical references) as one archive into ``out``, layer by layer without a copy on disk.
 
@@ -83,8 +80,8 @@ def save_images(
     """
     started = time.monotonic()
     images = stored_images(store, references)
-    with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
-        archive = _Archive(store, out, observer, cancel)
+    with store.lock_shared(job.tell_waiting, job.cancel):
+        archive = _Archive(store, out, job)
         try:
             saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
             archive.close()
@@ -138,11 +135,10 @@ def _save_docker(archive: _Archive, images: Sequence[StoredImage]) -> list[Saved
 class _Archive:
     """A tar stream with the blobs of images; each digest once."""
 
-    def __init__(self, store: Store, out: BinaryIO, observer: Observer, cancel: threading.Event) -> None:
+    def __init__(self, store: Store, out: BinaryIO, job: Job) -> None:
         self._store = store
         self._out = _Counting(out)
-        self._observer = observer
-        self._cancel = cancel
+        self._job = job
         # tarfile wants a whole file object and writes to it only.
         stream = cast("IO[bytes]", self._out)
         self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE)  # noqa: SIM115
@@ -203,7 +199,7 @@ class _Archive:
             with contextlib.suppress(FileNotFoundError):
                 return self._loaded(layer)
         # While it is swapped for a new one it counts as missing.
-        with self._store.lock_layer(layer.digest, self._waits_for(layer), self._cancel):
+        with self._store.lock_layer(layer.digest, self._waits_for(layer), self._job.cancel):
             if self._store.has_layer(layer.key):
                 return self._loaded(layer)
         raise NotFoundError(
@@ -216,7 +212,7 @@ class _Archive:
         return record, expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
 
     def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
-        return lambda holder: self._observer(events.LayerWaiting("", str(layer.digest), holder))
+        return lambda holder: self._job.tell(events.LayerWaiting("", str(layer.digest), holder))
 
     def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
@@ -247,17 +243,14 @@ class _Archive:
             )
 
     def _progress(self, layer: StoredLayer, total: int) -> Callable[[int], None]:
-        done, last = 0, 0.0
+        done, throttle = 0, Throttle()
 
         def count(size: int) -> None:
-            nonlocal done, last
-            if self._cancel.is_set():
-                raise Cancelled("interrupted")
+            nonlocal done
+            self._job.cancel.check()
             done += size
-            now = time.monotonic()
-            if done == total or now - last >= _PROGRESS_INTERVAL:
-                last = now
-                self._observer(events.CheckProgress("", str(layer.digest), done, total))
+            if throttle.passes(last=done == total):
+                self._job.tell(events.CheckProgress("", str(layer.digest), done, total))
 
         return count
 

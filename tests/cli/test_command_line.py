@@ -15,19 +15,13 @@ from msb_pull.cli import pull as cli_pull
 from msb_pull.display.streams import Streams
 from msb_pull.ground import errors
 from tests.conftest import program, program_environment
+from tests.support.program import run_program
 
 COMMANDS = ["pull", "ls", "inspect", "verify", "prune", "rm", "save"]
 
 
 def run(*words, env=None, stdin=""):
-    return subprocess.run(
-        [*program(), *words],
-        env=program_environment(**(env or {})),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return run_program(words, env=program_environment(**(env or {})), input=stdin)
 
 
 @pytest.fixture

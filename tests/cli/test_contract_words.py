@@ -12,7 +12,8 @@ import pytest
 
 from msb_pull.config import settings as config
 from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY
+from tests.support.program import run_program
 
 USAGE = (REPOSITORY / "docs" / "usage.md").read_text(encoding="utf-8")
 COMPLETIONS = REPOSITORY / "completions"
@@ -79,9 +80,7 @@ def wanted(command: str) -> dict[str, set[str]]:
 
 @functools.cache
 def help_page(command: str) -> str:
-    done = subprocess.run(
-        [*program(), *command.split(), "--help"], env=program_environment(), capture_output=True, text=True, timeout=30
-    )
+    done = run_program([*command.split(), "--help"])
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -120,10 +119,7 @@ def test_the_program_takes_these_options(command):
         name, _, value = option.rpartition(", ")[2].partition(" ")
         if name != "--help":
             words += [name, "x"] if value else [name]
-    done = subprocess.run(
-        [*program(), command, *words, "--no-such-option"],
-        env=program_environment(), capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    done = run_program([command, *words, "--no-such-option"])
     assert (done.returncode, done.stdout) == (2, "")
     assert "\nerror: no such option: --no-such-option\n" in done.stderr
 

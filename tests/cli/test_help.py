@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import program, program_environment
+from tests.conftest import program_environment
+from tests.support.program import run_program
 
 GOLDEN = Path(__file__).parent / "help"
 # Read before the environment of the tests is cleaned.
@@ -17,10 +17,7 @@ UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 @pytest.mark.parametrize("command", ["", "pull", "ls", "inspect", "verify", "prune", "rm", "save"])
 def test_help_is_what_it_was(command):
-    done = subprocess.run(
-        [*program(), *([command] if command else []), "--help"],
-        env=program_environment(COLUMNS="80"), capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    done = run_program([*([command] if command else []), "--help"], env=program_environment(COLUMNS="80"))
     assert (done.returncode, done.stderr) == (0, "")
     path = GOLDEN / f"{command or 'msb-pull'}.txt"
     if UPDATE:

@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY, program_environment
+from tests.support.program import run_program
 
 SAMPLE = REPOSITORY / "tests" / "sample"
 NAME = "docker.io/library/sample:1"
@@ -33,10 +33,7 @@ def run(folder):
     """Runs the program on a store that holds the sample, and an image that another program recorded."""
 
     def call(*words, env=None):
-        return subprocess.run(
-            [*program(), *words, "--home", str(folder)],
-            env=program_environment(**(env or {})), capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
+        return run_program([*words, "--home", folder], env=program_environment(**(env or {})))
 
     if not (folder / "oci.db").exists():
         done = call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
@@ -95,9 +92,7 @@ def test_list_as_json(run):
 
 def test_nothing_to_list(run, tmp_path):
     for words in (["ls", "none*"], ["ls", "--home", str(tmp_path / "absent")]):
-        done = run(*words) if len(words) == 2 else subprocess.run(
-            [*program(), *words], env=program_environment(), capture_output=True, text=True, timeout=30
-        )  # fmt: skip
+        done = run(*words) if len(words) == 2 else run_program(words)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "No images.\n")
     assert run("ls", "none*", "--format", "json").stdout == "[]\n"
     assert not (tmp_path / "absent").exists()
@@ -152,10 +147,7 @@ def test_homes_of_any_name(tmp_path, name, locale):
     home, environment = tmp_path / name, program_environment(LC_ALL=locale)
 
     def call(*words):
-        line = [*program(), *words, "--home", str(home)]
-        done = subprocess.run(line, env=environment, capture_output=True, timeout=30)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_program([*words, "--home", home], env=environment, text=False, check=True).stdout
 
     call("pull", "-q", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
     layers = [os.fsencode(home / "layers" / f"{digest}.extracted") for digest in LAYERS]
@@ -174,7 +166,7 @@ def test_homes_that_no_mount_option_can_name(tmp_path, name):
     home = ["--home", str(tmp_path / name)]
 
     def call(*words):
-        return subprocess.run([*program(), *words, *home], env=program_environment(), capture_output=True, text=True)
+        return run_program([*words, *home])
 
     assert call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64").returncode == 0
     done = call("inspect", "--lowerdir", "sample:1")
@@ -207,8 +199,5 @@ def test_inspect_what_is_not_there(run):
 
 
 def test_completion_reads_the_store(run, folder):
-    done = subprocess.run(
-        [*program(), "__complete", "images", "s", str(folder)],
-        env=program_environment(), capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    done = run_program(["__complete", "images", "s", folder])
     assert (done.returncode, done.stdout, done.stderr) == (0, "sample:1\n", "")

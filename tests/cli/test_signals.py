@@ -21,8 +21,8 @@ from msb_pull.cli import app as cli, pull as cli_pull, signals as cli_signals
 
 def obedient(run, images, access, **_):
     print("READY", file=sys.stderr, flush=True)
-    run.cancel.wait(1000)
-    run.stop_if_cancelled()
+    run.job.cancel.wait(1000)
+    run.job.cancel.check()
 
 def stuck_in_c(run, images, access, **_):
     print("READY", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ import pytest
 from msb_pull.ground.sizes import format_size
 from tests.cli.test_show import LAYERS, MANIFEST, NAME, SAMPLE
 from tests.conftest import REPOSITORY, program, program_environment
+from tests.support.program import run_program
 from tests.support.terminal import Terminal, plain
 
 
@@ -22,11 +23,8 @@ from tests.support.terminal import Terminal, plain
 def run(tmp_path):
     """Runs the program on a store that holds the sample."""
 
-    def call(*words, stdin=subprocess.DEVNULL, text=True):
-        return subprocess.run(
-            [*program(), *words, "--home", str(tmp_path / "home")],
-            env=program_environment(), stdin=stdin, capture_output=True, text=text, timeout=30,
-        )  # fmt: skip
+    def call(*words, text=True):
+        return run_program([*words, "--home", tmp_path / "home"], text=text)
 
     done = call("pull", f"oci:{SAMPLE}:1", "--as", "sample:1", "--platform", "linux/amd64")
     assert (done.returncode, done.stdout) == (0, f"{NAME}@{MANIFEST}\n"), done.stderr
@@ -108,10 +106,7 @@ def test_errors(run, words, code, said):
     ],
 )
 def test_where_there_is_no_store_none_is_made(tmp_path, words, code, out, error):
-    done = subprocess.run(
-        [*program(), *words, "--home", str(tmp_path / "none")],
-        env=program_environment(), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = run_program([*words, "--home", tmp_path / "none"])
     assert (done.returncode, done.stdout) == (code, out), done.stderr
     assert error is None or done.stderr == error
     assert words[0] == "pull" or not (tmp_path / "none").exists()

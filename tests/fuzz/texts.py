@@ -17,10 +17,11 @@ from msb_pull.image.manifest import (
     Index,
     Manifest,
     check_image,
+    choose,
     parse_config,
     parse_document,
 )
-from msb_pull.image.platform import Platform, choose
+from msb_pull.image.platform import Platform
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.source.registry.challenge import choose_challenge, parse_challenges
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from msb_pull.ground.errors import NotFoundError, UsageError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Index
-from msb_pull.image.platform import Platform, choose
+from msb_pull.image.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, choose
+from msb_pull.image.platform import Platform
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.running import Cancel
 from msb_pull.image.digest import Digest
 from msb_pull.image.readers import CHUNK, BlobReader, DigestMismatch
 
@@ -26,7 +27,7 @@ def reader(blob: bytes, *, keep: int | None = None, claimed: bytes | None = None
         lambda offset: io.BytesIO(blob[offset:]),
         keep=keep,
         progress=options.get("progress", lambda done: None),
-        stopped=options.get("stopped", lambda: False),
+        cancel=options.get("cancel") or Cancel(),
     )
 
 
@@ -77,7 +78,9 @@ def test_a_wrong_blob_is_told_at_the_end(damage: str) -> None:
 
 
 def test_a_stop_flag_ends_the_stream_at_the_next_chunk() -> None:
-    blob = reader(BLOB, stopped=lambda: True)
+    cancel = Cancel()
+    cancel.set()
+    blob = reader(BLOB, cancel=cancel)
     with pytest.raises(Cancelled):
         next(blob.chunks())
 
@@ -85,7 +88,7 @@ def test_a_stop_flag_ends_the_stream_at_the_next_chunk() -> None:
 def test_the_source_is_closed_when_the_consumer_leaves_early() -> None:
     source = io.BytesIO(BLOB)
     blob = BlobReader(
-        Digest.of(BLOB), len(BLOB), lambda offset: source, keep=None, progress=lambda done: None, stopped=lambda: False
+        Digest.of(BLOB), len(BLOB), lambda offset: source, keep=None, progress=lambda done: None, cancel=Cancel()
     )
     chunks = blob.chunks()
     next(chunks)

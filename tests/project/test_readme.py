@@ -14,6 +14,7 @@ import pytest
 from msb_pull.config import settings as config
 from msb_pull.ground.errors import ExitCode
 from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.support.program import run_program
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 USAGE = (REPOSITORY / "docs" / "usage.md").read_text(encoding="utf-8")
@@ -90,13 +91,7 @@ def test_options_named_for_a_command_exist(command):
     lines = [line.split("#")[0] for block in code("sh", README + USAGE) for line in block.splitlines()]
     used = {option for line in lines for option in re.findall(rf"msb-pull {command} [^|;)]*", line)}
     options = {option for use in used for option in re.findall(r"(?<!\S)--[a-z-]+", use)}
-    run = subprocess.run(
-        [*program(), command, "--help"],
-        capture_output=True,
-        text=True,
-        env=program_environment(COLUMNS="200"),
-        timeout=30,
-    )
+    run = run_program([command, "--help"], env=program_environment(COLUMNS="200"))
     assert run.returncode == 0, run.stderr
     assert {option for option in options if option not in run.stdout} == set()
 

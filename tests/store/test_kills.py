@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import program, program_environment
 from tests.support.imagebuild import LayoutBuilder
 from tests.support.make_sample import file, folder, layer_tar
+from tests.support.program import run_program
 from tests.support.stores import sql
 
 FILES = 400
@@ -36,19 +37,9 @@ def layout(tmp_path_factory):
     return made.write()
 
 
-def command(home, layout) -> list[str]:
-    return [
-        *program(),
-        "pull",
-        "-q",
-        f"oci:{layout}:1",
-        "--as",
-        "localhost/a:1",
-        "--platform",
-        "linux/amd64",
-        "--home",
-        str(home),
-    ]
+def words(home, layout) -> list[str]:
+    named = (f"oci:{layout}:1", "--as", "localhost/a:1")
+    return ["pull", "-q", *named, "--platform", "linux/amd64", "--home", str(home)]
 
 
 def trees(home) -> dict[str, object]:
@@ -72,7 +63,9 @@ def rounds(tmp_path, layout, count: int, seed: int) -> None:
     for _ in range(2):  # the first one still reads the program from the disk
         subprocess.run(["rm", "-rf", whole], check=True)
         started = time.monotonic()
-        subprocess.run(command(whole, layout), env=program_environment(), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*program(), *words(whole, layout)], env=program_environment(), check=True, stdout=subprocess.DEVNULL
+        )
         took = min(took, time.monotonic() - started)
     expected = trees(whole)
     assert len(expected) > FILES
@@ -80,13 +73,12 @@ def rounds(tmp_path, layout, count: int, seed: int) -> None:
     killed = 0
     for number in range(count):
         home = tmp_path / f"home{number % 5}"  # some rounds begin with what earlier ones left
-        process = subprocess.Popen(command(home, layout), env=program_environment(), stdout=subprocess.DEVNULL)
+        command = [*program(), *words(home, layout)]
+        process = subprocess.Popen(command, env=program_environment(), stdout=subprocess.DEVNULL)
         time.sleep(chance.uniform(0, took))
         process.kill()
         killed += process.wait() == -9
-        run = subprocess.run(
-            command(home, layout), env=program_environment(), capture_output=True, text=True, timeout=60
-        )
+        run = run_program(words(home, layout))
         assert run.returncode == 0, run.stderr
         assert trees(home) == expected, f"round {number}"
         assert list((home / "layers" / ".msb-pull" / "staging").iterdir()) == [] or not killed

@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from msb_pull.ground import events, remove
+from msb_pull.ground import remove
+from msb_pull.ground.running import Job
 from msb_pull.store import swap as exchange
 from msb_pull.store.store import LayerState, Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
-from tests.support.stores import NEVER, digest, publish, pull
+from tests.support.stores import digest, publish, pull
 
 pytestmark = pytest.mark.disk
 
@@ -76,7 +77,7 @@ def left(store) -> list[str]:
 
 
 def test_rm_removes_layers_that_cannot_be_moved(store):
-    remove_images(store, ["localhost/a:1"], observer=events.ignore, cancel=NEVER)
+    remove_images(store, ["localhost/a:1"], Job())
     assert left(store) == []
     assert list(store.places.folder.iterdir()) == []
 
@@ -84,7 +85,7 @@ def test_rm_removes_layers_that_cannot_be_moved(store):
 def test_prune_removes_layers_that_cannot_be_moved(store):
     with store.database(create=True) as database:
         database.remove(["localhost/a:1"])
-    removed = apply_prune(store, plan_prune(store, None), observer=events.ignore, cancel=NEVER)
+    removed = apply_prune(store, plan_prune(store, None), Job())
     assert len(removed.layers) == 2
     assert left(store) == []
 
@@ -101,18 +102,18 @@ def test_a_layer_that_is_half_removed_passes_for_missing(unmovable, monkeypatch,
     def ended(name, *rest, **named):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("msb_pull.store.store.remove_tree", ended)
+    monkeypatch.setattr("msb_pull.store.publish.remove_tree", ended)
     with pytest.raises(Exception, match="Input/output error"):
         if replacing:
             publish(unmovable, "x", "new", replace=True)
         else:
-            remove_images(unmovable, ["localhost/a:1"], observer=events.ignore, cancel=NEVER)
+            remove_images(unmovable, ["localhost/a:1"], Job())
     gone = [name for name in "xy" if unmovable.layer_state(digest(name)) is LayerState.FOREIGN]
     assert len(gone) == 1
-    monkeypatch.setattr("msb_pull.store.store.remove_tree", remove.remove_tree)
+    monkeypatch.setattr("msb_pull.store.publish.remove_tree", remove.remove_tree)
     publish(unmovable, gone[0], "again")
     assert unmovable.has_layer(digest(gone[0]))
     with unmovable.database(create=True) as database:
         database.remove(["localhost/a:1"])
-    apply_prune(unmovable, plan_prune(unmovable, None), observer=events.ignore, cancel=NEVER)
+    apply_prune(unmovable, plan_prune(unmovable, None), Job())
     assert left(unmovable) == []

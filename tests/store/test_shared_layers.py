@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError
+from msb_pull.ground.running import Job
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
 from tests.support.archive import END, reg
 from tests.support.imagebuild import simple_layout
-from tests.support.stores import NEVER, microsandbox_pull, names, pull
+from tests.support.program import run_program
+from tests.support.stores import microsandbox_pull, names, pull
 from tests.whole.test_end_to_end import LINUX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 class World:
@@ -51,11 +59,11 @@ def apart(tmp_path):
 
 def prune(store):
     plan = plan_prune(store, None)
-    return apply_prune(store, plan, observer=events.ignore, cancel=NEVER), plan.remarks
+    return apply_prune(store, plan, Job()), plan.remarks
 
 
 def remove(store, *references):
-    return remove_images(store, references, observer=events.ignore, cancel=NEVER)
+    return remove_images(store, references, Job())
 
 
 def references(store) -> list[str]:
@@ -201,7 +209,7 @@ def test_what_a_home_that_cannot_be_seen_needs_stays_until_it_is_forgotten(apart
     assert removed.layers == ()
     assert apart.there() == set("xyz")
     if gone == "database":
-        assert references(one) == ["localhost/a:1"], "made anew"
+        assert references(one) == ["localhost/a:1"], "rebuilt"
         return
     (remark,) = remarks
     assert remark.startswith(f"{apart.one}: 1 layer kept for another home")
@@ -262,6 +270,121 @@ def test_the_home_around_the_layers_is_not_seen_and_nothing_goes(tmp_path):
         pass
     remove(two, "localhost/b:1")
     assert world.there() == set("xy")
+
+
+# One home in two containers, each with a copy of it under the same path
+
+
+class Containers:
+    """Two containers made from one image, in which the home is; ``inside`` shows the home of one of them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        with world.open(world.one).database(create=True):
+            pass
+
+    def start(self) -> None:
+        for name in "ab":
+            shutil.copytree(self.world.one, self.away(name), symlinks=True)
+        shutil.rmtree(self.world.one)
+
+    @contextlib.contextmanager
+    def inside(self, name: str) -> Iterator[Store]:
+        shutil.move(self.away(name), self.world.one)
+        yield self.world.open(self.world.one)
+        shutil.move(self.world.one, self.away(name))
+
+    def away(self, name: str) -> Path:
+        return self.world.one.with_name(f"in {name}")
+
+
+@pytest.fixture
+def containers(apart):
+    return Containers(apart)
+
+
+def test_containers_with_one_home_take_nothing_from_each_other(containers, apart):
+    pull(apart.open(apart.one), "localhost/base:1", "x")
+    containers.start()
+    with containers.inside("a") as store:
+        pull(store, "localhost/a:1", "xy")
+    with containers.inside("b") as store:
+        assert references(store) == ["localhost/base:1"]
+        pull(store, "localhost/a:1", "xz")
+        prune(store)
+        remove(store, "localhost/base:1")
+        assert apart.there() == set("xyz")
+    with containers.inside("a") as store:
+        assert prune(store)[0].layers == ()
+        remove(store, "localhost/a:1")
+        assert apart.there() == set("xz")
+        # Lost, it comes back with its own images alone.
+        store.database_path.unlink()
+        assert references(store) == ["localhost/base:1"]
+    with containers.inside("b") as store:
+        assert references(store) == ["localhost/a:1"]
+        assert names(layer.name for layer in prune(store)[0].layers) == ""
+
+
+@pytest.fixture
+def at_once(containers):
+    """Both containers have recorded an image, and opened the store before that."""
+    containers.start()
+    for name, layers in ("a", "xy"), ("b", "xz"):
+        with containers.inside(name) as store:
+            (store.home / ".msb-pull-home").write_text(next((store.own / "homes").iterdir()).name)
+            pull(store, f"localhost/{name}:1", layers)
+    return containers
+
+
+def test_a_third_home_leaves_what_either_container_needs(at_once, apart):
+    shutil.move(at_once.away("a"), apart.one)
+    assert prune(apart.open(apart.two))[0].layers == ()
+    assert apart.there() == set("xyz")
+
+
+def test_containers_with_one_home_that_start_at_the_same_time(at_once, apart):
+    containers = at_once
+    with containers.inside("a") as store:
+        removed, (remark,) = prune(store)
+        assert removed.layers == ()
+        assert "1 layer kept for another home" in remark
+    with containers.inside("b") as store:
+        assert prune(store)[0].layers == ()
+        assert references(store) == ["localhost/b:1"]
+    assert apart.there() == set("xyz")
+
+
+def test_a_home_that_gets_a_name_of_its_own_says_why(containers, apart):
+    told: list[str] = []
+    containers.start()
+    with containers.inside("a") as store:
+        pull(store, "localhost/a:1", "x")
+    shutil.move(containers.away("b"), apart.one)
+    apart.open(apart.one, warn=told.append)
+    apart.open(apart.one, warn=told.append)
+    (text,) = told
+    assert "localhost/a:1" in text
+    assert "another home" in text
+
+
+def test_what_is_being_removed_is_not_taken_for_another_homes(apart, monkeypatch):
+    """Another process of the same home looks before the copy goes."""
+    from msb_pull.store.index.backup import Backup
+
+    one = apart.open(apart.one)
+    pull(one, "localhost/a:1", "x")
+    seen, real = [], Backup.remove
+
+    def look(backup, reference):
+        with contextlib.closing(sqlite3.connect(one.database_path)) as other:
+            seen.append(other.execute("SELECT reference FROM images").fetchall())
+        real(backup, reference)
+
+    monkeypatch.setattr(Backup, "remove", look)
+    remove(one, "localhost/a:1")
+    assert seen == [[("localhost/a:1",)]]
+    assert list(one.homes.copies.glob("*.json")) == []
 
 
 # Homes from before there were names
@@ -352,9 +475,9 @@ def test_the_first_to_prune_is_a_home_of_an_older_version(apart):
     pull(two, "localhost/b:1", "xz")
     (two.home / ".msb-pull-home").unlink()
     before(one)
-    ended(run("prune", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    whole("prune", "-y", "--home", apart.one, "--layers-dir", apart.layers)
     assert apart.there() == set("xyz")
-    ended(run("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers))
+    whole("prune", "--all", "-y", "--home", apart.one, "--layers-dir", apart.layers)
     assert apart.there() == set("xz")
 
 
@@ -393,7 +516,7 @@ def test_a_home_that_nobody_knows_removes_nothing(world, home):
     if home == "without images":
         with world.open(world.two).database(create=True):
             pass
-    ended(run("prune", "--all", "-y", "--home", world.two, "--layers-dir", world.layers))
+    whole("prune", "--all", "-y", "--home", world.two, "--layers-dir", world.layers)
     assert world.there() == set("xy")
     assert references(world.open(world.one)) == ["localhost/a:1"]
 
@@ -406,6 +529,10 @@ def run(*words):
         [*program(), *map(str, words)],
         env=program_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def whole(*words) -> None:
+    run_program(words, check=True, timeout=120)
 
 
 def ended(process, code: int = 0) -> str:
@@ -428,18 +555,18 @@ def test_homes_that_pull_and_prune_at_the_same_time(tmp_path):
         for process in working:
             ended(process)
         for home in homes:
-            ended(run("verify", "--home", home, *layers))
+            whole("verify", "--home", home, *layers)
     for number, home in enumerate(homes):
-        ended(run("rm", "a:1", "--home", home, *layers))
+        whole("rm", "a:1", "--home", home, *layers)
         for other in homes[number + 1 :]:
-            ended(run("verify", "--home", other, *layers))
+            whole("verify", "--home", other, *layers)
     assert list((tmp_path / "shared").glob("*.extracted")) == []
 
 
 def test_looking_makes_no_home_known(tmp_path):
     world = World(tmp_path, "neither's")
     pull(world.open(world.one), "localhost/a:1", "xy")
-    ended(run("ls", "--home", world.two, "--layers-dir", world.layers))
+    whole("ls", "--home", world.two, "--layers-dir", world.layers)
     assert not world.two.exists()
     assert len(os.listdir(world.layers / ".msb-pull" / "homes")) == 1
 
@@ -449,8 +576,6 @@ def test_prune_says_which_home_keeps_layers(tmp_path):
     pull(world.open(world.one), "localhost/a:1", "xy")
     world.open(world.two)
     shutil.rmtree(world.one)
-    process = run("prune", "-y", "--home", world.two, "--layers-dir", world.layers)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert f"{world.one}: 2 layers kept for another home" in error
+    done = run_program(["prune", "-y", "--home", world.two, "--layers-dir", world.layers], check=True)
+    assert f"{world.one}: 2 layers kept for another home" in done.stderr
     assert world.there() == set("xy")

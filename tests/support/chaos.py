@@ -25,6 +25,7 @@ from tests.conftest import program, program_environment
 from tests.support.counting import wait_for
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.program import run_program
 from tests.whole.test_crash import children, gone
 from tests.whole.test_end_to_end import LINUX, Home
 
@@ -279,11 +280,14 @@ class Chaos:
             self.failures += [f"staging holds {left}" for left in os.listdir(staging)]
 
     def _must(self, *words: str) -> str:
-        return self._ended(Step(words, {0}), self._start(words))
+        return self._undisturbed(Step(words, {0}))
 
     def _work(self, steps: list[Step]) -> None:
         for step in steps:
             try:
+                if step.harm is None:
+                    self._undisturbed(step)
+                    continue
                 process = self._start(step.words)
                 left = self._harmed(step, process)
                 self._ended(step, process)
@@ -301,8 +305,6 @@ class Chaos:
 
     def _harmed(self, step: Step, process: subprocess.Popen[str]) -> list[int]:
         """Does to a process what is planned; returns the processes that may not outlive it."""
-        if step.harm is None:
-            return []
         time.sleep(step.delay)
         below = children(process.pid)
         with suppress(ProcessLookupError, PermissionError):
@@ -326,6 +328,14 @@ class Chaos:
                     process.send_signal(signal.SIGCONT)
         return below
 
+    def _undisturbed(self, step: Step) -> str:
+        began = time.monotonic()
+        try:
+            done = run_program([*step.words, *self.home.command], cwd=self.home.folder, timeout=FOREVER)
+        except subprocess.TimeoutExpired as error:
+            return self._judged(step, began, -signal.SIGKILL, "", str(error))
+        return self._judged(step, began, done.returncode, done.stdout, done.stderr)
+
     def _ended(self, step: Step, process: subprocess.Popen[str]) -> str:
         began = time.monotonic()
         try:
@@ -335,7 +345,10 @@ class Chaos:
             out, error = process.communicate()
             error += f"\nit did not end in {FOREVER} s"
             step.codes.clear()
-        code = process.returncode
+        return self._judged(step, began, process.returncode, out, error)
+
+    def _judged(self, step: Step, began: float, code: int, out: str, error: str) -> str:
+        """What a command printed, after a look at how it ended."""
         with self.guard:
             self.longest = max(self.longest, (time.monotonic() - began, str(step)))
             self.codes[step.words[0], code] += 1

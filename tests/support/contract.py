@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.conftest import program, program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, TOP, layer_tar
+from tests.support.program import run_program
 
 LAYERS = [gzip.compress(layer_tar(entries), 6, mtime=0) for entries in (BASE, TOP)]
 IMAGE = "HOST/acme/app:1"
@@ -54,9 +55,13 @@ class Place:
         self.image = f"{registry.host}/acme/app:1"
         self.layers = self.home / "layers"
 
+    def words(self, *words: str) -> list[str]:
+        """The words of a command line, which may contain ``HOST``."""
+        return [word.replace("HOST", self.registry.host) for word in words]
+
     def argv(self, *words: str) -> list[str]:
-        """The command line; words may contain ``HOST``."""
-        return [*program(), *(word.replace("HOST", self.registry.host) for word in words)]
+        """A command line with such words."""
+        return [*program(), *self.words(*words)]
 
     def environment(self, **env: str) -> dict[str, str]:
         """A home, a configuration and a platform that options may still override."""
@@ -65,10 +70,8 @@ class Place:
 
     def run(self, *words: str, stdin: str = "", env: dict[str, str] | None = None) -> Said:
         """Runs the program to its end."""
-        done = subprocess.run(
-            self.argv(*words), env=self.environment(**(env or {})), cwd=self.folder, input=stdin,
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        environment = self.environment(**(env or {}))
+        done = run_program(self.words(*words), env=environment, cwd=self.folder, input=stdin)
         return Said(done.returncode, self.alike(done.stdout), self.alike(done.stderr))
 
     def start(self, *words: str) -> subprocess.Popen[str]:

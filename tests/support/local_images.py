@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from msb_pull.ground.errors import MsbPullError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source.interface import ResolvedImage, Source
@@ -25,18 +25,20 @@ class Local:
     """Opens local sources, and closes them at the end of the test."""
 
     scratch: Path
-    cancel: threading.Event = field(default_factory=threading.Event)
+    cancel: Cancel = field(default_factory=Cancel)
     warnings: list[str] = field(default_factory=list)
     opened: list[Source] = field(default_factory=list)
+
+    @property
+    def job(self) -> Job:
+        return Job(lambda event: self.warnings.append(event.text), self.cancel)
 
     def source(self, text: str, name: str | None = None) -> Source:
         def never():
             raise AssertionError("no registry is needed")
 
         argument = parse_argument(text)
-        source = open_source(
-            argument, never, name=name, scratch=self.scratch, warn=self.warnings.append, cancel=self.cancel
-        )
+        source = open_source(argument, never, name=name, scratch=self.scratch, job=self.job)
         self.opened.append(source)
         return source
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.platform import Platform
@@ -49,11 +50,11 @@ class FakeTime:
         self.passed += self.step
         return 1000.0 + self.passed
 
-    def _wait(self, event: threading.Event, seconds: float) -> bool:
+    def _wait(self, cancel: Cancel, seconds: float) -> bool:
         with self.lock:
             self.waits.append(seconds)
             self.passed += seconds
-        return event.is_set()
+        return cancel.is_set()
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Bench:
     """A RegistryClient under test."""
 
     client: RegistryClient
-    cancel: threading.Event
+    cancel: Cancel
     time: FakeTime
     seen: list[events.Event] = field(default_factory=list)
 
@@ -91,12 +92,11 @@ class Bench:
 
 def make_bench(credentials: CredentialStore | None = None, *, real_time: bool = False, **options: Any) -> Bench:
     """A client that must be closed (see the fixture ``bench``)."""
-    fake, cancel, seen = FakeTime(), threading.Event(), []
+    fake, cancel, seen = FakeTime(), Cancel(), []
     client = RegistryClient(
         RegistryOptions(**options),
         credentials or CredentialStore.nobody({}),
-        observer=seen.append,
-        cancel=cancel,
+        Job(seen.append, cancel),
         clock=None if real_time else fake.clock(),
     )
     return Bench(client, cancel, fake, seen)

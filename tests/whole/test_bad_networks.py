@@ -26,6 +26,7 @@ from statistics import median
 import pytest
 
 from msb_pull.ground.errors import MsbPullError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source.http.retry import Clock
@@ -38,6 +39,7 @@ from tests.support.counting import wait_for
 from tests.support.fault_auth import TokenService, errors
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
 from tests.whole.test_crash import State, rows
 from tests.whole.test_end_to_end import LINUX, Home
@@ -206,11 +208,11 @@ class Leaps:
     def clock(self) -> Clock:
         return Clock(monotonic=lambda: time.monotonic() + self._ahead, wait=self._wait)
 
-    def _wait(self, event: threading.Event, seconds: float) -> bool:
+    def _wait(self, cancel: Cancel, seconds: float) -> bool:
         with self._lock:
             self._ahead += seconds
         # The others get a turn, and what they have begun a little time.
-        return event.wait(0.005)
+        return cancel.wait(0.005)
 
 
 def new_home(folder: Path) -> Home:
@@ -222,7 +224,7 @@ def new_home(folder: Path) -> Home:
 
 def pulled_here(home: Home, name: str) -> int:
     """Pulls in this process and returns what the program's exit code would be; fails on a hang or a stray error."""
-    cancel, ended = threading.Event(), []
+    cancel, ended = Cancel(), []
 
     def run() -> None:
         try:
@@ -246,12 +248,10 @@ def pulled_here(home: Home, name: str) -> int:
     return ended[0]
 
 
-def _pull(home: Home, name: str, cancel: threading.Event) -> None:
+def _pull(home: Home, name: str, cancel: Cancel) -> None:
     options = RegistryOptions(retries=RETRIES, timeout=TIMEOUT)
     store = Store.open(home.store, home.layers)
-    client = RegistryClient(
-        options, CredentialStore.nobody({}), observer=lambda event: None, cancel=cancel, clock=Leaps().clock()
-    )
+    client = RegistryClient(options, CredentialStore.nobody({}), Job(cancel=cancel), clock=Leaps().clock())
     try:
         wanted = PullOptions(policy=Policy.MISSING, platform=Platform.parse("linux/amd64"), jobs=4)
         pull_image(parse_argument(name), store, lambda: client, wanted, observer=lambda event: None, cancel=cancel)
@@ -260,17 +260,12 @@ def _pull(home: Home, name: str, cancel: threading.Event) -> None:
 
 
 def pulled_by_the_program(home: Home, name: str) -> int:
-    process = home.start("pull", "-q", *LINUX, name)
-    try:
-        out, error = process.communicate(timeout=WATCHDOG)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"still pulling after {WATCHDOG:g} seconds: {process.communicate()}") from None
-    assert "Traceback" not in out + error, error
-    assert "mistake in msb-pull" not in error, error
-    assert (process.returncode == 0) == bool(out), (out, error)
-    assert process.returncode == 0 or "error: " in error, error
-    return process.returncode
+    done = run_program(["pull", "-q", *LINUX, name, *home.command], timeout=WATCHDOG)
+    assert "Traceback" not in done.stdout + done.stderr, done
+    assert "mistake in msb-pull" not in done.stderr, done
+    assert (done.returncode == 0) == bool(done.stdout), done
+    assert done.returncode == 0 or "error: " in done.stderr, done
+    return done.returncode
 
 
 def nothing_wrong_inside(home: Home, expected: State) -> None:

@@ -12,7 +12,6 @@ import gzip
 import json
 import os
 import random
-import signal
 import subprocess
 import threading
 import time
@@ -22,9 +21,9 @@ from contextlib import closing, contextmanager
 import pytest
 
 from msb_pull.store.store import Store
-from tests.conftest import program, program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
 from tests.whole.test_end_to_end import LINUX, Home
 
@@ -91,18 +90,12 @@ class Beside:
         """Runs one command; returns what it printed if it ended well, else an empty text."""
         kind = arguments[0]
         started = time.monotonic()
-        process = subprocess.Popen(
-            [*program(), *arguments, *self.home.command],
-            env=program_environment(), cwd=self.home.folder, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
         try:
-            out, error = process.communicate(timeout=FOREVER)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, error = process.communicate()
-            self.fail(f"{arguments} did not end in {FOREVER} s\n{error}")
-        code = process.returncode
+            done = run_program([*arguments, *self.home.command], cwd=self.home.folder, timeout=FOREVER)
+        except subprocess.TimeoutExpired as error:
+            self.fail(str(error))
+            return ""
+        code, out, error = done.returncode, done.stdout, done.stderr
         with self.guard:
             self.codes[kind, code] += 1
             self.longest[kind] = max(self.longest[kind], round(time.monotonic() - started, 1))

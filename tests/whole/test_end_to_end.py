@@ -22,6 +22,7 @@ from tests.support.archive import END, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, layer_tar
+from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
 
 LINUX = ("--platform", "linux/amd64")
@@ -50,9 +51,7 @@ class Home:
         )  # fmt: skip
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        process = self.start(*arguments)
-        out, error = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, error)
+        return run_program([*arguments, *self.command], cwd=self.folder)
 
     def pull(self, *arguments: str) -> subprocess.CompletedProcess:
         return self.run("pull", *LINUX, *arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from msb_pull.ground import events
 from msb_pull.ground.text import clipped, in_ascii, visible, visible_bytes
 from msb_pull.layer.limits import printable as of_a_layer
 from msb_pull.source.http.redact import printable as of_a_server
-from tests.conftest import program, program_environment
 from tests.support.imagebuild import DockerImage, LayoutBuilder, archive_bytes, docker_archive, regular
+from tests.support.program import run_program
 
 # A title, a cleared screen, a colour by its 8-bit code, a line of its own, text that runs backwards, an invisible mark.
 EVIL = "x\x1b]0;title\x07\x1b[2J\x9b31m\nerror: forged\r\u202ekcab\u2066\u200b"
@@ -46,7 +45,7 @@ def image(layout: LayoutBuilder, platform: str = "linux/amd64") -> str:
 
 def run(*words: str, code: int = 0) -> str:
     """What the program writes to both streams."""
-    done = subprocess.run([*program(), *words], env=program_environment(), capture_output=True, timeout=60)
+    done = run_program(words, text=False)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == code, err
     harmless(out, err)

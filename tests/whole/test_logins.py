@@ -19,10 +19,11 @@ from urllib.parse import parse_qs
 import pytest
 import trustme
 
-from tests.conftest import need, program, program_environment
+from tests.conftest import need, program_environment
 from tests.support.fault_auth import errors
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry, Recorded
 from tests.support.make_sample import TOP, file, layer_tar
+from tests.support.program import run_program
 from tests.support.servers import PASSWORD, PROGRAM, USER, RealRegistry, TokenServer
 from tests.support.treecompare import describe, differences
 
@@ -232,11 +233,9 @@ def pull(place: Path, site: Site, login: Login, *arguments: str) -> subprocess.C
     environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "no"), "PATH": f"{home}/bin:{os.environ['PATH']}"}
     environment |= {name: value.format(home=home) for name, value in login.environment.items()}
     given = [x.format(home=home) for x in login.arguments]
-    line = [*program(), "pull", *LINUX, "--config", str(home / "msb.toml"), "--home", str(place / "store")]
-    return subprocess.run(
-        [*line, *given, *arguments, f"{site.host}/{IMAGE}:1"],
-        env=program_environment(**environment), input=login.stdin, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    words = ["pull", *LINUX, "--config", home / "msb.toml", "--home", place / "store", *given, *arguments]
+    environment = program_environment(**environment)
+    return run_program([*words, f"{site.host}/{IMAGE}:1"], env=environment, input=login.stdin)
 
 
 NAMES = ("passwords", "tokens", "tls", "mirror")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
 import pytest
 
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY
+from tests.support.program import run_program
 from tests.whole.test_end_to_end import LINUX
 
 PULL = ("pull", "-q", *LINUX, f"oci:{REPOSITORY / 'tests' / 'sample'}:1", "--as", "localhost/sample:1")
 
 
 def run(*words):
-    return subprocess.run(
-        [*program(), *map(str, words)], env=program_environment(), capture_output=True, text=True, timeout=60
-    )
+    return run_program(words)
 
 
 @pytest.mark.parametrize("home", ["home", "another/below"])

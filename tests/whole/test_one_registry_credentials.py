@@ -15,6 +15,7 @@ from tests.conftest import program, program_environment
 from tests.support.fault_auth import basic, require_basic
 from tests.support.fault_registry import FaultRegistry
 from tests.support.imagebuild import archive_bytes, regular
+from tests.support.program import run_program
 
 USER = {"MSB_REGISTRY_USERNAME": "bob", "MSB_REGISTRY_PASSWORD": "sesame"}
 TOKEN = {"MSB_REGISTRY_TOKEN": "sesame-token"}
@@ -31,10 +32,8 @@ def pair():
 
 
 def pull(*words: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*program(), "pull", "-n", *LINUX, *words],
-        input=stdin, env=program_environment(**environment), capture_output=True, timeout=60,
-    )  # fmt: skip
+    environment = program_environment(**environment)
+    return run_program(["pull", "-n", *LINUX, *words], input=stdin, env=environment, text=False)
 
 
 def images(*registries: FaultRegistry) -> list[str]:

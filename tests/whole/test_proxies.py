@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY, program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, layer_tar
+from tests.support.program import run_program
 from tests.support.raw import RawServer
 from tests.whole.test_end_to_end import LINUX, free_port
 
@@ -127,12 +128,9 @@ def add(registry: FaultRegistry) -> str:
 def pull(place: Path, image: str, *arguments: str, path: str = "", **environment: str) -> subprocess.CompletedProcess:
     config = place / "config.toml"
     config.write_text("[pull]\nretries = 1\ntimeout = 5\n")
-    line = [*program(), "pull", *LINUX, "--config", str(config), "--home", str(place / "store"), *arguments, image]
+    words = ["pull", *LINUX, "--config", config, "--home", place / "store", *arguments, image]
     search = f"{path}:{REPOSITORY}" if path else str(REPOSITORY)
-    run = subprocess.run(
-        line, env=program_environment(**environment) | {"PYTHONPATH": search},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    run = run_program(words, env=program_environment(**environment) | {"PYTHONPATH": search})
     assert "Traceback" not in run.stderr and "mistake" not in run.stderr, run.stderr
     return run
 

@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cal
 ENTER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from msb_pull.layer import jail
+from msb_pull.layer.unpack import jail
 def refuse():
     raise OSError(int(sys.argv[4]), os.strerror(int(sys.argv[4])))
 every = jail.steps

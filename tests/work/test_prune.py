@@ -12,6 +12,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError, NotFoundError, UsageError
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.store.store import Store
 from msb_pull.work.prune import PrunePlan, apply_prune, plan_prune, remove_images
@@ -31,11 +32,11 @@ def store(tmp_path):
 
 
 def prune(store, selection=None, **options):
-    return apply_prune(store, plan_prune(store, selection), observer=events.ignore, cancel=NEVER, **options)
+    return apply_prune(store, plan_prune(store, selection), Job(), **options)
 
 
 def remove(store, *references):
-    return remove_images(store, references, observer=events.ignore, cancel=NEVER)
+    return remove_images(store, references, Job())
 
 
 def there(store) -> str:
@@ -188,7 +189,7 @@ def test_a_layer_that_is_wanted_meanwhile_stays(store):
     plan = plan_prune(store, None)
     assert layers(plan) == "xy"
     pull(store, "localhost/a:1", "x")
-    done = apply_prune(store, plan, observer=events.ignore, cancel=NEVER)
+    done = apply_prune(store, plan, Job())
     assert (layers(done), there(store)) == ("y", "x")
 
 
@@ -197,7 +198,7 @@ def test_what_another_one_removed_meanwhile_was_not_freed_here(store):
     plan = plan_prune(store, parse_filters([]))
     assert layers(plan) == "xy"
     remove(store, "localhost/a:1")
-    assert apply_prune(store, plan, observer=events.ignore, cancel=NEVER).layers == ()
+    assert apply_prune(store, plan, Job()).layers == ()
 
 
 def test_an_image_that_is_pulled_again_meanwhile_stays(store):
@@ -208,7 +209,7 @@ def test_an_image_that_is_pulled_again_meanwhile_stays(store):
     plan = plan_prune(store, parse_filters(["until=24h"]))
     assert plan.images == ("localhost/a:1",)
     pull(store, "localhost/a:1", "x")
-    done = apply_prune(store, plan, observer=events.ignore, cancel=NEVER)
+    done = apply_prune(store, plan, Job())
     assert (done.images, layers(done), there(store)) == ((), "", "x")
 
 
@@ -218,7 +219,7 @@ def test_a_download_that_went_on_meanwhile_stays(store):
     os.utime(file, (1, 1))
     plan = plan_prune(store, None)
     os.utime(file)
-    assert apply_prune(store, plan, observer=events.ignore, cancel=NEVER).partials == ()
+    assert apply_prune(store, plan, Job()).partials == ()
     assert file.exists()
 
 
@@ -229,11 +230,9 @@ def test_d27_d28_waits_for_a_pull_and_says_so(store):
     other = Store.open(store.home)
     with other.lock_shared(lambda text: None, NEVER):
         with pytest.raises(LocalError, match="in use") as caught:
-            apply_prune(store, plan, wait=False, observer=seen.append, cancel=NEVER)
+            apply_prune(store, plan, Job(seen.append), wait=False)
         assert caught.value.exit_code == 7
-        work = threading.Thread(
-            target=apply_prune, args=(store, plan), kwargs={"observer": seen.append, "cancel": NEVER}
-        )
+        work = threading.Thread(target=apply_prune, args=(store, plan, Job(seen.append)))
         work.start()
         time.sleep(1.3)
         assert there(store) == "x"
@@ -276,7 +275,7 @@ def test_cancelled_between_two_layers(store):
     for name in "xyz":
         publish(store, name)
     plan = plan_prune(store, None)
-    cancel = threading.Event()
+    cancel = Cancel()
     real = store.trash
 
     def trash(path):
@@ -285,7 +284,7 @@ def test_cancelled_between_two_layers(store):
 
     store.trash = trash
     with pytest.raises(Cancelled):
-        apply_prune(store, plan, observer=events.ignore, cancel=cancel)
+        apply_prune(store, plan, Job(cancel=cancel))
     del store.trash
     assert len(there(store)) == 2
     assert len(layers(prune(store))) == 2

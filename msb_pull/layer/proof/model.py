@@ -225,8 +225,9 @@ class Tree:
         return left
 
     def _names(self, path: bytes) -> list[bytes]:
-        if path not in self.nodes:
-            # Nothing is known of it, which is not the same as holding nothing but whiteouts.
+        node = self.nodes.get(path)
+        if node is None or node.kind != stat.S_IFDIR:
+            # What is no directory any more is none that a whiteout implies.
             return [b"."]
         return [inside.rpartition(b"/")[2] for inside in self.paths.inside(path)]
 
@@ -273,7 +274,7 @@ class Tree:
             self.paths.make_parents(new + b"/")
             for below, node in aside[old]:
                 place = join(new, below)
-                if place not in self.nodes and not is_leftover(place):
+                if place not in self.nodes and self.paths.has_parent(place) and not is_leftover(place):
                     self.paths.set(place, node)
 
     def _derived(self, facts: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""requests' adapter with our sockets and our TLS contexts below it."""
+"""requests' adapter with our sockets and our TLS contexts below it; :mod:`.libraries` lists what that relies on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_INTERIM = 16
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads over interim answers (RFC 9110 15.2): 100, 102 and 103 say nothing that a pull could use."""
+    """Skips interim answers (RFC 9110 15.2): 100, 102 and 103 say nothing that a pull could use."""
 
     # http.client knows 100 alone, and takes any number of them. This is also what reads the answer to CONNECT.
     def _read_status(self) -> tuple[str, int, str]:
@@ -63,7 +63,7 @@ class _PatientConnect:
 
 
 class _PatientSocks:
-    """What a SOCKS proxy has connected, from there on with a socket of ours."""
+    """Turns what PySocks has connected into a socket that hears a cancel."""
 
     patience: Patience
     response_class: Any = _Response
@@ -89,7 +89,7 @@ class _Connection(_PatientConnect, HTTPConnection):
 
 
 def _socks_pools(patience: Patience) -> dict[str, Any]:
-    # Only there where PySocks is, without which requests has refused the proxy before.
+    # Imported late, as PySocks may be missing; then requests has refused the proxy before.
     from urllib3.contrib.socks import (
         SOCKSConnection,
         SOCKSHTTPConnectionPool,
@@ -111,7 +111,7 @@ class PatientAdapter(HTTPAdapter):
     def __init__(self, trust: TrustStore, patience: Patience) -> None:
         self._trust = trust
         self._patience = patience
-        # The classes are made here since urllib3 makes connections without arguments of ours.
+        # The classes are made here since urllib3 passes no arguments of ours to connections.
         plain = type("Connection", (_Connection,), {"patience": patience})
         secure = type("TLSConnection", (_TLSConnection,), {"patience": patience})
         self._pools = {
@@ -151,4 +151,4 @@ class PatientAdapter(HTTPAdapter):
         return place, keywords
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Nothing: the context knows what to believe, and requests would load its whole bundle for every connection."""
+        """Nothing: the context knows what to trust, and requests would load its whole bundle for every connection."""

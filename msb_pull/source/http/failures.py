@@ -1,4 +1,4 @@
-"""What broke below HTTP, in one line for a person and in flags for whoever decides on another try."""
+"""What broke below HTTP, in one line for a person and in flags for the decision whether to retry."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 # What the layers below raise when a connection or an answer breaks.
-# An address with a name or a password that cannot be written as they want it is a UnicodeError of theirs.
+# UnicodeError: an address with a name or a password that they cannot encode.
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, UnicodeError)
 
 
 # What proxies say to requests in the clear and to CONNECT alike.
 PROXY_LOGIN = "the proxy wants a user name and password (407 Proxy Authentication Required)"
 PROXY_LOGIN_HINT = "put the right ones into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
-# TLS alerts that every later hello would get as well; others (internal_error) may come from a server in trouble.
+# TLS alerts that another attempt would get as well; others (internal_error) may come from a server in trouble.
 _LASTING_ALERTS = (
     *("HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "UNRECOGNIZED_NAME", "ACCESS_DENIED"),
     *("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "CERTIFICATE_EXPIRED", "CERTIFICATE_UNKNOWN"),
@@ -48,7 +48,7 @@ class RangeIgnored(Exception):
 class Failure(Exception):
     """No usable answer. ``reason`` is one line without secrets.
 
-    ``retry``: it may pass. ``unreached``: nobody is there, or the name is unknown. ``dropped``: an open connection
+    ``retry``: it may pass. ``unreached``: nothing listens there, or no such name. ``dropped``: an open connection
     ended before an answer, as kept-alive ones do. ``not_tls``: the other side does not seem to speak TLS.
     ``answered``: there was an answer, but a useless one. ``retry_after``: seconds that it asked us to wait.
     ``limited``: it said that we ask too often. ``final``: the error that this is where no other try is made.
@@ -135,7 +135,7 @@ def _proxy(cause: BaseException, hide: Callable[[str], str]) -> Failure | None:
 
 
 def bad_proxy() -> Failure:
-    """The failure for a proxy whose address is none."""
+    """The failure for a proxy whose address is invalid."""
     return Failure("the address of the proxy cannot be used", retry=False, hint="look at HTTPS_PROXY and HTTP_PROXY")
 
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from msb_pull.ground.running import Cancel
     from msb_pull.source.http.retry import Clock
 
 # What may be spent at once after a pause, in seconds of the rate: smooth, yet not one wait for each packet.
@@ -15,7 +16,7 @@ _BURST = 0.1
 class Limiter:
     """A token bucket for all threads; without a rate it costs one comparison."""
 
-    def __init__(self, rate: int | None, clock: Clock, cancel: threading.Event) -> None:
+    def __init__(self, rate: int | None, clock: Clock, cancel: Cancel) -> None:
         self.rate = rate
         self._clock = clock
         self._cancel = cancel

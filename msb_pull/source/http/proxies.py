@@ -9,18 +9,17 @@ from urllib.request import getproxies, getproxies_environment
 
 from requests.utils import get_environ_proxies, select_proxy
 
+from msb_pull.source.http.addresses import DEFAULT_PORTS, is_loopback, literal
 from msb_pull.source.http.failures import bad_proxy
-from msb_pull.source.registry.endpoint import is_loopback, literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PORTS = {"http": 80, "https": 443}
 _KINDS = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 
 
 def proxies_for(url: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The proxy for one request by the scheme of its address, {} for a direct one; raises Failure for no address."""
+    """The proxy for a request by the scheme of its address, {} for none; raises Failure for an invalid one."""
     if _direct(url, environment.get("no_proxy") or environment.get("NO_PROXY") or ""):
         return {}
     # Where the environment names none, a desktop's settings count, which have exceptions of their own.
@@ -31,7 +30,7 @@ def proxies_for(url: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _usable(proxy: str) -> bool:
-    """Whether this is an address, if only ``host:port``; the layers below have no one error for those that are none."""
+    """Whether this is an address, ``host:port`` at least; the layers below raise different errors for all others."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}")
         name, _ = parts.hostname or "", parts.port
@@ -43,7 +42,7 @@ def _usable(proxy: str) -> bool:
 
 def _direct(url: str, no_proxy: str) -> bool:
     parts = urlsplit(url)
-    name, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    name, port = parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme)
     if is_loopback(name):
         return True
     # Go takes commas only; curl and requests have taught people to write spaces.

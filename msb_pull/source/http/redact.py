@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # go-containerregistry's internal/redact).
 _HARMLESS = frozenset({"service", "scope", "ns", "client_id", "n", "last"})
 MESSAGE_LIMIT = 200
-# To hide every "a" because it is a password would make messages unreadable, and tell the password besides.
+# Hiding every "a" because it is a password would make messages unreadable, and give the password away.
 _SHORTEST_SECRET = 4
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.running import Cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # A server that asks for more than a minute is not waited for (containers/image has the same cap).
 RETRY_AFTER_CAP = 60.0
 LONGEST_PAUSE = 30.0
-# Nobody asks for a pause of thirty years: a number in these millennia is the Unix time at which to come back.
+# No server asks for a pause of thirty years: a number as large as these is the Unix time at which to come back.
 _UNIX_TIMES = (1e9, 1e11)
 # 501 and 505 mean that it will never work; 499 and 522 come from proxies in front of registries.
 RETRY_STATUS = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
@@ -26,17 +26,18 @@ RETRY_STATUS = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522,
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Time and chance, so that tests need not wait for either. ``wait`` returns True when the event was set."""
+    """Time and chance, so that tests need not wait for either."""
 
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
-    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
+    wait: Callable[[Cancel, float], bool] = Cancel.wait
     random: Callable[[], float] = random.random
 
-    def sleep(self, cancel: threading.Event, seconds: float) -> None:
-        """Waits; raises Cancelled as soon as the event is set."""
-        if cancel.is_set() or (seconds > 0 and self.wait(cancel, seconds)):
-            raise Cancelled("interrupted")
+    def sleep(self, cancel: Cancel, seconds: float) -> None:
+        """Waits; raises Cancelled as soon as work is to end."""
+        if seconds > 0:
+            self.wait(cancel, seconds)
+        cancel.check()
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -68,7 +69,7 @@ def when_text(now: float, seconds: float) -> str:
 
 
 class Backoff:
-    """One pause for each host, which every thread keeps, so that eight of them do not hammer it eight times."""
+    """One pause for each host, which every thread keeps, so that eight of them do not ask eight times as often."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -81,12 +82,12 @@ class Backoff:
         return full * (0.5 + self._clock.random() / 2)
 
     def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks this host again before so many seconds have gone by."""
+        """Makes all threads wait so many seconds before they ask this host again."""
         until = self._clock.monotonic() + seconds
         with self._lock:
             self._until[host] = max(until, self._until.get(host, until))
 
-    def wait(self, host: str, cancel: threading.Event) -> None:
+    def wait(self, host: str, cancel: Cancel) -> None:
         """Waits until the host may be asked; raises Cancelled."""
         while True:
             with self._lock:

@@ -1,7 +1,10 @@
-"""requests' sessions as this program wants them: nothing of the environment, no cookies, no redirects of their own."""
+"""requests' sessions: nothing from the environment, no cookies, no redirects of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections import deque
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +18,40 @@ if TYPE_CHECKING:
     from msb_pull.source.http.tls import TrustStore
 
 
-def new_session(trust: TrustStore, patience: Patience) -> requests.Session:
-    """A session for one thread at a time."""
+class Sessions:
+    """Lends sessions, each to one thread at a time, and keeps them since they keep connections."""
+
+    def __init__(self, trust: TrustStore, patience: Patience) -> None:
+        self._trust = trust
+        self._patience = patience
+        self._idle: deque[requests.Session] = deque()
+        self._all: list[requests.Session] = []
+        self._lock = threading.Lock()
+
+    def borrow(self) -> requests.Session:
+        """A session that no other thread has; give it back."""
+        # The last one first: its connections are the least likely to have been closed meanwhile.
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        session = _new_session(self._trust, self._patience)
+        with self._lock:
+            self._all.append(session)
+        return session
+
+    def give_back(self, session: requests.Session) -> None:
+        """Makes a session available again."""
+        self._idle.append(session)
+
+    def close(self) -> None:
+        """Ends all of them, those that are lent as well."""
+        with self._lock:
+            sessions, self._all = self._all, []
+            self._idle.clear()
+        for session in sessions:
+            session.close()
+
+
+def _new_session(trust: TrustStore, patience: Patience) -> requests.Session:
     session = _Session()
     # ~/.netrc would replace our Authorization, and an environment bundle our certificates.
     session.trust_env = False

@@ -19,6 +19,8 @@ from msb_pull.ground.errors import Cancelled
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from msb_pull.ground.running import Cancel
+
 # The longest that a cancel stays unheard, in seconds.
 SLICE = 0.25
 
@@ -52,13 +54,13 @@ class Deadline:
 class Patience:
     """What a wait looks at between two slices."""
 
-    def __init__(self, cancel: threading.Event) -> None:
-        self._cancel = cancel
+    def __init__(self, cancel: Cancel) -> None:
+        self.cancel = cancel
         self._own = threading.local()
 
-    def also(self, stop: threading.Event) -> None:
-        """Makes the calling thread hear this flag as well."""
-        self._own.stop = stop
+    def hear(self, cancel: Cancel) -> None:
+        """Makes the calling thread end with this one, which is that of all others and more."""
+        self._own.cancel = cancel
 
     @contextlib.contextmanager
     def until(self, deadline: Deadline | None) -> Iterator[None]:
@@ -73,10 +75,9 @@ class Patience:
             self._own.deadline = before
 
     def check(self) -> None:
-        """Raises Cancelled once a flag is set, OutOfTime once the thread's deadline has passed."""
-        stop: threading.Event | None = getattr(self._own, "stop", None)
-        if self._cancel.is_set() or (stop is not None and stop.is_set()):
-            raise Cancelled("interrupted")
+        """Raises Cancelled once work is to end, OutOfTime once the thread's deadline has passed."""
+        cancel: Cancel = getattr(self._own, "cancel", self.cancel)
+        cancel.check()
         if (deadline := self._deadline) is not None:
             deadline.check()
 
@@ -91,7 +92,7 @@ class Patience:
         """Repeats an action that ends in TimeoutError after a slice; after ``timeout`` seconds raises OutOfTime."""
         end = time.monotonic() + (timeout or 0.0)
         while True:
-            # Before every one of them, as bytes that trickle in let none time out.
+            # Before each attempt: while bytes trickle in, none of them times out.
             self.check()
             try:
                 return action()
@@ -121,13 +122,13 @@ class _Patient:
         return self.total
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """As ever, but Cancelled is raised when the flag is set; TLS inside TLS reads by this one."""
+        """As usual, but raises what :meth:`Patience.retry` does; TLS inside TLS reads through this one."""
         receive = super().recv  # type: ignore[misc]
         data: bytes = self.patience.receive(lambda: receive(buflen, flags), self.total)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """As ever, but Cancelled is raised when the flag is set."""
+        """As usual, but raises what :meth:`Patience.retry` does."""
         receive = super().recv_into  # type: ignore[misc]
         # Left out, it means as much as fits for the plain and for the TLS socket; spelled out, they differ.
         sizes = () if nbytes is None else (nbytes, flags)
@@ -136,14 +137,14 @@ class _Patient:
 
 
 class PatientSocket(_Patient, socket.socket):
-    """A TCP socket whose reads look at the cancel flag and the deadline."""
+    """A TCP socket whose reads hear a cancel and end at the deadline."""
 
 
 class PatientTLSSocket(_Patient, ssl.SSLSocket):
     """The same for TLS: reads and the handshake."""
 
     def do_handshake(self, block: bool = False) -> None:
-        """As ever, but Cancelled is raised when the flag is set."""
+        """As usual, but raises what :meth:`Patience.retry` does."""
         shake = super().do_handshake
         try:
             self.patience.retry(lambda: shake(block), self.total)
@@ -154,5 +155,5 @@ class PatientTLSSocket(_Patient, ssl.SSLSocket):
 
 
 def tls_socket_class(patience: Patience) -> type[ssl.SSLSocket]:
-    """The class for ``SSLContext.sslsocket_class``; a context makes its sockets without arguments of ours."""
+    """The class for ``SSLContext.sslsocket_class``; a context passes no arguments of ours to its sockets."""
     return type("PatientTLSSocket", (PatientTLSSocket,), {"patience": patience})

@@ -1,4 +1,4 @@
-"""Which certificates to believe: one TLS context for each host that is asked."""
+"""Which certificates to trust: one TLS context for each host that is asked."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from msb_pull.ground import places
 from msb_pull.ground.errors import LocalError, UsageError
+from msb_pull.source.http.addresses import spellings
 from msb_pull.source.http.sockets import Patience, tls_socket_class
-from msb_pull.source.registry.endpoint import HUB, HUB_HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ CERTS_D = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 # Bundles that stand in place of the system's certificates; the first that is set wins.
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
-# The key of the context for hosts of which nothing special is known.
+# The key of the context for hosts without settings of their own.
 SHARED = "*"
 
 
@@ -37,13 +37,17 @@ class TrustStore:
         no_verify: frozenset[str],
         environment: Mapping[str, str],
         patience: Patience,
+        aliases: Mapping[str, str],
         certs_d: tuple[Path, ...] = CERTS_D,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``log`` is told, once, of each file of the machine that this user may not read and that is passed over."""
+        """``aliases`` say under which other name the settings of a host may stand.
+
+        ``log`` is told, once, of each file that is passed over since this user may not read it."""
         self._ca_certs = ca_certs
         self._no_verify = no_verify
         self._environment = environment
+        self._aliases = aliases
         self._socket_class = tls_socket_class(patience)
         self._log = log
         home, config = places.home(environment), places.config_home(environment)
@@ -58,8 +62,8 @@ class TrustStore:
     def choose(self, host: str, behalf: str) -> str:
         """The key of the context for ``host[:port]``, asked on behalf of a registry.
 
-        Token services and the hosts a registry redirects to are believed as the registry is, unless something was said
-        of them by name (docker and containers/image use one transport for all of these as well).
+        Token services and the hosts a registry redirects to are trusted as the registry is, unless settings name
+        them (docker and containers/image use one transport for all of these as well).
         """
         return next((x for x in (host, behalf) if x and self._is_special(x)), SHARED)
 
@@ -71,11 +75,15 @@ class TrustStore:
                 self._contexts[key] = self._make(key)
             return self._contexts[key]
 
+    def _names(self, host: str) -> tuple[str, ...]:
+        """What a host may be called in settings and folders."""
+        return (self._aliases[host], host) if host in self._aliases else spellings(host)
+
     def _verifies(self, host: str) -> bool:
-        return not any(name in self._no_verify for name in _names(host))
+        return not any(name in self._no_verify for name in self._names(host))
 
     def _is_special(self, host: str) -> bool:
-        named = any(name in self._ca_certs for name in _names(host))
+        named = any(name in self._ca_certs for name in self._names(host))
         return named or not self._verifies(host) or any(self._folders_of(host))
 
     def _make(self, host: str) -> ssl.SSLContext:
@@ -86,7 +94,7 @@ class TrustStore:
             context.verify_mode = ssl.CERT_NONE
         else:
             self._load_roots(context)
-            for name in _names(host):
+            for name in self._names(host):
                 if name in self._ca_certs:
                     _load(context, Path(self._ca_certs[name]).expanduser(), f"certificate file for {host}")
         for folder in self._folders_of(host):
@@ -108,7 +116,7 @@ class TrustStore:
 
     def _folders_of(self, host: str) -> Iterator[Path]:
         for folder in self._folders:
-            for name in _names(host):
+            for name in self._names(host):
                 path = folder / name
                 try:
                     if path.is_dir():
@@ -141,7 +149,7 @@ class TrustStore:
         return True
 
     def _pass_over(self, path: Path) -> None:
-        """What an administrator keeps closed is for others; a registry that needs it will say so."""
+        """What an administrator keeps closed is not for this user; a registry that needs it will say so."""
         if path not in self._passed_over:
             self._passed_over.add(path)
             self._log(f"{path} is left out, since this user may not read it")
@@ -173,15 +181,3 @@ def _load(context: ssl.SSLContext, path: Path, what: str) -> None:
             cause=error.strerror or str(error),
             hint="it must be a file of PEM certificates",
         ) from error
-
-
-def _names(host: str) -> tuple[str, ...]:
-    """The spellings of a host under which settings may stand: as it is, and with or without the default port."""
-    if host == HUB_HOST:
-        return HUB, host
-    bare = host.removesuffix(":443")
-    return tuple(dict.fromkeys((host, bare, f"{bare}:443"))) if bare != host or not _has_port(host) else (host,)
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host.rpartition("]")[2]

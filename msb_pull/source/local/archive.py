@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.source.local.docker import DockerImage
-from msb_pull.source.local.layout import LayoutImage, source_label
 from msb_pull.source.local.local import LocalSource
 from msb_pull.source.local.naming import stem
+from msb_pull.source.local.oci import LayoutImage, source_label
 from msb_pull.source.local.spool import open_archive_file
 from msb_pull.source.local.tarindex import TarFiles
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
     from pathlib import Path
 
+    from msb_pull.ground.running import Cancel, Job
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.local.local import LocalImage
 
@@ -26,8 +26,7 @@ def open_archive(
     argument: ImageArgument,
     name: str | None,
     scratch: Path,
-    warn: Callable[[str], None],
-    cancel: threading.Event,
+    job: Job,
     *,
     stdin: int = 0,
 ) -> LocalSource:
@@ -39,19 +38,19 @@ def open_archive(
     label = f"{transport}:{path}"
 
     def find() -> LocalImage:
-        handle = open_archive_file(path, label, scratch, cancel, stdin)
+        handle = open_archive_file(path, label, scratch, job.cancel, stdin)
         folder = None if path == "-" or path.startswith("/dev/") else stem(path)
         try:
-            return _image(TarFiles(handle, label, cancel), transport, argument.name, name, folder, cancel)
+            return _image(TarFiles(handle, label, job.cancel), transport, argument.name, name, folder, job.cancel)
         except BaseException:
             os.close(handle)
             raise
 
-    return LocalSource(source_label(transport, path), find, warn)
+    return LocalSource(source_label(transport, path), find, partial(job.warn, argument.text))
 
 
 def _image(
-    files: TarFiles, transport: str, wanted: str | None, name: str | None, folder: str | None, cancel: threading.Event
+    files: TarFiles, transport: str, wanted: str | None, name: str | None, folder: str | None, cancel: Cancel
 ) -> LocalImage:
     """Docker writes both forms into one archive since version 25; the layout has the digests, so it is preferred."""
     if files.has("index.json"):

@@ -7,8 +7,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled, ContentError, NotFoundError
-from msb_pull.ground.magic import compression_of
+from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.ground.magic import LONGEST, compression_of
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import Fields, load_any_json, load_json
 from msb_pull.image.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
@@ -17,11 +17,12 @@ from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, 
 from msb_pull.source.resolve import verified
 
 if TYPE_CHECKING:
-    import threading
-
+    from msb_pull.ground.running import Cancel
     from msb_pull.source.local.files import Files
 
 _CHUNK = 1 << 20
+# Docker and podman write plain tar, some builders compress.
+_LAYER_TYPES = {"": OCI_LAYER, "gzip": f"{OCI_LAYER}+gzip", "zstd": f"{OCI_LAYER}+zstd"}
 
 
 class DockerImage:
@@ -32,7 +33,7 @@ class DockerImage:
     UsageError, ContentError, LocalError, Cancelled.
     """
 
-    def __init__(self, files: Files, wanted: str | None, name: str | None, cancel: threading.Event) -> None:
+    def __init__(self, files: Files, wanted: str | None, name: str | None, cancel: Cancel) -> None:
         self._files = files
         self._cancel = cancel
         self._places: dict[Digest, str] = {}
@@ -88,7 +89,7 @@ class DockerImage:
         return images
 
     def _assemble(self, entry: Fields) -> tuple[bytes, bytes]:
-        """The config as it stands in the archive, and a manifest for it."""
+        """The config, byte for byte, and a manifest for it."""
         label = self._files.label
         name = entry.text("Config")
         if not name:
@@ -115,9 +116,9 @@ class DockerImage:
         """The descriptor of a layer. That an uncompressed one is what its diff_id says is found out when it is read."""
         extent = self._files.open(place)
         with FileBlob(extent, f"{self._files.label}: {place}") as blob:
-            head = blob.read(6)
-            compression = _compression(head)
-            if head.startswith((b"BZh", b"\xfd7zXZ\0")):
+            head = blob.read(LONGEST)
+            compression = compression_of(head) or ""
+            if compression not in _LAYER_TYPES:
                 raise ContentError(
                     f"{self._files.label}: its layer {place} is compressed with bzip2 or xz, which is not read",
                     hint="load the archive with docker or podman and save it again",
@@ -126,22 +127,15 @@ class DockerImage:
             if compression:
                 hasher = hashlib.sha256()
                 while head:
-                    if self._cancel.is_set():
-                        raise Cancelled("interrupted")
+                    self._cancel.check()
                     hasher.update(head)
                     head = blob.read(_CHUNK)
-                digest = Digest.parse(f"sha256:{hasher.hexdigest()}")
+                digest = Digest("sha256", hasher.hexdigest())
         self._places[digest] = place
-        return {"mediaType": OCI_LAYER + compression, "digest": str(digest), "size": extent.size}
+        return {"mediaType": _LAYER_TYPES[compression], "digest": str(digest), "size": extent.size}
 
 
 def _named(entry: Fields) -> list[Named[Fields]]:
     """An image once for each of its names; Docker leaves out `docker.io/` in them, podman does not."""
     words = [word for word in entry.texts("RepoTags") if word != "<none>:<none>"]
     return [Named(entry, (word,), read_name(word, None)) for word in words] or [Named(entry, (), None)]
-
-
-def _compression(head: bytes) -> str:
-    """What a layer's media type ends with. Docker and podman write plain tar, some builders gzip."""
-    found = compression_of(head)
-    return f"+{found}" if found in ("gzip", "zstd") else ""

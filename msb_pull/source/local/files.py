@@ -23,7 +23,7 @@ _MAX_ZEROS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``size`` bytes that stand at ``start`` in a file and belong at ``at``."""
+    """``size`` bytes that are stored at ``start`` in a file and belong at ``at``."""
 
     at: int
     start: int
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """``size`` bytes of an open file, which whoever reads them closes; between the ``pieces``, in order, are zeros."""
+    """``size`` bytes of an open file, which their reader closes; between the ``pieces``, in order, are zeros."""
 
     handle: int
     pieces: tuple[Piece, ...]
@@ -62,7 +62,7 @@ class Files(Protocol):
     def close(self) -> None: ...
 
 
-class Folder:
+class FolderFiles:
     """The files below a folder. Symlinks in it are not followed: a layout that was copied from somewhere must not
     point at other files of this machine. The folder itself may be one, since the user named it."""
 

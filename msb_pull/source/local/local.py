@@ -31,7 +31,7 @@ class LocalImage(Documents, Protocol):
 
 
 class LocalSource:
-    """A source that looks at nothing before it must: ``find`` opens the files and finds the image.
+    """A source that opens nothing before it has to: ``find`` opens the files and finds the image.
 
     ``label`` is what messages and the database call it.
     """
@@ -47,7 +47,7 @@ class LocalSource:
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """See :class:`msb_pull.source.interface.Source`; raises UsageError and LocalError as well.
 
-        Manifests and config are compared with their sizes and digests; blobs are compared by whoever reads them.
+        Manifests and config are compared with their sizes and digests; blobs are compared by their reader.
         """
         image = self._image()
         resolved = resolve_image(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msb_pull.ground.errors import NotFoundError, UsageError
-from msb_pull.image.reference import Reference
+from msb_pull.image.reference import TAG, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_BARE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _ENDINGS = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".tar", ".oci")
 _MAX_SHOWN = 120
 _GIVE_A_NAME = "give it a name with --as NAME"
@@ -31,14 +29,14 @@ class Named(Generic[T]):
 
 
 def read_name(word: str, folder: str | None) -> Reference | None:
-    """A name from a file as a reference, None where it is none.
+    """A name from a file as a reference, None where it is not one.
 
     ``alpine:3`` and ``quay.io/a/b`` are what they are on the command line. skopeo writes ``oci:DIR:3.11`` as the bare
     tag ``3.11``, which becomes ``localhost/DIR:3.11`` (as podman names what comes from no registry); without a folder
     it is no name.
     """
     try:
-        if not _BARE_TAG.fullmatch(word):
+        if not TAG.fullmatch(word):
             return Reference.parse(word)
         return Reference.parse(f"localhost/{folder.lower()}:{word}") if folder else None
     except UsageError:

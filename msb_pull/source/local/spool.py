@@ -1,4 +1,4 @@
-"""Archives that cannot be read in any order: from standard input or compressed. They go through a temporary file.
+"""Archives that cannot be read at any place: from standard input or compressed. They go through a temporary file.
 
 An archive's index may stand at its end, so nothing can be unpacked before all of it is there. The file never has a
 name (or loses it at once), so nothing of it is left behind, however the program ends.
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from isal import igzip_lib
 
-from msb_pull.ground.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError, local_error
-from msb_pull.ground.magic import LONGEST, compression_of
-from msb_pull.image.readers import gzip_header_is_whole
+from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, UsageError, local_error
+from msb_pull.ground.magic import LONGEST, compression_of, gzip_header_is_whole
 from msb_pull.source.local.files import unreadable
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from msb_pull.ground.running import Cancel
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -39,16 +39,16 @@ _MAX_MEMORY = 1 << 28
 _PATIENCE = 0.2
 
 
-def open_archive_file(path: str, label: str, scratch: Path, cancel: threading.Event, stdin: int = 0) -> int:
+def open_archive_file(path: str, label: str, scratch: Path, cancel: Cancel, stdin: int = 0) -> int:
     """Opens an archive for reading at any place; what is compressed or no regular file is copied to ``scratch`` first.
 
-    gzip and zstd are told by their first bytes, bzip2 and xz as well where Python has them. ``-`` is standard input.
+    gzip and zstd are recognised by their first bytes, bzip2 and xz too where Python has them. ``-`` is standard input.
     The caller closes the descriptor. Raises NotFoundError, UsageError, ContentError, LocalError, Cancelled.
     """
     handle = _open(path, label, stdin)
     try:
         whole = stat.S_ISREG(os.fstat(handle).st_mode) and os.lseek(handle, 0, os.SEEK_CUR) == 0
-        if whole and compression_of(os.pread(handle, LONGEST, 0)) is None:
+        if whole and not compression_of(os.pread(handle, LONGEST, 0)):
             handle, plain = -1, handle
             return plain
         return _spool(handle, label, scratch, cancel)
@@ -80,7 +80,7 @@ def _open(path: str, label: str, stdin: int) -> int:
         raise unreadable(error, label) from error
 
 
-def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> int:
+def _spool(handle: int, label: str, scratch: Path, cancel: Cancel) -> int:
     pieces = _chunks(handle, label, cancel)
     head = b""
     while len(head) < LONGEST and (chunk := next(pieces, b"")):
@@ -94,8 +94,7 @@ def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> i
         with tempfile.TemporaryFile(dir=where, prefix="spool-") as out:
             while head:
                 for piece in inflate.feed(head) if inflate else (head,):
-                    if cancel.is_set():
-                        raise Cancelled("interrupted")
+                    cancel.check()
                     out.write(piece)
                 head = next(pieces, b"")
             if inflate:
@@ -106,10 +105,9 @@ def _spool(handle: int, label: str, scratch: Path, cancel: threading.Event) -> i
         raise local_error(error, where or tempfile.gettempdir()) from error
 
 
-def _chunks(handle: int, label: str, cancel: threading.Event) -> Iterator[bytes]:
+def _chunks(handle: int, label: str, cancel: Cancel) -> Iterator[bytes]:
     while True:
-        if cancel.is_set():
-            raise Cancelled("interrupted")
+        cancel.check()
         # Waiting for a pipe inside read() would make Ctrl-C wait as well.
         if not select.select([handle], [], [], _PATIENCE)[0]:
             continue
@@ -119,9 +117,8 @@ def _chunks(handle: int, label: str, cancel: threading.Event) -> Iterator[bytes]
             continue
         except OSError as error:
             raise unreadable(error, label) from error
-        if cancel.is_set():
-            # Ctrl-C ends the program before the pipe as well: its end is not the end of the archive.
-            raise Cancelled("interrupted")
+        # Ctrl-C ends the program before the pipe as well: its end is not the end of the archive.
+        cancel.check()
         if not chunk:
             return
         yield chunk

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, NetworkError
 from msb_pull.source.http import redact
+from msb_pull.source.http.addresses import origin
 from msb_pull.source.http.failures import Failure
 from msb_pull.source.http.retry import retry_after
-from msb_pull.source.http.transport import origin
-from msb_pull.source.registry.answers import check_document, denied, read_refusal
 from msb_pull.source.registry.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.registry.endpoint import forbidden
+from msb_pull.source.registry.refusals import check_document, denied, read_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
+    from msb_pull.source.http.answer import Answer
     from msb_pull.source.http.retry import Clock
-    from msb_pull.source.http.transport import Answer, Transport
+    from msb_pull.source.http.transport import Transport
     from msb_pull.source.registry.auth_file import Credential
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.endpoint import Target
@@ -56,19 +56,11 @@ class _Slot:
 class Authenticator:
     """Knows what to send as Authorization, and learns it from the challenges of registries."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        credentials: CredentialStore,
-        clock: Clock,
-        observer: Observer,
-        cancel: threading.Event,
-    ) -> None:
+    def __init__(self, transport: Transport, credentials: CredentialStore, clock: Clock, job: Job) -> None:
         self._transport = transport
         self._credentials = credentials
         self._clock = clock
-        self._observer = observer
-        self._cancel = cancel
+        self._job = job
         self._slots: dict[tuple[str, str], _Slot] = {}
         self._lock = threading.Lock()
 
@@ -81,11 +73,13 @@ class Authenticator:
     def header(self, target: Target, url: str) -> str | None:
         """What to send at once, None before the first challenge. An old token is renewed first."""
         slot = self._slot(target)
-        if slot.header is None or slot.expires is None or self._clock.monotonic() < slot.expires:
+        # Not under the lock, which is held while another thread waits for a token service: what is valid can be sent.
+        if not self._is_old(slot):
             return slot.header
         with slot.lock:
-            if slot.challenge is not None and slot.expires is not None and self._clock.monotonic() >= slot.expires:
-                self._exchange(slot, slot.challenge, target, url)
+            # Whoever had the lock before may have renewed it.
+            if slot.challenge is not None and self._is_old(slot):
+                self._obey(slot, slot.challenge, target, url)
             return slot.header
 
     def respond(self, target: Target, answer: Answer, used: str | None, *, fresh: bool) -> str | None:
@@ -94,22 +88,21 @@ class Authenticator:
         ``fresh`` says that this very request has renewed it already; then only another scope is worth a try.
         Raises AccessError when credentials are missing or refused, Failure for trouble with the token service.
         """
-        challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+        challenge = _challenge(answer)
         if challenge is None:
             return None if used else self.introduce(target, urlsplit(answer.url).scheme, anybody=True)
         slot = self._slot(target)
         with slot.lock:
             if slot.header is not None and slot.header != used:
+                # Another thread has learned it while this one waited.
                 return slot.header
-            if challenge.scheme == "basic":
-                return self._basic(slot, target, used)
-            if fresh and challenge.parameters.get("scope") in (None, "", slot.scope):
+            if fresh and challenge.scheme == "bearer" and challenge.parameters.get("scope") in (None, "", slot.scope):
                 return None
-            self._exchange(slot, challenge, target, answer.url, again=used is not None)
-            return slot.header if slot.header != used else None
+            header = self._obey(slot, challenge, target, answer.url, again=used is not None)
+            return header if header != used else None
 
     def introduce(self, target: Target, scheme: str, *, anybody: bool = False) -> str | None:
-        """What to send to a registry that has turned the nameless away without a challenge; None without a login.
+        """What to send to a registry that has refused a nameless request without a challenge; None without a login.
 
         Such registries challenge at ``/v2/`` alone, where they are asked once (as Docker does before anything else).
         ``anybody``: they have asked for a name, or for a token that may be had without one, so no login is needed.
@@ -124,25 +117,25 @@ class Authenticator:
             try:
                 answer = self._transport.follow("GET", address, {}, behalf=target.endpoint.host)
             except Failure as failure:
-                self._observer(events.Logged(target.what, 1, f"no challenge from {target.endpoint.host}: {failure}"))
+                self._job.log(target.what, f"no challenge from {target.endpoint.host}: {failure}")
                 return None
             with answer:
-                challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+                challenge = _challenge(answer)
+            # A challenge from where it was redirected to is not the registry's own: no login goes there.
             if answer.status != 401 or challenge is None or origin(answer.url) != origin(address):
                 return None
-            if challenge.scheme == "basic":
-                return self._basic(slot, target, None)
-            self._exchange(slot, challenge, target, answer.url)
-            return slot.header
+            return self._obey(slot, challenge, target, answer.url)
 
     def anonymous(self, target: Target, answer: Answer) -> str | None:
         """What to send to a host that a registry has redirected to and that wants a token of its own."""
-        challenge = choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+        challenge = _challenge(answer)
         if challenge is None or challenge.scheme != "bearer":
             return None
-        slot = _Slot(asked=True)
-        self._exchange(slot, challenge, target, answer.url, again=True)
-        return slot.header
+        # A slot that has no login and never looks for one.
+        return self._obey(_Slot(asked=True), challenge, target, answer.url, again=True)
+
+    def _is_old(self, slot: _Slot) -> bool:
+        return slot.header is not None and slot.expires is not None and self._clock.monotonic() >= slot.expires
 
     def _slot(self, target: Target) -> _Slot:
         with self._lock:
@@ -155,32 +148,36 @@ class Authenticator:
                 endpoint.host if endpoint.namespace else target.registry,
                 target.repository,
                 mirror=bool(endpoint.namespace),
-                warn=lambda text: self._observer(events.Warned(target.what, text)),
-                cancel=self._cancel,
+                warn=lambda text: self._job.warn(target.what, text),
+                cancel=self._job.cancel,
             )
             slot.asked = True
         return slot.credential
 
-    def _basic(self, slot: _Slot, target: Target, used: str | None) -> str | None:
-        credential = self._credential(slot, target)
-        if credential is None:
-            raise denied(
-                target.what, target.registry, f"authentication required for {target.endpoint.host}", named=False
-            )
-        if credential.registry_token:
-            slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
-        else:
-            slot.header = _basic(credential.username, credential.password or credential.identity_token)
-        return slot.header if slot.header != used else None
+    def _obey(self, slot: _Slot, challenge: Challenge, target: Target, url: str, *, again: bool = False) -> str | None:
+        """Puts what a challenge of ``url`` asks for into the slot, whose lock is held, and returns it.
 
-    def _exchange(self, slot: _Slot, challenge: Challenge, target: Target, url: str, *, again: bool = False) -> None:
-        """Gets a token and puts it into the slot, whose lock is held. ``again``: one was refused, so obey its scope."""
+        ``again``: something was sent and refused, so the scope is now the one that the challenge names.
+        """
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
             slot.header = _bearer(credential.registry_token, target, "the one that was given cannot be sent")
             slot.expires = None
-            return
+        elif challenge.scheme == "bearer":
+            self._fetch_token(slot, credential, challenge, target, url, again=again)
+        elif credential is not None:
+            slot.header = _basic(credential.username, credential.password or credential.identity_token)
+        else:
+            cause = f"authentication required for {target.endpoint.host}"
+            raise denied(target.what, target.registry, cause, named=False)
+        return slot.header
+
+    def _fetch_token(
+        self, slot: _Slot, credential: Credential | None, challenge: Challenge, target: Target, url: str, *, again: bool
+    ) -> None:
+        """Gets a token from the service that the challenge names, and notes until when it is good."""
         realm = _check_realm(challenge.parameters.get("realm", ""), url)
+        # What is needed and no more, whatever the challenge asks for; its own words count once that was refused.
         scope = f"repository:{target.repository}:pull"
         if again:
             scope = challenge.parameters.get("scope") or scope
@@ -198,10 +195,11 @@ class Authenticator:
         seconds = life if isinstance(life, int | float) and not isinstance(life, bool) else 0
         slot.expires = self._clock.monotonic() + max(_SHORTEST_LIFE, min(seconds, 1e9)) * _RENEW_AT
         slot.header, slot.challenge, slot.scope = header, challenge, scope
+        # Some services send another one with every token, and the old one is void then.
         renewed = document.get("refresh_token")
         if slot.refresh_token and isinstance(renewed, str) and renewed:
             slot.refresh_token = renewed
-        self._observer(events.Logged(target.what, 1, f"token from {answer.host} for {answer.quote(scope)}"))
+        self._job.log(target.what, f"token from {answer.host} for {answer.quote(scope)}")
 
     def _ask(
         self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str], behalf: str
@@ -219,6 +217,7 @@ class Authenticator:
             if answer.status not in _NO_POST:
                 return answer
             answer.close()
+            # As it was done before there was the POST form: the token in place of the password.
             headers["Authorization"] = _basic(credential.username, slot.refresh_token)
         elif credential is not None:
             headers["Authorization"] = _basic(credential.username, credential.password)
@@ -228,15 +227,18 @@ class Authenticator:
         )
 
     def _refused(self, answer: Answer, target: Target, credential: Credential | None) -> None:
-        host = answer.host
         refusal = read_refusal(answer)
-        cause = str(refusal).replace("registry answered", f"token service {host} answered", 1)
+        cause = refusal.told_by(f"token service {answer.host}")
         if refusal.retry:
             wait = retry_after(answer.headers.get("Retry-After"), self._clock.now())
             raise Failure(cause, retry_after=wait, limited=refusal.status == 429, answered=True)
         if refusal.status in (400, 401, 403, 404):
             raise denied(target.what, target.registry, cause, named=credential is not None)
         raise NetworkError(f"{target.what}: no token", cause=cause)
+
+
+def _challenge(answer: Answer) -> Challenge | None:
+    return choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
 
 
 def _check_realm(realm: str, registry_url: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.source.http.addresses import spellings
 from msb_pull.source.http.redact import printable
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AuthFile:
-    """One file, read; every value still as it stood there."""
+    """One file, with every value as it stands there."""
 
     path: Path
     auths: Mapping[str, Any]
@@ -45,16 +46,16 @@ class AuthFile:
 
     def helper_for(self, registry: str) -> str:
         """The program that keeps the credentials of this registry, "" for none."""
-        for key in _registry_keys(registry):
+        for key in dict.fromkeys((*helper_keys(registry), *_names(registry))):
             name = self.cred_helpers.get(key)
             if isinstance(name, str) and name:
                 return name
         return ""
 
     def find(self, registry: str, repository: str, warn: Callable[[str], None]) -> Credential | None:
-        """The entry for the longest part of the repository's path, at last the registry alone; empty ones are none."""
+        """The entry for the longest part of the repository's path, finally the registry; empty ones do not count."""
         normal = {normalised(key): self.auths[key] for key in reversed(list(self.auths))}
-        for name in _spellings(registry):
+        for name in _names(registry):
             parts = f"{name}/{repository}".split("/")
             for length in range(len(parts), 0, -1):
                 key = "/".join(parts[:length])
@@ -90,7 +91,7 @@ class AuthFile:
 def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None]) -> AuthFile | None:
     """Reads a file; None when it is not there. ``legacy`` is ``~/.dockercfg``, which is nothing but auths.
 
-    Raises UsageError when it is no JSON, or is ``required`` and cannot be read; never with its content.
+    Raises UsageError when it is not JSON, or is ``required`` and cannot be read; never with its content.
     """
     try:
         with path.open("rb") as file:
@@ -120,9 +121,7 @@ def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None
 
 def helper_keys(registry: str) -> tuple[str, ...]:
     """What to ask a helper for: Docker's own registry by its old address, others by their name."""
-    if registry in HUB_NAMES:
-        return (HUB_KEY,)
-    return _spellings(registry)
+    return (HUB_KEY,) if registry in HUB_NAMES else spellings(registry)
 
 
 def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -130,24 +129,14 @@ def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _registry_keys(registry: str) -> tuple[str, ...]:
-    if registry in HUB_NAMES:
-        return (HUB_KEY, *HUB_NAMES)
-    return _spellings(registry)
-
-
-def _spellings(registry: str) -> tuple[str, ...]:
+def _names(registry: str) -> tuple[str, ...]:
     """The names under which a registry may stand: all of Docker's, and with or without the default port."""
-    if registry in HUB_NAMES:
-        return HUB_NAMES
-    if registry.endswith(":443"):
-        return registry, registry.removesuffix(":443")
-    return (registry,) if ":" in registry.rpartition("]")[2] else (registry, f"{registry}:443")
+    return HUB_NAMES if registry in HUB_NAMES else spellings(registry)
 
 
 def same_registry(one: str, other: str) -> bool:
     """Whether two hosts are spellings of one registry."""
-    return other in _spellings(one)
+    return other in _names(one)
 
 
 def normalised(key: str) -> str:

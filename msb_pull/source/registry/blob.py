@@ -7,26 +7,24 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import AccessError, Cancelled, ContentError, MsbPullError, NetworkError, NotFoundError
+from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.readers import DigestMismatch
 from msb_pull.source.http.failures import Failure, RangeIgnored
-from msb_pull.source.registry.parallel import Accelerator, Connections, Parts, PartsReader
+from msb_pull.source.http.limiter import Limiter
+from msb_pull.source.registry.parallel import Accelerator, Parts, PartsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from msb_pull.ground.events import Observer
     from msb_pull.image.manifest import Descriptor
-    from msb_pull.source.http.limiter import Limiter
-    from msb_pull.source.http.sockets import Patience
-    from msb_pull.source.registry.asking import Exchange
     from msb_pull.source.registry.body import Body
+    from msb_pull.source.registry.downloads import Downloads
 
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
 _PROGRESS_PARTS = 64
-# Less than this many bytes in so many seconds is as good as nothing.
+# Fewer bytes than this in so many seconds count as a stall.
 _STALLED = 1024
 _STALL_WINDOW = 60.0
 
@@ -53,8 +51,8 @@ class Route(Protocol):
         Raises NotFoundError, AccessError, NetworkError, ContentError, RangeIgnored, Cancelled.
         """
 
-    def mark_down(self, reason: str) -> None:
-        """This place cannot be reached: nobody should try it again in this run."""
+    def mark_down(self) -> None:
+        """This place cannot be reached: it is not to be tried again in this run."""
 
 
 class RegistryBlob:
@@ -70,14 +68,10 @@ class RegistryBlob:
         offset: int,
         routes: Sequence[Route],
         *,
+        downloads: Downloads,
         image: str,
-        exchange: Exchange,
-        limiter: Limiter,
-        observer: Observer,
         decode: bool,
         delivered: Callable[[RegistryBlob], None],
-        connections: Connections,
-        patience: Patience,
         document: bool = False,
     ) -> None:
         self.ambiguous = False
@@ -86,23 +80,26 @@ class RegistryBlob:
         self._position = offset
         self._routes = list(routes)
         self._image = image
-        self._exchange = exchange
-        self._clock = exchange.clock
-        self._limiter = limiter
-        self._observer = observer
+        self._requester = downloads.requester
+        self._job = downloads.requester.job
+        self._clock = downloads.requester.clock
+        # A document has a deadline, which a rate for large things must not use up.
+        self._limiter = Limiter(None, self._clock, self._job.cancel) if document else downloads.limiter
         self._decode = decode
         self._delivered = delivered
         self._document = document
+        # False once a part was refused: from then on the whole blob is asked for and its beginning passed over.
         self._ranged = True
+        # Where the part that is being read began; None while it is the whole blob.
         self._part_from: int | None = None
         self._body: Body | None = None
         self._failures = 0
         self._last_trouble_at = offset
         self._window_start = 0.0
         self._window_bytes = 0
-        self._patience = patience
-        self._connections = connections
-        self._fast = Accelerator(connections, self._clock, self._start_parts)
+        self._patience = downloads.patience
+        self._connections = downloads.connections
+        self._fast = Accelerator(self._connections, self._clock, self._start_parts)
         self._entered = False
 
     @property
@@ -118,8 +115,7 @@ class RegistryBlob:
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
         while self._position < self._size:
-            if self._exchange.cancel.is_set():
-                raise Cancelled("interrupted")
+            self._job.cancel.check()
             started = self._clock.monotonic()
             try:
                 data = self._read(size) if self._fast.parts is None else self._read_parts(self._fast.parts, size)
@@ -178,7 +174,11 @@ class RegistryBlob:
         return data
 
     def _read_parts(self, parts: PartsReader, size: int) -> bytes:
-        """Reads what several connections bring, once they do; the single one goes on until then, and when they fail."""
+        """Reads what several connections bring, once they do; the single one goes on until then, and when they fail.
+
+        The parts begin a little ahead of the single connection, so the bytes in between come from that one. As soon as
+        it has reached what the parts hold, it is closed, and its place taken by one more thread for parts.
+        """
         reason = "no gain"
         try:
             waiting = self._body is not None and not parts.reach(self._position)
@@ -193,6 +193,7 @@ class RegistryBlob:
         if waiting:
             return self._read(size)
         if self._body is not None:
+            # Not even one part has come: no other blob need try this place.
             self._connections.mark_useless(self.route.name)
         self._log(f"blob {self._descriptor.digest.short}: {reason}; back to one connection")
         self._fast.stop()
@@ -234,7 +235,8 @@ class RegistryBlob:
             self._failures = 0
         self._last_trouble_at = self._position
         self._failures += 1
-        allowed = self._exchange.retries if self.route.patient else 0
+        allowed = self._requester.retries if self.route.patient else 0
+        # Where parts are promised and nothing of one ever comes, the whole blob may still: it is asked for first.
         if (not failure.retry or self._failures > allowed) and self._part_from == self._position:
             self._log(f"{self.route.name}: no part of the blob comes; reading from the start")
             self._ranged = False
@@ -245,10 +247,10 @@ class RegistryBlob:
             return
         # The first time after some progress the line is probably fine: only a moment, so that not all threads come
         # back in the same instant.
-        delay = self._clock.random() / 4 if self._failures == 1 else self._exchange.backoff.pause(self._failures - 1)
+        delay = self._clock.random() / 4 if self._failures == 1 else self._requester.backoff.pause(self._failures - 1)
         what = f"blob {self._descriptor.digest.short} at byte {self._position}"
-        self._observer(events.Retrying(self._image, what, failure.reason, self._failures, delay))
-        self._clock.sleep(self._exchange.cancel, delay)
+        self._job.tell(events.Retrying(self._image, what, failure.reason, self._failures, delay))
+        self._clock.sleep(self._job.cancel, delay)
 
     def _leave(self, error: MsbPullError) -> None:
         """Goes on with the next route, or raises the error when this was the last."""
@@ -257,12 +259,13 @@ class RegistryBlob:
             raise error
         left = self._routes.pop(0)
         if isinstance(error, NetworkError):
-            left.mark_down(error.cause or error.message)
+            left.mark_down()
+        # Nothing that was learned of one place counts for the next.
         self._failures = 0
         self._ranged = True
         reason = error.cause or error.message
         text = f"blob {self._descriptor.digest.short}: {left.name}: {reason}; going on with {self.route.name}"
-        self._observer(events.Warned(self._image, text))
+        self._job.warn(self._image, text)
 
     def _finish(self) -> None:
         """The last byte is here: nothing may follow it. (Parts cannot be longer than what was asked for.)"""
@@ -284,27 +287,4 @@ class RegistryBlob:
             self._body = None
 
     def _log(self, text: str) -> None:
-        self._observer(events.Logged(self._image, 1, text))
-
-
-class InlineBlob:
-    """A small blob that stood in the manifest itself (image-spec, ``data``), already compared with its digest."""
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        self._rest = data[offset:]
-
-    def read(self, size: int, /) -> bytes:
-        """See :class:`msb_pull.source.interface.BlobStream`."""
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        return piece
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def __enter__(self) -> InlineBlob:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+        self._job.log(self._image, text)

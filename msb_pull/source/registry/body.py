@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import ContentError, MsbPullError
 from msb_pull.image.readers import ON_THE_WAY
 from msb_pull.source.http.failures import BROKEN, Failure, RangeIgnored, failure_of
-from msb_pull.source.registry.answers import is_web_page, web_page
+from msb_pull.source.registry.refusals import is_web_page, web_page
 
 if TYPE_CHECKING:
-    from msb_pull.source.http.transport import Answer
+    from msb_pull.source.http.answer import Answer
 
 # One call gathers what arrives within this time, in seconds, so that neither small packets nor TLS records make many
 # small pieces; a slow line is not held up for longer.
@@ -30,7 +30,7 @@ class Body:
     def __init__(self, answer: Answer, *, offset: int, size: int, decode: bool, end: int | None = None) -> None:
         """Takes over the answer to a request for ``offset`` to ``end`` (exclusive, None: ``size``, the blob's own).
 
-        Raises RangeIgnored for a range that is another, ContentError for a wrong length, Failure for a web page.
+        Raises RangeIgnored for any other range, ContentError for a wrong length, Failure for a web page.
         """
         end = size if end is None else end
         self.answer = answer
@@ -111,7 +111,7 @@ class Body:
             if self._decode:
                 decoded: bytes = raw.read(min(size, _STEP), decode_content=True)
                 return decoded
-            # Some byte of the blob must come in time: lengths of chunks can trickle without an end.
+            # At least a byte of the blob must come in time: the lengths of chunks can trickle for ever.
             with self.answer.until(fresh=True):
                 plain: bytes = raw.read1(size, decode_content=False)
             return plain

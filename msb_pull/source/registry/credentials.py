@@ -1,4 +1,4 @@
-"""Whose name to use at a registry: explicit, environment, then the files and helpers that podman and docker write.
+"""Which login to use at a registry: explicit, environment, then the files and helpers that podman and docker write.
 
 The order is that of containers/image: a file that has no entry for the registry passes the question on to the next.
 Nothing here ever appears in a message, a log line or an argument of a program.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import places
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.running import Cancel
 from msb_pull.source.registry import auth_file, helpers
-from msb_pull.source.registry.auth_file import AuthFile, Credential
+from msb_pull.source.registry.auth_file import Credential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ _HOST = "MSB_REGISTRY_HOST"
 def check_given(registries: Collection[str], environment: Mapping[str, str] | None = None, *, stdin: bool) -> None:
     """Raises UsageError where it is not clear for which of ``registries`` the credentials of this run are meant.
 
-    ``stdin`` says that they come from standard input, else they may stand in ``environment``.
+    ``stdin`` says that they come from standard input, else they may be in ``environment``.
     """
     environment = os.environ if environment is None else environment
     where = "--creds-stdin" if stdin else next((name for name in _GIVEN if environment.get(name)), None)
@@ -57,17 +57,17 @@ def _named_host(environment: Mapping[str, str]) -> str:
 
 
 def _silent(text: str) -> None:
-    """Warnings that nobody asked for."""
+    """Where warnings go that are not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked of the files: helpers and files may warn, and hear a cancel."""
+    """What files and helpers are asked, how they warn, and what ends them."""
 
     registry: str
     repository: str
     warn: Callable[[str], None]
-    cancel: threading.Event
+    cancel: Cancel
 
 
 class CredentialStore:
@@ -104,7 +104,7 @@ class CredentialStore:
         cls, text: str, environment: Mapping[str, str] | None = None, *, host: str | None = None
     ) -> CredentialStore:
         """For ``--creds-stdin``: ``user:password``, whose password may have several lines (``_json_key`` has a file of
-        JSON). One line end after it is none of it. Raises UsageError, which does not repeat the text."""
+        JSON). One newline at its end is not part of it. Raises UsageError, which does not repeat the text."""
         username, colon, password = text.removesuffix("\n").removesuffix("\r").partition(":")
         if not colon or not username or "\n" in username:
             raise UsageError("--creds-stdin: standard input must be user:password")
@@ -117,14 +117,14 @@ class CredentialStore:
         *,
         mirror: bool = False,
         warn: Callable[[str], None] = _silent,
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
     ) -> Credential | None:
-        """The credential for a repository, None when there is none.
+        """The credential for a repository, None when it has none.
 
         What was given for this one pull (``--creds-stdin``, ``MSB_REGISTRY_…``) is meant for one registry that images
         name, never for a ``mirror``; files and helpers answer for the others. Raises UsageError for a file that cannot
         be understood, or a named one that does not exist; other trouble (an unreadable file, a helper that fails) is
-        told to ``warn``.
+        reported to ``warn``.
         """
         if self._anonymous:
             return None
@@ -132,7 +132,7 @@ class CredentialStore:
         bound = _named_host(self.environment) or self._host
         if given is not None and (mirror or bound is None or auth_file.same_registry(bound, registry)):
             return None if mirror else given
-        question = _Question(registry, repository, warn, cancel or threading.Event())
+        question = _Question(registry, repository, warn, cancel or Cancel())
         for path, legacy, required in self._files():
             found = self._ask(path, legacy, required, question)
             if found is not None:
@@ -184,12 +184,7 @@ class CredentialStore:
             return found
         if found := content.find(question.registry, question.repository, question.warn):
             return found
-        return self._ask_store(content, path, question)
-
-    def _ask_store(self, content: AuthFile, path: Path, question: _Question) -> Credential | None:
-        if not content.creds_store:
-            return None
-        return self._ask_helper(content.creds_store, path, question)
+        return self._ask_helper(content.creds_store, path, question) if content.creds_store else None
 
     def _ask_helper(self, name: str, path: Path, question: _Question) -> Credential | None:
         for key in auth_file.helper_keys(question.registry):

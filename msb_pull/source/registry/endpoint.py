@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.image.reference import DEFAULT_REGISTRY
+from msb_pull.source.http.addresses import host_name, is_loopback, literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# docker.io is a name; this is the host that answers for it (containerd and containers/image use the same).
-HUB = "docker.io"
-HUB_HOST = "registry-1.docker.io"
+# Registries that are not at the host of their name (containerd and containers/image use the same one).
+HOSTS = {DEFAULT_REGISTRY: "registry-1.docker.io"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,9 @@ class Target:
 
 
 def endpoints(registry: str, mirrors: Mapping[str, Sequence[str]], plain_http: frozenset[str]) -> tuple[Endpoint, ...]:
-    """The mirrors of a registry in order, then itself. Raises UsageError for a mirror's address that is none."""
+    """The mirrors of a registry in order, then itself. Raises UsageError for a mirror whose address is invalid."""
     found = [_mirror(text, registry, plain_http) for text in mirrors.get(registry, ())]
-    host = HUB_HOST if registry == HUB else registry
+    host = HOSTS.get(registry, registry)
     return (*found, Endpoint(host, "http" if registry in plain_http else _scheme(host)))
 
 
@@ -79,33 +78,6 @@ def _mirror(text: str, registry: str, plain_http: frozenset[str]) -> Endpoint:
 
 def _scheme(host: str) -> str | None:
     return None if is_loopback(host_name(host)) else "https"
-
-
-def host_name(host: str) -> str:
-    """``host[:port]`` without port and brackets."""
-    return urlsplit(f"//{host}").hostname or host
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name can only mean this machine: localhost, ``*.localhost`` (RFC 6761), 127.0.0.0/8, ``::1``."""
-    address = literal(name)
-    if address is not None:
-        return address.is_loopback
-    return name == "localhost" or name.endswith(".localhost")
-
-
-def literal(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address that a host name is, in any spelling that resolvers accept (``0x7f.1``, ``2130706433``)."""
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        try:
-            return ipaddress.IPv4Address(socket.inet_aton(name))
-        except OSError:
-            return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped
-    return address
 
 
 def forbidden(address: str, base: str) -> str | None:

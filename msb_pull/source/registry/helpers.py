@@ -9,11 +9,10 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled
-
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Mapping
+
+    from msb_pull.ground.running import Cancel
 
 TIMEOUT = 30.0
 _SLICE = 0.25
@@ -23,11 +22,11 @@ _NOT_FOUND = ("credentials not found", "no credentials server url", "no credenti
 
 
 class HelperError(Exception):
-    """The program did not do what a helper does; the text is one line and repeats nothing it printed."""
+    """The program does not behave like a helper; the text is one line and repeats nothing that it printed."""
 
 
 def ask(
-    name: str, key: str, environment: Mapping[str, str], cancel: threading.Event, *, timeout: float = TIMEOUT
+    name: str, key: str, environment: Mapping[str, str], cancel: Cancel, *, timeout: float = TIMEOUT
 ) -> tuple[str, str] | None:
     """User name and secret that the helper ``name`` keeps for ``key``, None when it has none.
 
@@ -54,9 +53,7 @@ def ask(
     return (username, secret) if secret else None
 
 
-def _run(
-    program: str, key: str, environment: Mapping[str, str], cancel: threading.Event, timeout: float
-) -> tuple[int, bytes]:
+def _run(program: str, key: str, environment: Mapping[str, str], cancel: Cancel, timeout: float) -> tuple[int, bytes]:
     try:
         process = subprocess.Popen(
             [program, "get"],
@@ -77,8 +74,7 @@ def _run(
                     return process.returncode, output
                 except subprocess.TimeoutExpired:
                     given = None
-                if cancel.is_set():
-                    raise Cancelled("interrupted")
+                cancel.check()
                 if time.monotonic() >= deadline:
                     raise HelperError(f"it did not answer within {timeout:g} seconds")
         finally:

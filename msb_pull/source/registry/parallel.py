@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import LocalError, MsbPullError
-from msb_pull.ground.running import start_thread
+from msb_pull.ground.running import Cancel, start_thread
 from msb_pull.source.http.failures import Failure, RangeIgnored
 from msb_pull.source.registry.body import GATHER_BYTES
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.source.http.retry import Clock
     from msb_pull.source.http.sockets import Patience
     from msb_pull.source.registry.body import Body
+    from msb_pull.source.registry.downloads import Connections
 
 SEGMENT = 2 << 20
 # Seconds: how long a single connection is watched before more are tried, and how long they are.
@@ -41,46 +42,6 @@ class Parts(Protocol):
 
     def open_part(self, start: int, end: int) -> Body:
         """The bytes from ``start`` up to ``end``; raises what :meth:`.blob.Route.open` raises."""
-
-
-class Connections:
-    """How many connections may serve blobs at once, and how much all of them together have brought."""
-
-    def __init__(self, limit: int) -> None:
-        self._lock = threading.Lock()
-        self._free = limit
-        self._useless: set[str] = set()
-        self.received = 0
-
-    def enter(self) -> None:
-        """Counts the one connection that every blob may have."""
-        with self._lock:
-            self._free -= 1
-
-    def take(self, wanted: int) -> int:
-        """Takes up to so many more; returns how many there were."""
-        with self._lock:
-            got = max(0, min(wanted, self._free))
-            self._free -= got
-            return got
-
-    def give_back(self, count: int) -> None:
-        """Frees connections."""
-        with self._lock:
-            self._free += count
-
-    def add(self, count: int) -> None:
-        """Counts bytes."""
-        with self._lock:
-            self.received += count
-
-    def mark_useless(self, place: str) -> None:
-        """More connections do not make this place faster."""
-        self._useless.add(place)
-
-    def is_useless(self, place: str) -> bool:
-        """Whether that was found."""
-        return place in self._useless
 
 
 @dataclass(slots=True)
@@ -104,8 +65,10 @@ class PartsReader:
         self._parts = parts
         # An interruption loses what is under way, so it is kept small until more connections have proved to pay.
         self.segment = SEGMENT // 2
+        # The single connection reads the first segment itself, while the others come to speed.
         self._next = position + self.segment
         self._end = end
+        # So many segments may be here at once, which bounds the memory: one for each thread, and two to read from.
         self._window = count + 2
         self._arrived = arrived
         self._patience = patience
@@ -113,7 +76,8 @@ class PartsReader:
         self._segments: deque[_Segment] = deque()
         self._trouble: BaseException | None = None
         self._draining = False
-        self._stop = threading.Event()
+        # Ends with the run, and when the reader wants no more.
+        self._stop = Cancel(patience.cancel)
         self._threads: list[threading.Thread] = []
         for _ in range(count):
             self.add_thread()
@@ -131,12 +95,14 @@ class PartsReader:
         with self._changed:
             if self._trouble is not None or self._draining:
                 raise Failure("no gain" if self._draining else "a part could not be fetched")
+            # The single connection has meanwhile read into the segments, or beyond them, if it is the faster one.
             while self._segments:
                 segment = self._segments[0]
                 while segment.pieces and segment.start + segment.given < position:
                     self._give(segment, position - segment.start - segment.given)
                 if segment.given < segment.end - segment.start:
                     return segment.start + segment.given == position and bool(segment.pieces)
+            # All that was fetched lies behind the reader: the next part begins where it is now.
             self._next = max(self._next, position)
             return False
 
@@ -183,7 +149,7 @@ class PartsReader:
         return piece
 
     def _work(self) -> None:
-        self._patience.also(self._stop)
+        self._patience.hear(self._stop)
         try:
             while (segment := self._claim()) is not None:
                 self._fetch(segment)
@@ -275,6 +241,7 @@ class Accelerator:
         self._taken = 0
 
     def _consider(self, elapsed: float, remaining: int, place: str) -> None:
+        """Tries more connections where the network is what is slow, and enough is left for them to pay."""
         self._baseline = (self._connections.received - self._received) / elapsed
         slow_side = self._waited / elapsed < _WAITING
         soon_done = remaining < max(4 * SEGMENT, self._own / elapsed * 2 * _TRIAL)
@@ -291,6 +258,7 @@ class Accelerator:
         rate = (self._connections.received - self._received) / elapsed
         assert self.parts is not None
         if rate < self._baseline * _GAIN:
+            # The threads finish what they have begun, and the reader goes back to one connection.
             self._connections.mark_useless(place)
             self.parts.drain()
         self.parts.segment = SEGMENT

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.manifest import ACCEPT, MANIFEST_LIMIT
@@ -15,23 +15,23 @@ from msb_pull.source.http.retry import Clock
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.http.tls import TrustStore
 from msb_pull.source.http.transport import Transport
-from msb_pull.source.registry.answers import check_document
-from msb_pull.source.registry.asking import Exchange
 from msb_pull.source.registry.auth import Authenticator
-from msb_pull.source.registry.blob import InlineBlob, RegistryBlob
-from msb_pull.source.registry.endpoint import Endpoint, Target, endpoints
-from msb_pull.source.registry.parallel import Connections
-from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute, Route
-from msb_pull.source.resolve import matching, resolve_image, verified
+from msb_pull.source.registry.blob import RegistryBlob, Route
+from msb_pull.source.registry.downloads import Connections, Downloads
+from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
+from msb_pull.source.registry.refusals import check_document
+from msb_pull.source.registry.requester import Requester
+from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
+from msb_pull.source.resolve import resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.image.manifest import Descriptor
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
-    from msb_pull.source.http.transport import Answer
+    from msb_pull.source.http.answer import Answer
     from msb_pull.source.interface import BlobStream, ResolvedImage, Source
     from msb_pull.source.registry.credentials import CredentialStore
 
@@ -58,36 +58,24 @@ class RegistryClient:
     """What one run knows of registries: tokens, pauses, connections, the rate. Safe to use from several threads."""
 
     def __init__(
-        self,
-        options: RegistryOptions,
-        credentials: CredentialStore,
-        *,
-        observer: Observer,
-        cancel: threading.Event,
-        clock: Clock | None = None,
+        self, options: RegistryOptions, credentials: CredentialStore, job: Job, *, clock: Clock | None = None
     ) -> None:
         self.options = options
-        self.observer = observer
-        clock = clock or Clock()
-        self.patience = patience = Patience(cancel)
-        self.connections = Connections(options.connections)
+        self.job = job
+        clock, patience, environment = clock or Clock(), Patience(job.cancel), credentials.environment
         trust = TrustStore(
             ca_certs=options.ca_certs,
             no_verify=options.tls_no_verify,
-            environment=credentials.environment,
+            environment=environment,
             patience=patience,
-            log=lambda text: observer(events.Logged("", 1, text)),
+            aliases={host: registry for registry, host in HOSTS.items()},
+            log=lambda text: job.log("", text),
         )
-        self._transport = Transport(
-            trust, patience, timeout=options.timeout, observer=observer, environment=credentials.environment
-        )
-        auth = Authenticator(self._transport, credentials, clock, observer, cancel)
-        self.exchange = Exchange(
-            self._transport, auth, clock, retries=options.retries, observer=observer, cancel=cancel
-        )
-        self.limiter = Limiter(options.limit_rate, clock, cancel)
-        self.unlimited = Limiter(None, clock, cancel)
-        self._down: dict[str, str] = {}
+        self._transport = Transport(trust, patience, timeout=options.timeout, job=job, environment=environment)
+        auth = Authenticator(self._transport, credentials, clock, job)
+        self.requester = Requester(self._transport, auth, clock, retries=options.retries, job=job)
+        limiter = Limiter(options.limit_rate, clock, job.cancel)
+        self.downloads = Downloads(self.requester, limiter, Connections(options.connections), patience)
 
     def source(self, reference: Reference) -> Source:
         """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address."""
@@ -96,14 +84,6 @@ class RegistryClient:
     def close(self) -> None:
         """Ends all connections."""
         self._transport.close()
-
-    def mark_down(self, host: str, reason: str) -> None:
-        """A mirror cannot be reached: it is left alone for the rest of the run."""
-        self._down.setdefault(host, reason)
-
-    def is_down(self, host: str) -> bool:
-        """Whether that was said."""
-        return host in self._down
 
 
 class RegistrySource:
@@ -127,13 +107,13 @@ class RegistrySource:
         return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
-        """See :class:`msb_pull.source.interface.Source`; small blobs that stand in the manifest are not asked for."""
+        """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for."""
         return self._open_blob(descriptor, offset)
 
     def _open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
         inline = self._inline(descriptor)
         if inline is not None:
-            return InlineBlob(inline, offset)
+            return io.BytesIO(inline[offset:])
         routes = self._routes(descriptor)
         with self._lock:
             bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
@@ -144,15 +124,10 @@ class RegistrySource:
             descriptor,
             offset,
             routes,
+            downloads=self._client.downloads,
             image=self._what,
-            exchange=self._client.exchange,
-            # A document has a deadline, which a rate for large things must not use up.
-            limiter=self._client.unlimited if document else self._client.limiter,
-            observer=self._client.observer,
             decode=doubtful,
             delivered=self._note_delivered,
-            connections=self._client.connections,
-            patience=self._client.patience,
             document=document,
         )
 
@@ -178,7 +153,7 @@ class RegistrySource:
         return data, content_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; from the next endpoint when one delivers something else."""
+        """A small blob, verified; from the next endpoint when one sends other content."""
         for _ in range(len(self._endpoints) + 1):
             try:
                 with self._open_blob(descriptor, 0, document=True) as stream:
@@ -202,7 +177,7 @@ class RegistrySource:
                     raise ContentError(f"{self._what}: its manifest is larger than {MANIFEST_LIMIT} bytes")
                 check_document(answer, data, "manifest")
                 if digest is not None:
-                    matching(data, digest, self._what, "manifest")
+                    with_digest(data, digest, self._what, "manifest")
                 if size is not None and len(data) != size:
                     raise ContentError(f"{self._what}: its manifest has another size than the index says")
                 return data, answer.headers.get("Content-Type"), answer.headers.get("Docker-Content-Digest", "")
@@ -211,7 +186,7 @@ class RegistrySource:
         for endpoint in usable:
             last = endpoint is usable[-1]
             try:
-                return self._client.exchange.get(
+                return self._client.requester.get(
                     self._target(endpoint),
                     "manifests",
                     name,
@@ -227,21 +202,21 @@ class RegistrySource:
         raise AssertionError("there is always the registry itself")
 
     def _usable(self) -> list[Endpoint]:
-        return [x for x in self._endpoints if not x.namespace or not self._client.is_down(x.host)]
+        return [x for x in self._endpoints if not x.namespace or not self._client.requester.is_down(x.host)]
 
     def _leave(self, endpoint: Endpoint, error: MsbPullError) -> None:
         reason = error.cause or error.message
         if isinstance(error, NetworkError):
-            self._client.mark_down(endpoint.host, reason)
+            self._client.requester.mark_down(endpoint.host)
         self._warn(f"mirror {endpoint.host}: {reason}; going on without it")
 
     def _routes(self, descriptor: Descriptor) -> list[Route]:
         routes: list[Route] = [
-            EndpointRoute(self._client, self._target(endpoint), descriptor, mirror=bool(endpoint.namespace))
+            EndpointRoute(self._client.requester, self._target(endpoint), descriptor, patient=not endpoint.namespace)
             for endpoint in self._usable()
         ]
         own = self._target(self._endpoints[-1])
-        routes += [ForeignRoute(self._client, own, descriptor, url) for url in descriptor.urls]
+        routes += [ForeignRoute(self._client.requester, own, descriptor, url) for url in descriptor.urls]
         return routes
 
     def _target(self, endpoint: Endpoint) -> Target:
@@ -250,7 +225,7 @@ class RegistrySource:
     # Small things
 
     def _inline(self, descriptor: Descriptor) -> bytes | None:
-        """The content that stands in the descriptor, if it is what the descriptor says; else it is fetched."""
+        """The content that the descriptor itself contains, if size and digest agree; else None, and it is fetched."""
         data = descriptor.data
         if (
             data is None
@@ -276,4 +251,4 @@ class RegistrySource:
             self._delivered[blob.digest] = blob.route.name, blob.ambiguous
 
     def _warn(self, text: str) -> None:
-        self._client.observer(events.Warned(self._what, text))
+        self._client.job.warn(self._what, text)

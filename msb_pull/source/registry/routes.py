@@ -8,33 +8,48 @@ from urllib.parse import urlsplit
 from msb_pull.ground.errors import AccessError, ContentError, NetworkError, NotFoundError
 from msb_pull.source.http import redact
 from msb_pull.source.http.failures import RangeIgnored
-from msb_pull.source.registry.blob import Route
 from msb_pull.source.registry.body import Body
 from msb_pull.source.registry.endpoint import Endpoint, Target, forbidden
 
 if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
-    from msb_pull.source.http.transport import Answer
     from msb_pull.source.registry.parallel import Parts
-    from msb_pull.source.registry.registry import RegistryClient
-
-__all__ = ["EndpointRoute", "ForeignRoute", "Route"]
+    from msb_pull.source.registry.requester import Requester
 
 _WHOLE = frozenset({200})
 _PARTS = frozenset({200, 206, 416})
 _PART = frozenset({206})
 
 
-class EndpointRoute:
-    """A registry or one of its mirrors, always by its own address: those it redirects to expire."""
+class _Place:
+    """Asks for a blob in one place; see :class:`msb_pull.source.registry.blob.Route`."""
 
-    def __init__(self, client: RegistryClient, target: Target, descriptor: Descriptor, *, mirror: bool) -> None:
+    def __init__(self, requester: Requester, target: Target, descriptor: Descriptor, *, patient: bool = True) -> None:
         self.name = target.endpoint.host
-        self.patient = not mirror
-        self._client = client
+        self.patient = patient
+        self._requester = requester
         self._target = target
         self._descriptor = descriptor
-        self._seen_at: str | None = None
+
+    def _ask(self, offset: int, *, ranged: bool, decode: bool, address: str | None = None) -> Body:
+        """What follows ``offset``; ``address`` is asked in place of the registry."""
+        ranged = ranged and offset > 0
+        return self._requester.get(
+            self._target,
+            "blobs",
+            str(self._descriptor.digest),
+            {"Range": f"bytes={offset}-"} if ranged else {},
+            accept=_PARTS if ranged else _WHOLE,
+            take=lambda answer: Body(answer, offset=offset, size=self._descriptor.size, decode=decode),
+            retries=None if self.patient else 0,
+            address=address,
+        )
+
+
+class EndpointRoute(_Place):
+    """A registry or one of its mirrors, always by its own address: those it redirects to expire."""
+
+    _seen_at: str | None = None
 
     @property
     def parts(self) -> Parts:
@@ -47,6 +62,7 @@ class EndpointRoute:
             try:
                 return self._part(start, end, address)
             except (NotFoundError, AccessError, NetworkError, RangeIgnored):
+                # It may have expired; the registry names another one.
                 self._seen_at = None
         body = self._part(start, end, None)
         if urlsplit(body.answer.url).netloc != self._target.endpoint.host:
@@ -54,7 +70,7 @@ class EndpointRoute:
         return body
 
     def _part(self, start: int, end: int, address: str | None) -> Body:
-        return self._client.exchange.get(
+        return self._requester.get(
             self._target,
             "blobs",
             str(self._descriptor.digest),
@@ -67,27 +83,24 @@ class EndpointRoute:
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.registry.blob.Route`."""
-        return _open(self._client, self._target, self._descriptor, None, self.patient, offset, ranged, decode)
+        return self._ask(offset, ranged=ranged, decode=decode)
 
-    def mark_down(self, reason: str) -> None:
+    def mark_down(self) -> None:
         """See :class:`msb_pull.source.registry.blob.Route`."""
         if not self.patient:
-            self._client.mark_down(self.name, reason)
+            self._requester.mark_down(self.name)
 
 
-class ForeignRoute:
+class ForeignRoute(_Place):
     """An address that the manifest names for a layer that registries may not pass on; it never sees credentials."""
 
-    patient = True
     parts = None
 
-    def __init__(self, client: RegistryClient, target: Target, descriptor: Descriptor, url: str) -> None:
-        self.name = redact.host_of(url) or "a foreign address"
-        self._client = client
-        self._descriptor = descriptor
+    def __init__(self, requester: Requester, target: Target, descriptor: Descriptor, url: str) -> None:
+        host = redact.host_of(url) or "a foreign address"
+        super().__init__(requester, Target(Endpoint(host), target.repository, host, target.what), descriptor)
         self._url = url
         self._base = f"{target.endpoint.scheme or 'http'}://{target.endpoint.host}"
-        self._target = Target(Endpoint(self.name), target.repository, self.name, target.what)
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.registry.blob.Route`."""
@@ -96,34 +109,7 @@ class ForeignRoute:
                 f"{self._target.what}: layer {self._descriptor.digest.short} is not fetched from its foreign address",
                 cause=f"the manifest names {reason}",
             )
-        return _open(self._client, self._target, self._descriptor, self._url, True, offset, ranged, decode)
+        return self._ask(offset, ranged=ranged, decode=decode, address=self._url)
 
-    def mark_down(self, reason: str) -> None:
+    def mark_down(self) -> None:
         """Other layers may still be there."""
-
-
-def _open(
-    client: RegistryClient,
-    target: Target,
-    descriptor: Descriptor,
-    address: str | None,
-    patient: bool,
-    offset: int,
-    ranged: bool,
-    decode: bool,
-) -> Body:
-    ranged = ranged and offset > 0
-
-    def take(answer: Answer) -> Body:
-        return Body(answer, offset=offset, size=descriptor.size, decode=decode)
-
-    return client.exchange.get(
-        target,
-        "blobs",
-        str(descriptor.digest),
-        {"Range": f"bytes={offset}-"} if ranged else {},
-        accept=_PARTS if ranged else _WHOLE,
-        take=take,
-        retries=None if patient else 0,
-        address=address,
-    )

@@ -1,28 +1,31 @@
-"""What the database knows of our images, once more in small files, from which a lost database is made anew.
+"""What the database knows of our images, once more in small files, from which a lost database is rebuilt.
 
 ``<sha256 of the reference>.json`` in the home's folder beside the layers (:mod:`msb_pull.store.homes`) holds the raw
-bytes of manifest and config, and what does not follow from them. It is written before the rows, and goes after them.
+bytes of manifest and config, and what does not follow from them. It is written and removed inside the transaction that
+writes and removes the rows: a crash just before the commit leaves a copy without rows, or rows without a copy.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.store.index.proven import UNSOUND, proven_record
-from msb_pull.store.index.rows import TIME, ImageRecord
+from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
+from msb_pull.image.digest import Digest, chain_id
+from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform
+from msb_pull.store.keys import LayerKey, copies_in, copy_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _VERSION = 1
+# What reading fields that anybody may have written raises.
+UNSOUND = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MsbPullError)
 
 
 class Backup:
@@ -103,15 +106,22 @@ class Backup:
         return self._folder / copy_name(reference)
 
 
-def copy_name(reference: str) -> str:
-    """The name of the file with the copy of an image."""
-    return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
+def layers_in(folder: Path, *, damaged: bool) -> set[str]:
+    """The names of all layers that the copies in ``folder`` list, which need not prove themselves for that.
 
-
-def copies_in(folder: Path) -> Iterator[Path]:
-    """All such files in a folder that may be missing."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        yield from (path for path in folder.iterdir() if path.suffix == ".json")
+    A copy that cannot be read raises ValueError, or is passed over if ``damaged`` ones may be.
+    """
+    found: set[str] = set()
+    for path in copies_in(folder):
+        try:
+            found.update(map(str, json.loads(path.read_bytes())["layers"]))
+        except FileNotFoundError:
+            # Removed this moment, as is what it reached.
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not damaged:
+                raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def _read(path: Path) -> ImageRecord:
@@ -133,3 +143,64 @@ def _read(path: Path) -> ImageRecord:
         source=document["source"],
         pulled_at=document["pulled_at"],
     )
+
+
+def proven_record(
+    reference: str,
+    *,
+    digest: str,
+    manifest: bytes,
+    config: bytes,
+    platform: str,
+    keys: list[str],
+    source: str,
+    pulled_at: str,
+) -> ImageRecord:
+    """An image from what is kept of it; raises one of ``UNSOUND`` where the digest does not prove it."""
+    from msb_pull.image.manifest import Manifest, parse_config, parse_document
+
+    right = Digest.parse(digest)
+    _match(manifest, right, "manifest")
+    parsed = parse_document(manifest, None, reference)
+    if not isinstance(parsed, Manifest):
+        raise ValueError("its manifest is not that of one image")
+    _match(config, parsed.config.digest, "config")
+    found = [LayerKey.parse(key) for key in keys]
+    if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
+        raise ValueError("other layers than its manifest's")
+    if str(stored_platform(platform)) != platform or not isinstance(source, str):
+        raise ValueError("its platform or source makes no sense")
+    settings = parse_config(config, parsed, reference)
+    chain = ""
+    for key, diff_id in zip(found, settings.diff_ids, strict=True):
+        if key.variant and key != LayerKey.on(key.digest, chain):
+            raise ValueError(f"layer {key} is not named for what lies below it")
+        chain = chain_id(chain, str(diff_id))
+    return ImageRecord(
+        reference=reference,
+        manifest_digest=right,
+        platform=stored_platform(platform),
+        manifest_bytes=manifest,
+        manifest=parsed,
+        config_bytes=config,
+        config=settings,
+        source=source,
+        keys=tuple(found),
+        pulled_at=_time(pulled_at),
+    )
+
+
+def _time(text: str) -> datetime:
+    """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
+    found = datetime.fromisoformat(text).replace(tzinfo=UTC)
+    if found.strftime(TIME) != text:
+        raise ValueError(f"{text!r} is not as a time is recorded")
+    return found
+
+
+def _match(data: bytes, digest: Digest, part: str) -> None:
+    if not isinstance(data, bytes):
+        raise TypeError(f"its {part} is missing")
+    found = Digest.of(data, digest.algorithm)
+    if found != digest:
+        raise ValueError(f"its {part} has the digest {found}, not {digest}")

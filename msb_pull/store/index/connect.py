@@ -1,4 +1,4 @@
-"""Opens ``oci.db``: for reading, for writing, or made where it is missing, and refuses what is somebody else's."""
+"""Opens ``oci.db`` for reading or writing, makes it where it is missing, and refuses another program's database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, file_size_limit, local_error, too_large
-from msb_pull.store.index.schema import MIGRATIONS, OWN_COLUMNS, OWN_TABLE, REQUIRED, TABLES
+from msb_pull.store.index.schema import OWN_TABLE, check_tables, create_tables, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ _LOG_BYTES = 4 << 20
 
 
 class DamagedDatabase(LocalError):
-    """The file is no database, or one whose pages make no sense."""
+    """The file is not a database, or its pages are corrupt."""
 
 
 def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connection:
@@ -49,7 +49,7 @@ def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connecti
 def in_memory() -> sqlite3.Connection:
     """A database without images that is nowhere on disk."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    _create_tables(connection)
+    create_tables(connection)
     return connection
 
 
@@ -65,7 +65,7 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
             # Nobody knows its name: what an interruption leaves is swept, never read.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
-            _create_tables(connection)
+            create_tables(connection)
             fill(connection)
             connection.execute("COMMIT")
             _prefer_wal(connection)
@@ -108,7 +108,7 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         return local_error(gone, path.parent)
     if code in _DAMAGE:
         return DamagedDatabase(
-            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store makes it anew"
+            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store rebuilds it"
         )
     if code == sqlite3.SQLITE_FULL or (code in _CANNOT_GROW and _is_full(path)):
         return local_error(OSError(28, "No space left on device", str(path)), path.parent)
@@ -155,27 +155,31 @@ def _give_name(draft: Path, path: Path) -> bool:
     return True
 
 
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store rebuilds it")
+
+
 def _open(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
 
 
 def _writable(path: Path, *, sync: bool) -> sqlite3.Connection:
-    if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    _refuse_empty(path)
     connection, roomy = _open_writable(path)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
-        if not _tables(connection):
+        if not tables(connection):
             connection.execute("BEGIN IMMEDIATE")
-            if not _tables(connection):
-                _create_tables(connection)
+            if not tables(connection):
+                create_tables(connection)
             connection.execute("COMMIT")
-        _check_tables(path, connection)
+        check_tables(path, connection)
         if roomy:
             _prefer_wal(connection)
         # Looking first, since even a statement that changes nothing would wait for whoever is writing.
-        if "msb_pull_images" not in _tables(connection):
+        if "msb_pull_images" not in tables(connection):
             connection.execute(OWN_TABLE)
     except BaseException:
         connection.close()
@@ -187,12 +191,12 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
     """A connection, and whether it may keep a log beside the file.
 
     On a disk that is nearly full it writes in place and keeps what it replaces in memory: the only way left to remove
-    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then made
-    anew.
+    an image's rows, and so to give space back. A power cut in that moment may damage the database, which is then
+    rebuilt.
     """
     connection = _open(path, "mode=rw")
     try:
-        _tables(connection)
+        tables(connection)
         if not _is_full(path, _LOG_BYTES):
             return connection, True
     except sqlite3.Error as error:
@@ -214,8 +218,7 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def _readable(path: Path) -> sqlite3.Connection:
-    if path.stat().st_size == 0:
-        raise DamagedDatabase(f"{path}: the database is empty", hint="any pull into this store makes it anew")
+    _refuse_empty(path)
     try:
         connection = _read_only(path, "mode=ro")
     except sqlite3.OperationalError as error:
@@ -226,11 +229,11 @@ def _readable(path: Path) -> sqlite3.Connection:
         # In WAL mode SQLite makes an index beside the file. Where it cannot, nobody else can write either.
         connection = _read_only(path, "mode=ro&immutable=1") if _is_alone(path) else _copied(path)
     try:
-        if not _tables(connection):
+        if not tables(connection):
             connection.close()
             return in_memory()
-        _check_tables(path, connection)
-        if "msb_pull_images" not in _tables(connection):
+        check_tables(path, connection)
+        if "msb_pull_images" not in tables(connection):
             connection.execute(OWN_TABLE.replace("CREATE TABLE", "CREATE TEMP TABLE"))
     except BaseException:
         connection.close()
@@ -263,7 +266,7 @@ def _is_alone(path: Path) -> bool:
 def _read_only(path: Path, mode: str) -> sqlite3.Connection:
     connection = _open(path, mode)
     try:
-        _tables(connection)
+        tables(connection)
     except BaseException:
         connection.close()
         raise
@@ -276,44 +279,6 @@ def _prefer_wal(connection: sqlite3.Connection) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError:
-        # Some network file systems have no shared memory; and somebody may be reading right now.
+        # Some network file systems have no shared memory for WAL; and a reader may hold the file right now.
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = DELETE")
-
-
-def _create_tables(connection: sqlite3.Connection) -> None:
-    for statement in (*TABLES, OWN_TABLE):
-        connection.execute(statement)
-    connection.executemany(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?, ?, 1, ?, 0)",
-        [(version, description, bytes.fromhex(checksum)) for version, description, checksum in MIGRATIONS],
-    )
-
-
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _check_tables(path: Path, connection: sqlite3.Connection) -> None:
-    """Refuses, without having changed it, a database whose tables are not those of Microsandbox."""
-    tables = _tables(connection)
-    for table, columns in REQUIRED.items():
-        missing = columns - {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if missing:
-            raise LocalError(
-                f"{path}: this database belongs to another program or to a version that is not known",
-                cause=f"table {table} lacks {', '.join(sorted(missing))}",
-                hint="choose another place with --home",
-            )
-    newer: set[object] = set()
-    if "_sqlx_migrations" in tables:
-        known = {version for version, _, _ in MIGRATIONS}
-        newer = {version for (version,) in connection.execute("SELECT version FROM _sqlx_migrations")} - known
-    if "msb_pull_images" in tables:
-        newer |= {row[1] for row in connection.execute("PRAGMA table_info(msb_pull_images)")} ^ OWN_COLUMNS
-    if newer:
-        raise LocalError(
-            f"{path}: made by a newer version of Microsandbox or msb-pull",
-            cause=f"unknown there: {', '.join(sorted(map(str, newer)))}",
-            hint="update msb-pull, or choose another place with --home",
-        )

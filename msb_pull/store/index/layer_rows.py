@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull.store.index.order import rows_to_place
+from msb_pull.store.index.order import each_once, rows_to_place
 from msb_pull.store.keys import LayerKey
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ class Run(Protocol):
 def place_layers(run: Run, layers: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> tuple[list[int], bool]:
     """The ids of the image's layers, each layer once, bottom first, and whether these ids rise.
 
+    Microsandbox stacks by id, and all images share the rows, so one image's order can contradict another's.
+
     New rows are inserted bottom first. Where shared layers have rows that stand the other way round, rows are moved to
     the end of the table, and so are those above them in other images; links follow. If two images contradict each
-    other, the older one keeps its order. A layer that an image lists twice counts where it lies last: on top of a
-    stack it hides its own copy below.
+    other, the older one keeps its order.
     """
     facts = {str(layer.digest): (layer, str(diff_id)) for layer, diff_id in zip(layers, diff_ids, strict=True)}
-    wanted = list(dict.fromkeys(str(layer.digest) for layer in reversed(layers)))[::-1]
+    wanted = each_once(str(layer.digest) for layer in layers)
     ids: dict[str, int] = {}
     for digest in wanted:
         row = run("SELECT id, diff_id, size_bytes FROM layers WHERE digest = ?", (digest,)).fetchone()
@@ -54,7 +55,7 @@ def keeps_another_order(run: Run, wanted: Sequence[str]) -> bool:
 
 
 def _correct(run: Run, row: tuple[int, str, int], layer: Descriptor, diff_id: str) -> None:
-    """Microsandbox never checks a diff_id, so what it wrote may be another layer's; ours were verified."""
+    """Corrects a row: Microsandbox never checks a diff_id, so its own may be another layer's; ours were verified."""
     layer_id, old_diff_id, old_size = row
     if (old_diff_id, old_size) != (diff_id, layer.size):
         run(
@@ -89,8 +90,7 @@ def _stacks(run: Run) -> list[list[str]]:
     ):
         stacks.setdefault(image_id, []).append(digest)
     for image_id, listed in run("SELECT image_id, layers_json FROM msb_pull_images"):
-        digests = [str(LayerKey.parse(layer["key"]).digest) for layer in json.loads(listed)]
-        true = list(dict.fromkeys(reversed(digests)))[::-1]
+        true = each_once(str(LayerKey.parse(layer["key"]).digest) for layer in json.loads(listed))
         # Microsandbox may have added layers of its own to the image; then its order is all there is.
         if image_id in stacks and set(stacks[image_id]) == set(true) and stacks[image_id] != true:
             del stacks[image_id]

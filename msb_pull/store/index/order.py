@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
+def each_once(layers: Iterable[str]) -> list[str]:
+    """The layers of an image without repeats: each counts where it lies last, since there it hides its copy below."""
+    return list(dict.fromkeys(reversed(list(layers))))[::-1]
+
+
 def rows_to_place(
     wanted: Sequence[str], ids: Mapping[str, int], others: Callable[[], Iterable[Sequence[str]]]
 ) -> list[str] | None:
@@ -19,6 +24,7 @@ def rows_to_place(
     that no image's order breaks. None when no order serves all of them: one image has the layers the other way round.
     """
     start = _rising(wanted, ids)
+    # The usual case: only new layers on top. They get the largest ids anyway, so nobody else's order can break.
     if not any(layer in ids for layer in wanted[start:]):
         return list(wanted[start:])
     stacks = [wanted, *others()]
@@ -38,6 +44,7 @@ def _rising(wanted: Sequence[str], ids: Mapping[str, int]) -> int:
 
 
 def _with_all_above(moving: set[str], stacks: Sequence[Sequence[str]]) -> set[str]:
+    """What must move too: a layer that moves to the end may not pass one that lies above it in any stack."""
     grown = True
     while grown:
         grown = False
@@ -51,7 +58,10 @@ def _with_all_above(moving: set[str], stacks: Sequence[Sequence[str]]) -> set[st
 
 
 def _sorted(moving: set[str], stacks: Sequence[Sequence[str]], ids: Mapping[str, int]) -> list[str] | None:
-    """``moving`` so that each stack rises, rows that are there in their old order where nothing says otherwise."""
+    """``moving`` so that each stack rises (a topological sort), old rows in their old order wherever that is free.
+
+    None when the stacks contradict each other: then some layers are left, and each has another one below it.
+    """
     below: dict[str, set[str]] = {layer: set() for layer in moving}
     for stack in stacks:
         for lower, upper in pairwise([layer for layer in stack if layer in moving]):

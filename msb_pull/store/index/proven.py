@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
-from msb_pull.image.digest import Digest, chain_id
+from msb_pull.ground.errors import raise_if_exhausted
+from msb_pull.store.index.backup import UNSOUND, proven_record
 from msb_pull.store.index.connect import in_memory
 from msb_pull.store.index.layer_rows import keeps_another_order
-from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform, write_image
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.order import each_once
+from msb_pull.store.index.rows import write_image
+from msb_pull.store.index.stored import linked_digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from msb_pull.store.index.backup import Backup
     from msb_pull.store.index.layer_rows import Run
-
-# What reading fields of another's making raises.
-UNSOUND = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MsbPullError)
+    from msb_pull.store.index.rows import ImageRecord
 
 _OWN = """SELECT o.manifest_digest, o.manifest, o.config, o.platform, o.layers_json, o.source, o.pulled_at,
     o.image_id = i.id AND EXISTS (SELECT 1 FROM manifests m WHERE m.id = o.manifest_id AND m.image_id = i.id)
@@ -30,8 +28,6 @@ _OWN = """SELECT o.manifest_digest, o.manifest, o.config, o.platform, o.layers_j
 _MINE = "JOIN msb_pull_images o ON o.manifest_id = {} WHERE o.reference = ?"
 _LAYERS = f"""SELECT DISTINCT l.digest, l.diff_id, l.size_bytes FROM layers l
     JOIN manifest_layers ml ON ml.layer_id = l.id {_MINE.format("ml.manifest_id")} ORDER BY l.id"""
-_LINKED = """SELECT DISTINCT l.digest FROM layers l JOIN manifest_layers ml ON ml.layer_id = l.id
-    JOIN manifests m ON m.id = ml.manifest_id JOIN images i ON i.id = m.image_id WHERE i.reference = ?"""
 # Column by column what Microsandbox reads, but for numbers of rows and times.
 _COMPARED = {
     "manifests": f"SELECT m.schema_version, m.media_type, m.annotations_json FROM manifests m {_MINE.format('m.id')}",
@@ -61,7 +57,7 @@ class ProvenImage:
 
     While the rows are sound, ``stale`` says that the copy beside the layers is missing or another one, ``disordered``
     that those of layers stand in another order though no other image needs it. ``taken_over`` says that another program
-    has recorded the same layers anew.
+    has recorded the same layers again.
     """
 
     reference: str
@@ -72,59 +68,6 @@ class ProvenImage:
     taken_over: bool = False
 
 
-def proven_record(
-    reference: str,
-    *,
-    digest: str,
-    manifest: bytes,
-    config: bytes,
-    platform: str,
-    keys: list[str],
-    source: str,
-    pulled_at: str,
-) -> ImageRecord:
-    """An image from what is kept of it; raises one of ``UNSOUND`` where the digest does not prove it."""
-    from msb_pull.image.manifest import Manifest, parse_config, parse_document
-
-    right = Digest.parse(digest)
-    _match(manifest, right, "manifest")
-    parsed = parse_document(manifest, None, reference)
-    if not isinstance(parsed, Manifest):
-        raise ValueError("its manifest is not that of one image")
-    _match(config, parsed.config.digest, "config")
-    found = [LayerKey.parse(key) for key in keys]
-    if [key.digest for key in found] != [layer.digest for layer in parsed.layers]:
-        raise ValueError("other layers than its manifest's")
-    if str(stored_platform(platform)) != platform or not isinstance(source, str):
-        raise ValueError("its platform or source is none")
-    settings = parse_config(config, parsed, reference)
-    chain = ""
-    for key, diff_id in zip(found, settings.diff_ids, strict=True):
-        if key.variant and key != LayerKey.on(key.digest, chain):
-            raise ValueError(f"layer {key} is not named for what lies below it")
-        chain = chain_id(chain, str(diff_id))
-    return ImageRecord(
-        reference=reference,
-        manifest_digest=right,
-        platform=stored_platform(platform),
-        manifest_bytes=manifest,
-        manifest=parsed,
-        config_bytes=config,
-        config=settings,
-        source=source,
-        keys=tuple(found),
-        pulled_at=_time(pulled_at),
-    )
-
-
-def _time(text: str) -> datetime:
-    """strptime would load the calendar of the locale, which takes longer than the rest of an image's rows."""
-    found = datetime.fromisoformat(text).replace(tzinfo=UTC)
-    if found.strftime(TIME) != text:
-        raise ValueError(f"{text!r} is not as a time is recorded")
-    return found
-
-
 def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
     """Holds the rows and the copy of one image against its manifest's digest."""
     image = ProvenImage(reference)
@@ -132,7 +75,7 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
     with closing(run(_OWN, (reference,))) as rows:
         row = rows.fetchone()
     if row is None or not row[7]:
-        linked = {digest for (digest,) in run(_LINKED, (reference,))}
+        linked = linked_digests(run, reference)
         # Where it has other layers, another program has pulled another version, of which nothing is known.
         if copy is not None and linked in (set(), {str(layer.digest) for layer in copy.manifest.layers}):
             image.record, image.taken_over = copy, row is not None and bool(linked)
@@ -160,14 +103,6 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
     image.disordered = not image.differences and _disordered(run, image.record)
     image.stale = not copied or copy != image.record
     return image
-
-
-def _match(data: bytes, digest: Digest, part: str) -> None:
-    if not isinstance(data, bytes):
-        raise TypeError(f"its {part} is missing")
-    found = Digest.of(data, digest.algorithm)
-    if found != digest:
-        raise ValueError(f"its {part} has the digest {found}, not {digest}")
 
 
 def _copy(backup: Backup, reference: str) -> tuple[ImageRecord | None, bool]:
@@ -199,9 +134,7 @@ def _rows(run: Run, image: ImageRecord) -> Iterator[Difference]:
 
 
 def _disordered(run: Run, image: ImageRecord) -> bool:
-    listed = [str(layer.digest) for layer in image.manifest.layers]
-    # A layer that is listed twice counts where it lies last.
-    wanted = list(dict.fromkeys(reversed(listed)))[::-1]
+    wanted = each_once(str(layer.digest) for layer in image.manifest.layers)
     found = [digest for digest, *_ in run(_LAYERS, (image.reference,))]
     return found != wanted and not keeps_another_order(run, wanted)
 

@@ -1,4 +1,4 @@
-"""A database that is lost or damaged is made anew from the files beside the layers."""
+"""A database that is lost or damaged is rebuilt from the copies beside the layers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Recovery:
         return connect(self._path, create=self._create, sync=self._sync)
 
     def _lost(self) -> sqlite3.Connection | None:
-        """A connection to a new database if the old one is gone but its images are known."""
+        """A connection to a rebuilt database if the old one is gone but copies of its images are there.
+
+        Without copies there is nothing to rebuild, and :func:`connect` decides whether to make an empty one.
+        """
         if self._path.exists() or self._backup.empty():
             return None
         if not self._writable:
@@ -77,6 +80,7 @@ class Recovery:
             return self._rebuilt_in_memory("is damaged")
         with self._lock():
             if self._still_damaged():
+                # Whoever finds no file in between waits for the lock in _lost, and then finds the new one.
                 try:
                     aside = self._move_aside()
                     self._rebuild(f"{self._path} was damaged and is kept as {aside.name}")
@@ -126,7 +130,7 @@ class Recovery:
 
     def _tell(self, what: str, images: int, damaged: int) -> None:
         more = f", {damaged} more cannot be read" if damaged else ""
-        self._warn(f"{what}; made anew with {counted(images, 'image')} that msb-pull keeps files of{more}")
+        self._warn(f"{what}; rebuilt with {counted(images, 'image')} from the copies beside the layers{more}")
 
 
 def _fill(connection: sqlite3.Connection, backup: Backup) -> tuple[int, int]:

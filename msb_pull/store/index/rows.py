@@ -50,8 +50,8 @@ class ImageRecord:
 def write_image(run: Run, image: ImageRecord) -> bool:
     """Writes image, manifest, config, layers and links with ``run``, inside the caller's transaction.
 
-    The manifests that the reference had before go: Microsandbox would read the layers of all of them. Returns False
-    when no order of rows lets Microsandbox stack the layers of this image and of all others rightly.
+    The reference's earlier manifests go: Microsandbox would read the layers of all of them. Returns False when no order
+    of rows lets Microsandbox stack the layers of this image and of all others correctly.
     """
     size = sum({x.digest: x.size for x in image.manifest.layers}.values()) + image.manifest.config.size
     image_id = _upsert_image(run, image.reference, size)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.errors import LocalError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
 _STAMPS = "created_at DATETIME DEFAULT CURRENT_TIMESTAMP, modified_at DATETIME DEFAULT CURRENT_TIMESTAMP"
 
 TABLES = (
@@ -79,7 +87,7 @@ MIGRATIONS = (
     ),
 )
 
-# Columns that must be there in a database that somebody else made.
+# Columns that a database made by another program must have.
 REQUIRED = {
     "images": {"id", "reference", "size_bytes", "last_used_at", "created_at", "modified_at"},
     "manifests": {"id", "image_id", "schema_version", "media_type", "annotations_json"},
@@ -124,3 +132,41 @@ OWN_COLUMNS = {
     "source",
     "pulled_at",
 }
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    for statement in (*TABLES, OWN_TABLE):
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?, ?, 1, ?, 0)",
+        [(version, description, bytes.fromhex(checksum)) for version, description, checksum in MIGRATIONS],
+    )
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def check_tables(path: Path, connection: sqlite3.Connection) -> None:
+    """Refuses, without having changed it, a database whose tables are not those of Microsandbox."""
+    found = tables(connection)
+    for table, columns in REQUIRED.items():
+        missing = columns - {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if missing:
+            raise LocalError(
+                f"{path}: this database belongs to another program or to a version that is not known",
+                cause=f"table {table} lacks {', '.join(sorted(missing))}",
+                hint="choose another place with --home",
+            )
+    newer: set[object] = set()
+    if "_sqlx_migrations" in found:
+        known = {version for version, _, _ in MIGRATIONS}
+        newer = {version for (version,) in connection.execute("SELECT version FROM _sqlx_migrations")} - known
+    if "msb_pull_images" in found:
+        newer |= {row[1] for row in connection.execute("PRAGMA table_info(msb_pull_images)")} ^ OWN_COLUMNS
+    if newer:
+        raise LocalError(
+            f"{path}: made by a newer version of Microsandbox or msb-pull",
+            cause=f"unknown there: {', '.join(sorted(map(str, newer)))}",
+            hint="update msb-pull, or choose another place with --home",
+        )

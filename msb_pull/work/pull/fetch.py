@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Cancel
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.interface import Source
@@ -63,7 +64,7 @@ class LayerFetcher:
         max_window: int,
         image: str,
         observer: Observer,
-        stopped: Callable[[], bool],
+        cancel: Cancel,
     ) -> None:
         self._store = store
         self._source = source
@@ -71,7 +72,7 @@ class LayerFetcher:
         self._max_window = max_window
         self._image = image
         self._observer = observer
-        self._stopped = stopped
+        self._cancel = cancel
 
     def fetch(self, task: LayerTask, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
@@ -108,7 +109,7 @@ class LayerFetcher:
             lambda offset: self._source.open_blob(descriptor, offset),
             keep=keep,
             progress=self._progress(descriptor),
-            stopped=self._stopped,
+            cancel=self._cancel,
         )
         process = LayerProcess(staging.path, staging.record, self._options)
         try:

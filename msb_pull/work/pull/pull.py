@@ -48,6 +48,7 @@ def pull_image(
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground import events
+    from msb_pull.ground.running import Cancel, Job
     from msb_pull.image.manifest import check_image
     from msb_pull.source.open import open_source
     from msb_pull.work.pull.transfer import Transfer
@@ -57,7 +58,8 @@ def pull_image(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         warn(argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.scratch, warn=warn, cancel=cancel)
+    job = Job(observer, Cancel(cancel), options.jobs)
+    opened = open_source(argument, client, name=options.name, scratch=store.scratch, job=job)
     with contextlib.closing(opened) as source:
         observer(events.Resolving(argument.text))
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError
 from msb_pull.ground.pools import StoppingPool
+from msb_pull.ground.running import Cancel
 from msb_pull.image.digest import chain_id
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.standing import belongs_on
@@ -150,9 +151,6 @@ class Transfer:
     def _store_waits(self, holder: str) -> None:
         self._observer(events.StoreWaiting(self._name, holder))
 
-    def _stopped(self) -> bool:
-        return self._cancel.is_set() or self._failed.is_set()
-
     def _place_all(self, missing: list[_Layer]) -> None:
         """Fetches what is missing and goes through all layers, bottom first, so that each finds those below."""
         with contextlib.ExitStack() as resources:
@@ -189,7 +187,7 @@ class Transfer:
             max_window=options.max_window,
             image=self._name,
             observer=self._observer,
-            stopped=self._stopped,
+            cancel=Cancel(self._cancel, self._failed),
         )
 
     def _fits(self, layer: _Layer) -> bool:

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError
 from msb_pull.ground.sizes import counted
 from msb_pull.store.keys import LayerKey
@@ -15,10 +14,9 @@ from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.rows import ImageRecord
@@ -31,9 +29,7 @@ def repair_layers(
     report: VerifyReport,
     client: Callable[[], RegistryClient],
     options: PullOptions,
-    *,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
@@ -45,10 +41,10 @@ def repair_layers(
     started = time.monotonic()
     failures = _record_again(store, report.rows)
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
-    failures += _fetch_damaged(store, report.images, damaged, client, options, observer, cancel)
+    failures += _fetch_damaged(store, report.images, damaged, client, options, job)
     there = _still_there(store, report.images)
     doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
-    again = verify_layers(store, there, doubted, jobs=options.jobs, observer=observer, cancel=cancel)
+    again = verify_layers(store, there, doubted, job)
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
     # What nothing needs any more is no damage.
@@ -95,8 +91,7 @@ def _fetch_damaged(
     damaged: Collection[str],
     client: Callable[[], RegistryClient],
     options: PullOptions,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> list[MsbPullError]:
     """Tries one image after the other until each damaged layer is fetched; returns what went wrong."""
     failures: list[MsbPullError] = []
@@ -105,14 +100,14 @@ def _fetch_damaged(
         mine: set[str] = set()
         try:
             # Not before the lock is held, or another version of the image would be meant.
-            with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+            with store.lock_shared(job.tell_waiting, job.cancel):
                 image = _proven(store, reference)
                 mine = set() if image is None else left & _forms(image)
                 needed |= mine
                 if image is None or not mine or image.source != "registry":
                     continue
                 for keys in _keys(image, mine):
-                    _fetch_again(store, image, keys, client(), options, observer, cancel)
+                    _fetch_again(store, image, keys, client(), options, job)
                 left -= mine
                 needed -= mine
         except Cancelled:
@@ -158,8 +153,7 @@ def _fetch_again(
     keys: dict[Digest, LayerKey],
     client: RegistryClient,
     options: PullOptions,
-    observer: Observer,
-    cancel: threading.Event,
+    job: Job,
 ) -> None:
     """Fetches the layers that ``keys`` names, by the manifest and config that are recorded, whatever the tag means."""
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
@@ -181,4 +175,5 @@ def _fetch_again(
     options = replace(options, refetch=frozenset(map(str, keys.values())))
     names = {key.digest: key for key in image.layer_keys} | keys
     with closing(client.source(reference)) as source:
-        Transfer(resolved, source, store, options, observer, cancel, names).fetch_again()
+        transfer = Transfer(resolved, source, store, options, job.observer, job.cancel, names)  # type: ignore[arg-type]
+        transfer.fetch_again()

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
-from msb_pull.ground.running import Cancel, Job
+from msb_pull.ground.running import Job
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.index.database import StoredLayer
 from msb_pull.store.index.proven import Difference
@@ -16,10 +15,9 @@ from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Collection, Iterable, Sequence
 
-    from msb_pull.ground.events import Observer
+    from msb_pull.ground.running import Job
     from msb_pull.store.index.database import Database, StoredImage
     from msb_pull.store.index.proven import ProvenImage
     from msb_pull.store.store import Store
@@ -74,37 +72,32 @@ class VerifyReport:
 def verify_images(
     store: Store,
     references: Sequence[str],
+    job: Job,
     *,
     quick: bool = False,
-    jobs: int = 2,
-    observer: Observer,
-    cancel: threading.Event,
 ) -> VerifyReport:
     """Verifies the layers of the named images (canonical references), of all images when none is named.
 
-    A layer that several images share is verified once, ``jobs`` layers at a time. Writes nothing. Raises NotFoundError
-    for an unknown image, LocalError, Cancelled.
+    A layer that several images share is verified once, ``job.jobs`` layers at a time. Writes nothing. Raises
+    NotFoundError for an unknown image, LocalError, Cancelled.
     """
-    return verify_layers(store, references, None, quick=quick, jobs=jobs, observer=observer, cancel=cancel)
+    return verify_layers(store, references, None, job, quick=quick)
 
 
 def verify_layers(
     store: Store,
     references: Sequence[str],
     only: Collection[str] | None,
+    job: Job,
     *,
     quick: bool = False,
-    jobs: int = 2,
-    observer: Observer,
-    cancel: threading.Event,
 ) -> VerifyReport:
     """As :func:`verify_images`, but only those layers of the images that ``only`` names (None for all)."""
     started = time.monotonic()
-    with store.lock_shared(lambda holder: observer(events.StoreWaiting("", holder)), cancel):
+    with store.lock_shared(job.tell_waiting, job.cancel):
         # Not before: what is removed while this waits for the lock is no damage.
-        proofs = proven_images(store, references, observer)
+        proofs = proven_images(store, references, job)
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
-        job = Job(observer, Cancel(cancel), jobs)
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
         reports = _blamed(wanted, run_checks(checks, job.jobs))
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
@@ -127,7 +120,7 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
 
 
 def proven_images(
-    store: Store, references: Sequence[str], observer: Observer
+    store: Store, references: Sequence[str], job: Job
 ) -> list[tuple[ProvenImage, tuple[StoredLayer, ...]]]:
     """The named images, all of them when none is named, with the layers that their manifests prove.
 
@@ -139,23 +132,23 @@ def proven_images(
         proofs = database.prove(references or None)
         for image in proofs:
             if image.taken_over:
-                _warn(observer, image, "another program has recorded the same layers anew")
+                _warn(job, image, "another program has recorded the same layers anew")
         if missing := set(references) - {image.reference for image in proofs}:
             raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
         found = [(image, _layers(image, database)) for image in proofs]
     for image in proofs:
         if image.disordered:
-            _put_in_order(store, image, observer)
+            _put_in_order(store, image, job)
         if image.stale:
-            _copy_again(store, image, observer)
+            _copy_again(store, image, job)
     return found
 
 
-def _warn(observer: Observer, image: ProvenImage, text: str) -> None:
-    observer(events.Warned(image.reference, f"{image.reference}: {text}"))
+def _warn(job: Job, image: ProvenImage, text: str) -> None:
+    job.warn(image.reference, f"{image.reference}: {text}")
 
 
-def _put_in_order(store: Store, image: ProvenImage, observer: Observer) -> None:
+def _put_in_order(store: Store, image: ProvenImage, job: Job) -> None:
     """An order that another image needed once may be left when that one has gone."""
     try:
         with store.database(create=True) as database:
@@ -163,17 +156,17 @@ def _put_in_order(store: Store, image: ProvenImage, observer: Observer) -> None:
     except LocalError as error:
         image.differences.append(Difference("oci.db: layers", "the order of the manifest", error.message))
     else:
-        _warn(observer, image, "the rows of its layers stood in another order than its manifest's; put right")
+        _warn(job, image, "the rows of its layers stood in another order than its manifest's; put right")
 
 
-def _copy_again(store: Store, image: ProvenImage, observer: Observer) -> None:
+def _copy_again(store: Store, image: ProvenImage, job: Job) -> None:
     try:
         with store.database(create=True) as database:
             database.copy_again(image.reference)
     except LocalError as error:
         image.differences.append(Difference("images: copy", "what the rows say", error.message))
     else:
-        _warn(observer, image, "its copy beside the layers was not what oci.db says; written anew")
+        _warn(job, image, "its copy beside the layers was not what oci.db says; written anew")
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:

@@ -115,6 +115,20 @@ def test_a_file_that_a_way_leaves_again(show):
     assert trees[1] == {"a": "/", "a/x": ""}
 
 
+def test_a_file_stays_where_a_directory_for_whiteouts_moves_to(show):
+    trees, _ = show([symlink(b"b", b"../a"), directory(b"a/b")], [reg(b".wh.a"), reg(b"b/a/.wh.b"), reg(b"a/a", b"1")])
+    assert trees[1] == {"a": "/", "a/.wh..wh..opq": "", "a/a": "1"}
+    below = [directory(b"a/c"), symlink(b"b", b"a")]
+    trees, _ = show(below, [reg(b".wh.a"), reg(b"b/a/.wh.a"), symlink(b"a/a", b"a/b")])
+    assert trees[1] == {"a": "/", "a/.wh..wh..opq": "", "a/a": "-> a/b"}
+
+
+def test_a_file_moves_to_where_a_directory_for_leftovers_is_gone(show):
+    above = [hardlink(b"c/b/.wh..wh.plnk", b"c/c"), directory(b"c/a/c"), directory(b".wh.c"), reg(b"a/b", b"1")]
+    trees, _ = show([symlink(b"a", b"/c")], above)
+    assert trees[1]["c/b"] == "1"
+
+
 # What an entry says counts for more than what is implied
 
 

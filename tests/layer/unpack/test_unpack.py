@@ -35,8 +35,6 @@ from tests.support.archive import (
 )
 from tests.support.counting import wait_for
 
-pytestmark = pytest.mark.disk
-
 LAYER = [
     directory(b"./", uid=3, mode=0o755),
     *(
@@ -96,6 +94,7 @@ def facts(root: Path) -> list[tuple]:
     return found
 
 
+@pytest.mark.disk
 @pytest.mark.parametrize("jailed", [True, False])
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_child_and_process_make_the_same_tree(tmp_path, start, jailed, mask):
@@ -117,6 +116,7 @@ def test_child_and_process_make_the_same_tree(tmp_path, start, jailed, mask):
     assert "resource limits" in said.jailed if jailed else said.jailed == "off"
 
 
+@pytest.mark.disk
 @pytest.mark.parametrize("data", [b"", bytes(512), END, bytes(10240)])
 def test_a68_empty_layers(tmp_path, start, data):
     said = feed(start(), data)
@@ -226,12 +226,14 @@ def test_d34_no_inodes(small):
     assert "and 0 inodes are free" in caught.value.cause
 
 
+@pytest.mark.disk
 def test_what_a_file_system_cannot_take_is_the_layers_fault(start):
     """A symlink target longer than a path may be."""
     with pytest.raises(LayerError, match="too long for the file system"):
         feed(start(), symlink(b"s", b"x/" * 3000) + END)
 
 
+@pytest.mark.disk
 def test_a_staging_directory_that_is_a_symlink_is_refused(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "staging").symlink_to("real")
@@ -353,11 +355,16 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
     monkeypatch.setattr(unpack, "_BOOTSTRAP", script)
     monkeypatch.setattr(UnpackOptions, "as_arguments", lambda self: [str(tmp_path)])
     process = start()
+
+    def kill_once_it_writes() -> None:
+        wait_for((tmp_path / "written").exists)
+        process.kill()
+
     if whole:
         process.finish()
     else:
         with pytest.raises(LocalError, match=r"crashed|killed"):
-            threading.Timer(1.0, process.kill).start()
+            threading.Thread(target=kill_once_it_writes).start()
             process.finish()
     with pytest.raises(ProcessLookupError):
         os.killpg(child(process), 0)
@@ -461,6 +468,7 @@ def test_no_descriptor_is_left_behind(start):
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.disk
 def test_many_children_at_once(tmp_path, start):
     processes = [start() for _ in range(8)]
     said = []

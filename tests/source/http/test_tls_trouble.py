@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 
 import pytest
 import trustme
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import NetworkError
+from msb_pull.ground.running import Cancel
 from msb_pull.source.http import connecting
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.registry import endpoint
@@ -114,7 +114,7 @@ def test_what_is_asked_in_the_clear_names_nothing_but_the_server():
         connection.sendall(answer("200 OK"))
 
     with RawServer(talk) as server:
-        assert connecting.speaks_http("127.0.0.1", server.port, 2, Patience(threading.Event()))
+        assert connecting.speaks_http("127.0.0.1", server.port, 2, Patience(Cancel()))
     assert heads == [f"GET /v2/ HTTP/1.1\r\nHost: {server.host}\r\nConnection: close\r\n\r\n"]
 
 

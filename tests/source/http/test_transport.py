@@ -19,11 +19,12 @@ from msb_pull import __version__
 from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, ExitCode, LocalError, NetworkError, NotFoundError, UsageError
 from msb_pull.source.http import connecting, redact
+from msb_pull.source.http.addresses import is_loopback
 from msb_pull.source.http.proxies import proxies_for
 from msb_pull.source.http.retry import retry_after
 from msb_pull.source.http.tls import SHARED, TrustStore
 from msb_pull.source.registry.credentials import CredentialStore
-from msb_pull.source.registry.endpoint import endpoints, is_loopback
+from msb_pull.source.registry.endpoint import endpoints
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.registries import LAYER, Tunnel, describe, hears_a_cancel, name, server_context
@@ -266,7 +267,13 @@ def test_b35_token_services_and_redirects_are_believed_as_the_registry_is(author
 
 
 def test_b35_what_is_said_of_docker_io_counts_for_its_host():
-    store = TrustStore(ca_certs={}, no_verify=frozenset({"docker.io"}), environment={}, patience=None)
+    store = TrustStore(
+        ca_certs={},
+        no_verify=frozenset({"docker.io"}),
+        environment={},
+        patience=None,
+        aliases={"registry-1.docker.io": "docker.io"},
+    )
     assert store.choose("registry-1.docker.io", "") == "registry-1.docker.io"
     assert store.choose("auth.docker.io", "registry-1.docker.io") == "registry-1.docker.io"
     assert store.choose("auth.docker.io", "") == SHARED

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msb_pull.ground.errors import Cancelled, ContentError, LocalError, MsbPullError, NotFoundError, UsageError
+from msb_pull.ground.pax import records
 from msb_pull.image.manifest import OCI_LAYER
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source.local import archive, spool, tarindex
-from msb_pull.source.local.tarindex import pax_records
 from tests.conftest import need
 from tests.support.imagebuild import (
     REF_NAME,
@@ -393,9 +393,7 @@ def piped(local, data: bytes | None, text: str = "docker-archive:-", name: str |
     thread.start()
     try:
         argument = parse_argument(text)
-        source = archive.open_archive(
-            argument, name, local.scratch, local.warnings.append, local.cancel, stdin=readable
-        )
+        source = archive.open_archive(argument, name, local.scratch, local.job, stdin=readable)
         local.opened.append(source)
         return source, source.resolve(AMD64, explicit=False)
     finally:
@@ -426,9 +424,7 @@ def test_standard_input_that_is_a_file(local, docker, tmp_path, skip):
     (tmp_path / "x").write_bytes(b"x" * skip + docker.read_bytes())
     handle = os.open(tmp_path / "x", os.O_RDONLY)
     os.lseek(handle, skip, os.SEEK_SET)
-    source = archive.open_archive(
-        parse_argument("docker-archive:-"), None, local.scratch, local.warnings.append, local.cancel, stdin=handle
-    )
+    source = archive.open_archive(parse_argument("docker-archive:-"), None, local.scratch, local.job, stdin=handle)
     local.opened.append(source)
     assert len(source.resolve(AMD64, explicit=False).manifest.layers) == 2
     os.close(handle)
@@ -684,8 +680,8 @@ def test_many_records_are_read_without_copying_what_follows():
             longest.append(len(found))
             return found
 
-    records = 10_000
-    assert len(list(pax_records(Watched(b"6 a=b\n" * records + bytes(100))))) == records
+    many = 10_000
+    assert len(list(records(Watched(b"6 a=b\n" * many)))) == many
     assert max(longest) < 10
 
 

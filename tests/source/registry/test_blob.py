@@ -9,6 +9,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NetworkError, NotFoundError
+from msb_pull.ground.running import Cancel
 from msb_pull.image.readers import BlobReader, DigestMismatch
 from tests.support.fault_registry import Fault
 from tests.support.registries import LAYER, describe, drain, hears_a_cancel, name
@@ -51,7 +52,7 @@ def test_b75_a_flipped_byte_is_fetched_again_by_the_reader(registry, bench, imag
     def read() -> bytes:
         reader = BlobReader(
             describe(LAYER).digest, SIZE, lambda at: source.open_blob(describe(LAYER), at),
-            keep=None, progress=lambda n: None, stopped=lambda: False,
+            keep=None, progress=lambda n: None, cancel=Cancel(),
         )  # fmt: skip
         data = b"".join(reader.chunks())
         reader.verify()
@@ -195,7 +196,7 @@ def test_b82_a_wrong_part_is_found_by_the_reader(registry, bench, image, tmp_pat
     with part.open("r+b") as file:
         reader = BlobReader(
             describe(LAYER).digest, SIZE, lambda at: source.open_blob(describe(LAYER), at),
-            keep=file.fileno(), progress=lambda n: None, stopped=lambda: False,
+            keep=file.fileno(), progress=lambda n: None, cancel=Cancel(),
         )  # fmt: skip
         assert sum(len(x) for x in reader.chunks()) == SIZE
         with pytest.raises(DigestMismatch):

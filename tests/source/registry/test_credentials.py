@@ -7,12 +7,12 @@ import errno
 import json
 import os
 import stat
-import threading
 from pathlib import Path
 
 import pytest
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.running import Cancel
 from msb_pull.source.registry import helpers
 from msb_pull.source.registry.auth_file import HUB_KEY, Credential
 from msb_pull.source.registry.credentials import CredentialStore
@@ -260,7 +260,7 @@ def test_b28_helpers_that_are_not_there(home, name):
 def test_b28_a_helper_that_hangs(home):
     home.helper("x", "exec sleep 1000")
     with pytest.raises(helpers.HelperError, match="did not answer"):
-        helpers.ask("x", "k", home.environment, threading.Event(), timeout=0.5)
+        helpers.ask("x", "k", home.environment, Cancel(), timeout=0.5)
 
 
 def test_b28_a_helper_that_hangs_hears_a_cancel(home, bench):

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msb_pull.source.http import redact
+from msb_pull.source.http.addresses import is_loopback, literal
 from msb_pull.source.http.proxies import proxies_for
 from msb_pull.source.http.retry import retry_after
 from msb_pull.source.registry.auth_file import _decode
 from msb_pull.source.registry.challenge import parse_challenges
-from msb_pull.source.registry.endpoint import forbidden, is_loopback, literal
+from msb_pull.source.registry.endpoint import forbidden
 
 CHALLENGE_TEXT = st.text(alphabet='Basicearrlm=",\\ \t\n;:/Ω\x00', max_size=200)
 

@@ -128,7 +128,7 @@ def test_leaving_early_ends_the_threads(registry, bench, image):
             stream.read(65536)
         stream.read(65536)
     assert not [x for x in threading.enumerate() if x.name == "part"]
-    assert here.client.connections.take(99) == 8
+    assert here.client.downloads.connections.take(99) == 8
 
 
 def test_several_blobs_share_the_connections(registry, bench, image):
@@ -147,7 +147,7 @@ def test_several_blobs_share_the_connections(registry, bench, image):
     for thread in threads:
         thread.join(30)
     assert [got[n] for n in range(3)] == others
-    assert here.client.connections.take(99) == 5
+    assert here.client.downloads.connections.take(99) == 5
 
 
 def test_a_rate_that_drops_is_no_reason_to_fail(registry, bench, image):

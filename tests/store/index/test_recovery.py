@@ -1,4 +1,4 @@
-"""A database that is lost, empty, cut or scribbled over: kept aside, made anew, told once, and refused if newer."""
+"""A database that is lost, empty, cut or scribbled over: kept aside, rebuilt, told once, and refused if newer."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ DAMAGES = [missing, empty, other, cut, scribbled]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("first", ["write", "read"])
-def test_d15_made_anew_from_the_files_beside_the_layers(world, damage, first):
+def test_d15_rebuilt_from_the_files_beside_the_layers(world, damage, first):
     before = world.images()
     damage(world.path)
     if first == "write":
@@ -194,7 +194,7 @@ def test_d15_several_processes_find_the_damage_at_once(world, damage):
     for opener in openers:
         out, error = opener.communicate(timeout=60)
         assert opener.returncode == 0, error
-        told += out.count("made anew")
+        told += out.count("rebuilt with")
     assert told == 1
     assert len(world.aside()) == (damage is not missing)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull.ground import events
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
@@ -53,7 +54,7 @@ class World:
         return os.getxattr(Path(result.layers[-1].path) / "a", "user.containers.override_stat").decode()
 
     def verdicts(self):
-        report = verify_images(self.store, [], observer=events.ignore, cancel=threading.Event())
+        report = verify_images(self.store, [], Job())
         return {layer.verdict for layer in report.layers}
 
 
@@ -110,8 +111,8 @@ def test_a24_a26_a_redirected_parent_is_that_of_the_own_base(world):
 def test_a26_removing_one_image_keeps_the_other(world):
     world.pull("one", BASES["one"], SHARED)
     second = world.pull("two", BASES["two"], SHARED)
-    remove_images(world.store, ["localhost/one:1"], observer=events.ignore, cancel=threading.Event())
-    apply_prune(world.store, plan_prune(world.store, None), observer=events.ignore, cancel=threading.Event())
+    remove_images(world.store, ["localhost/one:1"], Job())
+    apply_prune(world.store, plan_prune(world.store, None), Job())
     assert world.owner(second) == "0:0:040755"
     assert world.verdicts() == {Verdict.PROVEN}
     assert not world.pull("two", BASES["two"], SHARED).changed

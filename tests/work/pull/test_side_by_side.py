@@ -11,6 +11,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, ContentError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.fetch import LayerFetcher
@@ -138,7 +139,7 @@ def test_d1_the_same_layers_the_other_way_round(tmp_path, monkeypatch, whole):
     first.end()
     other.end()
     store = Store.open(home)
-    report = verify_images(store, [], observer=lambda event: None, cancel=threading.Event())
+    report = verify_images(store, [], Job())
     assert [x.verdict for x in report.layers] == [Verdict.PROVEN] * len(report.layers)
     assert len(report.images) == 2
     assert os.listdir(store.own / "staging") == []
@@ -226,7 +227,7 @@ def test_a_layer_that_is_swapped_this_moment_can_be_saved(tmp_path, layout):
                 waiting.set()
 
         words = (Store.open(home), ["localhost/one:1"], io.BytesIO(), Format.OCI)
-        saved.append(save_images(*words, observer=seen, cancel=threading.Event()))
+        saved.append(save_images(*words, Job(seen)))
 
     with store.lock_layer(key.digest, lambda holder: None, threading.Event()):
         notes.rename(notes.with_name("aside"))

@@ -17,7 +17,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
-from msb_pull.ground.running import Job
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, prove
@@ -68,8 +68,8 @@ class World:
         if isinstance(event, events.CheckProgress):
             self.seen.append(event)
 
-    def verify(self, cancel=None, **options):
-        return verify_images(self.store, [], observer=self.observe, cancel=cancel or threading.Event(), **options)
+    def verify(self, cancel=None, jobs=2, **options):
+        return verify_images(self.store, [], Job(self.observe, cancel or Cancel(), jobs), **options)
 
     def start(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -116,7 +116,7 @@ def test_progress_comes_from_the_processes(world, processes, quick, unit):
 
 
 def test_a_cancelled_verification_ends_its_processes(world, processes):
-    cancel = threading.Event()
+    cancel = Cancel()
     cancel.set()
     with pytest.raises(Cancelled):
         world.verify(cancel)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull.ground import events
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
@@ -99,9 +100,7 @@ class World:
         self.entries = [(root, path) for root in self.roots for path in paths_below(root)]
 
     def verify(self, *, quick: bool = False):
-        return verify_images(
-            self.store, [], quick=quick, jobs=1, observer=events.ignore, cancel=threading.Event()
-        ).layers
+        return verify_images(self.store, [], Job(jobs=1), quick=quick).layers
 
     def damaged(self, *, quick: bool = False) -> set[tuple[bytes, bytes]]:
         """Layer and path of each damage."""

@@ -14,6 +14,7 @@ import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
@@ -59,7 +60,7 @@ class World:
             self.told.append(event.text)
 
     def verify(self, *, quick: bool = False):
-        return verify_images(self.store, [], quick=quick, jobs=1, observer=self.observe, cancel=threading.Event())
+        return verify_images(self.store, [], Job(self.observe, jobs=1), quick=quick)
 
     def verdicts(self, **options) -> list[Verdict]:
         return [layer.verdict for layer in self.verify(**options).layers]
@@ -151,7 +152,7 @@ def test_what_a_layer_overwrites_is_kept_and_the_layer_proven_and_saved(world, e
     assert it.verdicts() == [Verdict.PROVEN], it.verify().layers[0].damages
     assert it.verdicts(quick=True) == [Verdict.UNCHANGED]
     with (it.folder / "saved.tar").open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     kept = list(it.record_of(0, "kept").iterdir())
     assert kept
     for path in kept:
@@ -178,7 +179,7 @@ def test_removing_an_image_takes_what_its_layers_overwrote(world):
     from msb_pull.work.prune import remove_images
 
     it = world([reg(b"f", b"first"), reg(b"f", b"second")])
-    remove_images(it.store, [NAME], observer=events.ignore, cancel=threading.Event())
+    remove_images(it.store, [NAME], Job())
     assert list((it.store.own / "records").iterdir()) == []
 
 
@@ -342,7 +343,7 @@ def test_many_bytes_without_content_are_saved(world, entries):
     it = world(entries)
     saved = it.folder / "saved.tar"
     with saved.open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     stream = b"".join(entries) + END
     with tarfile.open(saved) as archive:
         member = archive.extractfile(f"blobs/sha256/{hashlib.sha256(stream).hexdigest()}")
@@ -490,7 +491,7 @@ def test_hard_links_of_symlinks_are_compared(world, linked):
 def save(it: World) -> Path:
     saved = it.folder / "saved.tar"
     with saved.open("wb") as out:
-        save_images(it.store, [NAME], out, Format.OCI, observer=events.ignore, cancel=threading.Event())
+        save_images(it.store, [NAME], out, Format.OCI, Job())
     return saved
 
 

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from msb_pull.ground import events
+from msb_pull.ground.running import Job
 from msb_pull.store.store import Store
 from msb_pull.work.prune import remove_images
 from msb_pull.work.pull.plan import PullOptions
@@ -174,16 +174,13 @@ def damaged(home: Home):
     store = Store.open(home.store)
     for path in home.layers.glob("sha256:*/own"):
         path.write_bytes(b"damage")
-    report = verify_images(store, [], observer=events.ignore, cancel=NEVER)
+    report = verify_images(store, [], Job())
     assert [layer.verdict for layer in report.damaged] == [Verdict.DAMAGED]
     return store, report
 
 
 def repaired(store: Store, report):
-    return repair_layers(
-        store, report, lambda: pytest.fail("nothing of it is needed any more"), PullOptions(),
-        observer=events.ignore, cancel=NEVER,
-    )  # fmt: skip
+    return repair_layers(store, report, lambda: pytest.fail("nothing of it is needed any more"), PullOptions(), Job())
 
 
 def test_repair_never_moves_an_image_back(registry, tmp_path):
@@ -207,7 +204,7 @@ def test_repair_passes_over_an_image_that_has_gone(registry, tmp_path):
     for name in ("a", "b"):
         assert home.pull(f"{registry.host}/acme/{name}:1").returncode == 0
     store, report = damaged(home)
-    remove_images(store, [x for x in report.images if "acme/a" in x], observer=events.ignore, cancel=NEVER)
+    remove_images(store, [x for x in report.images if "acme/a" in x], Job())
     result = repaired(store, report)
     assert (result.damaged, result.failures) == ([], ())
 

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from tests.conftest import program, program_environment
 from tests.support.archive import END, directory, hardlink, hdr, reg, symlink
 from tests.support.imagebuild import simple_layout
+from tests.support.program import run_program
 from tests.whole.test_end_to_end import LINUX
 
 LAYERS = [
@@ -28,10 +28,7 @@ LOOSE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def run(*words, umask=0o022):
-    return subprocess.run(
-        [*program(), *map(str, words)],
-        env=program_environment(), capture_output=True, text=True, timeout=60, umask=umask,
-    )  # fmt: skip
+    return run_program(words, umask=umask)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What an answer that is no success means: which error, in the registry's own words."""
+"""What a refusal means: which error, in the registry's own words; and web pages in place of documents."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from msb_pull.source.http.failures import PROXY_LOGIN, PROXY_LOGIN_HINT, Failure
 from msb_pull.source.http.retry import RETRY_STATUS
 
 if TYPE_CHECKING:
-    from msb_pull.source.http.transport import Answer
+    from msb_pull.source.http.answer import Answer
 
 _BODY_LIMIT = 64 * 1024
 _DENIED = frozenset({"UNAUTHORIZED", "DENIED"})
-# Networks of hotels and companies answer in place of whoever was asked.
+# Networks of hotels and companies answer in place of the registry.
 PORTAL_HINT = "a login portal or a proxy may answer in its place: open a page in a browser, or look at HTTPS_PROXY"
 _PAGE = re.compile(rb"<(?!\?xml)|<\?xml[^>]*>\s*<(!doctype\s+)?html", re.IGNORECASE)
-# What may stand before a document.
+# What may precede a document.
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _UNKNOWN = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"})
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is no success: its status and, where the body had them, the registry's code and message."""
+    """An unsuccessful answer: its status and, where the body had them, the registry's codes and message."""
 
     status: int
     codes: tuple[str, ...] = ()
@@ -44,9 +44,12 @@ class Refusal:
         return self.status == 429 or "TOOMANYREQUESTS" in self.codes
 
     def __str__(self) -> str:
-        """Like ``registry answered 401 UNAUTHORIZED: authentication required``."""
+        return self.told_by("registry")
+
+    def told_by(self, who: str) -> str:
+        """Like ``registry answered 401 UNAUTHORIZED: authentication required``, where ``who`` answered."""
         code = self.codes[0] if self.codes else _phrase(self.status)
-        text = f"registry answered {self.status} {code}".rstrip()
+        text = f"{who} answered {self.status} {code}".rstrip()
         return f"{text}: {self.message}" if self.message else text
 
     def error(self, what: str, registry: str, *, named: bool) -> MsbPullError:
@@ -88,7 +91,7 @@ def limit_hint(registry: str, named: bool) -> str:
 
 
 def read_refusal(answer: Answer) -> Refusal:
-    """Reads the error body (distribution-spec), at most 64 KiB of it; a body that is none is left out."""
+    """Reads the error body (distribution-spec), at most 64 KiB of it; any other body is ignored."""
     try:
         body = answer.read(_BODY_LIMIT)
         document = json.loads(body) if len(body) <= _BODY_LIMIT else None
@@ -132,7 +135,7 @@ def check_document(answer: Answer, body: bytes, part: str) -> None:
         raise web_page(answer, part)
     start = body.lstrip(_BLANK)[:1]
     if start in (b"", b"<"):
-        # Storage behind a registry answers with XML when it is asked itself.
+        # The storage behind a registry reports its errors in XML.
         raise Failure(f"{answer.host} sent {'XML' if start else 'nothing'} in place of the {part}", answered=True)
     if answer.open_ended and not _is_json(body):
         raise Failure(f"the {part} was cut off after {len(body)} bytes", answered=True)

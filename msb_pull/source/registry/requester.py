@@ -1,4 +1,4 @@
-"""A request to a registry until it is answered: authorization, shared pauses, further tries, http for loopback."""
+"""A request to a registry until it is answered: authorization, shared pauses, retries, http for loopback."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from urllib.parse import urlsplit
 from msb_pull.ground import events
 from msb_pull.ground.errors import MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest
+from msb_pull.source.http.addresses import host_name, is_loopback, origin
 from msb_pull.source.http.failures import Failure, RangeIgnored
 from msb_pull.source.http.retry import RETRY_AFTER_CAP, Backoff, Clock, retry_after, when_text
-from msb_pull.source.http.transport import origin
-from msb_pull.source.registry.answers import Refusal, limit_hint, read_refusal
-from msb_pull.source.registry.endpoint import forbidden, host_name, is_loopback
+from msb_pull.source.registry.endpoint import forbidden
+from msb_pull.source.registry.refusals import limit_hint, read_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from msb_pull.ground.events import Observer
-    from msb_pull.source.http.transport import Answer, Transport
+    from msb_pull.ground.running import Job
+    from msb_pull.source.http.answer import Answer
+    from msb_pull.source.http.transport import Transport
     from msb_pull.source.registry.auth import Authenticator
     from msb_pull.source.registry.endpoint import Target
 
@@ -31,29 +32,21 @@ _EXPIRED = frozenset({400, 401, 403, 410})
 _HIDING = frozenset({403, 404})
 
 
-class Exchange:
+class Requester:
     """Asks endpoints. Shared by all threads of a run."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        auth: Authenticator,
-        clock: Clock,
-        *,
-        retries: int,
-        observer: Observer,
-        cancel: threading.Event,
-    ) -> None:
+    def __init__(self, transport: Transport, auth: Authenticator, clock: Clock, *, retries: int, job: Job) -> None:
         self.retries = retries
         self.clock = clock
-        self.cancel = cancel
+        self.job = job
         self.backoff = Backoff(clock)
         self._transport = transport
         self._auth = auth
-        self._observer = observer
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
+        # Hosts that have answered at least once, and mirrors that are not asked again.
         self._reached: set[str] = set()
+        self._down: set[str] = set()
 
     def get(
         self,
@@ -79,7 +72,7 @@ class Exchange:
         attempt = 0
         dropped = False
         while True:
-            self.backoff.wait(host, self.cancel)
+            self.backoff.wait(host, self.job.cancel)
             try:
                 answer = self._visit(target, address, headers) if address else self._reach(target, kind, name, headers)
                 if answer.status in accept:
@@ -96,10 +89,18 @@ class Exchange:
                 if "Range" in headers and not failure.unreached and not failure.limited:
                     # Whoever can serve the whole may still refuse a part of it, with any status or with none.
                     raise RangeIgnored(failure.reason)
-                raise self._end(target, failure, blob)
-            self.pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
+                raise self._give_up(target, failure, blob)
+            self._pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
 
-    def pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
+    def mark_down(self, host: str) -> None:
+        """A mirror cannot be reached: it is not asked again in this run."""
+        self._down.add(host)
+
+    def is_down(self, host: str) -> bool:
+        """Whether this host was marked as down."""
+        return host in self._down
+
+    def _pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
         """Waits before the next try, together with every other thread that asks this host.
 
         Raises NetworkError when the server wants a longer pause than makes sense, Cancelled.
@@ -107,19 +108,18 @@ class Exchange:
         delay = self.backoff.pause(attempt)
         if failure.retry_after is not None:
             if failure.retry_after > RETRY_AFTER_CAP:
-                raise self.give_up(target, failure)
+                raise self._give_up(target, failure)
             delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
-        self._observer(events.Retrying(target.what, what, failure.reason, attempt, delay))
+        self.job.tell(events.Retrying(target.what, what, failure.reason, attempt, delay))
         self.backoff.hold(target.endpoint.host, delay)
-        self.backoff.wait(target.endpoint.host, self.cancel)
+        self.backoff.wait(target.endpoint.host, self.job.cancel)
 
-    def _end(self, target: Target, failure: Failure, blob: str | None) -> MsbPullError:
+    def _give_up(self, target: Target, failure: Failure, blob: str | None = None) -> MsbPullError:
+        """The error for a failure that is not waited for or tried again."""
         if blob and isinstance(failure.final, NotFoundError):
             return _incomplete(failure.final, target, blob)
-        return failure.final or self.give_up(target, failure)
-
-    def give_up(self, target: Target, failure: Failure) -> MsbPullError:
-        """The error for a failure that is final."""
+        if failure.final is not None:
+            return failure.final
         host = target.endpoint.host
         if failure.limited or failure.retry_after is not None:
             cause = failure.reason
@@ -142,11 +142,11 @@ class Exchange:
             if host not in self._schemes:
                 found = self._transport.speaks_tls(host)
                 if found is None:
-                    # Nobody there; perhaps at the port for http.
+                    # Nothing listens there; perhaps at the port for http.
                     return "http"
                 self._schemes[host] = "https" if found else "http"
                 if not found:
-                    self._log(target, f"{host} does not speak TLS; using plain http, since it is this machine")
+                    self.job.log(target.what, f"{host} does not speak TLS; using plain http, since it is this machine")
             return self._schemes[host]
 
     def _visit(self, target: Target, address: str, headers: Mapping[str, str]) -> Answer:
@@ -206,14 +206,14 @@ class Exchange:
             )
         except Failure as failure:
             if failure.unreached and host not in self._reached and is_loopback(host_name(host)):
-                # Nobody listens on this machine, and nobody will in a few seconds.
+                # Nothing listens at this port of this machine, and waiting a few seconds will not change that.
                 failure.retry = False
             raise
         self._reached.add(host)
         return answer
 
     def _refused(self, answer: Answer, target: Target) -> Failure:
-        """The failure for a refusal: one that may pass, or one with the error that it is."""
+        """The failure for a refusal: one that may pass, or one with the error to raise."""
         with answer:
             refusal = read_refusal(answer)
         wait = retry_after(answer.headers.get("Retry-After"), self.clock.now())
@@ -221,14 +221,11 @@ class Exchange:
             return Failure(str(refusal), retry_after=wait, limited=refusal.limited, answered=True)
         elsewhere = urlsplit(answer.url).netloc != target.endpoint.host
         if elsewhere and refusal.status in _EXPIRED:
-            return Failure(_from_elsewhere(refusal, answer), answered=True)
+            return Failure(refusal.told_by(answer.host), answered=True)
         if refusal.status in (200, 206, 416):
             return Failure(f"{refusal} to a request that allows no such answer", answered=True)
         final = refusal.error(target.what, target.registry, named=self._auth.named(target))
         return Failure(str(refusal), retry=False, answered=True, limited=refusal.limited, final=final)
-
-    def _log(self, target: Target, text: str) -> None:
-        self._observer(events.Logged(target.what, 1, text))
 
 
 def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
@@ -237,10 +234,6 @@ def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
     except BaseException:
         answer.close()
         raise
-
-
-def _from_elsewhere(refusal: Refusal, answer: Answer) -> str:
-    return str(refusal).replace("registry answered", f"{answer.host} answered", 1)
 
 
 def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import stat
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import LocalError
 from msb_pull.store.homes import Homes
+from msb_pull.store.keys import copies_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +32,7 @@ class LayerState(enum.StrEnum):
     SYMLINK = "symlink"
 
 
-class Layout:
+class Paths:
     """``<layers>/<digest>.extracted`` for each layer, and ``<layers>/.msb-pull/`` for all that is ours alone.
 
     A digest that was parsed is all that ever makes a path.
@@ -81,6 +84,13 @@ class Layout:
         """What a layer's short link says."""
         return f"../../{layer}.extracted"
 
+    def make_link(self, layer: Name) -> Path:
+        """Makes the short link of a layer if it is missing; raises OSError."""
+        link = self.link_path(layer)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(self.link_target(layer))
+        return link
+
     def has_layer(self, layer: Name) -> bool:
         """Whether a layer is complete: published by us, and so verified twice."""
         return self.layer_state(layer) is LayerState.COMPLETE
@@ -95,14 +105,21 @@ class Layout:
         notes = _mode(self.notes_path(layer))
         return LayerState.COMPLETE if notes is not None and stat.S_ISREG(notes) else LayerState.FOREIGN
 
+    def refuse_symlink(self, layer: Name) -> None:
+        """Raises LocalError when a layer's name is taken by something that is not a directory."""
+        if self.layer_state(layer) is LayerState.SYMLINK:
+            raise LocalError(
+                f"{self.layer_dir(layer)}: not a directory but a symlink or a file",
+                hint="find out what made it, and remove it",
+            )
+
     @property
     def has_images(self) -> bool:
         """Whether there is a database, or what one can be made from."""
         if self.database_path.exists():
             return True
         try:
-            with os.scandir(self.homes.copies) as kept:
-                return next(kept, None) is not None
+            return any(copies_in(self.homes.copies))
         except OSError:
             return False
 

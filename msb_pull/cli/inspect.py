@@ -1,4 +1,4 @@
-"""The ``ls`` and ``inspect`` commands behind their options."""
+"""The ``inspect`` command behind its options."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.display.tables import ago, facts, rfc3339, table
 from msb_pull.ground.sizes import counted, format_size
-from msb_pull.ground.text import visible, visible_bytes
+from msb_pull.ground.text import visible_bytes
 from msb_pull.image.reference import Reference
-from msb_pull.work.listing import InspectedImage, InspectedLayer, ListedImage, inspect_image, list_files, list_images
+from msb_pull.work.listing import InspectedImage, InspectedLayer, inspect_image, list_files
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from msb_pull.cli.run import Run
     from msb_pull.work.merge import ListedFile
 
-_COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
 _TYPE_BITS = {
     "directory": stat.S_IFDIR,
     "symlink": stat.S_IFLNK,
@@ -42,23 +39,6 @@ _CONFIG = (
 )
 
 
-def show_list(run: Run, pattern: str | None, filters: Sequence[str], sort: str, *, whole: bool) -> None:
-    """Prints the images that match, as a table, as bare names (``-q``) or as a JSON list."""
-    from msb_pull.work.select import parse_filters
-
-    selection = parse_filters([*filters, *([f"reference={pattern}"] if pattern else [])])
-    images = list_images(run.store(create=False), selection, sort)
-    if not images:
-        run.display.note("No images.")
-    if run.display.quiet:
-        text = "\n".join(visible(image.reference) for image in images)
-    elif images:
-        text = _table(images, whole=whole, color=run.display.colored_stdout)
-    else:
-        text = ""
-    run.write([_listed(image) for image in images], text)
-
-
 def show_image(run: Run, text: str, *, part: str | None) -> None:
     """Prints all about one image, or just its layer directories, its mount string or its files."""
     store = run.store(create=False)
@@ -76,40 +56,6 @@ def show_image(run: Run, text: str, *, part: str | None) -> None:
         run.write({"lowerdir": lowerdir}, lowerdir)
     else:
         run.write(_document(image), _page(image, color=run.display.colored_stdout))
-
-
-def _table(images: Sequence[ListedImage], *, whole: bool, color: bool) -> str:
-    now = datetime.datetime.now(datetime.UTC)
-    rows = [
-        (
-            image.reference,
-            _shown_digest(image.digest, whole=whole),
-            image.platform or "-",
-            str(image.layers),
-            format_size(image.size),
-            ago(image.pulled_at, now) + ("" if image.complete else " (incomplete)"),
-        )
-        for image in images
-    ]
-    return table(_COLUMNS, rows, right=("LAYERS", "SIZE"), color=color)
-
-
-def _shown_digest(digest: str | None, *, whole: bool) -> str:
-    if digest is None:
-        return "-"
-    return digest if whole else digest.partition(":")[2][:12]
-
-
-def _listed(image: ListedImage) -> dict[str, Any]:
-    return {
-        "reference": image.reference,
-        "digest": image.digest,
-        "platform": image.platform,
-        "layers": image.layers,
-        "size_bytes": image.size,
-        "pulled_at": rfc3339(image.pulled_at),
-        "complete": image.complete,
-    }
 
 
 def _page(image: InspectedImage, *, color: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError, NotFoundError
@@ -11,14 +12,16 @@ from msb_pull.image.digest import Digest
 from msb_pull.image.documents import load_json
 from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
 from msb_pull.image.readers import COPY_AGAIN
-from msb_pull.source.local.files import Folder, open_checked
+from msb_pull.source.local.files import FolderFiles, open_checked
 from msb_pull.source.local.local import LocalSource
 from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
 from msb_pull.source.resolve import verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from msb_pull.ground.running import Job
+    from msb_pull.image.reference import ImageArgument
     from msb_pull.source.local.files import Extent, Files
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -70,7 +73,7 @@ class LayoutImage:
         return self.blob(descriptor), descriptor.media_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; it may stand in its descriptor (image-spec, ``data``)."""
+        """A small blob, verified; its descriptor may contain it (image-spec, ``data``)."""
         name = _blob_name(descriptor.digest)
         what = f"{self._files.label}: {name}"
         if descriptor.data is not None and not self._files.has(name):
@@ -98,11 +101,12 @@ class LayoutImage:
         return candidates
 
 
-def open_layout(path: str, wanted: str | None, name: str | None, warn: Callable[[str], None]) -> LocalSource:
-    """An image of the layout folder at ``path``; nothing is opened before the source is asked."""
+def open_layout(argument: ImageArgument, name: str | None, job: Job) -> LocalSource:
+    """An image of the layout folder that ``argument`` names; nothing is opened before the source is asked."""
+    path = argument.path or ""
 
     def find() -> LayoutImage:
-        files = Folder(path, f"oci:{path}")
+        files = FolderFiles(path, f"oci:{path}")
         try:
             if not files.has("index.json"):
                 hint = (
@@ -111,12 +115,12 @@ def open_layout(path: str, wanted: str | None, name: str | None, warn: Callable[
                 raise NotFoundError(
                     f"{files.label}: this is no OCI image layout", cause="it has no index.json", hint=hint
                 )
-            return LayoutImage(files, wanted, name, folder=_absolute(path).rpartition("/")[2])
+            return LayoutImage(files, argument.name, name, folder=_absolute(path).rpartition("/")[2])
         except BaseException:
             files.close()
             raise
 
-    return LocalSource(source_label("oci", path), find, warn)
+    return LocalSource(source_label("oci", path), find, partial(job.warn, argument.text))
 
 
 def source_label(transport: str, path: str) -> str:

@@ -1,0 +1,90 @@
+"""The ``prune`` command behind its options, and what ``rm`` shows alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.ground.errors import UsageError
+from msb_pull.ground.sizes import counted, format_size
+from msb_pull.ground.text import visible
+from msb_pull.work.prune import apply_prune, plan_prune
+from msb_pull.work.select import parse_filters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.cli.run import Run
+    from msb_pull.work.prune import PrunePlan
+
+
+def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool, dry_run: bool, wait: bool) -> None:
+    """Plans, asks, removes; prints one line for everything that went or, in a dry run, would go."""
+    selection = parse_filters(filters) if everything else None
+    store = run.store(create=False)
+    if not dry_run:
+        store.register(needed=False)
+    plan = plan_prune(store, selection)
+    for remark in plan.remarks:
+        run.warn(remark)
+    if plan.empty or dry_run:
+        run.write(_removed_document(plan, dry_run=dry_run), _removed_lines(plan))
+        would = f"Would remove {_contents(plan)} ({format_size(plan.size)})."
+        run.display.note("Nothing to remove." if plan.empty else would)
+        return
+    if not yes and not _agreed(run, plan):
+        run.write(_removed_document(type(plan)((), (), (), (), 0), dry_run=False), "")
+        run.display.note("Nothing removed.")
+        return
+    removed = apply_prune(store, plan, run.job, wait=wait)
+    show_removed(run, removed)
+
+
+def show_removed(run: Run, removed: PrunePlan) -> None:
+    """Writes what went, and how much space that gave back."""
+    run.write(_removed_document(removed, dry_run=False), _removed_lines(removed))
+    run.display.note(f"Removed {_contents(removed)}, freed {format_size(removed.size)}", done=True)
+
+
+def _agreed(run: Run, plan: PrunePlan) -> bool:
+    if not run.display.can_ask:
+        raise UsageError(
+            "prune: there is nobody to ask",
+            hint="--yes removes without a question, --dry-run shows what would go",
+        )
+    return run.display.ask(f"Remove {_contents(plan)} ({format_size(plan.size)})?")
+
+
+def _contents(plan: PrunePlan) -> str:
+    """``3 images and 7 layers``."""
+    parts = [
+        (plan.images, "image"),
+        (plan.layers, "layer"),
+        (plan.partials, "unfinished download"),
+        (plan.records, "stray record"),
+        (range(plan.leftovers), "leftover"),
+    ]
+    shown = [counted(len(items), noun) for items, noun in parts if items]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown) or "nothing"
+
+
+def _removed_lines(plan: PrunePlan) -> str:
+    lines = [f"image {visible(reference)}" for reference in plan.images]
+    lines += [f"layer {layer.name} {format_size(layer.size)}" for layer in plan.layers]
+    lines += [f"file {visible(file.name)} {format_size(file.size)}" for file in (*plan.partials, *plan.records)]
+    return "\n".join(lines)
+
+
+def _removed_document(plan: PrunePlan, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "dry_run": dry_run,
+        "images": list(plan.images),
+        # A layer that looks different on another base has a name of its own: its digest, "+", a part of that base's.
+        "layers": [
+            {"name": layer.name, "digest": layer.name.partition("+")[0], "size_bytes": layer.size}
+            for layer in plan.layers
+        ],
+        "files": [{"name": file.name, "size_bytes": file.size} for file in (*plan.partials, *plan.records)],
+        "leftovers": plan.leftovers,
+        "freed_bytes": plan.size,
+    }

@@ -1,0 +1,156 @@
+"""The ``verify`` command behind its options."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.display.lines import short
+from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
+from msb_pull.ground.sizes import counted, format_size
+from msb_pull.ground.text import visible, visible_bytes
+from msb_pull.image.reference import parse_argument
+from msb_pull.work.verify.verify import VerifyReport, stored_images, verify_images
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msb_pull.cli.run import Run
+    from msb_pull.layer.proof.compare import Damage
+    from msb_pull.store.index.proven import Difference
+    from msb_pull.store.store import Store
+    from msb_pull.work.verify.verify import LayerReport
+
+
+def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) -> None:
+    """Verifies images, prints one line for each damage, and says how it went; code 6 when damage is left."""
+    names = run.names(images)
+    store = run.store_with(names) if names else run.filled_store()
+    if store is None:
+        report = VerifyReport((), (), (), 0.0)
+    else:
+        report = verify_images(store, names, run.job, quick=quick)
+    if repair and (report.damaged or report.misrecorded) and store is not None:
+        report = _repair(run, store, report)
+    for layer in report.layers:
+        if layer.remark:
+            run.warn(f"layer {short(layer.digest)}: {layer.remark}")
+    lines = [_rows_line(x.reference, difference) for x in report.rows for difference in x.differences]
+    lines += [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
+    error: MsbPullError | None = None
+    if report.damaged or report.misrecorded:
+        error = _damage_error(report, repair=repair)
+    elif report.unreadable:
+        count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
+        error = LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
+    document = {"status": "failed" if error else "ok", **_verify_document(report)}
+    if error:
+        document["error"] = run.session.document_of(error)
+    run.write(document, "\n".join(lines))
+    if error:
+        for failure in report.failures:
+            run.session.tell(failure)
+        run.session.tell(error)
+        run.fail([error])
+    else:
+        run.display.note(
+            _verify_summary(report, quick=quick) if report.images else "No images.", done=bool(report.images)
+        )
+
+
+def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
+    from msb_pull.cli.pull import Access, LazyClient
+    from msb_pull.work.pull.plan import PullOptions
+    from msb_pull.work.verify.repair import repair_layers
+
+    settings = run.settings
+    options = PullOptions(
+        jobs=settings.jobs,
+        max_layer_size=settings.max_layer_size,
+        max_entries=settings.max_entries,
+        max_window=settings.max_window,
+        # What the pull was allowed to do without, its repair is too.
+        allow_no_xattr=True,
+    )
+    sources = [parse_argument(x.reference) for x in stored_images(store, report.images) if x.source == "registry"]
+    with contextlib.closing(LazyClient(run, sources, Access())) as client:
+        return repair_layers(store, report, client, options, run.job)
+
+
+def _damage_error(report: VerifyReport, *, repair: bool) -> ContentError:
+    parts = []
+    if report.damaged:
+        parts.append(f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged")
+    if report.misrecorded:
+        parts.append(f"the records of {len(report.misrecorded)} of {counted(len(report.images), 'image')} damaged")
+    message = ", ".join(parts)
+    if not repair:
+        what = "fetches them again" if report.damaged else "writes them anew"
+        return ContentError(message, hint=f"`msb-pull verify --repair` {what}")
+    if report.failures:
+        return ContentError(message, cause=f"not repaired: {report.failures[0].message}")
+    return ContentError(message, hint="their images can be pulled again with --force")
+
+
+def _damage_line(layer: LayerReport, damage: Damage) -> str:
+    """Five fields with a tab between them, which no field can hold."""
+    path = "/" + visible_bytes(damage.path)
+    return "\t".join((short(layer.digest), path, damage.kind, visible(damage.expected), visible(damage.found)))
+
+
+def _rows_line(reference: str, difference: Difference) -> str:
+    """The same five fields of what is recorded of an image."""
+    fields = (reference, difference.place, "record", difference.expected, difference.found)
+    return "\t".join(map(visible, fields))
+
+
+def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
+    size = format_size(sum(layer.bytes for layer in report.layers))
+    proven = len(report.layers) - len(report.unprovable)
+    text = f"{'Compared' if quick else 'Verified'} {counted(proven, 'layer')} ({size}) in {report.seconds:.1f}s"
+    if report.repaired:
+        text += f", {counted(len(report.repaired), 'layer')} repaired"
+    if report.mended:
+        text += f", {counted(len(report.mended), 'record')} written anew"
+    if report.unprovable:
+        text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
+    return text
+
+
+def _verify_document(report: VerifyReport) -> dict[str, Any]:
+    return {
+        "images": list(report.images),
+        "seconds": round(report.seconds, 3),
+        "records": [
+            {
+                "image": rows.reference,
+                "repaired": rows.reference in report.mended,
+                "damages": [
+                    {"place": difference.place, "expected": difference.expected, "found": difference.found}
+                    for difference in rows.differences
+                ],
+            }
+            for rows in report.rows
+        ],
+        "layers": [
+            {
+                "digest": layer.digest,
+                "verdict": str(layer.verdict),
+                "repaired": layer.digest in report.repaired,
+                "remark": layer.remark or None,
+                "content_bytes": layer.bytes,
+                "entries": layer.entries,
+                "images": list(layer.images),
+                "damages": [
+                    {
+                        "path": "/" + damage.path.decode("utf-8", "surrogateescape"),
+                        "kind": damage.kind,
+                        "expected": damage.expected,
+                        "found": damage.found,
+                    }
+                    for damage in layer.damages
+                ],
+            }
+            for layer in report.layers
+        ],
+    }
