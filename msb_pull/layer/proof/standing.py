@@ -12,7 +12,8 @@ from msb_pull.layer.proof.model import Tree
 from msb_pull.layer.record import Record
 from msb_pull.layer.rules import join
 from msb_pull.layer.settle.derive import Wishes, derive_on
-from msb_pull.layer.settle.lowers import Inside, MergedView
+from msb_pull.layer.settle.directories import Inside
+from msb_pull.layer.settle.lowers import MergedView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -117,6 +117,7 @@ class _Derivation:
         return place
 
     def directories(self) -> None:
+        # Parents first: where one has moved, its children are looked for at its new place.
         for asked in sorted(self._wishes.implied):
             path = self._places.of(asked)
             if path is None:
@@ -133,6 +134,7 @@ class _Derivation:
 
     def _directory(self, asked: bytes, path: bytes) -> None:
         shown = self._view.look(path)
+        # The layer was made where this is a symlink (/lib to usr/lib, say), and its files were written through it.
         target = self._view.resolve(path) if shown is not None and shown.is_symlink else None
         if target is None or target == path:
             if not self._dropped(asked, path, shown):
@@ -140,6 +142,7 @@ class _Derivation:
             return
         if self._dropped(asked, target, self._view.look(target)):
             return
+        # In an overlay a directory at ``path`` would hide the symlink, and with it all that is reached through it.
         self._places.move(asked, target)
         self._moved.append(asked)
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
@@ -153,6 +156,7 @@ class _Derivation:
         """Whether a directory that only whiteouts imply goes, since ``path``, where it would be, shows none."""
         if asked not in self._wishes.hollow:
             return False
+        # What only this layer shows there is the directory in question itself.
         if shown is not None and shown.is_directory and (shown.layer != -1 or path not in self._wishes.implied):
             return False
         self._places.move(asked, None)
@@ -189,6 +193,7 @@ class _Derivation:
         self.facts += [{"kind": "claimed", "path": path, "from": own} for path, own in sorted(claims.items())]
 
     def _add(self, path: bytes, shown: Shown | None, *, asked: bytes | None = None, **more: bool) -> None:
+        # Several moves may lead below one parent.
         if path in self._known and asked is None:
             return
         self._known.add(path)

@@ -4,44 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 
-from msb_pull.ground.below import ABSENT_OR_TOO_LONG, look, open_directory, open_file
+from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.remove import listed
 from msb_pull.layer.rules import OPAQUE, BadPath, join, resolve, whiteout_of
+from msb_pull.layer.settle.directories import Directories, Inside, facts_at
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
-    from typing import Any
 
-_MAX_OPEN = 64
 _MAX_SHOWN = 1 << 14
-_NOTHING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
-
-
-class Inside:
-    """A directory of a layer that is not looked at on the disk, in the place of a descriptor."""
-
-    def look(self, name: bytes) -> Any:
-        """What stands at a name: something with ``st_mode``, None for nothing."""
-        raise NotImplementedError
-
-    def enter(self, path: bytes) -> Inside | None:
-        """A directory by its path from the layer's top."""
-        raise NotImplementedError
-
-    def read_link(self, name: bytes) -> bytes:
-        """The target of a symlink."""
-        raise NotImplementedError
-
-    def directories(self) -> Iterable[bytes]:
-        """The names of the directories in it."""
-        raise NotImplementedError
 
 
 class Shown:
@@ -81,27 +58,11 @@ class MergedView:
         own: Path | Inside | None = None,
         implied: Collection[bytes] = frozenset(),
     ) -> None:
-        self._roots: dict[int, int] = {}
-        self._inside: Inside | None = None
-        self._open: dict[tuple[int, bytes], int] = {}
+        self._directories = Directories(lowers, own)
         # Of directories of the own layer: whether they or one above them are opaque.
         self._hiding: dict[bytes, bool] = {}
         self._shown: dict[bytes, Shown | None] = {}
         self._implied = implied
-        # One for each layer is the least that keeps the way to a deep path from being opened again at every step.
-        self._max_open = max(
-            _MAX_OPEN, min(_MAX_OPEN + len(lowers), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        )
-        try:
-            for layer, path in enumerate(lowers):
-                self._roots[layer] = open_directory(path)
-            if isinstance(own, Inside):
-                self._inside = own
-            elif own is not None:
-                self._roots[-1] = open_directory(own)
-        except OSError:
-            self.close()
-            raise
 
     def __enter__(self) -> MergedView:
         return self
@@ -113,10 +74,7 @@ class MergedView:
 
     def close(self) -> None:
         """Closes every descriptor."""
-        for descriptor in (*self._open.values(), *self._roots.values()):
-            os.close(descriptor)
-        self._open.clear()
-        self._roots.clear()
+        self._directories.close()
 
     def look(self, path: bytes) -> Shown | None:
         """What ``path`` shows, no symlink followed (not even on the way); None if nothing stands there."""
@@ -132,6 +90,7 @@ class MergedView:
             part = pending.pop()
             known = join(known, part)
             shown = self._child(shown, part, known) if shown is not None and shown.is_directory else None
+            # Nothing changes while one looks, so forgetting costs time only.
             if len(self._shown) >= _MAX_SHOWN:
                 self._shown.clear()
             self._shown[known] = shown
@@ -165,7 +124,9 @@ class MergedView:
     def open(self, shown: Shown) -> int:
         """A descriptor to read a file or directory of the layer that shows it."""
         if not shown.path:
-            return os.dup(self._roots[shown.layer])
+            top = self._directories.root(shown.layer)
+            assert not isinstance(top, Inside)
+            return os.dup(top)
         directory, name = self._parent(shown)
         assert not isinstance(directory, Inside)
         return open_file(name, directory)
@@ -186,21 +147,21 @@ class MergedView:
         while pending:
             parent = pending.pop()
             if not hides:
-                directory = self._directory(-1, parent)
-                hides = directory is not None and _facts(directory, OPAQUE) is not None
+                directory = self._directories.at(-1, parent)
+                hides = directory is not None and facts_at(directory, OPAQUE) is not None
             self._hiding[parent] = hides
         return hides
 
     def own_has(self, path: bytes) -> bool:
         """Whether the own layer has a directory at ``path``."""
-        return self._directory(-1, path) is not None
+        return self._directories.at(-1, path) is not None
 
     def own_directories(self, path: bytes) -> Iterator[bytes]:
         """The directories of the own layer at and below ``path``, parents first."""
         pending = [path]
         while pending:
             here = pending.pop()
-            directory = self._directory(-1, here)
+            directory = self._directories.at(-1, here)
             if directory is None:
                 continue
             yield here
@@ -211,27 +172,25 @@ class MergedView:
             pending += [join(here, name) for name in sorted(names)]
 
     def _top(self) -> Shown | None:
-        layers = sorted([*self._roots, *([-1] if self._inside else [])])
+        layers = self._directories.layers()
         if not layers:
             return None
         first = layers[0]
+        # A top that no entry describes looks as the layer below has it.
         if first == -1 and b"" in self._implied and len(layers) > 1:
             first = layers[1]
         inside: list[int] = []
         for layer in layers:
             inside.append(layer)
-            if _facts(self._root(layer), OPAQUE) is not None:
+            if facts_at(self._directories.root(layer), OPAQUE) is not None:
                 break
-        top = self._root(first)
+        top = self._directories.root(first)
         facts = top.look(b"") if isinstance(top, Inside) else os.fstat(top)
         return Shown(b"", facts, first, tuple(inside))
 
-    def _root(self, layer: int) -> int | Inside:
-        return self._inside if layer == -1 and self._inside is not None else self._roots[layer]
-
     def _parent(self, shown: Shown) -> tuple[int | Inside, bytes]:
         parent, _, name = shown.path.rpartition(b"/")
-        directory = self._directory(shown.layer, parent)
+        directory = self._directories.at(shown.layer, parent)
         if directory is None:
             raise FileNotFoundError(errno.ENOENT, "a lower layer changed", os.fsdecode(shown.path))
         return directory, name
@@ -241,10 +200,10 @@ class MergedView:
         first: tuple[os.stat_result, int] | None = None
         fallback: tuple[os.stat_result, int] | None = None
         for layer in parent.layers:
-            directory = self._directory(layer, parent.path)
+            directory = self._directories.at(layer, parent.path)
             if directory is None:
                 continue
-            facts = _facts(directory, part)
+            facts = facts_at(directory, part)
             if facts is not None and not stat.S_ISDIR(facts.st_mode):
                 # Below a directory a file is hidden; below one that is only implied, a symlink shows where it leads.
                 if first is None and (fallback is None or stat.S_ISLNK(facts.st_mode)):
@@ -253,6 +212,7 @@ class MergedView:
             if facts is not None:
                 inside.append(layer)
                 if layer == -1 and path in self._implied:
+                    # No entry says how it looks, so any layer below that has it knows better.
                     fallback = facts, layer
                 else:
                     first = first or (facts, layer)
@@ -265,7 +225,8 @@ class MergedView:
                         if beneath is not None and beneath.is_directory:
                             first = beneath.facts, beneath.layer
                     break
-            if _facts(directory, whiteout_of(part)) is not None:
+            # A whiteout hides what lies below its own layer, not what stands beside it.
+            if facts_at(directory, whiteout_of(part)) is not None:
                 break
         first = first or fallback
         return Shown(path, *first, tuple(inside)) if first is not None else None
@@ -280,38 +241,6 @@ class MergedView:
             return within is not None and within.look(OPAQUE) is not None
         inner = open_directory(name, directory)
         try:
-            return _facts(inner, OPAQUE) is not None
+            return facts_at(inner, OPAQUE) is not None
         finally:
             os.close(inner)
-
-    def _directory(self, layer: int, path: bytes) -> int | Inside | None:
-        """A directory of one layer, opened component by component; None where there is none. It is closed later."""
-        if layer == -1 and self._inside is not None:
-            return self._inside.enter(path)
-        if layer not in self._roots:
-            return None
-        known, pending = path, []
-        while known and (layer, known) not in self._open:
-            known, _, part = known.rpartition(b"/")
-            pending.append(part)
-        current = self._open[layer, known] if known else self._roots[layer]
-        while pending:
-            part = pending.pop()
-            known = join(known, part)
-            try:
-                current = open_directory(part, current)
-            except OSError as error:
-                if error.errno not in _NOTHING:
-                    raise
-                return None
-            if len(self._open) >= self._max_open:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[layer, known] = current
-        return current
-
-
-def _facts(directory: int | Inside, name: bytes) -> os.stat_result | None:
-    if isinstance(directory, Inside):
-        found: os.stat_result | None = directory.look(name)
-        return found
-    return look(name, directory, ABSENT_OR_TOO_LONG)

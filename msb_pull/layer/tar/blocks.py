@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msb_pull.ground.tarfields import BLOCK
 from msb_pull.layer.limits import LayerError
 
 # Importing typing costs a child more than reading a small layer.
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
             """1 to ``size`` bytes, which stay valid until the next call; none at the end."""
 
 
-BLOCK = 512
 BUFFER = 1 << 20
-ZEROS = bytes(BLOCK)
 
 
 class BlockReader:

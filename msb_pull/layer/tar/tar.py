@@ -7,17 +7,18 @@ ends in silence (a bad header in the middle, a cut header), it refuses.
 
 from __future__ import annotations
 
-from isal.isal_zlib import adler32, crc32
+from isal.isal_zlib import crc32
 
-from msb_pull.layer.limits import LayerError, Limits
-from msb_pull.layer.tar import pax as extended
-from msb_pull.layer.tar.blocks import BLOCK, ZEROS, BlockReader
+from msb_pull.ground.pax import BadRecord, checked_map, gnu_map, leading_map, parse
+from msb_pull.ground.tarfields import BLOCK, ZEROS, BadField, checksum_fits, header_name, number, text
+from msb_pull.layer.tar.blocks import BlockReader
 from msb_pull.layer.tar.entry import Entry
-from msb_pull.layer.tar.fields import BadField, number, text
 
 # Importing typing costs a child more than reading a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from msb_pull.ground.pax import Pax, Sparse
+    from msb_pull.layer.limits import Limits
     from msb_pull.layer.tar.blocks import Sink, Stream
 
 REG, LNK, SYM, CHR, BLK, DIR, FIFO = b"0123456"
@@ -36,7 +37,7 @@ class _Extensions:
     def __init__(self) -> None:
         self.name: bytes | None = None
         self.link: bytes | None = None
-        self.pax: extended.Pax | None = None
+        self.pax: Pax | None = None
 
 
 class TarReader(BlockReader):
@@ -88,8 +89,8 @@ class TarReader(BlockReader):
                 return None
             kind = block[156]
             # A record was checked when it was written, and its gzip has a checksum of its own.
-            if not self._stripped:
-                self._check_sum(block)
+            if not self._stripped and not checksum_fits(block):
+                self._fail("a header is damaged (its checksum is wrong)", index=self.entries)
             if kind in b"LKxgV":
                 before = self._extension(kind, block, before)
             else:
@@ -141,7 +142,7 @@ class TarReader(BlockReader):
     def _entry(self, kind: int, block: bytes, before: _Extensions | None) -> Entry:
         index = self.entries
         self.entries = index + 1
-        name = self._name = self._header_name(block)
+        name = self._name = header_name(block)
         if index >= self._limits.max_entries:
             self._fail(f"more than {self._limits.max_entries} entries", "raise --max-entries if that is right", index)
         try:
@@ -151,9 +152,7 @@ class TarReader(BlockReader):
             if before is not None:
                 size = self._extend(entry, before, size)
             self._typed(entry, kind, block, size)
-        except BadField as error:
-            self._fail(str(error), index=index)
-        except extended.BadRecord as error:
+        except (BadField, BadRecord) as error:
             self._fail(str(error), index=index)
         return entry
 
@@ -189,14 +188,6 @@ class TarReader(BlockReader):
         elif kind != FIFO:
             self._fail(f"unsupported tar entry type {chr(kind)!r}", index=entry.index)
 
-    def _header_name(self, block: bytes) -> bytes:
-        name = text(block[:100])
-        if block[345]:
-            prefix = _prefix(block)
-            if prefix:
-                name = prefix + b"/" + name
-        return name
-
     def _owner(self, field: bytes) -> tuple[int, int, int]:
         owner = (number(field[:8]) & 0o7777, number(field[8:16]), number(field[16:24]))
         if not (0 <= owner[1] <= _MAX_ID and 0 <= owner[2] <= _MAX_ID):
@@ -204,20 +195,6 @@ class TarReader(BlockReader):
         if len(self._owners) < 4096:
             self._owners[field] = owner
         return owner
-
-    def _check_sum(self, block: bytes) -> None:
-        # The sum of 512 ASCII bytes stays below Adler's modulus, so that its low half is the sum itself, plus one.
-        total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
-        field = block[148:156]
-        total += 256 - sum(field)
-        try:
-            stored = number(field)
-        except BadField:
-            stored = -1
-        if stored != total:
-            signed = sum(b - 256 if b > 127 else b for b in block) + 256 - sum(b - 256 if b > 127 else b for b in field)
-            if stored != signed:
-                self._fail("a header is damaged (its checksum is wrong)", index=self.entries)
 
     # Extension headers
 
@@ -243,8 +220,8 @@ class TarReader(BlockReader):
             before.link = text(data)
         else:
             try:
-                before.pax = extended.parse(data)
-            except extended.BadRecord as error:
+                before.pax = parse(data)
+            except BadRecord as error:
                 self._fail(str(error), index=self.entries)
         return before
 
@@ -280,48 +257,23 @@ class TarReader(BlockReader):
     # Sparse files
 
     def _sparse_gnu(self, entry: Entry, block: bytes) -> None:
-        pairs = extended.gnu_pairs(block[386:482])
-        more = block[482]
-        while more:
-            following = self._block()
-            if following is None:
-                self._fail("the archive ends inside a sparse map", index=entry.index)
-            pairs += extended.gnu_pairs(following[:504])
-            more = following[504]
-            if len(pairs) > extended.MAX_SEGMENTS:
-                self._fail("its sparse map is too long", index=entry.index)
+        pairs = gnu_map(block, self._block)
         entry.size = number(block[483:495])
-        entry.sparse = extended.checked_map(pairs, entry.size, entry.stored)
+        entry.sparse = checked_map(pairs, entry.size, entry.stored)
 
-    def _sparse_pax(self, entry: Entry, sparse: extended.Sparse, size: int) -> None:
+    def _sparse_pax(self, entry: Entry, sparse: Sparse, size: int) -> None:
         entry.size = sparse.realsize if sparse.realsize is not None else size
         if sparse.name is not None:
             entry.name = self._name = sparse.name
         if sparse.pairs is not None:
-            entry.sparse = extended.checked_map(sparse.pairs, entry.size, size)
+            entry.sparse = checked_map(sparse.pairs, entry.size, size)
             return
         self._map_leads = True
 
     def _sparse_map_in_payload(self, entry: Entry) -> None:
-        """Format 1.0: the payload begins with the map as decimal lines, padded to whole blocks."""
-        data = bytearray()
-        found, wanted = 0, 1
-        while found < wanted:
-            block = self._block() if entry.stored >= BLOCK else None
-            if block is None or len(data) > self._limits.max_extension:
-                self._fail("its sparse map is cut or too long", index=entry.index)
-            entry.stored -= BLOCK
-            data += block
-            if not found and b"\n" in block:
-                count = extended.decimal(bytes(data[: data.index(b"\n")]), "the sparse map")
-                if count > extended.MAX_SEGMENTS:
-                    self._fail("its sparse map is too long", index=entry.index)
-                wanted = 1 + 2 * count
-            found += block.count(b"\n")
-        lines = bytes(data).split(b"\n", wanted)[1:wanted]
-        values = [extended.decimal(line, "the sparse map") for line in lines]
-        pairs = list(zip(values[::2], values[1::2], strict=True))
-        entry.sparse = extended.checked_map(pairs, entry.size, entry.stored)
+        pairs, length = leading_map(self._block, min(entry.stored, self._limits.max_extension))
+        entry.stored -= length
+        entry.sparse = checked_map(pairs, entry.size, entry.stored)
 
     # Payload and buffer
 
@@ -361,28 +313,5 @@ class TarReader(BlockReader):
         if block is None or block == ZEROS:
             return
         self.trailing_garbage = True
-        try:
-            self._check_sum(block)
-        except LayerError:
-            return
-        self._fail("an entry follows a block of zeros", index=self.entries)
-
-
-def _prefix(block: bytes) -> bytes:
-    """The first part of a name, where the header has one: POSIX has it, star ends it earlier, GNU keeps times there.
-
-    Go before 1.8, and with it Docker up to 1.12, wrote a prefix over the times of GNU headers. As today's Go does, it
-    is taken for one when the times are no numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
-    """
-    if block[257:263] == b"ustar\0":
-        return text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])
-    if block[257:265] != b"ustar  \0":
-        return b""
-    try:
-        number(block[345:357])
-        # Go looks at the second time only where there is one.
-        number(block[357:369] if block[357] else b"\0")
-    except BadField:
-        prefix = text(block[345:500])
-        return prefix if prefix.isascii() else b""
-    return b""
+        if checksum_fits(block):
+            self._fail("an entry follows a block of zeros", index=self.entries)

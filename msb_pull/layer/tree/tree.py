@@ -7,31 +7,29 @@ layers have tens of thousands, is kept short: create, set the attribute, write, 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
 from msb_pull.ground.below import CREATE
-from msb_pull.layer.limits import LayerError, printable
+from msb_pull.layer.limits import LayerError
 from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, is_leftover, is_plink, is_whiteout
 from msb_pull.layer.tar.names import clean
 from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from msb_pull.layer.tree.attributes import (
     DISK_MODES,
-    MAX_ID,
     MAX_TIME_NS,
     OVERRIDE_STAT,
     clamp_time,
     disk_mode,
-    disk_name,
     override_stat,
 )
-from msb_pull.layer.tree.folders import IMPLIED, IMPLIED_MODE, Folder, Folders
+from msb_pull.layer.tree.dress import Dress, Warnings, clear_attributes, prepare_top
+from msb_pull.layer.tree.folders import IMPLIED_MODE, Folder, Folders
 from msb_pull.layer.tree.links import Links
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
-from msb_pull.layer.tree.xattrs import list_attributes, remove_attribute, set_attribute
+from msb_pull.layer.tree.xattrs import set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +42,6 @@ _KINDS = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _S_IFREG = stat.S_IFREG
 _DOT = ord(".")
 _MAX_DEVICE = (1 << 32) - 1
-_MAX_VALUES = 4096
-_MAX_WARNINGS = 50
-_TOO_LARGE = frozenset((errno.ENOSPC, errno.E2BIG, errno.ERANGE))
-_DEFAULT_ACL = b"system.posix_acl_default"
 
 
 class TreeWriter:
@@ -67,19 +61,19 @@ class TreeWriter:
         self.turned: list[tuple[bytes, bytes]] = []
         self.implied: list[bytes] = []
         self.hollow: list[bytes] = []
-        self.unkept: list[int] = []
-        self.warnings: list[str] = []
-        self.more_warnings = 0
+        self.warnings = Warnings()
+        self.dress = Dress(self.warnings)
         self._xattrs = xattrs
         self._exact_modes = exact_modes
-        _prepare(root, xattrs=xattrs)
-        self._folders = Folders(root, xattrs=xattrs, exact_modes=exact_modes, warn=self._warn)
+        os.fchmod(root, IMPLIED_MODE)
+        if xattrs:
+            prepare_top(root)
+        self._folders = Folders(root, xattrs=xattrs, exact_modes=exact_modes, warn=self.warnings.add)
         self.links = Links(self._folders, max_copied)
         self._known = self._folders.known
         self._marked: dict[bytes, None] = {}
         self._plinks: dict[bytes, int] = {}
-        self._values: dict[tuple[int, int, int, int], bytes] = {}
-        self._said: set[str] = set()
+        self._values = self.dress.values
 
     def add(self, entry: Entry, chunk: Callable[[], memoryview]) -> None:
         """Writes one entry; ``chunk`` gives its payload piece by piece. Raises LayerError, OSError."""
@@ -151,9 +145,9 @@ class TreeWriter:
                 os.fchmod(target, mode)
             if self._xattrs:
                 key = (kind, entry.mode, entry.uid, entry.gid)
-                set_attribute(target, OVERRIDE_STAT, self._values.get(key) or self._value(key, entry))
+                set_attribute(target, OVERRIDE_STAT, self._values.get(key) or self.dress.value(key, entry))
                 if entry.xattrs:
-                    self._keep_attributes(target, entry)
+                    self.dress.keep(target, entry)
             if chunk is not None:
                 if entry.sparse is not None:
                     _write_sparse(target, entry, chunk)
@@ -181,11 +175,11 @@ class TreeWriter:
         self._folders.implied.pop(folder.path, None)
         if self._xattrs:
             if not fresh:
-                _clear_attributes(folder.descriptor)
+                clear_attributes(folder.descriptor)
             key = (stat.S_IFDIR, entry.mode, entry.uid, entry.gid)
-            set_attribute(folder.descriptor, OVERRIDE_STAT, self._values.get(key) or self._value(key, entry))
+            set_attribute(folder.descriptor, OVERRIDE_STAT, self._values.get(key) or self.dress.value(key, entry))
             if entry.xattrs:
-                self._keep_attributes(folder.descriptor, entry)
+                self.dress.keep(folder.descriptor, entry)
         folder.mtime_ns = clamp_time(entry.mtime_ns)
 
     def _make_directory(self, entry: Entry, path: bytes, mode: int) -> tuple[Folder, bool]:
@@ -244,7 +238,7 @@ class TreeWriter:
             if not (0 <= entry.devmajor <= _MAX_DEVICE and 0 <= entry.devminor <= _MAX_DEVICE):
                 self._refuse(entry, "the device number is out of range")
             if entry.type == CHR and entry.devmajor == entry.devminor == 0:
-                self._warn_once("a character device 0:0 is kept as a device, not taken for a whiteout")
+                self.warnings.once("a character device 0:0 is kept as a device, not taken for a whiteout")
         self._file(self._parent(entry, path), name, entry, _KINDS[entry.type], None)
 
     def _marker(self, entry: Entry, path: bytes, name: bytes, chunk: Callable[[], memoryview]) -> None:
@@ -269,7 +263,7 @@ class TreeWriter:
             return
         entry.xattrs = None
         if entry.size and entry.type == REG:
-            self._warn_once("the content of a whiteout is left out")
+            self.warnings.once("the content of a whiteout is left out")
             self._folders.keeper.write(entry, chunk)
         self._file(folder, name, entry, _S_IFREG, None)
         self._marked[folder.path] = None
@@ -295,65 +289,8 @@ class TreeWriter:
         except BadPath as error:
             self._refuse(entry, str(error))
 
-    # Attributes
-
-    def _value(self, key: tuple[int, int, int, int], entry: Entry) -> bytes:
-        try:
-            value = override_stat(*key)
-        except ValueError as error:
-            self._refuse(entry, str(error))
-        if MAX_ID in key[2:]:
-            self._warn_once(f"an owner or group is {MAX_ID}, which some readers take for none")
-        if len(self._values) < _MAX_VALUES:
-            self._values[key] = value
-        return value
-
-    def _keep_attributes(self, target: int, entry: Entry) -> None:
-        for name, value in sorted((entry.xattrs or {}).items()):
-            kept = disk_name(name)
-            if kept is None:
-                continue
-            try:
-                set_attribute(target, kept, value)
-            except OSError as error:
-                # File systems have room for about one block of attributes; our own is in already.
-                why = "too large" if error.errno in _TOO_LARGE else os.strerror(error.errno or 0)
-                where = f'entry {entry.index} "{printable(entry.name)}"'
-                self._warn(f'{where}: attribute "{printable(name)}" cannot be kept ({why})')
-                if self.unkept[-1:] != [entry.index]:
-                    self.unkept.append(entry.index)
-
-    # Words
-
     def _refuse(self, entry: Entry, what: str) -> NoReturn:
         raise LayerError(entry.index, entry.name, what) from None
-
-    def _warn(self, text: str) -> None:
-        if len(self.warnings) < _MAX_WARNINGS:
-            self.warnings.append(text)
-        else:
-            self.more_warnings += 1
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._warn(text)
-
-
-def _prepare(root: int, *, xattrs: bool) -> None:
-    """Makes the top directory such that children inherit nothing from it."""
-    os.fchmod(root, IMPLIED_MODE)
-    if not xattrs:
-        return
-    set_attribute(root, OVERRIDE_STAT, IMPLIED)
-    if _DEFAULT_ACL in list_attributes(root):
-        remove_attribute(root, _DEFAULT_ACL)
-
-
-def _clear_attributes(target: int) -> None:
-    for name in list_attributes(target):
-        if name.startswith(b"user.") and name != OVERRIDE_STAT:
-            remove_attribute(target, name)
 
 
 def _write_sparse(target: int, entry: Entry, chunk: Callable[[], memoryview]) -> None:

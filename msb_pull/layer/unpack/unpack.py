@@ -88,10 +88,10 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     report.hollow = tree.hollow
     report.missing_links = tree.links.missing
     report.turned = tree.turned
-    report.warnings = tree.warnings
-    if tree.more_warnings:
-        report.warnings.append(f"{tree.more_warnings} more warnings")
-    report.unkept = tree.unkept
+    report.warnings = tree.warnings.texts
+    if tree.warnings.many_more:
+        report.warnings.append(f"{tree.warnings.many_more} more warnings")
+    report.unkept = tree.dress.unkept
     report.copied = tree.links.copied
     if report.copied:
         report.warnings.append(f"{len(report.copied)} hard links became copies, since the file system refused them")

@@ -8,19 +8,18 @@ files in all of these.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.pax import SPARSE, BadRecord, decimal, records
+from msb_pull.ground.tarfields import BLOCK, ZEROS, BadField, checksum_fits, header_name, number, text
 from msb_pull.source.local.files import Extent, Piece, unreadable
-from msb_pull.source.local.sparse import PREFIX, BadMap, Sparse, number_field, octal, read_sparse
+from msb_pull.source.local.sparse import Layout, read_sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from msb_pull.ground.running import Cancel
 
-_BLOCK = 512
 # An archive of a hundred images has a few thousand members; long names and PAX headers a few hundred bytes.
 _MAX_MEMBERS = 200_000
 _MAX_EXTENSION = 1 << 20
@@ -32,7 +31,6 @@ _FILES = frozenset(kind for kind, meaning in _KINDS.items() if meaning == _REGUL
 # Links, devices, directories and FIFOs have no content, whatever their size field says.
 _WITHOUT_CONTENT = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 _EXTENSIONS = frozenset({b"L", b"K", b"x", b"g"})
-_ZEROS = bytes(_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,19 @@ class Member:
     pieces: tuple[Piece, ...]
     size: int
     target: str
+
+
+@dataclass(slots=True)
+class _Extension:
+    """What headers before a member say of it; ``sparse`` are records that :func:`read_sparse` understands."""
+
+    path: bytes = b""
+    linkpath: bytes = b""
+    size: int | None = None
+    sparse: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+_NOTHING = _Extension()
 
 
 class TarFiles:
@@ -104,96 +115,92 @@ class TarFiles:
 
     def _scan(self, cancel: Cancel) -> None:
         at = 0
-        pax: dict[str, bytes] = {}
-        long: dict[str, bytes] = {}
+        pax = long = _NOTHING
         for _ in range(_MAX_MEMBERS):
             cancel.check()
-            header = self._read(at, _BLOCK)
+            header = self._read(at, BLOCK)
             # Some programs leave out the two blocks of zeros at the end.
-            if header == _ZEROS or (not header and at and not (pax or long)):
+            if header == ZEROS or (not header and at and pax is long is _NOTHING):
                 return
             self._check(header, at)
             kind = header[156:157]
-            pax_size = pax.get("size") if kind not in _EXTENSIONS else None
-            size = self._number(pax_size, header, at) if kind not in _WITHOUT_CONTENT else 0
-            start = at + _BLOCK
+            size = 0 if kind in _WITHOUT_CONTENT else self._size(header, at)
+            if pax.size is not None and kind not in _EXTENSIONS | _WITHOUT_CONTENT:
+                size = pax.size
+            start = at + BLOCK
             if start + size > self._length:
                 raise self._damaged(f"cut off: the member at byte {at} has {size} bytes")
             end = start + size
             if kind == b"x":
                 # Of several the last counts alone, as in Go; GNU's long names come before what it says.
-                pax = self._extension(kind, start, size, at)
+                pax = self._pax(start, size, at)
             elif kind in (b"L", b"K"):
-                long |= self._extension(kind, start, size, at)
+                name = text(self._extended(start, size, at))
+                long = replace(long, path=name) if kind == b"L" else replace(long, linkpath=name)
             elif kind != b"g":
-                end = self._add(header, kind, pax | long, start, size)
-                pax, long = {}, {}
-            at = (end + _BLOCK - 1) // _BLOCK * _BLOCK
+                said = replace(pax, path=pax.path or long.path, linkpath=pax.linkpath or long.linkpath)
+                end = self._add(header, kind, said, start, size)
+                pax = long = _NOTHING
+            at = (end + BLOCK - 1) // BLOCK * BLOCK
         raise ContentError(f"{self.label}: it has more than {_MAX_MEMBERS} members, which no archive of images has")
 
-    def _add(self, header: bytes, kind: bytes, extension: dict[str, bytes], start: int, size: int) -> int:
+    def _add(self, header: bytes, kind: bytes, said: _Extension, start: int, size: int) -> int:
         """Notes a member; returns where its content ends."""
-        raw = extension.get("sparse.name") or extension.get("path") or _name(header)
+        raw = dict(said.sparse).get(SPARSE + b"name") or said.path or header_name(header)
         place = _inside(_text(raw))
         try:
-            sparse = read_sparse(header, extension, start, size, self._read) if kind in _FILES else None
-        except BadMap as error:
-            raise self._damaged(f"damaged: the sparse member at byte {start - _BLOCK} {error}") from None
-        found = sparse or Sparse(size, (Piece(0, start, size),), start + size)
+            sparse = read_sparse(header, said.sparse, start, size, self._read) if kind in _FILES else None
+        except (BadField, BadRecord) as error:
+            raise self._damaged(f"damaged: the sparse member at byte {start - BLOCK}: {error}") from None
+        found = sparse or Layout(size, (Piece(0, start, size),), start + size)
         if found.end > self._length:
-            raise self._damaged(f"cut off: the member at byte {start - _BLOCK} has {size} bytes")
+            raise self._damaged(f"cut off: the member at byte {start - BLOCK} has {size} bytes")
         if place is None or raw.endswith(b"/"):
             # Directories are of no use here, and no lookup can ever reach a name outside.
             return found.end
         if place in self._members:
             self._twice.add(place)
-        target = _text(extension.get("linkpath") or header[157:257].partition(b"\0")[0])
+        target = _text(said.linkpath or text(header[157:257]))
         self._members[place] = Member(_KINDS.get(kind, _OTHER), found.pieces, found.size, target)
         return found.end
 
     def _check(self, header: bytes, at: int) -> None:
-        if len(header) < _BLOCK:
+        if len(header) < BLOCK:
             raise self._damaged("cut off in a header" if at else "no tar archive: it is too short")
-        stored = header[148:156].strip(b" \0")
-        # Some old programs summed signed bytes.
-        unsigned = sum(header) - sum(header[148:156]) + 8 * 32
-        signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-        if octal(stored) not in (unsigned, signed):
+        if not checksum_fits(header):
             raise self._damaged(f"damaged at byte {at}" if at else "no tar archive")
 
-    def _number(self, pax: bytes | None, header: bytes, at: int) -> int:
-        field = header[124:136]
-        if pax is not None:
-            value = int(pax) if pax.isdigit() and len(pax) < 20 else None
-        else:
-            value = number_field(field)
-        if value is None:
+    def _size(self, header: bytes, at: int) -> int:
+        try:
+            size = number(header[124:136])
+        except BadField:
+            size = -1
+        if size < 0:
             raise self._damaged(f"damaged: the member at byte {at} has no valid size")
-        return value
+        return size
 
-    def _extension(self, kind: bytes, start: int, size: int, at: int) -> dict[str, bytes]:
-        """What a long name or a PAX header says of the member that follows."""
+    def _extended(self, start: int, size: int, at: int) -> bytes:
+        """The content of a header that tells of the member behind it."""
         if size > _MAX_EXTENSION:
             raise self._damaged(f"damaged: the extended header at byte {at} has {size} bytes")
-        data = self._read(start, size)
-        if kind == b"L":
-            return {"path": data.partition(b"\0")[0]}
-        if kind == b"K":
-            return {"linkpath": data.partition(b"\0")[0]}
-        found: dict[str, bytes] = {}
-        pairs: list[bytes] = []
+        return self._read(start, size)
+
+    def _pax(self, start: int, size: int, at: int) -> _Extension:
+        found = _Extension()
         try:
-            for key, value in pax_records(data):
-                if key in (b"path", b"linkpath", b"size"):
-                    found[key.decode()] = value
-                elif key in (PREFIX + b"offset", PREFIX + b"numbytes"):
-                    # The first version of sparse files repeats these two, which the second joins by commas.
-                    pairs.append(value)
-                elif key.startswith(PREFIX):
-                    found[f"sparse.{_text(key.removeprefix(PREFIX))}"] = value
-        except ValueError:
+            # Some writers end it with zeros.
+            for key, value in records(self._extended(start, size, at).rstrip(b"\0")):
+                if key == b"path":
+                    found.path = value
+                elif key == b"linkpath":
+                    found.linkpath = value
+                elif key == b"size":
+                    found.size = decimal(value, "its size")
+                elif key.startswith(SPARSE):
+                    found.sparse.append((key, value))
+        except BadRecord:
             raise self._damaged(f"damaged: the extended header at byte {at} is malformed") from None
-        return found | ({"sparse.map": b",".join(pairs)} if pairs else {})
+        return found
 
     def _read(self, at: int, size: int) -> bytes:
         try:
@@ -203,23 +210,6 @@ class TarFiles:
 
     def _damaged(self, why: str) -> ContentError:
         return ContentError(f"{self.label}: the archive is {why}")
-
-
-def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records ``LENGTH KEY=VALUE\\n`` of a PAX header, which zeros may follow; raises ValueError.
-
-    No more is copied of ``data`` than a record at a time, since there may be a hundred thousand of them.
-    """
-    at, stop = 0, len(data.rstrip(b"\0"))
-    while at < stop:
-        space = data.find(b" ", at, at + 10)
-        digits = data[at:space] if space > at else b""
-        end = at + int(digits) if digits.isdigit() else 0
-        key, equals, value = data[space + 1 : end].partition(b"=")
-        if not space + 2 < end <= stop or not equals or not value.endswith(b"\n"):
-            raise ValueError("a record is malformed")
-        yield key, value[:-1]
-        at = end
 
 
 def _inside(name: str) -> str | None:
@@ -240,9 +230,3 @@ def _inside(name: str) -> str | None:
 def _text(name: bytes) -> str:
     # As JSON has it, whatever the locale; what is not UTF-8 is kept, but never looked up.
     return name.decode("utf-8", "surrogateescape")
-
-
-def _name(header: bytes) -> bytes:
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name

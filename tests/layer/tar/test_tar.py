@@ -406,6 +406,12 @@ def test_a75_long_sparse_maps_take_no_square():
     assert steps(lambda: refused(longer, match="sparse map is too long")) < 10_000
 
 
+def test_a75_a_sparse_map_of_empty_blocks_ends():
+    """Each says that another one follows, and none holds a pair."""
+    header = patched(gnu_sparse(600, [], b""), 482, b"\1")
+    refused(header, (bytes(504) + b"\1" + bytes(7)) * 4000, match="sparse map is too long")
+
+
 def test_errors_carry_number_and_name():
     error = refused(reg(b"a"), hdr(b"evil\x1b[2J", typ=b"Z"), match="entry 1")
     assert error.message.startswith('entry 1 "evil\\x1b[2J": ')

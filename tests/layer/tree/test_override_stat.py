@@ -15,7 +15,7 @@ import pytest
 
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.tree import attributes, tree, xattrs
+from msb_pull.layer.tree import attributes, dress, tree, xattrs
 from msb_pull.layer.tree.attributes import disk_name, override_stat, parse_override_stat
 from tests.conftest import REPOSITORY
 from tests.support.archive import (
@@ -210,8 +210,9 @@ def test_e15_a_file_system_without_attributes(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOTSUP, "no")
 
-    for module in (tree, xattrs):
+    for module in (dress, tree, xattrs):
         monkeypatch.setattr(module, "set_attribute", none)
+    for module in (dress, xattrs):
         monkeypatch.setattr(module, "list_attributes", none)
     entries = [xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d")]
     report = extract(tmp_path / "l", *entries, xattrs=False, proven=False)
@@ -228,7 +229,7 @@ def test_e16_an_attribute_that_does_not_fit_is_a_warning(tmp_path):
         os.setxattr(descriptor, name, value)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree, "set_attribute", full)
+        patch.setattr(dress, "set_attribute", full)
         report = extract(tmp_path / "l", attributes_of((b"user.big", b"x" * 70_000), (b"user.small", b"y")), reg(b"f"))
     assert override(tmp_path / "l/f") == "0:0:0100644"
     assert names(tmp_path / "l/f") == ["user.small"]
@@ -260,7 +261,8 @@ def test_e16_our_own_attribute_that_does_not_fit_is_an_error(tmp_path, monkeypat
         if value.endswith(b":0100644"):
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
 
-    monkeypatch.setattr(tree, "set_attribute", full)
+    for module in (dress, tree):
+        monkeypatch.setattr(module, "set_attribute", full)
     with pytest.raises(OSError, match=os.strerror(errno.E2BIG)) as caught:
         extract(tmp_path / "l", xattr(b"user.k", b"v"), reg(b"f"))
     assert caught.value.filename == b"f"
