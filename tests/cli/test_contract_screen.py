@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from tests.display.test_terminal import Screen, ended, tmux
 from tests.support.contract import IMAGE, PINNED, PULLING
 from tests.support.fault_registry import Fault
+from tests.support.screen import Screen, ended, tmux
 
 SUMMARY = f"✓ Pulled {IMAGE}: 2.0 kB in Ns"
 DONE = ["✓ base    1.6 kB", "✓ top     372 B"]

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, program_environment
+from tests.conftest import program_environment
 from tests.support.program import run_program
-
-SAMPLE = REPOSITORY / "tests" / "sample"
-NAME = "docker.io/library/sample:1"
-MANIFEST = json.loads((SAMPLE / "index.json").read_text())["manifests"][0]["digest"]
-LAYERS = [
-    layer["digest"]
-    for layer in json.loads((SAMPLE / "blobs" / MANIFEST.replace(":", "/")).read_text())["layers"]
-]  # fmt: skip
+from tests.support.sample import LAYERS, MANIFEST, NAME, SAMPLE
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from msb_pull.ground.sizes import format_size
-from tests.cli.test_show import LAYERS, MANIFEST, NAME, SAMPLE
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.program import run_program
+from tests.support.sample import LAYERS, MANIFEST, NAME, SAMPLE
 from tests.support.terminal import Terminal, plain
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY, program, program_environment
-from tests.whole.test_end_to_end import LINUX
+from tests.support.home import LINUX
 
 NAME = "localhost/sample:1"
 

@@ -18,8 +18,8 @@ from msb_pull.display.streams import OutputClosed, Streams, write_out
 from msb_pull.ground import events as e
 from msb_pull.ground.errors import NetworkError
 from msb_pull.ground.text import visible, visible_bytes
-from tests.display.test_board import IMAGE, digest, name, planned, progress
 from tests.support.counting import wait_for
+from tests.support.events import IMAGE, digest, name, planned, progress
 
 
 class Tty(io.StringIO):

@@ -17,7 +17,7 @@ from msb_pull.image.manifest import (
     check_image,
     parse_document,
 )
-from tests.image.test_manifest import CONFIG, ENTRY, INDEX, MANIFEST, WHAT, parse, without
+from tests.support.documents import CONFIG, ENTRY, INDEX, MANIFEST, WHAT, parse, without
 
 ODD = ["application/octet-stream", "application/json", "text/html"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import isal
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent.parent / "msb_pull"
+TESTS = Path(__file__).resolve().parent.parent
+PACKAGE = TESTS.parent / "msb_pull"
 
 ROOMS = {
     "msb_pull": 8,
@@ -256,5 +257,16 @@ def test_no_error_is_swallowed(name):
         and len(node.body) == 1
         and isinstance(node.body[0], ast.Pass)
         and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
+    ]
+    assert not wrong
+
+
+def test_no_test_imports_another():
+    """What two of them need lies in tests/support."""
+    wrong = [
+        f"{path.relative_to(TESTS)} imports {node.module}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2].startswith("test_")
     ]
     assert not wrong

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.support.fault_registry import Fault, FaultRegistry
-from tests.whole.test_end_to_end import BASE, TOP, gz, layer_tar
+from tests.support.home import gz
+from tests.support.make_sample import BASE, TOP, layer_tar
 
 SCRIPT = REPOSITORY / "examples" / "ci.sh"
 

@@ -18,10 +18,10 @@ from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.conftest import program, program_environment
 from tests.support.archive import END, reg
+from tests.support.home import LINUX
 from tests.support.imagebuild import simple_layout
 from tests.support.program import run_program
 from tests.support.stores import microsandbox_pull, names, pull
-from tests.whole.test_end_to_end import LINUX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

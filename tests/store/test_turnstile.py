@@ -13,7 +13,7 @@ import pytest
 
 from msb_pull.store.locks import Busy, Locks
 from tests.conftest import REPOSITORY, program_environment
-from tests.store.test_locks import HOLDER, hold, holder
+from tests.support.holders import HOLDER, hold, holder
 
 ATTEMPTS = 1500
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from tests.conftest import program, program_environment
 from tests.support.counting import wait_for
 from tests.support.fault_registry import FaultRegistry
+from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.processes import children, gone
 from tests.support.program import run_program
-from tests.whole.test_crash import children, gone
-from tests.whole.test_end_to_end import LINUX, Home
 
 WORKERS = 4
 # A command that takes so long waits for something that never comes.

@@ -12,7 +12,7 @@ from msb_pull.config import settings as config
 from msb_pull.display.display import Display
 from msb_pull.display.streams import Streams
 from msb_pull.ground import events as e
-from tests.display.test_board import IMAGE, digest, planned, progress
+from tests.support.events import IMAGE, digest, planned, progress
 
 SIZE = 10_000_000
 

@@ -38,11 +38,11 @@ from msb_pull.work.pull.pull import pull_image
 from tests.support.counting import wait_for
 from tests.support.fault_auth import TokenService, errors
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
+from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.processes import State, rows
 from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
-from tests.whole.test_crash import State, rows
-from tests.whole.test_end_to_end import LINUX, Home
 
 # The environment of a test is cleaned before it runs, so these are read here.
 ROUNDS = int(os.environ.get("MSB_TEST_ROUNDS", "12"))

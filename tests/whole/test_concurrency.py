@@ -22,10 +22,10 @@ import pytest
 
 from msb_pull.store.store import Store
 from tests.support.fault_registry import FaultRegistry
+from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
-from tests.whole.test_end_to_end import LINUX, Home
 
 # The environment of a test is cleaned before it runs, so this is read here.
 SECONDS = float(os.environ.get("CONCURRENCY_SECONDS", "8"))

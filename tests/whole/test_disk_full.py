@@ -19,11 +19,11 @@ import pytest
 from msb_pull.ground.errors import local_error
 from tests.conftest import program, program_environment
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
+from tests.support.home import LINUX, Home
 from tests.support.imagebuild import oci_archive, simple_layout
 from tests.support.make_sample import BASE, file, folder, layer_tar
 from tests.support.mounts import mounted
 from tests.support.treecompare import describe, differences
-from tests.whole.test_end_to_end import LINUX, Home
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounting needs root on Linux"

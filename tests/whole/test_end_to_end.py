@@ -10,10 +10,8 @@ import random
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,82 +19,16 @@ from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.support.archive import END, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
+from tests.support.home import LINUX, Home, free_port, gz, sample
 from tests.support.make_sample import BASE, TOP, file, layer_tar
-from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
 
-LINUX = ("--platform", "linux/amd64")
 TABLES = ("images", "manifests", "configs", "layers", "manifest_layers")
-
-
-def gz(tar: bytes) -> bytes:
-    return gzip.compress(tar, 6, mtime=0)
-
-
-class Home:
-    """A store and the program that works on it. Retries are few, so that a dead registry fails soon."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = folder / "store"
-        self.config = folder / "config.toml"
-        self.config.write_text("[pull]\nretries = 1\n")
-        self.command = ["--home", str(self.store), "--config", str(self.config)]
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*program(), *arguments, *self.command],
-            env=program_environment(), cwd=self.folder, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        return run_program([*arguments, *self.command], cwd=self.folder)
-
-    def pull(self, *arguments: str) -> subprocess.CompletedProcess:
-        return self.run("pull", *LINUX, *arguments)
-
-    @property
-    def layers(self) -> Path:
-        return self.store / "layers"
-
-    def partials(self) -> list[Path]:
-        return [x for x in (self.layers / ".msb-pull" / "partial").glob("sha256:*") if x.is_file()]
-
-    def sql(self, text: str) -> list[tuple]:
-        with contextlib.closing(sqlite3.connect(self.store / "oci.db")) as database:
-            return database.execute(text).fetchall()
-
-    def state(self) -> tuple[dict, list]:
-        """Everything that may not change when a pull fails: published files and the rows of all tables."""
-        loose = (b".msb-pull/partial", b".msb-pull/locks")
-        tree = {name: facts for name, facts in describe(self.layers).items() if not name.startswith(loose)}
-        names = [x for (x,) in self.sql("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-        return tree, [self.sql(f"SELECT * FROM {name}") for name in names]
 
 
 @pytest.fixture
 def home(tmp_path):
     return Home(tmp_path)
-
-
-@pytest.fixture
-def registry():
-    with FaultRegistry() as running:
-        yield running
-
-
-def sample(registry: FaultRegistry, tag: str = "1", repository: str = "acme/app"):
-    """Two layers with everything an image holds; returns the name to pull and what was added."""
-    return f"{registry.host}/{repository}:{tag}", registry.add_image(
-        repository, tag, [gz(layer_tar(BASE)), gz(layer_tar(TOP))]
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture

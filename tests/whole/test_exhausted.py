@@ -19,10 +19,10 @@ from msb_pull.ground.pools import Pool
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.archive import END, directory, reg
 from tests.support.fault_registry import FaultRegistry
+from tests.support.home import LINUX, gz
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import file, layer_tar
 from tests.support.program import run_program
-from tests.whole.test_end_to_end import LINUX, gz
 
 THREADS = "no more threads or processes can be started"
 MEMORY = "out of memory"

@@ -16,9 +16,9 @@ import pytest
 
 from tests.conftest import REPOSITORY, REQUIRE_TOOLS, need, program, program_environment
 from tests.support.archive import directory, reg
+from tests.support.home import LINUX
 from tests.support.imagebuild import simple_layout
 from tests.support.mounts import KINDS, kind_of
-from tests.whole.test_end_to_end import LINUX
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounting needs root on Linux"

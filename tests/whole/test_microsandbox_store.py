@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_registry import FaultRegistry
+from tests.support.home import Home, sample
 from tests.support.treecompare import describe, differences
-from tests.whole.test_end_to_end import Home, sample
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.support.home import LINUX
 from tests.support.program import run_program
-from tests.whole.test_end_to_end import LINUX
 
 PULL = ("pull", "-q", *LINUX, f"oci:{REPOSITORY / 'tests' / 'sample'}:1", "--as", "localhost/sample:1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.whole.test_end_to_end import LINUX, Home
+from tests.support.home import LINUX, Home
 
 REGISTRY = "127.0.0.1:5005"
 IMAGES = ("debian:bookworm", "multi:1", "bigblob:1", "node:20")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, RIG, need, program, program_environment
+from tests.support.home import LINUX, Home
 from tests.support.treecompare import describe, differences
-from tests.whole.test_end_to_end import LINUX, Home
 
 SAMPLE = REPOSITORY / "tests" / "sample"
 NAME = "registry.example/acme/sample:1"

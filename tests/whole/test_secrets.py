@@ -27,9 +27,9 @@ import pytest
 from tests.conftest import program, program_environment
 from tests.support.fault_auth import basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry, Recorded
+from tests.support.home import free_port
 from tests.support.make_sample import file, folder, layer_tar
-from tests.whole.test_crash import children
-from tests.whole.test_end_to_end import free_port
+from tests.support.processes import children
 
 LINUX = ("--platform", "linux/amd64")
 # Letters and digits only, so that no encoding tears one apart; around each stands what encodings change.

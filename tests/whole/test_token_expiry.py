@@ -10,8 +10,8 @@ import threading
 from tests.conftest import program, program_environment
 from tests.support.fault_auth import TokenService
 from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.home import LINUX
 from tests.support.make_sample import file, layer_tar
-from tests.whole.test_end_to_end import LINUX
 
 LAYERS = 8
 EXPIRIES = 3

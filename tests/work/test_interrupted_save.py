@@ -9,7 +9,7 @@ import pytest
 from tests.support.archive import END, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import FaultRegistry
-from tests.whole.test_end_to_end import Home, gz
+from tests.support.home import Home, gz
 
 
 @pytest.fixture(scope="module")

@@ -13,52 +13,13 @@ from msb_pull.layer.limits import LayerError, Limits
 from msb_pull.layer.tar.tar import DIR, REG, TarReader
 from tests.support.archive import END, directory, field, hardlink, hdr, pax, reg, symlink
 from tests.support.counting import steps
-
-
-class Dribble(io.RawIOBase):
-    """Gives a stream in pieces of a few bytes, as a slow pipe does."""
-
-    def __init__(self, data: bytes, step: int) -> None:
-        self._data, self._step, self._at = data, step, 0
-
-    def readinto(self, buffer) -> int:
-        piece = self._data[self._at : self._at + min(self._step, len(buffer))]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
-
-
-def read(*parts: bytes, end: bytes = END, step: int = 1 << 20, **limits):
-    """Every entry with its payload, and the reader after the end."""
-    reader = TarReader(Dribble(b"".join(parts) + end, step), limits=Limits(**limits))
-    found = []
-    while (entry := reader.next()) is not None:
-        data = b""
-        while piece := reader.chunk():
-            data += bytes(piece)
-        found.append((entry, data))
-    reader.drain()
-    return found, reader
-
-
-def one(*parts: bytes, **options):
-    ((entry, data),) = read(*parts, **options)[0]
-    return entry, data
-
-
-def names(*parts: bytes, **options) -> list[bytes]:
-    return [entry.name for entry, _ in read(*parts, **options)[0]]
+from tests.support.reading import gnu_long, names, one, read
 
 
 def refused(*parts: bytes, match: str, **options) -> LayerError:
     with pytest.raises(LayerError, match=match) as caught:
         read(*parts, **options)
     return caught.value
-
-
-def gnu_long(data: bytes, kind: bytes = b"L") -> bytes:
-    data += b"\0"
-    return hdr(b"././@LongLink", typ=kind, size=len(data)) + data + bytes(-len(data) % 512)
 
 
 def patched(block: bytes, at: int, value: bytes) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from msb_pull.layer.limits import LayerError
-from tests.layer.tar.test_tar import gnu_long, names, one
 from tests.support.archive import directory, extract, field, hdr, pax, reg, symlink, tree
+from tests.support.reading import gnu_long, names, one
 
 GNU = b"ustar  \0"
 

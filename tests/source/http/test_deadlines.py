@@ -16,11 +16,11 @@ from msb_pull.ground.errors import MsbPullError, NetworkError
 from msb_pull.source.http import connecting
 from msb_pull.source.http.adapter import CONNECT_TIMEOUT
 from msb_pull.source.registry.credentials import CredentialStore
-from tests.source.http.test_transport import silent_server
 from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.proxies import NAME, Proxy, context_for
 from tests.support.raw import RawServer, answer, read_head, trickle
 from tests.support.registries import LAYER, hears_a_cancel, name
-from tests.whole.test_proxies import NAME, Proxy, context_for
+from tests.support.silence import silent_server
 
 SLOW = {"timeout": 0.5, "retries": 0}
 PAUSE = 0.05

@@ -15,9 +15,9 @@ from msb_pull.source.http import connecting
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.registry import endpoint
 from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.proxies import both_ways
 from tests.support.raw import RawServer, answer, read_head
 from tests.support.registries import LAYER, Tunnel, name, server_context
-from tests.whole.test_proxies import both_ways
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import email.utils
 import socket
@@ -28,6 +27,7 @@ from msb_pull.source.registry.endpoint import endpoints
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.registries import LAYER, Tunnel, describe, hears_a_cancel, name, server_context
+from tests.support.silence import silent_server
 
 
 @pytest.fixture
@@ -446,19 +446,6 @@ def test_an_address_that_does_not_answer_is_joined_by_the_next(registry, bench, 
         host = f"two.localhost:{registry.port}"
         bench(plain_http=frozenset({host}), timeout=600.0).resolve(f"{host}/acme/app:1")
     assert begun == ["127.0.0.2", "127.0.0.1"]
-
-
-@contextlib.contextmanager
-def silent_server(host="127.0.0.1"):
-    """A full backlog: the SYN of one more client is not answered."""
-    with socket.socket() as server, contextlib.ExitStack() as stack:
-        server.bind((host, 0))
-        server.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-        yield server
 
 
 @pytest.mark.parametrize("host", ["no-such-host.example", f"{'a' * 70}.example", f"{'a' * 70}.localhost"])

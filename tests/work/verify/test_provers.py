@@ -31,9 +31,9 @@ from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.archive import END, directory, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import FaultRegistry
+from tests.support.home import Home, gz
 from tests.support.imagebuild import simple_layout
 from tests.support.unprivileged import as_nobody, folder_of_nobody
-from tests.whole.test_end_to_end import Home, gz
 
 LINUX = sys.platform.startswith("linux")
 MANY = directory(b"d") + b"".join(reg(b"d/%d" % number, b"%d" % number) for number in range(4000)) + END

@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.archive import END, directory, reg
 from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.home import Home, gz, sample
 from tests.support.make_sample import file, layer_tar
 from tests.support.treecompare import describe, differences
-from tests.whole.test_end_to_end import Home, gz, sample
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_layer_that_two_images_share_comes_from_the_one_that_still_can(registr
 
 
 def test_an_image_from_a_folder_cannot_be_fetched_again(home):
-    from tests.cli.test_show import SAMPLE
+    from tests.support.sample import SAMPLE
 
     assert home.pull(f"oci:{SAMPLE}:1", "--as", "sample:1").returncode == 0
     (next(home.layers.glob("sha256:*")) / "new").touch()

@@ -17,7 +17,7 @@ import pytest
 
 from msb_pull.ground.errors import MsbPullError
 from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
-from tests.work.verify.test_verify_everything import World, sparse
+from tests.support.world import World, sparse
 
 COUNT = int(os.environ.get("MUTATIONS", "100"))
 FIRST = int(os.environ.get("MUTATION_SEED", "0"))

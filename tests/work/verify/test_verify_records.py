@@ -20,7 +20,7 @@ from msb_pull.work.verify.repair import repair_layers
 from msb_pull.work.verify.verify import verify_images
 from tests.support.archive import END, directory, reg
 from tests.support.fault_registry import FaultRegistry
-from tests.whole.test_end_to_end import Home, gz, sample
+from tests.support.home import Home, gz, sample
 
 NEVER = threading.Event()
 ZERO = "sha256:" + "0" * 64

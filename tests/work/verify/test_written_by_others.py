@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 from tests.support.archive import END, directory, hardlink, hdr, reg, symlink
+from tests.support.home import LINUX
 from tests.support.imagebuild import simple_layout
 from tests.support.program import run_program
-from tests.whole.test_end_to_end import LINUX
 
 LAYERS = [
     b"".join(
