@@ -60,6 +60,12 @@ def _run(argv: list[str]) -> int:
         from msb_pull.cli.version import show_version
 
         return show_version(detailed=len(argv) > 1)
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until the command line listens, Ctrl-C ends the process at once: there is nothing to undo, and Python loses a
+        # KeyboardInterrupt that comes while it lets go of the lock of an import.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from msb_pull.cli.app import main as run
 
     return run(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tomllib
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_no_variable_is_named_elsewhere_only():
 
 def test_exit_codes_are_all_listed():
     listed = {int(x) for row in re.findall(r"^\| ([\d, ]+) \|", section("Exit codes"), re.M) for x in row.split(", ")}
-    assert listed == {int(status) for status in ExitCode}
+    signals = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    assert listed == {int(status) for status in ExitCode} | signals
 
 
 def test_configuration_example_is_read(tmp_path):

@@ -15,6 +15,11 @@ from msb_pull.store.locks import Locks
 from tests.support.holders import hold, holder
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "locks"
+
+
 def test_d1_one_waits_for_the_other_and_says_for_whom(folder):
     told: list[str] = []
     with holder(folder) as process:

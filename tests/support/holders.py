@@ -6,8 +6,6 @@ import contextlib
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.stores import NEVER
 
@@ -19,11 +17,6 @@ with Locks(Path(sys.argv[1])).hold(sys.argv[2], exclusive=sys.argv[3] == "x", on
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "locks"
 
 
 @contextlib.contextmanager

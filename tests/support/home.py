@@ -9,8 +9,6 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import program, program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, TOP, layer_tar
@@ -64,12 +62,6 @@ class Home:
         tree = {name: facts for name, facts in describe(self.layers).items() if not name.startswith(loose)}
         names = [x for (x,) in self.sql("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
         return tree, [self.sql(f"SELECT * FROM {name}") for name in names]
-
-
-@pytest.fixture
-def registry():
-    with FaultRegistry() as running:
-        yield running
 
 
 def sample(registry: FaultRegistry, tag: str = "1", repository: str = "acme/app"):

@@ -9,7 +9,6 @@ import struct
 import threading
 from urllib.parse import urlsplit
 
-import pytest
 import trustme
 
 from tests.support.raw import RawServer
@@ -91,11 +90,6 @@ def both_ways(one: socket.socket, other: socket.socket) -> None:
         while data := one.recv(65536):
             other.sendall(data)
     back.join(10)
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
 
 
 def context_for(authority: trustme.CA, *names: str) -> ssl.SSLContext:

@@ -23,6 +23,13 @@ from tests.support.home import LINUX, Home, free_port, gz, sample
 from tests.support.make_sample import BASE, TOP, file, layer_tar
 from tests.support.treecompare import describe, differences
 
+
+@pytest.fixture
+def registry():
+    with FaultRegistry() as running:
+        yield running
+
+
 TABLES = ("images", "manifests", "configs", "layers", "manifest_layers")
 
 

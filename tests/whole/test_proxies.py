@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.fault_registry import FaultRegistry
@@ -15,6 +16,11 @@ from tests.support.home import LINUX, free_port
 from tests.support.make_sample import BASE, layer_tar
 from tests.support.program import run_program
 from tests.support.proxies import NAME, Proxy, context_for
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
 
 
 @pytest.fixture

@@ -377,7 +377,7 @@ def test_a_process_that_cannot_be_ended_is_an_error(start, monkeypatch):
     """The kernel itself may hold one, on a disk that does not answer."""
     monkeypatch.setattr(unpack.Child, "end", lambda self: False)
     process = start()
-    with pytest.raises(LocalError, match="does not end"):
+    with pytest.raises(LocalError, match="do not end"):
         feed(process, END)
     monkeypatch.undo()
 

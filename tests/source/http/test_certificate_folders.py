@@ -59,9 +59,9 @@ def test_what_this_user_may_not_read_is_passed_over(secure, authority, closed):
         path.chmod(0)
         done = pulled(home, secure)
         assert done.returncode == 0, done.stderr
-        assert "left out" not in done.stderr
+        assert "is ignored" not in done.stderr
         told = pulled(home, secure, "-v").stderr
-        assert told.count("left out") == 1 and f"{path} is ignored, since this user may not read it" in told
+        assert told.count("is ignored") == 1 and f"{path} is ignored, since this user may not read it" in told
 
 
 @pytest.fixture

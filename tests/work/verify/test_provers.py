@@ -327,7 +327,7 @@ class TestAnotherUser:
         run = self.run(world)
         assert (run.returncode, run.stdout) == (7, ""), run.stderr
         assert "error: 1 of 2 layers could not be read" in run.stderr
-        assert "2 paths this user may not read, the first of them /" in run.stderr
+        assert "2 paths not readable by this user, the first is /" in run.stderr
         document = json.loads(self.run(world, "--format", "json").stdout)
         assert [layer["verdict"] for layer in document["layers"]] == ["proven", "unreadable"]
         assert (document["status"], document["error"]["code"]) == ("failed", 7)

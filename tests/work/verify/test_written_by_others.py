@@ -73,7 +73,7 @@ def test_layers_that_are_still_open_to_others_are_whole_and_said_to_be_open(home
         (top / name).chmod(mode)
     done = run("verify", *how, "--home", home)
     assert (done.returncode, done.stdout) == (0, "")
-    assert "4 paths of it other users may write to" in done.stderr
+    assert "4 paths writable by other users" in done.stderr
     advice = done.stderr.split("`")[1]
     assert advice == f"chmod -R go-w {top}"
     subprocess.run(advice.split(), check=True)
