@@ -248,7 +248,10 @@ def _only_whiteouts(
 
 
 def _hides(path: bytes, known: dict[bytes, bool], is_there: Callable[[bytes], bool]) -> bool:
-    """Whether a directory or one above it is opaque; each is looked at once."""
+    """Whether a directory or one above it is opaque, or will be, since its whiteout stands beside it.
+
+    Each is looked at once.
+    """
     pending = []
     while path not in known:
         pending.append(path)
@@ -257,6 +260,6 @@ def _hides(path: bytes, known: dict[bytes, bool], is_there: Callable[[bytes], bo
         path = path.rpartition(b"/")[0]
     hides = known.get(path, False)
     while pending:
-        hides = hides or is_there(join(pending[-1], OPAQUE))
-        known[pending.pop()] = hides
+        path = pending.pop()
+        known[path] = hides = hides or is_there(join(path, OPAQUE)) or (path != b"" and is_there(whiteout_of(path)))
     return hides

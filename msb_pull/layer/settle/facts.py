@@ -58,10 +58,13 @@ def prefixes_moved(facts: Iterable[dict[str, Any]]) -> list[tuple[bytes, bytes]]
 def hollow_after(facts: Sequence[dict[str, Any]], hollow: Iterable[bytes]) -> dict[bytes, None]:
     """Where the directories that only whiteouts imply are once contents have moved, and those made for what moved.
 
-    The latter hold nothing but whiteouts either, where no more has come into them.
+    The latter hold nothing but whiteouts either, where no more has come into them. A directory that an entry describes
+    is none of them, also where the entry has moved there.
     """
     made = (os.fsencode(fact["path"]) for fact in facts if fact.get("made"))
-    return places_after(moves_of(facts), hollow) | dict.fromkeys(made)
+    described = {os.fsencode(fact["path"]) for fact in facts if fact["kind"] == "claimed"}
+    places = places_after(moves_of(facts), hollow) | dict.fromkeys(made)
+    return {place: None for place in places if place not in described}
 
 
 def _is_clean(path: bytes) -> bool:

@@ -110,6 +110,13 @@ def test_a_directory_made_for_whiteouts_goes_with_what_it_hides(show):
     assert all_of_it == {}
 
 
+def test_a_whiteout_that_its_way_leads_beside_what_it_names(show):
+    below = [symlink(b"a/c", b"/"), symlink(b"b/b/b", b"/")]
+    trees, all_of_it = show(below, [reg(b"b/b/.wh.c"), reg(b"a/c/.wh.b"), reg(b"b/c")])
+    assert trees[1] == {"a": "/", "b": "/", "b/.wh..wh..opq": "", "b/c": ""}
+    assert b"b/b" not in all_of_it
+
+
 def test_a_file_that_a_way_leaves_again(show):
     trees, _ = show([directory(b"a"), reg(b"c"), symlink(b"b", b"c/../a")], [reg(b"b/x")])
     assert trees[1] == {"a": "/", "a/x": ""}
@@ -130,6 +137,14 @@ def test_a_file_moves_to_where_a_directory_for_leftovers_is_gone(show):
 
 
 # What an entry says counts for more than what is implied
+
+
+def test_an_entry_that_moves_to_a_directory_for_whiteouts_stays(show):
+    below = [directory(b"c/c/c"), symlink(b"b", b"..")]
+    above = [reg(b"b/b/.wh..wh..opq"), reg(b"c/.wh.c"), directory(b"b/c", mode=0o700, uid=7)]
+    trees, all_of_it = show(below, above)
+    assert trees[1].keys() == {".wh..wh..opq", "c", "c/.wh.c"}
+    assert all_of_it == {b"c": ("directory", 0o700, 7, 0, b"")}
 
 
 def test_an_entry_counts_where_its_directory_moved_to_by_two_ways(show):
