@@ -115,13 +115,29 @@ class Bases:
             return placing.key
         plain = LayerKey(placing.digest)
         if not self._store.has_layer(plain):
-            return plain
+            free = not settled.derived or not self._is_another_ones(plain, placing.chain)
+            return plain if free else LayerKey.on(placing.digest, placing.chain)
         try:
             notes = Notes.load(self._store.notes_path(plain))
         except ContentError:
             return plain
         same = notes.chain == placing.chain or notes.derived == settled.derived
         return plain if same else LayerKey.on(placing.digest, placing.chain)
+
+    def _is_another_ones(self, plain: LayerKey, chain: str) -> bool:
+        """Whether an image that is recorded has this form on another base; its directory may be lost, or damaged.
+
+        What is put there for this base would pass for the other image's, which a later pull would find complete.
+        """
+        if not self._store.has_images:
+            return False
+        with self._store.database(create=False) as database:
+            images = [image for image in database.images() if image.digest is not None]
+        for image in images:
+            chains = accumulate((str(layer.diff_id) for layer in image.layers), chain_id, initial="")
+            if any(layer.key == plain and below != chain for layer, below in zip(image.layers, chains, strict=False)):
+                return True
+        return False
 
     def _first_choice(self, position: int) -> LayerKey:
         """The form that was made on this very base, if there is one, else the plain one, which may be right as well."""

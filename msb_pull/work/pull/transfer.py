@@ -90,9 +90,14 @@ class Transfer:
         return result
 
     def fetch_again(self) -> None:
-        """Fetches and publishes what the options name, for whoever holds the store; records nothing."""
+        """Fetches and publishes what the options name, for whoever holds the store.
+
+        Records nothing where the names of the layers were settled already.
+        """
         self._store.sweep()
         self._place_all(self._plan())
+        if not self._keys:
+            self._record()
 
     def _plan(self) -> list[Placing]:
         """Looks at what is there and announces the work; returns what can be fetched at once."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError
 from msb_pull.ground.sizes import counted
+from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.keys import LayerKey
-from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.layers import LayerReport, Verdict
 from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def repair_layers(
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
-    A reader finds the old directory or the new one at every moment. Damaged records arerewritten from what the
-    manifest's digest proves, and nothing else is recorded. What cannot be mended stands in the report's ``failures``,
+    A reader finds the old directory or the new one at every moment. Damaged records are written
+    again from what the manifest's digest proves, and an image whose layer has turned out to be right only for the base
+    of another image gets a form of its own. What cannot be mended stands in the report's ``failures``,
     its damage stays in the report; images that have gone meanwhile, or have become others, are passed over. Raises
     Cancelled.
     """
@@ -44,6 +46,9 @@ def repair_layers(
     there = _still_there(store, report.images)
     doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
     again = verify_layers(store, there, doubted, job)
+    if divided := {name for layer in again.damaged if _is_right_elsewhere(layer) for name in layer.images}:
+        failures += _place_again(store, sorted(divided), client, options, job)
+        again = verify_layers(store, there, doubted, job)
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
     # What nothing needs any more is no damage.
@@ -124,6 +129,33 @@ def _fetch_damaged(
     return failures
 
 
+def _is_right_elsewhere(layer: LayerReport) -> bool:
+    """Whether all that is wrong with a layer is the base that it was made on: another image has one in its place."""
+    return all(damage.kind == DERIVED for damage in layer.damages)
+
+
+def _place_again(
+    store: Store,
+    references: Sequence[str],
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+) -> list[MsbPullError]:
+    """Decides anew which form of each layer an image has, and records that; returns what went wrong."""
+    failures: list[MsbPullError] = []
+    for reference in references:
+        try:
+            with store.lock_shared(job.tell_waiting, job.cancel):
+                image = _proven(store, reference)
+                if image is not None and image.source == "registry":
+                    _fetch_again(store, image, (), client(), options, job)
+        except Cancelled:
+            raise
+        except MsbPullError as error:
+            failures.append(error)
+    return failures
+
+
 def _forms(image: ImageRecord) -> set[str]:
     """The names that an image's layers may have in the store."""
     return {str(name) for key in image.layer_keys for name in (key, LayerKey(key.digest))}
@@ -158,7 +190,7 @@ def _fetch_again(
 ) -> None:
     """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
 
-    ``keys`` are the layers of the image by position.
+    ``keys`` are the layers of the image by position, none if that is to be decided anew.
     """
     # Verifying needs none of this, and loading it takes longer than verifying a small image.
     from msb_pull.image.reference import Reference

@@ -212,3 +212,14 @@ def test_a26_a_lost_record_of_a_layer_for_another_base_ends_no_pull(world):
     world.store.record_path(keys(world, "one")[-1]).unlink()
     second = world.pull("two", BASES["two"], SHARED)
     assert (world.owner(first), world.owner(second)) == ("1:0:040700", "0:0:040755")
+
+
+def test_a26_a_lost_form_stays_that_of_the_image_that_has_it(world):
+    first = world.pull("one", BASES["one"], SHARED)
+    # As after a pull that was killed while it swapped the layer for a new one.
+    world.store.notes_path(LayerKey.parse(Path(first.layers[-1].path).name.removesuffix(".extracted"))).unlink()
+    second = world.pull("two", BASES["two"], SHARED)
+    assert second.layers[-1].path != first.layers[-1].path
+    again = world.pull("one", BASES["one"], SHARED, policy=Policy.MISSING)
+    assert (world.owner(again), world.owner(second)) == ("1:0:040700", "0:0:040755")
+    assert world.verdicts() == {Verdict.PROVEN}

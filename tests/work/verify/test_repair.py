@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sqlite3
 import threading
 
 import pytest
@@ -179,6 +181,29 @@ def test_a_layer_of_two_bases_is_repaired_on_each(registry, home):
         run = home.run("verify", "--repair")
         assert run.returncode == 0 and {row[1] for row in rows(run)} == {"/a/b"}, run.stderr
         assert [describe(tree) for tree in trees] == good
+
+
+def test_an_image_with_the_form_of_anothers_base_gets_its_own(registry, home):
+    """As two pulls could leave it, when the layer was lost between them."""
+    shared = gz(reg(b"a/b", b"shared") + END)
+    for name, base in (("one", directory(b"a", mode=0o700, uid=1)), ("two", directory(b"a"))):
+        added = registry.add_image(f"acme/{name}", "1", [gz(base + END), shared])
+        assert home.pull(f"{registry.host}/acme/{name}:1").returncode == 0
+    plain = added.layer_digests[1]
+    (other,) = (tree for tree in home.layers.glob(f"{plain}*") if tree != layer_of(home, plain))
+    good = describe(other)
+    with sqlite3.connect(home.store / "oci.db") as rows:
+        (keys,) = rows.execute("SELECT layers_json FROM msb_pull_images WHERE reference LIKE '%two%'").fetchone()
+        alike = re.sub(rf"({plain})\+\w+", r"\1", keys)
+        assert alike != keys
+        rows.execute("UPDATE msb_pull_images SET layers_json = ? WHERE reference LIKE '%two%'", (alike,))
+    rows.close()
+    shutil.rmtree(other)
+    assert home.run("verify").returncode == 6
+    run = home.run("verify", "--repair")
+    assert run.returncode == 0 and "1 layer repaired" in run.stderr, run.stderr
+    assert describe(other) == good
+    assert home.run("verify").returncode == 0
 
 
 def test_the_form_of_a_layer_that_microsandbox_alone_reads_is_proven_and_repaired(registry, home):
