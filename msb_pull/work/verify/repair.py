@@ -43,12 +43,12 @@ def repair_layers(
     failures = _record_again(store, report.rows)
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
     failures += _fetch_damaged(store, report.images, damaged, client, options, job)
-    there = _still_there(store, report.images)
     doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
-    again = verify_layers(store, there, doubted, job)
+    again = _verify_again(store, report.images, doubted, job)
     if divided := {name for layer in again.damaged if _is_right_elsewhere(layer) for name in layer.images}:
         failures += _place_again(store, sorted(divided), client, options, job)
-        again = verify_layers(store, there, doubted, job)
+        again = _verify_again(store, report.images, doubted, job)
+    there = again.images
     fresh = {layer.digest: layer for layer in again.layers}
     mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
     # What nothing needs any more is no damage.
@@ -69,9 +69,16 @@ def repair_layers(
     )
 
 
-def _still_there(store: Store, references: Sequence[str]) -> list[str]:
-    with store.database(create=False) as database:
-        return sorted(set(references).intersection(database.references()))
+def _verify_again(store: Store, references: Sequence[str], only: Collection[str], job: Job) -> VerifyReport:
+    """Verifies the layers of those images that are still there."""
+    while True:
+        with store.database(create=False) as database:
+            there = sorted(set(references).intersection(database.references()))
+        try:
+            return verify_layers(store, there, only, job)
+        except NotFoundError:
+            # Removed in this moment.
+            continue
 
 
 def _record_again(store: Store, rows: Sequence[RowsReport]) -> list[MsbPullError]:
