@@ -23,7 +23,7 @@ ROOMS = {
     "__main__": 7,
     "cli": 6,
     "api": 5,
-    "display": 5,
+    "display": 4,
     "work": 4,
     "source": 3,
     "layer": 3,
@@ -114,6 +114,15 @@ def functions(name: str):
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
+
+
+def test_the_floors_are_those_of_the_document():
+    text = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = [
+        line[:28].strip().split(" · ") for line in text.partition("## Rooms")[2].split("```")[1].split("\n") if line
+    ]
+    told = {room: floor for floor, rooms in enumerate(reversed(floors), 1) for room in rooms if room}
+    assert told == {room: floor for room, floor in ROOMS.items() if room != "msb_pull"}
 
 
 @pytest.mark.parametrize("name", MODULES)
