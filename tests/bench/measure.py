@@ -54,7 +54,8 @@ def machine() -> str:
     """One line that says what was measured on."""
     model = [x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {model[0] if model else platform.machine()}, Linux {'.'.join(platform.release().split('.')[:2])}"
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{cores} cores, {model[0] if model else platform.machine()}, Linux {kernel}"
 
 
 def busy_seconds() -> float:
