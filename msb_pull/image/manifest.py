@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, shown, text
+from msb_pull.image.documents import Fields, load_json, shown, text
 from msb_pull.image.platform import Platform, no_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from msb_pull.image.digest import Digest
-
-MANIFEST_LIMIT = DOCUMENT_LIMIT
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -36,20 +34,13 @@ _DOCKER_CONFIGS = _CONFIGS | {"application/octet-stream", "application/json", "t
 # Media types of entries that leave it to the document; the spec wants better ones, podman takes these.
 _UNSAID = frozenset({"", "application/json"})
 # Docker writes a dot, the OCI a plus, and some builders the one in place of the other.
-_COMPRESSIONS = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _LAYER_TYPES = frozenset(
-    {
-        *(
-            f"application/vnd.oci.image.layer.{kind}v1.tar{compression}"
-            for kind in ("", "nondistributable.")
-            for compression in _COMPRESSIONS
-        ),
-        *(
-            f"application/vnd.docker.image.rootfs.{kind}diff.tar{compression}"
-            for kind in ("", "foreign.")
-            for compression in _COMPRESSIONS
-        ),
-    }
+    f"application/vnd.{kind}.tar{compression}"
+    for kind in (
+        *("oci.image.layer.v1", "oci.image.layer.nondistributable.v1"),
+        *("docker.image.rootfs.diff", "docker.image.rootfs.foreign.diff"),
+    )
+    for compression in ("", "+gzip", "+zstd", ".gzip", ".zstd")
 )
 
 
@@ -185,7 +176,10 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
     if len(diff_ids) != len(manifest.layers):
         fields.refuse(f"has {len(diff_ids)} diff_ids, its manifest {len(manifest.layers)} layers")
     parsed = tuple(fields.as_digest(value, f"diff_ids[{number}]") for number, value in enumerate(diff_ids))
-    _check_repeats(manifest, parsed, what)
+    seen: dict[Digest, Digest] = {}
+    for layer, diff_id in zip(manifest.layers, parsed, strict=True):
+        if seen.setdefault(layer.digest, diff_id) != diff_id:
+            raise ContentError(f"{what}: layer {layer.digest.short} is listed with two diff_ids")
     return ImageConfig(
         raw=raw,
         architecture=text(raw, "architecture"),
@@ -258,13 +252,6 @@ def _may_be_image(entry: Descriptor) -> bool:
     if entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return False
     return not (entry.platform and "unknown" in (entry.platform.os, entry.platform.architecture))
-
-
-def _check_repeats(manifest: Manifest, diff_ids: tuple[Digest, ...], what: str) -> None:
-    seen: dict[Digest, Digest] = {}
-    for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
-        if seen.setdefault(layer.digest, diff_id) != diff_id:
-            raise ContentError(f"{what}: layer {layer.digest.short} is listed with two diff_ids")
 
 
 def _descriptor(fields: Fields) -> Descriptor:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, choose, is_image, parse_config, parse_document
+from msb_pull.image.documents import DOCUMENT_LIMIT
+from msb_pull.image.manifest import Index, check_image, choose, is_image, parse_config, parse_document
 from msb_pull.image.platform import no_image
 from msb_pull.image.readers import ON_THE_WAY
 from msb_pull.source.interface import ResolvedImage
@@ -146,8 +147,8 @@ class _Walk:
 def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[bytes, ImageConfig]:
     """The config of an image, as it is and parsed; raises ContentError for what is no image."""
     check_image(manifest, what)
-    if manifest.config.size > MANIFEST_LIMIT:
-        raise ContentError(f"{what}: its config is larger than {MANIFEST_LIMIT} bytes")
+    if manifest.config.size > DOCUMENT_LIMIT:
+        raise ContentError(f"{what}: its config is larger than {DOCUMENT_LIMIT} bytes")
     data = documents.blob(manifest.config)
     return data, parse_config(data, manifest, what)
 

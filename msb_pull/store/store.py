@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError, local_error
 from msb_pull.ground.running import Cancel
 from msb_pull.store.locks import Locks
-from msb_pull.store.paths import LayerState, Paths
+from msb_pull.store.paths import Paths
 from msb_pull.store.staging import Places, Staging
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from msb_pull.store.index.database import Database
     from msb_pull.store.paths import Name
     from msb_pull.store.probe import FileSystem
-
-__all__ = ["LayerState", "Staging", "Store"]
 
 VERSION = 1
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))

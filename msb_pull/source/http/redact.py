@@ -74,17 +74,12 @@ def url(text: str) -> str:
         return "(an address that cannot be read)"
     host = parts.netloc.rpartition("@")[2]
     shown = "&".join(f"{name}={value if name in _HARMLESS else 'REDACTED'}" for name, value in pairs)
-    return printable(f"{parts.scheme}://{host}{parts.path}{'?' + shown if shown else ''}", limit=500)
-
-
-def printable(text: str, *, limit: int = MESSAGE_LIMIT) -> str:
-    """Text from a server on one line: control and invisible characters escaped, at most ``limit`` characters."""
-    return clipped(text, limit)
+    return clipped(f"{parts.scheme}://{host}{parts.path}{'?' + shown if shown else ''}", 500)
 
 
 def host_of(address: str) -> str:
     """``host[:port]`` of an address, for messages; "" where it has none."""
     try:
-        return printable(urlsplit(address).netloc.rpartition("@")[2])
+        return clipped(urlsplit(address).netloc.rpartition("@")[2], MESSAGE_LIMIT)
     except ValueError:
         return ""

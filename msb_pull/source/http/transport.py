@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from msb_pull.source.http import connecting, redact
-from msb_pull.source.http.adapter import CONNECT_TIMEOUT
 from msb_pull.source.http.addresses import DEFAULT_PORTS, origin
 from msb_pull.source.http.answer import Answer
 from msb_pull.source.http.failures import BROKEN, Failure, failure_of
 from msb_pull.source.http.proxies import proxies_for
-from msb_pull.source.http.sessions import Sessions
+from msb_pull.source.http.sessions import CONNECT_TIMEOUT, Sessions
 from msb_pull.source.http.sockets import Deadline
 
 if TYPE_CHECKING:

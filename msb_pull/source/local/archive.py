@@ -22,14 +22,7 @@ if TYPE_CHECKING:
     from msb_pull.source.local.local import LocalImage
 
 
-def open_archive(
-    argument: ImageArgument,
-    name: str | None,
-    scratch: Path,
-    job: Job,
-    *,
-    stdin: int = 0,
-) -> LocalSource:
+def open_archive(argument: ImageArgument, name: str | None, scratch: Path, job: Job, *, stdin: int = 0) -> LocalSource:
     """An image of the archive that ``argument`` names; nothing is opened before the source is asked.
 
     Standard input and compressed archives are first copied, uncompressed, to a nameless file in ``scratch``.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from msb_pull.ground.below import look, open_directory, open_file
 from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, local_error
 from msb_pull.image.documents import DOCUMENT_LIMIT
 from msb_pull.image.readers import COPY_AGAIN
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Callable
 
     from msb_pull.image.manifest import Descriptor
 
-_OPEN = os.O_RDONLY | os.O_CLOEXEC
-_READABLE = "check that you may read it"
+_NOT_FOLLOWED = (errno.ELOOP, errno.ENOTDIR)
 _MAX_ZEROS = 1 << 20
 
 
@@ -28,6 +29,11 @@ class Piece:
     at: int
     start: int
     size: int
+
+    @property
+    def end(self) -> int:
+        """Where the bytes behind it belong."""
+        return self.at + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,12 @@ class FolderFiles:
         """Opens the folder at ``path``, ``label`` in messages; raises NotFoundError, LocalError."""
         self.label = label
         try:
-            self._handle = os.open(path, _OPEN | os.O_DIRECTORY)
+            self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFoundError(f"{label}: no such folder") from None
         except NotADirectoryError:
-            raise NotFoundError(
-                f"{label}: this is not a folder", hint=f"for an archive, write oci-archive:{path}"
-            ) from None
+            hint = f"for an archive, write oci-archive:{path}"
+            raise NotFoundError(f"{label}: this is not a folder", hint=hint) from None
         except OSError as error:
             raise unreadable(error, label) from error
 
@@ -94,8 +99,8 @@ class FolderFiles:
         at = os.dup(self._handle)
         try:
             for folder in folders:
-                at = self._step(at, folder, name, os.O_DIRECTORY)
-            at = self._step(at, last, name, os.O_NONBLOCK)
+                at = self._step(at, folder, name, open_directory)
+            at = self._step(at, last, name, open_file)
             facts = os.fstat(at)
             if not stat.S_ISREG(facts.st_mode):
                 raise ContentError(f"{self.label}: {name} is not a regular file")
@@ -111,16 +116,15 @@ class FolderFiles:
             os.close(self._handle)
             self._handle = -1
 
-    def _step(self, at: int, part: str, name: str, flags: int) -> int:
+    def _step(self, at: int, part: str, name: str, enter: Callable[[str, int], int]) -> int:
         """Opens ``part`` below the open folder ``at``, which is closed where that succeeds."""
         try:
-            found = os.open(part, _OPEN | os.O_NOFOLLOW | flags, dir_fd=at)
+            found = enter(part, at)
         except FileNotFoundError:
-            raise ContentError(
-                f"{self.label}: {name} is missing", hint="the layout is incomplete: copy it again"
-            ) from None
+            hint = "the layout is incomplete: copy it again"
+            raise ContentError(f"{self.label}: {name} is missing", hint=hint) from None
         except OSError as error:
-            if _is_link(part, at):
+            if error.errno in _NOT_FOLLOWED and (there := look(part, at)) and stat.S_ISLNK(there.st_mode):
                 raise ContentError(
                     f"{self.label}: {part} in {name} is a symlink, and symlinks are not followed",
                     hint="copy the layout with `cp -rL` if you trust it",
@@ -148,7 +152,7 @@ class FileBlob:
 
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
-        while self._next < len(self._pieces) and _end(self._pieces[self._next]) <= self._at:
+        while self._next < len(self._pieces) and self._pieces[self._next].end <= self._at:
             self._next += 1
         piece = self._pieces[self._next] if self._next < len(self._pieces) else Piece(self._end, 0, 0)
         if self._at < piece.at:
@@ -177,9 +181,7 @@ class FileBlob:
     def __enter__(self) -> FileBlob:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -199,17 +201,5 @@ def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
 def unreadable(error: OSError, what: str) -> LocalError:
     """Says of a file of the user's, which does not lie in the store, why it cannot be read."""
     if isinstance(error, PermissionError):
-        return LocalError(f"{what}: {error.strerror}", hint=_READABLE)
-    plain = OSError(error.errno, error.strerror)
-    return local_error(plain, what)
-
-
-def _end(piece: Piece) -> int:
-    return piece.at + piece.size
-
-
-def _is_link(name: str, folder: int) -> bool:
-    try:
-        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
-    except OSError:
-        return False
+        return LocalError(f"{what}: {error.strerror}", hint="check that you may read it")
+    return local_error(OSError(error.errno, error.strerror), what)

@@ -109,12 +109,9 @@ def open_layout(argument: ImageArgument, name: str | None, job: Job) -> LocalSou
         files = FolderFiles(path, f"oci:{path}")
         try:
             if not files.has("index.json"):
-                hint = (
-                    "a folder that skopeo wrote as dir: must be copied to oci: first" if files.has("version") else None
-                )
-                raise NotFoundError(
-                    f"{files.label}: this is not an OCI image layout", cause="it has no index.json", hint=hint
-                )
+                message = f"{files.label}: this is not an OCI image layout"
+                hint = "a folder that skopeo wrote as dir: must be copied to oci: first"
+                raise NotFoundError(message, cause="it has no index.json", hint=hint if files.has("version") else None)
             return LayoutImage(files, argument.name, name, folder=_absolute(path).rpartition("/")[2])
         except BaseException:
             files.close()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.text import clipped
 from msb_pull.source.http.addresses import spellings
-from msb_pull.source.http.redact import printable
+from msb_pull.source.http.redact import MESSAGE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,11 +47,8 @@ class AuthFile:
 
     def helper_for(self, registry: str) -> str:
         """The program that keeps the credentials of this registry, "" for none."""
-        for key in dict.fromkeys((*helper_keys(registry), *_names(registry))):
-            name = self.cred_helpers.get(key)
-            if isinstance(name, str) and name:
-                return name
-        return ""
+        names = (self.cred_helpers.get(key) for key in (*helper_keys(registry), *_names(registry)))
+        return next((name for name in names if isinstance(name, str) and name), "")
 
     def find(self, registry: str, repository: str, warn: Callable[[str], None]) -> Credential | None:
         """The entry for the longest part of the repository's path, finally the registry; empty ones do not count."""
@@ -81,7 +79,7 @@ class AuthFile:
         if isinstance(auth, str) and auth.strip():
             pair = _decode(auth)
             if pair is None:
-                warn(f"{self.path}: the entry for {printable(key)} cannot be read and is ignored")
+                warn(f"{self.path}: the entry for {clipped(key, MESSAGE_LIMIT)} cannot be read and is ignored")
             return pair
         if isinstance(username, str) and isinstance(password, str) and username and password:
             return whole(username), whole(password)
@@ -155,17 +153,10 @@ def _decode(auth: str) -> tuple[str, str] | None:
     username, colon, password = raw.partition(b":")
     if not colon or not username:
         return None
-    return _text(username), _text(password.rstrip(b"\0"))
+    # Whatever the encoding was, these characters become the same bytes again in a Basic header.
+    return username.decode("utf-8", "surrogateescape"), password.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def whole(text: str) -> str:
     """A text from JSON as it can be sent: half surrogates become U+FFFD, as Go reads them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _text(data: bytes) -> str:
-    # Whatever the encoding was, these characters become the same bytes again in a Basic header.
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("utf-8", "surrogateescape")

@@ -10,12 +10,11 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.readers import DigestMismatch
 from msb_pull.source.http.failures import Failure, RangeIgnored
-from msb_pull.source.http.limiter import Limiter
+from msb_pull.source.registry.downloads import Limiter
 from msb_pull.source.registry.parallel import Accelerator, Parts, PartsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.registry.body import Body
@@ -141,9 +140,7 @@ class RegistryBlob:
     def __enter__(self) -> RegistryBlob:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, size: int) -> bytes:

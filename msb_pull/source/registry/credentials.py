@@ -21,8 +21,6 @@ from msb_pull.source.registry.auth_file import Credential
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-__all__ = ["Credential", "CredentialStore", "check_given"]
-
 _GIVEN = ("MSB_REGISTRY_TOKEN", "MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD")
 _HOST = "MSB_REGISTRY_HOST"
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.store.index.backup import UNSOUND, proven_record
 from msb_pull.store.index.connect import in_memory
-from msb_pull.store.index.layer_rows import keeps_another_order
-from msb_pull.store.index.order import each_once
+from msb_pull.store.index.layer_rows import each_once, keeps_another_order
 from msb_pull.store.index.rows import write_image
 from msb_pull.store.index.stored import linked_digests
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import ResolvedImage
     from msb_pull.source.registry.registry import RegistryClient
-    from msb_pull.store.index.database import StoredImage
+    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
 
