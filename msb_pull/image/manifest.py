@@ -116,8 +116,8 @@ def parse_document(
     """Parses a manifest or an index; ``what`` names the image in errors.
 
     The kind comes from the Content-Type if that is one of ours, else from the body's ``mediaType``, else from its
-    shape. Raises ContentError on anything ambiguous or malformed (CVE-2021-41190 was such an ambiguity). ``warn`` is
-    told what is odd but harmless.
+    shape. Raises ContentError on anything ambiguous or malformed (CVE-2021-41190 was such an ambiguity). ``warn`` hears
+    what is odd but harmless.
     """
     fields = Fields(load_json(data, what, "manifest"), what, "its manifest")
     header = (content_type or "").partition(";")[0].strip().lower()
@@ -125,10 +125,8 @@ def parse_document(
     if not (body is None or isinstance(body, str)):
         fields.refuse("has a mediaType that is not a string")
     if header.startswith(_SCHEMA1) or fields.has("fsLayers") or fields.get("schemaVersion") == 1:
-        raise ContentError(
-            f"{what}: schema 1 images are not supported",
-            hint="ask for a rebuilt image; the format was retired in 2017",
-        )
+        hint = "ask for a rebuilt image; the format was retired in 2017"
+        raise ContentError(f"{what}: schema 1 images are not supported", hint=hint)
     if fields.has("schemaVersion") and fields.get("schemaVersion") != 2:
         fields.refuse(f"has schemaVersion {str(fields.get('schemaVersion'))[:40]}, 2 is known")
     said = [media_type for media_type in (header, body or "") if _kind(media_type)]
@@ -197,13 +195,11 @@ def is_image(manifest: Manifest) -> bool:
 
 
 def check_image(manifest: Manifest, what: str) -> None:
-    """Refuses what is no container image, and layers that cannot be read; raises ContentError."""
+    """Refuses anything but a container image, and layers that cannot be read; raises ContentError."""
     if not is_image(manifest):
         kind = manifest.artifact_type or manifest.config.media_type
-        raise ContentError(
-            f"{what}: this is an artifact of type {shown(kind)}, not a container image",
-            hint="get it with the program it is made for, or with `oras pull`",
-        )
+        hint = "get it with the program it is made for, or with `oras pull`"
+        raise ContentError(f"{what}: this is an artifact of type {shown(kind)}, not a container image", hint=hint)
     sizes: dict[Digest, int] = {}
     for layer in manifest.layers:
         if layer.media_type.endswith("+encrypted"):
@@ -212,9 +208,8 @@ def check_image(manifest: Manifest, what: str) -> None:
                 hint="decrypt the image with `skopeo copy --decryption-key` first",
             )
         if layer.media_type not in _LAYER_TYPES:
-            raise ContentError(
-                f"{what}: layer {layer.digest.short} is of type {shown(layer.media_type)}, not a tar archive"
-            )
+            kind = shown(layer.media_type)
+            raise ContentError(f"{what}: layer {layer.digest.short} is of type {kind}, not a tar archive")
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise ContentError(f"{what}: layer {layer.digest.short} is listed with two sizes")
 

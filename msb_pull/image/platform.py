@@ -104,11 +104,9 @@ class Platform:
 def no_image(wanted: Platform, offered: Iterable[Platform]) -> NotFoundError:
     """Says that an index has nothing for this platform, and what it has."""
     there = sorted({str(platform.normalized()) for platform in offered})
-    return NotFoundError(
-        f"no image for {wanted}",
-        cause=f"the index offers {', '.join(there)}" if there else "the index offers no image with a platform",
-        hint="choose one of them with --platform" if there else None,
-    )
+    cause = f"the index offers {', '.join(there)}" if there else "the index offers no image with a platform"
+    hint = "choose one of them with --platform" if there else None
+    return NotFoundError(f"no image for {wanted}", cause=cause, hint=hint)
 
 
 def _older(wish: str, offer: str) -> int | None:

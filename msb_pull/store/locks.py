@@ -52,7 +52,7 @@ class Locks:
         that shares the lock must not take it again: it would wait for the one that waits for it.
 
         A read-only store without the lock file has no writers, so nothing is locked there. Raises Cancelled within
-        0.2 s, and Busy when ``wait`` is False and somebody else holds the lock.
+        0.2 s, and Busy when ``wait`` is False and the lock is taken.
         """
         patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
@@ -147,7 +147,7 @@ class Locks:
 
 
 class _Patience:
-    """How one caller waits for one lock, be it for threads or for processes."""
+    """How one caller waits for one lock, among threads or among processes."""
 
     def __init__(self, name: str, on_wait: Callable[[str], None], cancel: Flag, wait: bool) -> None:
         self._name = name

@@ -42,7 +42,7 @@ class Places:
 
     @contextlib.contextmanager
     def private(self, label: str) -> Iterator[Path]:
-        """A new name, nothing there yet; what stands there at the end is removed. Raises OSError.
+        """A new name with nothing there yet; whatever has it at the end is removed. Raises OSError.
 
         After an interruption all removing together gets half a second; the rest is left to the next sweep.
         """

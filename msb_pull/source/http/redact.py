@@ -27,7 +27,11 @@ class Secrets:
 
     def note(self, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None) -> None:
         """Remembers the secrets of a request that is about to be sent."""
-        self._note_address(address)
+        for pair in address.partition("?")[2].split("&"):
+            name, _, value = pair.partition("=")
+            if name not in _HARMLESS:
+                self._add(value)
+                self._add(unquote(value))
         scheme, _, value = headers.get("Authorization", "").partition(" ")
         self._add(value)
         if scheme == "Basic":
@@ -45,13 +49,6 @@ class Secrets:
         for secret in sorted(self._sent, key=len, reverse=True):
             text = text.replace(secret, "REDACTED")
         return text
-
-    def _note_address(self, address: str) -> None:
-        for pair in address.partition("?")[2].split("&"):
-            name, _, value = pair.partition("=")
-            if name not in _HARMLESS:
-                self._add(value)
-                self._add(unquote(value))
 
     def _note_pair(self, pair: str) -> None:
         self._add(pair)

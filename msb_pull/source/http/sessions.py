@@ -197,7 +197,7 @@ def _new_session(trust: TrustStore, patience: Patience) -> requests.Session:
     session.trust_env = False
     session.headers.clear()
     session.headers.update({"User-Agent": f"msb-pull/{__version__}", "Accept-Encoding": "identity"})
-    session.cookies.set_policy(_NoCookies())
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     adapter = PatientAdapter(trust, patience)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
@@ -207,8 +207,3 @@ def _new_session(trust: TrustStore, patience: Patience) -> requests.Session:
 class _Session(requests.Session):
     def get_redirect_target(self, resp: Any) -> None:
         """None: requests would read the whole body of every redirect to prepare a request that is not wanted."""
-
-
-class _NoCookies(DefaultCookiePolicy):
-    def set_ok(self, cookie: Any, request: Any) -> bool:
-        return False

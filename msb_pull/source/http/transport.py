@@ -33,13 +33,7 @@ class Transport:
     """Sends requests. A session is never used by two threads at once: it is lent for one request and its answer."""
 
     def __init__(
-        self,
-        trust: TrustStore,
-        patience: Patience,
-        *,
-        timeout: float,
-        job: Job,
-        environment: Mapping[str, str],
+        self, trust: TrustStore, patience: Patience, *, timeout: float, job: Job, environment: Mapping[str, str]
     ) -> None:
         self._trust = trust
         self._patience = patience

@@ -67,11 +67,8 @@ def not_found(label: str, wanted: str, images: Sequence[Named[T]]) -> NotFoundEr
 
 def ambiguous(label: str, images: Sequence[Named[T]]) -> UsageError:
     """Says that one of several images must be chosen."""
-    return UsageError(
-        f"{label}: it holds several images",
-        cause=listed(images),
-        hint="choose one by a tag or name after the path, like PATH:NAME",
-    )
+    hint = "choose one by a tag or name after the path, like PATH:NAME"
+    return UsageError(f"{label}: it holds several images", cause=listed(images), hint=hint)
 
 
 def listed(images: Sequence[Named[T]]) -> str:

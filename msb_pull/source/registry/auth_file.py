@@ -94,14 +94,12 @@ def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None
     try:
         with path.open("rb") as file:
             data = file.read(_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        if required:
-            raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
-        if isinstance(error, PermissionError):
-            warn(f"{path} cannot be read and is ignored: {error.strerror}")
-        return None
     except OSError as error:
-        warn(f"{path} cannot be read and is ignored: {error.strerror}")
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if required and (absent or isinstance(error, PermissionError)):
+            raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
+        if not absent:
+            warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
     try:
         document = json.loads(data.decode("utf-8-sig")) if len(data) <= _LIMIT and data.strip() else {}

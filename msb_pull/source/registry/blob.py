@@ -31,7 +31,7 @@ _STALL_WINDOW = 60.0
 class Route(Protocol):
     """One place that may have the blob; ``name`` is for messages.
 
-    ``patient``: worth trying again when it breaks, since what stands after it is no better.
+    ``patient``: worth trying again when it breaks, since the next one is no better.
     """
 
     @property
@@ -191,7 +191,7 @@ class RegistryBlob:
             return self._read(size)
         if self._body is not None:
             # Not even one part has come: no other blob need try this place.
-            self._connections.mark_useless(self.route.name)
+            self._connections.useless.add(self.route.name)
         self._log(f"blob {self._descriptor.digest.short}: {reason}; back to one connection")
         self._fast.stop()
         return self._read(size)

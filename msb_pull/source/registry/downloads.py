@@ -22,7 +22,8 @@ class Connections:
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
         self._free = limit
-        self._useless: set[str] = set()
+        # Places that more connections do not make faster.
+        self.useless: set[str] = set()
         self.received = 0
 
     def enter(self) -> None:
@@ -46,14 +47,6 @@ class Connections:
         """Counts bytes."""
         with self._lock:
             self.received += count
-
-    def mark_useless(self, place: str) -> None:
-        """More connections do not make this place faster."""
-        self._useless.add(place)
-
-    def is_useless(self, place: str) -> bool:
-        """Whether this place was marked so."""
-        return place in self._useless
 
 
 class Limiter:

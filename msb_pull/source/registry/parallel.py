@@ -1,8 +1,8 @@
 """One large blob over several connections, for servers that give each connection only so much.
 
 The blob is cut into segments that are fetched ahead of the reader and handed out in order, so memory stays bounded and
-whoever reads still sees one stream. It is an accelerator only: the single connection goes on until a part has really
-come, and whatever goes wrong here, the reader goes back to one, which knows how to deal with it.
+the reader still sees one stream. It is an accelerator only: the single connection goes on until a part has really
+arrived, and whatever goes wrong here, the reader falls back to one connection, which knows how to deal with it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PartsReader:
     """Fetches what lies ahead of ``position`` up to ``end`` on ``count`` threads, and on one more once it is in use.
 
     All methods are for one thread, which goes on at ``position`` with a connection of its own until :meth:`reach` finds
-    a part for it. ``arrived`` is told how many bytes have come; ``segment`` is how many the next part has.
+    a part for it. ``arrived`` counts the bytes that have come; ``segment`` is the size of the next part.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class Accelerator:
         self._baseline = (self._connections.received - self._received) / elapsed
         slow_side = self._waited / elapsed < _WAITING
         soon_done = remaining < max(4 * SEGMENT, self._own / elapsed * 2 * _TRIAL)
-        if slow_side or soon_done or self._connections.is_useless(place):
+        if slow_side or soon_done or place in self._connections.useless:
             self._begin()
             return
         self._taken = self._connections.take(_MORE)
@@ -259,7 +259,7 @@ class Accelerator:
         assert self.parts is not None
         if rate < self._baseline * _GAIN:
             # The threads finish what they have begun, and the reader goes back to one connection.
-            self._connections.mark_useless(place)
+            self._connections.useless.add(place)
             self.parts.drain()
         self.parts.segment = SEGMENT
         self._settled = True

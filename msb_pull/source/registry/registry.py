@@ -201,12 +201,12 @@ class RegistrySource:
         raise AssertionError("the registry itself is always available")
 
     def _usable(self) -> list[Endpoint]:
-        return [x for x in self._endpoints if not x.namespace or not self._client.requester.is_down(x.host)]
+        return [x for x in self._endpoints if not x.namespace or x.host not in self._client.requester.down]
 
     def _leave(self, endpoint: Endpoint, error: MsbPullError) -> None:
         reason = error.cause or error.message
         if isinstance(error, NetworkError):
-            self._client.requester.mark_down(endpoint.host)
+            self._client.requester.down.add(endpoint.host)
         self._warn(f"mirror {endpoint.host}: {reason}; going on without it")
 
     def _routes(self, descriptor: Descriptor) -> list[Route]:
@@ -218,8 +218,6 @@ class RegistrySource:
 
     def _target(self, endpoint: Endpoint) -> Target:
         return Target(endpoint, self._reference.repository, self._reference.registry, self._what)
-
-    # Small things
 
     def _inline(self, descriptor: Descriptor) -> bytes | None:
         """The content that the descriptor itself contains, if size and digest agree; else None, and it is fetched."""

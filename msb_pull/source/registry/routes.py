@@ -88,7 +88,7 @@ class EndpointRoute(_Place):
     def mark_down(self) -> None:
         """See :class:`msb_pull.source.registry.blob.Route`."""
         if not self.patient:
-            self._requester.mark_down(self.name)
+            self._requester.down.add(self.name)
 
 
 class ForeignRoute(_Place):

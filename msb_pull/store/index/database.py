@@ -135,7 +135,7 @@ class Database:
         def work(run: Run) -> list[str]:
             return self._copies.strays(stored.references(run))
 
-        # Whoever records or removes an image changes copy and rows in one transaction, so none may be under way.
+        # Recording or removing an image changes copy and rows in one transaction, so none may be under way.
         return self._ask(work) and self._change(work)
 
     def remove(self, references: Sequence[str]) -> None:

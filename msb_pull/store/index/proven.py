@@ -43,7 +43,7 @@ _SHOWN = 200
 
 @dataclass(slots=True)
 class Difference:
-    """Where something recorded is not what the manifest's digest proves; the rest is for people."""
+    """Where a record differs from what the manifest's digest proves; ``expected`` and ``found`` are for people."""
 
     place: str
     expected: str
@@ -94,9 +94,8 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
         )
     except UNSOUND as error:
         image.record = copy
-        image.differences.append(
-            Difference("oci.db: msb_pull_images", "what its manifest's digest proves", _why(error))
-        )
+        why = (str(error) or type(error).__name__)[:_SHOWN]
+        image.differences.append(Difference("oci.db: msb_pull_images", "what its manifest's digest proves", why))
         return image
     image.differences += _rows(run, image.record)
     image.disordered = not image.differences and _disordered(run, image.record)
@@ -145,7 +144,3 @@ def _first_difference(right: list[Any], found: list[Any]) -> tuple[str, str]:
                 if expected != there:
                     return repr(expected)[:_SHOWN], repr(there)[:_SHOWN]
     return f"{len(right)} rows", f"{len(found)} rows"
-
-
-def _why(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:_SHOWN]

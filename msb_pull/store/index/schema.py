@@ -144,8 +144,6 @@ def check_tables(path: Path, connection: sqlite3.Connection) -> None:
     if "msb_pull_images" in found:
         newer |= {row[1] for row in connection.execute("PRAGMA table_info(msb_pull_images)")} ^ OWN_COLUMNS
     if newer:
-        raise LocalError(
-            f"{path}: made by a newer version of Microsandbox or msb-pull",
-            cause=f"unknown there: {', '.join(sorted(map(str, newer)))}",
-            hint="update msb-pull, or choose another place with --home",
-        )
+        cause = f"unknown there: {', '.join(sorted(map(str, newer)))}"
+        hint = "update msb-pull, or choose another place with --home"
+        raise LocalError(f"{path}: made by a newer version of Microsandbox or msb-pull", cause=cause, hint=hint)

@@ -77,7 +77,7 @@ def find_image(run: Run, reference: str) -> StoredImage | None:
 
 
 def read_images(run: Run, warn: Callable[[str], None]) -> list[StoredImage]:
-    """All images by reference; ``warn`` is told of those whose rows make no sense, which are left out."""
+    """All images by reference; ``warn`` hears of those whose rows make no sense, which are left out."""
     found = []
     known: dict[str, tuple[StoredLayer, ...]] = {}
     for row in run(f"{_SELECT} ORDER BY i.reference").fetchall():
