@@ -172,7 +172,7 @@ class Homes:
             )
 
     def _strays(self, database: Callable[[], AbstractContextManager[Database]]) -> list[str]:
-        """The references of copies in the home's entry that its database does not know; of a lost one all are its."""
+        """The references of copies in the home's entry that its database does not know; none while that is lost."""
         if not (self._home / "oci.db").exists():
             return []
         with database() as opened:

@@ -75,11 +75,6 @@ class Paths:
                 return path
             length += 4
 
-    @property
-    def scratch(self) -> Path:
-        """A folder for temporary files that must not outlive a run; swept like staging."""
-        return self.own / "staging"
-
     def link_target(self, layer: Name) -> str:
         """What a layer's short link says."""
         return f"../../{layer}.extracted"

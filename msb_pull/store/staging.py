@@ -58,7 +58,7 @@ class Places:
                 _remove(path, self._deadline)
 
     def leftovers(self) -> list[Path]:
-        """Places that no living process holds; nothing is changed by looking."""
+        """Places that no living process holds; changes nothing."""
         return [self.folder / name for name in self._names() if _is_free(self.folder / (name + _LOCK))]
 
     def sweep(self) -> list[str]:
@@ -123,7 +123,7 @@ def _if_free(lock: Path) -> Iterator[bool]:
 
 
 def _is_free(lock: Path) -> bool:
-    """As a mere look: nothing is made or removed."""
+    """Only looks: nothing is made or removed."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -175,7 +175,7 @@ class Store(Paths):
     def staging(self, layer: Name) -> Iterator[Staging]:
         """A fresh staging place; whatever is left in it at the end is removed. Its lock is held while it lives.
 
-        Raises LocalError, before anything is fetched, when the layer's name is taken by no directory; OSError.
+        Raises OSError, and LocalError, before anything is fetched, when the layer's name is taken by a non-directory.
         """
         self.refuse_symlink(layer)
         with self.places.private(layer.short) as folder:

@@ -61,7 +61,7 @@ class Answer:
     def read(self, limit: int) -> bytes:
         """The body, decoded as Content-Encoding says, and not much more than ``limit`` bytes of it.
 
-        It must be here by the deadline of the request, however it trickles. Raises Failure, Cancelled.
+        It must arrive by the deadline of the request, however slowly it trickles. Raises Failure, Cancelled.
         """
         pieces: list[bytes] = []
         size = 0

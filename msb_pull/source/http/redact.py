@@ -45,7 +45,7 @@ class Secrets:
         self._add(base64.b64encode(pair.encode("utf-8", "replace")).decode("ascii"))
 
     def hide(self, text: str) -> str:
-        """``text`` without any of them; before it is cut, or a part of one would stay."""
+        """``text`` without any of them; to be used before it is cut, or a part of one would remain."""
         for secret in sorted(self._sent, key=len, reverse=True):
             text = text.replace(secret, "REDACTED")
         return text

@@ -1,4 +1,7 @@
-"""requests' sessions with our sockets and our TLS contexts below them; :mod:`.libraries` lists what that relies on."""
+"""requests' sessions with our sockets and our TLS contexts below them.
+
+``tests/source/http/test_libraries.py`` lists the parts of the libraries that this relies on without a promise.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TrustStore:
         certs_d: tuple[Path, ...] = CERTS_D,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``aliases`` say under which other name the settings of a host may stand.
+        """``aliases`` give the other name under which a host's settings may be found.
 
         ``log`` hears once of each file that is skipped because this user may not read it."""
         self._ca_certs = ca_certs

@@ -57,8 +57,8 @@ class Transport:
     ) -> Answer:
         """One request, one answer, whatever its status; redirects are not followed.
 
-        ``behalf`` is the host of the registry that is served, whose certificates count. Status and headers must be here
-        by the deadline, by default as many seconds from now as the other side may be silent. Raises Failure, Cancelled.
+        ``behalf`` is the registry host that is served; its certificates count. Status and headers must arrive by the
+        deadline, by default as many seconds from now as the other side may be silent. Raises Failure, Cancelled.
         """
         self._patience.check()
         deadline = deadline or Deadline(self._timeout)
@@ -151,7 +151,7 @@ class Transport:
             raise failure from None
 
     def _advise(self, failure: Failure, url: str, behalf: str) -> None:
-        """Says so where a server speaks plain HTTP, so that nobody gives up encryption because of a bad line."""
+        """Points out a server that speaks plain HTTP; nobody should give up encryption because of a bad line."""
         parts = urlsplit(url)
         try:
             with self._patience.until(None):

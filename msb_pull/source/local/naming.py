@@ -31,7 +31,7 @@ def read_name(word: str, folder: str | None) -> Reference | None:
 
     ``alpine:3`` and ``quay.io/a/b`` are what they are on the command line. skopeo writes ``oci:DIR:3.11`` as the bare
     tag ``3.11``, which becomes ``localhost/DIR:3.11`` (as podman names what comes from no registry); without a folder
-    it is no name.
+    it is not a name.
     """
     try:
         if not TAG.fullmatch(word):

@@ -93,7 +93,7 @@ class TarFiles:
         return Extent(os.dup(self._handle), member.pieces, member.size)
 
     def ending_with(self, suffix: str) -> str | None:
-        """A member whose name ends so, for hints."""
+        """A member whose name ends with ``suffix``, for hints."""
         return next((name for name in self._members if name.endswith(suffix)), None)
 
     def close(self) -> None:

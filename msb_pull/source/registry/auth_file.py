@@ -38,7 +38,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AuthFile:
-    """One file, with every value as it stands there."""
+    """The values of one file, unchanged."""
 
     path: Path
     auths: Mapping[str, Any]

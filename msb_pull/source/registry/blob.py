@@ -11,7 +11,7 @@ from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, Netw
 from msb_pull.image.readers import DigestMismatch
 from msb_pull.source.http.failures import Failure, RangeIgnored
 from msb_pull.source.registry.downloads import Limiter
-from msb_pull.source.registry.parallel import Accelerator, Parts, PartsReader
+from msb_pull.source.registry.parallel import Accelerator, PartsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.registry.body import Body
     from msb_pull.source.registry.downloads import Downloads
+    from msb_pull.source.registry.parallel import OpenPart
 
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
@@ -41,8 +42,8 @@ class Route(Protocol):
     def patient(self) -> bool: ...
 
     @property
-    def parts(self) -> Parts | None:
-        """Gives any part of the blob, if this place can do that."""
+    def parts(self) -> OpenPart | None:
+        """Opens any part of the blob, if this place can do that."""
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """Asks for the blob, with ``ranged`` only for what follows ``offset``, where the body then begins.

@@ -79,7 +79,7 @@ class CredentialStore:
     ) -> None:
         """``host`` is the one registry that may see ``explicit`` or the credentials of the environment.
 
-        ``MSB_REGISTRY_HOST`` says it before that; None is whichever is asked.
+        ``MSB_REGISTRY_HOST`` takes precedence; None means any registry.
         """
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self._home = home

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError
 from msb_pull.ground.running import Cancel, start_thread
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.body import Body
     from msb_pull.source.registry.downloads import Connections
 
+    # Opens the bytes from a start up to an end; raises what :meth:`.blob.Route.open` raises.
+    OpenPart = Callable[[int, int], Body]
+
 SEGMENT = 2 << 20
 # Seconds: how long a single connection is watched before more are tried, and how long they are.
 _WATCH = 1.0
@@ -35,13 +38,6 @@ _WAITING = 0.8
 _GAIN = 1.25
 _MORE = 3
 _POLL = 0.25
-
-
-class Parts(Protocol):
-    """A place that gives any part of the blob."""
-
-    def open_part(self, start: int, end: int) -> Body:
-        """The bytes from ``start`` up to ``end``; raises what :meth:`.blob.Route.open` raises."""
 
 
 @dataclass(slots=True)
@@ -60,7 +56,7 @@ class PartsReader:
     """
 
     def __init__(
-        self, parts: Parts, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
+        self, parts: OpenPart, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
     ) -> None:
         self._parts = parts
         # An interruption loses what is under way, so it is kept small until more connections have proved to pay.
@@ -181,7 +177,7 @@ class PartsReader:
 
     def _fetch(self, segment: _Segment) -> None:
         left = segment.end - segment.start
-        with contextlib.closing(self._parts.open_part(segment.start, segment.end)) as body:
+        with contextlib.closing(self._parts(segment.start, segment.end)) as body:
             while left:
                 data = body.read(min(left, GATHER_BYTES))
                 if not data:

@@ -47,7 +47,7 @@ def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connecti
 
 
 def in_memory() -> sqlite3.Connection:
-    """A database without images that is nowhere on disk."""
+    """An empty database in memory."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     create_tables(connection)
     return connection

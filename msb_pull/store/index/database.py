@@ -88,7 +88,7 @@ class Database:
         return self._ask(lambda run: stored.read_images(run, self._warn))
 
     def prove(self, references: Sequence[str] | None) -> list[ProvenImage]:
-        """Holds what is recorded of images (None: all of them) against the digests of their manifests."""
+        """Checks what is recorded of images (None: all of them) against the digests of their manifests."""
 
         def work(run: Run) -> list[ProvenImage]:
             # All of it as it is at one moment, whatever others write meanwhile.

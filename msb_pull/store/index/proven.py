@@ -1,4 +1,4 @@
-"""What is recorded of an image, held against the one thing that is believed: the digest of its manifest."""
+"""Checks what is recorded of an image against the one thing that is trusted: the digest of its manifest."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ProvenImage:
 
 
 def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
-    """Holds the rows and the copy of one image against its manifest's digest."""
+    """Checks the rows and the copy of one image against its manifest's digest."""
     image = ProvenImage(reference)
     copy, copied = _copy(backup, reference)
     with closing(run(_OWN, (reference,))) as rows:

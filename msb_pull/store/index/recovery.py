@@ -25,7 +25,7 @@ _GRACE_SECONDS = 0.5
 
 
 class Recovery:
-    """Opens the database at ``path``, whatever has become of it.
+    """Opens the database at ``path``, whatever state it is in.
 
     With ``writable`` a damaged file is moved aside under a dated name and a new one takes its place, under ``lock``;
     without, the new one is only in memory. ``warn`` hears once.

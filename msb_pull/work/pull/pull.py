@@ -52,7 +52,7 @@ def pull_image(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         warn(argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.scratch, job=job)
+    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
     with contextlib.closing(opened) as source:
         job.tell(events.Resolving(argument.text))
         try:
