@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     )
     from msb_pull.ground.version import __version__
     from msb_pull.image.platform import Platform
-    from msb_pull.source.registry.credentials import Credential, CredentialStore
+    from msb_pull.source.registry.auth_file import Credential
+    from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.listing import ListedImage
     from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
@@ -71,7 +72,8 @@ _HOLDERS = {
     "ground.version": "__version__",
     "work.listing": "ListedImage",
     "work.pull.plan": "LayerOutcome Policy PullOptions PullResult",
-    "source.registry.credentials": "Credential CredentialStore",
+    "source.registry.auth_file": "Credential",
+    "source.registry.credentials": "CredentialStore",
     "source.registry.registry": "RegistryOptions",
 }
 

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.text import clipped
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
 
@@ -162,9 +163,7 @@ def text(document: Mapping[str, Any], key: str) -> str:
 
 def shown(value: str) -> str:
     """A value as errors quote it: registries may send megabytes."""
-    if not value:
-        return "unknown"
-    return value if len(value) <= _MAX_SHOWN else value[:_MAX_SHOWN] + "…"
+    return clipped(value, _MAX_SHOWN) or "unknown"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,14 +195,9 @@ def _integer(digits: str) -> int:
 
 def _is_deep(value: Any) -> bool:
     """Whether objects and lists are nested more than _MAX_DEPTH levels; brackets inside texts do not count."""
-    level = [value]
-    for _ in range(_MAX_DEPTH + 1):
-        children: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                children.extend(item.values())
-            elif isinstance(item, list):
-                children.extend(item)
+    level: list[Any] = [[value]]
+    for _ in range(_MAX_DEPTH + 2):
+        children = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
         level = [child for child in children if isinstance(child, dict | list)]
         if not level:
             return False

@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.image.documents import DOCUMENT_LIMIT, Fields, load_json, shown, text
+from msb_pull.image.documents import Fields, load_json, shown, text
 from msb_pull.image.platform import Platform, no_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from msb_pull.image.digest import Digest
-
-MANIFEST_LIMIT = DOCUMENT_LIMIT
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -36,20 +34,13 @@ _DOCKER_CONFIGS = _CONFIGS | {"application/octet-stream", "application/json", "t
 # Media types of entries that leave it to the document; the spec wants better ones, podman takes these.
 _UNSAID = frozenset({"", "application/json"})
 # Docker writes a dot, the OCI a plus, and some builders the one in place of the other.
-_COMPRESSIONS = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _LAYER_TYPES = frozenset(
-    {
-        *(
-            f"application/vnd.oci.image.layer.{kind}v1.tar{compression}"
-            for kind in ("", "nondistributable.")
-            for compression in _COMPRESSIONS
-        ),
-        *(
-            f"application/vnd.docker.image.rootfs.{kind}diff.tar{compression}"
-            for kind in ("", "foreign.")
-            for compression in _COMPRESSIONS
-        ),
-    }
+    f"application/vnd.{kind}.tar{compression}"
+    for kind in (
+        *("oci.image.layer.v1", "oci.image.layer.nondistributable.v1"),
+        *("docker.image.rootfs.diff", "docker.image.rootfs.foreign.diff"),
+    )
+    for compression in ("", "+gzip", "+zstd", ".gzip", ".zstd")
 )
 
 
@@ -125,8 +116,8 @@ def parse_document(
     """Parses a manifest or an index; ``what`` names the image in errors.
 
     The kind comes from the Content-Type if that is one of ours, else from the body's ``mediaType``, else from its
-    shape. Raises ContentError on anything ambiguous or malformed (CVE-2021-41190 was such an ambiguity). ``warn`` is
-    told what is odd but harmless.
+    shape. Raises ContentError on anything ambiguous or malformed (CVE-2021-41190 was such an ambiguity). ``warn`` hears
+    what is odd but harmless.
     """
     fields = Fields(load_json(data, what, "manifest"), what, "its manifest")
     header = (content_type or "").partition(";")[0].strip().lower()
@@ -134,10 +125,8 @@ def parse_document(
     if not (body is None or isinstance(body, str)):
         fields.refuse("has a mediaType that is not a string")
     if header.startswith(_SCHEMA1) or fields.has("fsLayers") or fields.get("schemaVersion") == 1:
-        raise ContentError(
-            f"{what}: schema 1 images are not supported",
-            hint="ask for a rebuilt image; the format was retired in 2017",
-        )
+        hint = "ask for a rebuilt image; the format was retired in 2017"
+        raise ContentError(f"{what}: schema 1 images are not supported", hint=hint)
     if fields.has("schemaVersion") and fields.get("schemaVersion") != 2:
         fields.refuse(f"has schemaVersion {str(fields.get('schemaVersion'))[:40]}, 2 is known")
     said = [media_type for media_type in (header, body or "") if _kind(media_type)]
@@ -185,7 +174,10 @@ def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
     if len(diff_ids) != len(manifest.layers):
         fields.refuse(f"has {len(diff_ids)} diff_ids, its manifest {len(manifest.layers)} layers")
     parsed = tuple(fields.as_digest(value, f"diff_ids[{number}]") for number, value in enumerate(diff_ids))
-    _check_repeats(manifest, parsed, what)
+    seen: dict[Digest, Digest] = {}
+    for layer, diff_id in zip(manifest.layers, parsed, strict=True):
+        if seen.setdefault(layer.digest, diff_id) != diff_id:
+            raise ContentError(f"{what}: layer {layer.digest.short} is listed with two diff_ids")
     return ImageConfig(
         raw=raw,
         architecture=text(raw, "architecture"),
@@ -203,13 +195,11 @@ def is_image(manifest: Manifest) -> bool:
 
 
 def check_image(manifest: Manifest, what: str) -> None:
-    """Refuses what is no container image, and layers that cannot be read; raises ContentError."""
+    """Refuses anything but a container image, and layers that cannot be read; raises ContentError."""
     if not is_image(manifest):
         kind = manifest.artifact_type or manifest.config.media_type
-        raise ContentError(
-            f"{what}: this is an artifact of type {shown(kind)}, not a container image",
-            hint="get it with the program it is made for, or with `oras pull`",
-        )
+        hint = "get it with the program it is made for, or with `oras pull`"
+        raise ContentError(f"{what}: this is an artifact of type {shown(kind)}, not a container image", hint=hint)
     sizes: dict[Digest, int] = {}
     for layer in manifest.layers:
         if layer.media_type.endswith("+encrypted"):
@@ -218,9 +208,8 @@ def check_image(manifest: Manifest, what: str) -> None:
                 hint="decrypt the image with `skopeo copy --decryption-key` first",
             )
         if layer.media_type not in _LAYER_TYPES:
-            raise ContentError(
-                f"{what}: layer {layer.digest.short} is of type {shown(layer.media_type)}, not a tar archive"
-            )
+            kind = shown(layer.media_type)
+            raise ContentError(f"{what}: layer {layer.digest.short} is of type {kind}, not a tar archive")
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise ContentError(f"{what}: layer {layer.digest.short} is listed with two sizes")
 
@@ -258,13 +247,6 @@ def _may_be_image(entry: Descriptor) -> bool:
     if entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return False
     return not (entry.platform and "unknown" in (entry.platform.os, entry.platform.architecture))
-
-
-def _check_repeats(manifest: Manifest, diff_ids: tuple[Digest, ...], what: str) -> None:
-    seen: dict[Digest, Digest] = {}
-    for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
-        if seen.setdefault(layer.digest, diff_id) != diff_id:
-            raise ContentError(f"{what}: layer {layer.digest.short} is listed with two diff_ids")
 
 
 def _descriptor(fields: Fields) -> Descriptor:

@@ -14,20 +14,12 @@ if TYPE_CHECKING:
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _ALIASES = {
-    "x86_64": ("amd64", None),
-    "x86-64": ("amd64", None),
+    **dict.fromkeys(("x86_64", "x86-64"), ("amd64", None)),
     "aarch64": ("arm64", None),
-    "armv8l": ("arm", "v7"),
-    "armv7l": ("arm", "v7"),
-    "armhf": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
+    **dict.fromkeys(("armv8l", "armv7l", "armhf"), ("arm", "v7")),
+    **dict.fromkeys(("armv6l", "armel"), ("arm", "v6")),
     "armv5tel": ("arm", "v5"),
-    "armel": ("arm", "v6"),
-    "i386": ("386", None),
-    "i486": ("386", None),
-    "i586": ("386", None),
-    "i686": ("386", None),
-    "x86": ("386", None),
+    **dict.fromkeys(("i386", "i486", "i586", "i686", "x86"), ("386", None)),
     "loongarch64": ("loong64", None),
     "mips64el": ("mips64le", None),
 }
@@ -112,11 +104,9 @@ class Platform:
 def no_image(wanted: Platform, offered: Iterable[Platform]) -> NotFoundError:
     """Says that an index has nothing for this platform, and what it has."""
     there = sorted({str(platform.normalized()) for platform in offered})
-    return NotFoundError(
-        f"no image for {wanted}",
-        cause=f"the index offers {', '.join(there)}" if there else "the index offers no image with a platform",
-        hint="choose one of them with --platform" if there else None,
-    )
+    cause = f"the index offers {', '.join(there)}" if there else "the index offers no image with a platform"
+    hint = "choose one of them with --platform" if there else None
+    return NotFoundError(f"no image for {wanted}", cause=cause, hint=hint)
 
 
 def _older(wish: str, offer: str) -> int | None:

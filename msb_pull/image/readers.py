@@ -85,11 +85,8 @@ class BlobReader:
             raise DigestMismatch(f"blob {self._digest.short} has {self._done} bytes instead of {self._size}")
         found = self._hash.hexdigest()
         if found != self._digest.hex:
-            raise DigestMismatch(
-                f"blob {self._digest.short} does not match its digest",
-                cause=f"expected {self._digest}, received {self._digest.algorithm}:{found}",
-                hint=ON_THE_WAY,
-            )
+            cause = f"expected {self._digest}, received {self._digest.algorithm}:{found}"
+            raise DigestMismatch(f"blob {self._digest.short} does not match its digest", cause=cause, hint=ON_THE_WAY)
 
     def _from_kept(self) -> Iterator[bytes]:
         if self._keep is None:

@@ -199,10 +199,8 @@ def _names_host(first: str) -> bool:
 def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
     host, _, prefix = default_registry.partition("/")
     if not _names_host(host) or not _HOST.fullmatch(host):
-        raise UsageError(
-            f'the default registry "{_shown(default_registry)}" is not a host',
-            hint="write it like registry.example.com, or with a port like registry:5000",
-        )
+        hint = "write it like registry.example.com, or with a port like registry:5000"
+        raise UsageError(f'the default registry "{_shown(default_registry)}" is not a host', hint=hint)
     return _official(host, f"{prefix.rstrip('/')}/{repository}" if prefix else repository)
 
 

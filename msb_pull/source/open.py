@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_source(
-    argument: ImageArgument,
-    client: Callable[[], RegistryClient],
-    *,
-    name: str | None,
-    scratch: Path,
-    job: Job,
+    argument: ImageArgument, client: Callable[[], RegistryClient], *, name: str | None, scratch: Path, job: Job
 ) -> Source:
     """The source an argument names; nothing is opened or asked before it is used.
 

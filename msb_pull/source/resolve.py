@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import MANIFEST_LIMIT, Index, check_image, choose, is_image, parse_config, parse_document
+from msb_pull.image.documents import DOCUMENT_LIMIT
+from msb_pull.image.manifest import Index, check_image, choose, is_image, parse_config, parse_document
 from msb_pull.image.platform import no_image
 from msb_pull.image.readers import ON_THE_WAY
 from msb_pull.source.interface import ResolvedImage
@@ -144,10 +145,10 @@ class _Walk:
 
 
 def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[bytes, ImageConfig]:
-    """The config of an image, as it is and parsed; raises ContentError for what is no image."""
+    """The config of an image, as it is and parsed; raises ContentError where it is not an image."""
     check_image(manifest, what)
-    if manifest.config.size > MANIFEST_LIMIT:
-        raise ContentError(f"{what}: its config is larger than {MANIFEST_LIMIT} bytes")
+    if manifest.config.size > DOCUMENT_LIMIT:
+        raise ContentError(f"{what}: its config is larger than {DOCUMENT_LIMIT} bytes")
     data = documents.blob(manifest.config)
     return data, parse_config(data, manifest, what)
 
@@ -155,10 +156,8 @@ def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[b
 def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:
     """``data`` if it has the size and digest that the descriptor says; raises ContentError with ``hint``."""
     if len(data) != descriptor.size:
-        raise ContentError(
-            f"{what}: its {part} has a different size than announced",
-            cause=f"expected {descriptor.size} bytes, received {len(data)}",
-        )
+        cause = f"expected {descriptor.size} bytes, received {len(data)}"
+        raise ContentError(f"{what}: its {part} has a different size than announced", cause=cause)
     return with_digest(data, descriptor.digest, what, part, hint)
 
 
@@ -166,11 +165,8 @@ def with_digest(data: bytes, digest: Digest, what: str, part: str, hint: str = O
     """``data`` if it has this digest; raises ContentError with ``hint``."""
     found = Digest.of(data, digest.algorithm)
     if found != digest:
-        raise ContentError(
-            f"{what}: its {part} does not match its digest",
-            cause=f"expected {digest}, received {found}",
-            hint=hint,
-        )
+        cause = f"expected {digest}, received {found}"
+        raise ContentError(f"{what}: its {part} does not match its digest", cause=cause, hint=hint)
     return data
 
 
@@ -191,10 +187,7 @@ def _platform(
     if wanted.accepts(found):
         return found
     if explicit:
-        raise NotFoundError(
-            f"{what}: no image for {wanted}",
-            cause=f"the only image is for {found}",
-            hint=f"leave out --platform, or say --platform {found}",
-        )
+        hint = f"leave out --platform, or say --platform {found}"
+        raise NotFoundError(f"{what}: no image for {wanted}", cause=f"the only image is for {found}", hint=hint)
     warn(f"{what} is for {found}, not for {wanted}")
     return found

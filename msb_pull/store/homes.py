@@ -1,4 +1,4 @@
-"""The homes whose images lie in one layers folder: it knows them all, so that none takes away what another needs.
+"""The homes whose images lie in one layers folder, which knows them all, so that none removes what another needs.
 
 The home that has the folder as its own ``layers`` needs no entry: its database is found beside the folder, its copies
 of images in ``.msb-pull/images``. Any other has a name of its own, written down in the home, and under that name in
@@ -46,7 +46,7 @@ class OtherHome:
 
     @property
     def visible(self) -> bool:
-        """Whether its database is there to be read: another home may stand under the same path elsewhere."""
+        """Whether its database can be read here: in another container the same path may be another home's."""
         try:
             there = bool(self.path) and Path(self.path, "oci.db").exists()
         except OSError:
@@ -172,7 +172,7 @@ class Homes:
             )
 
     def _strays(self, database: Callable[[], AbstractContextManager[Database]]) -> list[str]:
-        """The references of copies in the home's entry that its database does not know; of a lost one all are its."""
+        """The references of copies in the home's entry that its database does not know; none while that is lost."""
         if not (self._home / "oci.db").exists():
             return []
         with database() as opened:

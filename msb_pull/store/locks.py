@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.below import open_file
 from msb_pull.ground.errors import Cancelled, LocalError, local_error
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _SLICE = 0.1
 _TELL_AFTER = 1.0
 _TURNSTILE = ".turnstile"
-UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
+_UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
 
 
 class Busy(LocalError):
@@ -31,7 +32,7 @@ class Busy(LocalError):
 class Locks:
     """All locks of one store folder. Lock files are never removed: another process may just be opening them.
 
-    ``warn`` is told once when the file system has no flock; then only threads of this process are kept apart.
+    ``warn`` hears once when the file system has no flock; then only threads of this process are kept apart.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -43,21 +44,15 @@ class Locks:
 
     @contextlib.contextmanager
     def hold(
-        self,
-        name: str,
-        *,
-        exclusive: bool,
-        on_wait: Callable[[str], None],
-        cancel: Flag,
-        wait: bool = True,
+        self, name: str, *, exclusive: bool, on_wait: Callable[[str], None], cancel: Flag, wait: bool = True
     ) -> Iterator[None]:
-        """Holds the lock ``name``. ``on_wait`` is told after a second for whom it waits.
+        """Holds the lock ``name``. After a second of waiting, ``on_wait`` hears who has it.
 
-        Whoever waits for exclusive access goes next, or shared holders that overlap would lock it out for ever. So a
-        thread that shares the lock must not take it again: it would wait for the one that waits for it.
+        A waiter for exclusive access goes next, or shared holders that overlap would lock it out for ever. So a thread
+        that shares the lock must not take it again: it would wait for the one that waits for it.
 
         A read-only store without the lock file has no writers, so nothing is locked there. Raises Cancelled within
-        0.2 s, and Busy when ``wait`` is False and somebody else holds the lock.
+        0.2 s, and Busy when ``wait`` is False and the lock is taken.
         """
         patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
@@ -101,7 +96,7 @@ class Locks:
         """
         try:
             # The first who has to wait creates it, so most stores have none.
-            turnstile = os.open(self._path(name + _TURNSTILE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            turnstile = open_file(self._path(name + _TURNSTILE))
         except OSError:
             return None if self._try(descriptor, exclusive=False) else _holder(descriptor)
         try:
@@ -116,35 +111,28 @@ class Locks:
 
     def _open(self, name: str) -> int | None:
         path = self._path(name)
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             try:
-                return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+                return open_lock(path)
             except FileNotFoundError:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+                return open_lock(path)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise local_error(error, path) from error
         try:
-            return os.open(path, os.O_RDONLY | flags)
+            return open_file(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise local_error(error, path) from error
 
     def _try(self, descriptor: int, exclusive: bool) -> bool:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            if not self._unsupported:
-                self._unsupported = True
-                self._warn(f"{self._folder}: this file system does not support locks; run one msb-pull at a time")
-        return True
+        taken = flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        if taken is None and not self._unsupported:
+            self._unsupported = True
+            self._warn(f"{self._folder}: this file system does not support locks; run one msb-pull at a time")
+        return taken is not False
 
     @contextlib.contextmanager
     def _thread_lock(self, name: str, patience: _Patience) -> Iterator[None]:
@@ -159,7 +147,7 @@ class Locks:
 
 
 class _Patience:
-    """How one caller waits for one lock, be it for threads or for processes."""
+    """How one caller waits for one lock, among threads or among processes."""
 
     def __init__(self, name: str, on_wait: Callable[[str], None], cancel: Flag, wait: bool) -> None:
         self._name = name
@@ -183,6 +171,24 @@ class _Patience:
             raise Cancelled("interrupted")
 
 
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, made where it is missing; NFS locks exclusively only what is open for writing."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def flock(descriptor: int, operation: int) -> bool | None:
+    """Whether the lock was taken; None where the file system has no locks. Raises OSError."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return None
+    return True
+
+
 def _sign(descriptor: int) -> None:
     """Writes down who holds the lock, for those who wait. One line, and only a courtesy: it may fail."""
     line = f"{os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode()
@@ -195,9 +201,8 @@ def _holder(descriptor: int) -> str:
     """Who holds a lock, as the last one who got it wrote; of several who share one, that one may be gone."""
     try:
         process = int(os.pread(descriptor, 64, 0).split(maxsplit=1)[0])
-        os.kill(process, 0)
-    except PermissionError:
-        return f"msb-pull (pid {process})"
+        with contextlib.suppress(PermissionError):
+            os.kill(process, 0)
     except (OSError, ValueError, IndexError):
         return "another msb-pull"
     return f"msb-pull (pid {process})"

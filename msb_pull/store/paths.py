@@ -1,4 +1,4 @@
-"""The names of everything in a store, and what stands under them."""
+"""The names of everything in a store, and what has them."""
 
 from __future__ import annotations
 
@@ -75,11 +75,6 @@ class Paths:
                 return path
             length += 4
 
-    @property
-    def scratch(self) -> Path:
-        """A folder for temporary files that must not outlive a run; swept like staging."""
-        return self.own / "staging"
-
     def link_target(self, layer: Name) -> str:
         """What a layer's short link says."""
         return f"../../{layer}.extracted"
@@ -96,7 +91,7 @@ class Paths:
         return self.layer_state(layer) is LayerState.COMPLETE
 
     def layer_state(self, layer: Name) -> LayerState:
-        """What stands under a layer's name. A directory without our notes is somebody else's."""
+        """What has a layer's name. A directory without our notes is not ours."""
         mode = _mode(self.layer_dir(layer))
         if mode is None:
             return LayerState.ABSENT
@@ -108,10 +103,8 @@ class Paths:
     def refuse_symlink(self, layer: Name) -> None:
         """Raises LocalError when a layer's name is taken by something that is not a directory."""
         if self.layer_state(layer) is LayerState.SYMLINK:
-            raise LocalError(
-                f"{self.layer_dir(layer)}: not a directory but a symlink or a file",
-                hint="find out what made it, and remove it",
-            )
+            hint = "find out what made it, and remove it"
+            raise LocalError(f"{self.layer_dir(layer)}: not a directory but a symlink or a file", hint=hint)
 
     @property
     def has_images(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.remove import remove_tree
-from msb_pull.store.locks import UNSUPPORTED
+from msb_pull.store.locks import flock, open_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Places:
 
     @contextlib.contextmanager
     def private(self, label: str) -> Iterator[Path]:
-        """A new name, nothing there yet; what stands there at the end is removed. Raises OSError.
+        """A new name with nothing there yet; whatever has it at the end is removed. Raises OSError.
 
         After an interruption all removing together gets half a second; the rest is left to the next sweep.
         """
@@ -58,7 +58,7 @@ class Places:
                 _remove(path, self._deadline)
 
     def leftovers(self) -> list[Path]:
-        """Places that no living process holds; nothing is changed by looking."""
+        """Places that no living process holds; changes nothing."""
         return [self.folder / name for name in self._names() if _is_free(self.folder / (name + _LOCK))]
 
     def sweep(self) -> list[str]:
@@ -92,8 +92,8 @@ def _remove(path: Path, deadline: float | None) -> None:
 @contextlib.contextmanager
 def _locked(lock: Path) -> Iterator[None]:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _flock(descriptor, wait=True)
+        descriptor = open_lock(lock)
+        flock(descriptor, fcntl.LOCK_EX)
         # A sweep may have taken the file for a leftover between its creation and its lock.
         if _same_file(descriptor, lock):
             break
@@ -109,12 +109,12 @@ def _locked(lock: Path) -> Iterator[None]:
 def _if_free(lock: Path) -> Iterator[bool]:
     """Whether nobody holds a place; if so it is held here, and its lock file is removed at the end."""
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_lock(lock)
     except OSError:
         yield False
         return
     try:
-        free = _flock(descriptor, wait=False) and _same_file(descriptor, lock)
+        free = _try(descriptor) and _same_file(descriptor, lock)
         yield free
         if free and not os.path.lexists(str(lock).removesuffix(_LOCK)):
             lock.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def _if_free(lock: Path) -> Iterator[bool]:
 
 
 def _is_free(lock: Path) -> bool:
-    """As a mere look: nothing is made or removed."""
+    """Only looks: nothing is made or removed."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -131,27 +131,18 @@ def _is_free(lock: Path) -> bool:
     except OSError:
         return False
     try:
-        return _flock(descriptor, wait=False)
+        return _try(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, *, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-        return wait or time.time() - os.fstat(descriptor).st_mtime > _OLD_SECONDS
-    return True
+def _try(descriptor: int) -> bool:
+    taken = flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return time.time() - os.fstat(descriptor).st_mtime > _OLD_SECONDS if taken is None else taken
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
     try:
-        there = os.stat(path, follow_symlinks=False)
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-    here = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)

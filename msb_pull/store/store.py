@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError, local_error
 from msb_pull.ground.running import Cancel
 from msb_pull.store.locks import Locks
-from msb_pull.store.paths import LayerState, Paths
+from msb_pull.store.paths import Paths
 from msb_pull.store.staging import Places, Staging
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from msb_pull.store.index.database import Database
     from msb_pull.store.paths import Name
     from msb_pull.store.probe import FileSystem
-
-__all__ = ["LayerState", "Staging", "Store"]
 
 VERSION = 1
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -58,7 +56,7 @@ class Store(Paths):
         """Opens the store at ``home``; symlinks to it are resolved once, here. Raises LocalError.
 
         With ``create`` its folders are made where they are missing; a store laid out by a newer version is refused
-        untouched. ``warn`` is told, here and later, what a person should know of the place.
+        untouched. ``warn`` hears, here and later, what a person should know about the place.
         """
         try:
             home = Path(os.path.realpath(home))
@@ -141,11 +139,9 @@ class Store(Paths):
         free = facts.f_bavail * facts.f_frsize
         # Some network file systems say nothing of their size.
         if facts.f_blocks and free < needed:
-            raise LocalError(
-                f"{self.layers}: not enough space",
-                cause=f"the missing layers alone are {needed} bytes compressed, {free} bytes are free",
-                hint="free some space (`msb-pull prune` removes what no image needs), or use --layers-dir",
-            )
+            cause = f"the missing layers alone are {needed} bytes compressed, {free} bytes are free"
+            hint = "free some space (`msb-pull prune` removes what no image needs), or use --layers-dir"
+            raise LocalError(f"{self.layers}: not enough space", cause=cause, hint=hint)
 
     # Locks
 
@@ -179,7 +175,7 @@ class Store(Paths):
     def staging(self, layer: Name) -> Iterator[Staging]:
         """A fresh staging place; whatever is left in it at the end is removed. Its lock is held while it lives.
 
-        Raises LocalError, before anything is fetched, when the layer's name is taken by no directory; OSError.
+        Raises OSError, and LocalError, before anything is fetched, when the layer's name is taken by a non-directory.
         """
         self.refuse_symlink(layer)
         with self.places.private(layer.short) as folder:
@@ -207,7 +203,7 @@ class Store(Paths):
         return len(self.places.sweep()) + sweep_drafts(self.database_path)
 
     def trash(self, path: Path) -> None:
-        """Removes a directory: first out of everybody's sight, then for good; in place where it cannot be moved.
+        """Removes a directory: first moved out of sight, then deleted; in place where it cannot be moved.
 
         So nothing may count it as complete any more. Raises OSError.
         """
@@ -222,11 +218,9 @@ class Store(Paths):
             return
         # Nothing in it is what a power cut may leave of a file that was just made.
         if text and not (text.isdecimal() and int(text) <= VERSION):
-            raise LocalError(
-                f"{self.layers}: laid out by a newer msb-pull",
-                cause=f"its version is {text[:20]!r}, this program supports {VERSION}",
-                hint="update msb-pull, or use another --home",
-            )
+            cause = f"its version is {text[:20]!r}, this program supports {VERSION}"
+            hint = "update msb-pull, or use another --home"
+            raise LocalError(f"{self.layers}: laid out by a newer msb-pull", cause=cause, hint=hint)
 
     def _make(self) -> None:
         if (self.own / "version").exists():
@@ -240,7 +234,7 @@ class Store(Paths):
             os.replace(draft, self.own / "version")
 
     def _check_owner(self) -> None:
-        """Warns of a store that somebody else owns or may write to: its database and layers can be changed unseen."""
+        """Warns of a store that another user owns or may write to: its database and layers can be changed unseen."""
         try:
             facts = os.stat(self.layers)
         except FileNotFoundError:

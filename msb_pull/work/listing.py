@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import LocalError, NotFoundError, UsageError
 from msb_pull.layer.notes import Notes
-from msb_pull.store.store import LayerState
+from msb_pull.store.paths import LayerState
 from msb_pull.work.merge import ListedFile, merge
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.image.reference import Reference
-    from msb_pull.store.index.database import StoredImage, StoredLayer
+    from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.ground.running import Job
-    from msb_pull.store.index.database import StoredImage, StoredLayer
+    from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection
 

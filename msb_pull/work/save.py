@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.layer.node import Node
-    from msb_pull.store.index.database import StoredImage, StoredLayer
+    from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

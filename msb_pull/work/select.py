@@ -14,7 +14,7 @@ from msb_pull.image.platform import Platform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from msb_pull.store.index.database import StoredImage
+    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

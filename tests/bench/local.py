@@ -42,7 +42,8 @@ def run(*arguments: str, home: str) -> list[str]:
 def fill_with_images(home: str, count: int) -> None:
     """Pulls the sample of the repository once and records it under ``count`` names."""
     from msb_pull.image.manifest import parse_config, parse_document
-    from msb_pull.store.index.database import Database, ImageRecord
+    from msb_pull.store.index.database import Database
+    from msb_pull.store.index.rows import ImageRecord
 
     pull = ["pull", "-q", f"oci:{REPOSITORY}/tests/sample:1", "--as", "sample:0", "--platform", "linux/amd64"]
     subprocess.run(run(*pull, home=home), check=True, env=environment(), stdout=subprocess.DEVNULL)

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import Digest, InvalidDigest
-from msb_pull.image.documents import load_json
+from msb_pull.image.documents import DOCUMENT_LIMIT, load_json
 from msb_pull.image.manifest import (
     ACCEPT,
     DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,
-    MANIFEST_LIMIT,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
@@ -152,11 +151,11 @@ def test_b51_null_is_absent():
 
 
 def test_b55_size_limit():
-    padded = MANIFEST | {"annotations": {"x": "x" * MANIFEST_LIMIT}}
+    padded = MANIFEST | {"annotations": {"x": "x" * DOCUMENT_LIMIT}}
     assert "larger than 4194304 bytes" in refused(padded)
     data = json.dumps(MANIFEST).encode()
-    assert parse(data + b" " * (MANIFEST_LIMIT - len(data)))
-    assert "larger than" in refused(data + b" " * (MANIFEST_LIMIT - len(data) + 1))
+    assert parse(data + b" " * (DOCUMENT_LIMIT - len(data)))
+    assert "larger than" in refused(data + b" " * (DOCUMENT_LIMIT - len(data) + 1))
 
 
 # Strict JSON
@@ -222,8 +221,8 @@ def test_b56_large_documents_take_no_square():
 
     half, whole = (steps(partial(load_json, wide(count), WHAT, "manifest")) for count in (5000, 10_000))
     assert whole < 2.1 * half
-    load_json(wide(MANIFEST_LIMIT // 3 - 10), WHAT, "manifest")
-    refused(b'{"a": ' + b"[" * (MANIFEST_LIMIT - 100))
+    load_json(wide(DOCUMENT_LIMIT // 3 - 10), WHAT, "manifest")
+    refused(b'{"a": ' + b"[" * (DOCUMENT_LIMIT - 100))
 
 
 @pytest.mark.parametrize("size", ["10", -1, 1.0, 1e3, True, None, [], {}, 1 << 63, -(1 << 70)])

@@ -11,8 +11,9 @@ import pytest
 
 from msb_pull.ground import remove
 from msb_pull.ground.running import Job
-from msb_pull.store import swap as exchange
-from msb_pull.store.store import LayerState, Store
+from msb_pull.store import publish as exchange
+from msb_pull.store.paths import LayerState
+from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from tests.support.stores import digest, publish, pull
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from msb_pull.layer.unpack import jail, seccomp
-from msb_pull.store import swap as exchange
+from msb_pull.store import publish as exchange
 from tests.conftest import REPOSITORY
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the calls are Linux's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.text import clipped
 from msb_pull.source.http import redact
 from msb_pull.source.http.failures import BROKEN, failure_of
 from msb_pull.source.http.sockets import Deadline
@@ -51,7 +52,7 @@ class Answer:
 
     def quote(self, text: str, *, limit: int = redact.MESSAGE_LIMIT) -> str:
         """A text of this answer as it may be shown."""
-        return redact.printable(self.hide(text), limit=limit)
+        return clipped(self.hide(text), limit)
 
     def header_values(self, name: str) -> list[str]:
         """The values of a header that may come several times."""
@@ -60,7 +61,7 @@ class Answer:
     def read(self, limit: int) -> bytes:
         """The body, decoded as Content-Encoding says, and not much more than ``limit`` bytes of it.
 
-        It must be here by the deadline of the request, however it trickles. Raises Failure, Cancelled.
+        It must arrive by the deadline of the request, however slowly it trickles. Raises Failure, Cancelled.
         """
         pieces: list[bytes] = []
         size = 0

@@ -122,7 +122,7 @@ def speaks_tls(host: str, port: int, timeout: float, patience: Patience) -> bool
 
 
 def speaks_http(host: str, port: int, timeout: float, patience: Patience) -> bool:
-    """Whether a server answers in plain HTTP, asked for nothing and told nothing but its own name.
+    """Whether a server answers in plain HTTP, given nothing but its own name.
 
     Raises OSError when there is no server, Cancelled.
     """

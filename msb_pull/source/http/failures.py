@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import ssl
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -16,19 +17,17 @@ import requests
 import urllib3
 
 from msb_pull.ground.errors import MsbPullError
-from msb_pull.source.http.redact import printable
+from msb_pull.ground.text import clipped
+from msb_pull.source.http.redact import MESSAGE_LIMIT
 from msb_pull.source.http.retry import RETRY_STATUS
 from msb_pull.source.http.sockets import OutOfTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
 # What the layers below raise when a connection or an answer breaks.
 # UnicodeError: an address with a name or a password that they cannot encode.
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, UnicodeError)
-
-
 # What proxies say to requests in the clear and to CONNECT alike.
 PROXY_LOGIN = "the proxy requires a user name and password (407 Proxy Authentication Required)"
 PROXY_LOGIN_HINT = "put them into HTTPS_PROXY or HTTP_PROXY, like http://user:password@proxy.example.com:3128"
@@ -36,6 +35,9 @@ PROXY_LOGIN_HINT = "put them into HTTPS_PROXY or HTTP_PROXY, like http://user:pa
 _LASTING_ALERTS = (
     *("HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "UNRECOGNIZED_NAME", "ACCESS_DENIED"),
     *("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "CERTIFICATE_EXPIRED", "CERTIFICATE_UNKNOWN"),
+)
+_NOT_TLS = frozenset(
+    ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 )
 # http.client says only in its text what a proxy has answered to CONNECT.
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})", re.ASCII)
@@ -45,6 +47,7 @@ class RangeIgnored(Exception):
     """A part was asked for and not given; the next request asks for the whole blob."""
 
 
+@dataclass(eq=False, repr=False)
 class Failure(Exception):
     """No usable answer. ``reason`` is one line without secrets.
 
@@ -54,31 +57,17 @@ class Failure(Exception):
     ``limited``: it said that we ask too often. ``final``: the error that this is where no other try is made.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        retry: bool = True,
-        unreached: bool = False,
-        dropped: bool = False,
-        not_tls: bool = False,
-        retry_after: float | None = None,
-        limited: bool = False,
-        answered: bool = False,
-        hint: str | None = None,
-        final: MsbPullError | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry = retry
-        self.unreached = unreached
-        self.dropped = dropped
-        self.not_tls = not_tls
-        self.retry_after = retry_after
-        self.limited = limited
-        self.answered = answered
-        self.hint = hint
-        self.final = final
+    reason: str
+    _: KW_ONLY
+    retry: bool = True
+    unreached: bool = False
+    dropped: bool = False
+    not_tls: bool = False
+    retry_after: float | None = None
+    limited: bool = False
+    answered: bool = False
+    hint: str | None = None
+    final: MsbPullError | None = None
 
 
 def failure_of(error: Exception, hide: Callable[[str], str]) -> Failure | MsbPullError:
@@ -151,23 +140,19 @@ def _tunnel_refused(status: int, phrase: str) -> Failure:
 def _certificate(cause: BaseException) -> Failure | None:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Failure(
-            f"the certificate is not accepted: {printable(cause.verify_message)}",
+            f"the certificate is not accepted: {clipped(cause.verify_message, MESSAGE_LIMIT)}",
             retry=False,
             hint="give the authority's certificate with --ca-cert, or --tls-no-verify if you accept the risk",
         )
     if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return Failure("the other side closed the connection in the middle of TLS", dropped=True)
     if isinstance(cause, ssl.SSLError):
-        reason = printable(cause.reason or str(cause)).replace("_", " ").lower()
-        not_tls = cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
-        not_tls = not_tls or cause.reason == "RECORD_LAYER_FAILURE"
+        reason = clipped(cause.reason or str(cause), MESSAGE_LIMIT).replace("_", " ").lower()
+        not_tls = cause.reason in _NOT_TLS
         lasting = "ALERT" in (cause.reason or "") and (cause.reason or "").endswith(_LASTING_ALERTS)
-        hint = (
-            "it may want a client certificate (`certs.d` of docker or podman) or another version of TLS"
-            if lasting
-            else None
-        )
-        return Failure(f"TLS failed: {reason}", retry=not (not_tls or lasting), not_tls=not_tls, hint=hint)
+        hint = "it may want a client certificate (`certs.d` of docker or podman) or another version of TLS"
+        retry = not (not_tls or lasting)
+        return Failure(f"TLS failed: {reason}", retry=retry, not_tls=not_tls, hint=hint if lasting else None)
     return None
 
 
@@ -213,4 +198,4 @@ def _system(error: OSError) -> str:
 
 def _short(error: BaseException, hide: Callable[[str], str]) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(hide(text) or type(error).__name__)
+    return clipped(hide(text) or type(error).__name__, MESSAGE_LIMIT)

@@ -27,7 +27,11 @@ class Secrets:
 
     def note(self, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None) -> None:
         """Remembers the secrets of a request that is about to be sent."""
-        self._note_address(address)
+        for pair in address.partition("?")[2].split("&"):
+            name, _, value = pair.partition("=")
+            if name not in _HARMLESS:
+                self._add(value)
+                self._add(unquote(value))
         scheme, _, value = headers.get("Authorization", "").partition(" ")
         self._add(value)
         if scheme == "Basic":
@@ -41,17 +45,10 @@ class Secrets:
         self._add(base64.b64encode(pair.encode("utf-8", "replace")).decode("ascii"))
 
     def hide(self, text: str) -> str:
-        """``text`` without any of them; before it is cut, or a part of one would stay."""
+        """``text`` without any of them; to be used before it is cut, or a part of one would remain."""
         for secret in sorted(self._sent, key=len, reverse=True):
             text = text.replace(secret, "REDACTED")
         return text
-
-    def _note_address(self, address: str) -> None:
-        for pair in address.partition("?")[2].split("&"):
-            name, _, value = pair.partition("=")
-            if name not in _HARMLESS:
-                self._add(value)
-                self._add(unquote(value))
 
     def _note_pair(self, pair: str) -> None:
         self._add(pair)
@@ -74,17 +71,12 @@ def url(text: str) -> str:
         return "(an address that cannot be read)"
     host = parts.netloc.rpartition("@")[2]
     shown = "&".join(f"{name}={value if name in _HARMLESS else 'REDACTED'}" for name, value in pairs)
-    return printable(f"{parts.scheme}://{host}{parts.path}{'?' + shown if shown else ''}", limit=500)
-
-
-def printable(text: str, *, limit: int = MESSAGE_LIMIT) -> str:
-    """Text from a server on one line: control and invisible characters escaped, at most ``limit`` characters."""
-    return clipped(text, limit)
+    return clipped(f"{parts.scheme}://{host}{parts.path}{'?' + shown if shown else ''}", 500)
 
 
 def host_of(address: str) -> str:
     """``host[:port]`` of an address, for messages; "" where it has none."""
     try:
-        return printable(urlsplit(address).netloc.rpartition("@")[2])
+        return clipped(urlsplit(address).netloc.rpartition("@")[2], MESSAGE_LIMIT)
     except ValueError:
         return ""

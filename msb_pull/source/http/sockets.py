@@ -35,7 +35,7 @@ def nothing_came(seconds: float) -> OutOfTime:
 
 
 class Deadline:
-    """The moment by which an answer must be here whole, whatever trickles in until then; ``seconds`` from now."""
+    """The moment by which an answer must be complete, whatever trickles in until then; ``seconds`` from now."""
 
     def __init__(self, seconds: float) -> None:
         self.heard = False
@@ -59,7 +59,7 @@ class Patience:
         self._own = threading.local()
 
     def hear(self, cancel: Cancel) -> None:
-        """Makes the calling thread end with this one, which is that of all others and more."""
+        """Makes the calling thread obey this cancel, which includes that of all the others."""
         self._own.cancel = cancel
 
     @contextlib.contextmanager

@@ -41,9 +41,9 @@ class TrustStore:
         certs_d: tuple[Path, ...] = CERTS_D,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``aliases`` say under which other name the settings of a host may stand.
+        """``aliases`` give the other name under which a host's settings may be found.
 
-        ``log`` is told, once, of each file that is passed over since this user may not read it."""
+        ``log`` hears once of each file that is skipped because this user may not read it."""
         self._ca_certs = ca_certs
         self._no_verify = no_verify
         self._environment = environment
@@ -149,7 +149,7 @@ class TrustStore:
         return True
 
     def _pass_over(self, path: Path) -> None:
-        """What an administrator keeps closed is not for this user; a registry that needs it will say so."""
+        """An administrator may keep some files closed to this user; a registry that needs them will say so."""
         if path not in self._passed_over:
             self._passed_over.add(path)
             self._log(f"{path} is ignored, since this user may not read it")
@@ -158,10 +158,8 @@ class TrustStore:
 def _load_client(context: ssl.SSLContext, path: Path, key: Path) -> None:
     def ask() -> str:
         # OpenSSL would ask at the terminal, and wait.
-        raise LocalError(
-            f"{key}: this client key has a passphrase, and msb-pull cannot ask for it",
-            hint="store the key without one: `openssl pkey -in OLD.key -out NEW.key`",
-        )
+        hint = "store the key without one: `openssl pkey -in OLD.key -out NEW.key`"
+        raise LocalError(f"{key}: this client key has a passphrase, and msb-pull cannot ask for it", hint=hint)
 
     try:
         context.load_cert_chain(path, key, ask)
@@ -176,8 +174,5 @@ def _load(context: ssl.SSLContext, path: Path, what: str) -> None:
         else:
             context.load_verify_locations(cafile=path)
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"{path}: {what} cannot be used",
-            cause=error.strerror or str(error),
-            hint="it must be a file of PEM certificates",
-        ) from error
+        hint = "it must be a file of PEM certificates"
+        raise UsageError(f"{path}: {what} cannot be used", cause=error.strerror or str(error), hint=hint) from error

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from msb_pull.source.http import connecting, redact
-from msb_pull.source.http.adapter import CONNECT_TIMEOUT
 from msb_pull.source.http.addresses import DEFAULT_PORTS, origin
 from msb_pull.source.http.answer import Answer
 from msb_pull.source.http.failures import BROKEN, Failure, failure_of
 from msb_pull.source.http.proxies import proxies_for
-from msb_pull.source.http.sessions import Sessions
+from msb_pull.source.http.sessions import CONNECT_TIMEOUT, Sessions
 from msb_pull.source.http.sockets import Deadline
 
 if TYPE_CHECKING:
@@ -34,13 +33,7 @@ class Transport:
     """Sends requests. A session is never used by two threads at once: it is lent for one request and its answer."""
 
     def __init__(
-        self,
-        trust: TrustStore,
-        patience: Patience,
-        *,
-        timeout: float,
-        job: Job,
-        environment: Mapping[str, str],
+        self, trust: TrustStore, patience: Patience, *, timeout: float, job: Job, environment: Mapping[str, str]
     ) -> None:
         self._trust = trust
         self._patience = patience
@@ -64,8 +57,8 @@ class Transport:
     ) -> Answer:
         """One request, one answer, whatever its status; redirects are not followed.
 
-        ``behalf`` is the host of the registry that is served, whose certificates count. Status and headers must be here
-        by the deadline, by default as many seconds from now as the other side may be silent. Raises Failure, Cancelled.
+        ``behalf`` is the registry host that is served; its certificates count. Status and headers must arrive by the
+        deadline, by default as many seconds from now as the other side may be silent. Raises Failure, Cancelled.
         """
         self._patience.check()
         deadline = deadline or Deadline(self._timeout)
@@ -158,7 +151,7 @@ class Transport:
             raise failure from None
 
     def _advise(self, failure: Failure, url: str, behalf: str) -> None:
-        """Says so where a server speaks plain HTTP, so that nobody gives up encryption because of a bad line."""
+        """Points out a server that speaks plain HTTP; nobody should give up encryption because of a bad line."""
         parts = urlsplit(url)
         try:
             with self._patience.until(None):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.source.local.docker import DockerImage
-from msb_pull.source.local.local import LocalSource
+from msb_pull.source.local.files import LocalSource
 from msb_pull.source.local.naming import stem
 from msb_pull.source.local.oci import LayoutImage, source_label
 from msb_pull.source.local.spool import open_archive_file
@@ -19,17 +19,10 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Cancel, Job
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.local.local import LocalImage
+    from msb_pull.source.local.files import LocalImage
 
 
-def open_archive(
-    argument: ImageArgument,
-    name: str | None,
-    scratch: Path,
-    job: Job,
-    *,
-    stdin: int = 0,
-) -> LocalSource:
+def open_archive(argument: ImageArgument, name: str | None, scratch: Path, job: Job, *, stdin: int = 0) -> LocalSource:
     """An image of the archive that ``argument`` names; nothing is opened before the source is asked.
 
     Standard input and compressed archives are first copied, uncompressed, to a nameless file in ``scratch``.
@@ -58,17 +51,11 @@ def _image(
     if files.has("manifest.json"):
         if transport == "docker-archive":
             return DockerImage(files, wanted, name, cancel)
-        raise ContentError(
-            f"{files.label}: this is a `docker save` archive, not an OCI archive",
-            hint="write docker-archive: before it",
-        )
+        hint = "write docker-archive: before it"
+        raise ContentError(f"{files.label}: this is a `docker save` archive, not an OCI archive", hint=hint)
     if files.has("repositories"):
-        raise ContentError(
-            f"{files.label}: Docker before version 1.10 wrote this archive, without digests",
-            hint="load it with Docker and save it again",
-        )
+        hint = "load it with Docker and save it again"
+        raise ContentError(f"{files.label}: Docker before version 1.10 wrote this archive, without digests", hint=hint)
     packed = files.ending_with("/index.json") or files.ending_with("/manifest.json")
-    raise ContentError(
-        f"{files.label}: it contains no image (neither index.json nor manifest.json)",
-        hint=f"it holds {packed}: pack the content of the folder, with `tar -C FOLDER -cf FILE .`" if packed else None,
-    )
+    pack = f"it holds {packed}: pack the content of the folder, with `tar -C FOLDER -cf FILE .`" if packed else None
+    raise ContentError(f"{files.label}: it contains no image (neither index.json nor manifest.json)", hint=pack)

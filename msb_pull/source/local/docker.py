@@ -42,7 +42,7 @@ class DockerImage:
         self._config, self._manifest = self._assemble(chosen[0].item)
 
     def open(self, descriptor: Descriptor) -> Extent:
-        """See :class:`msb_pull.source.local.local.LocalImage`."""
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
         place = self._places.get(descriptor.digest)
         extent = self._files.open(place) if place is not None else None
         if extent is None or extent.size != descriptor.size:

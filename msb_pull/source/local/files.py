@@ -1,23 +1,28 @@
-"""Files of a local image: a layout's folder, ranges of an open file, and blobs read from them."""
+"""Local images: the files of a layout's folder or an archive, blobs read from them, and the source they make."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from msb_pull.ground.below import look, open_directory, open_file
 from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, local_error
 from msb_pull.image.documents import DOCUMENT_LIMIT
 from msb_pull.image.readers import COPY_AGAIN
+from msb_pull.source.resolve import Documents, resolve_image
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Callable
 
     from msb_pull.image.manifest import Descriptor
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import Reference
+    from msb_pull.source.interface import BlobStream, ResolvedImage
 
-_OPEN = os.O_RDONLY | os.O_CLOEXEC
-_READABLE = "check that you may read it"
+_NOT_FOLLOWED = (errno.ELOOP, errno.ENOTDIR)
 _MAX_ZEROS = 1 << 20
 
 
@@ -28,6 +33,11 @@ class Piece:
     at: int
     start: int
     size: int
+
+    @property
+    def end(self) -> int:
+        """Where the bytes behind it belong."""
+        return self.at + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +80,12 @@ class FolderFiles:
         """Opens the folder at ``path``, ``label`` in messages; raises NotFoundError, LocalError."""
         self.label = label
         try:
-            self._handle = os.open(path, _OPEN | os.O_DIRECTORY)
+            self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFoundError(f"{label}: no such folder") from None
         except NotADirectoryError:
-            raise NotFoundError(
-                f"{label}: this is not a folder", hint=f"for an archive, write oci-archive:{path}"
-            ) from None
+            hint = f"for an archive, write oci-archive:{path}"
+            raise NotFoundError(f"{label}: this is not a folder", hint=hint) from None
         except OSError as error:
             raise unreadable(error, label) from error
 
@@ -94,8 +103,8 @@ class FolderFiles:
         at = os.dup(self._handle)
         try:
             for folder in folders:
-                at = self._step(at, folder, name, os.O_DIRECTORY)
-            at = self._step(at, last, name, os.O_NONBLOCK)
+                at = self._step(at, folder, name, open_directory)
+            at = self._step(at, last, name, open_file)
             facts = os.fstat(at)
             if not stat.S_ISREG(facts.st_mode):
                 raise ContentError(f"{self.label}: {name} is not a regular file")
@@ -111,16 +120,15 @@ class FolderFiles:
             os.close(self._handle)
             self._handle = -1
 
-    def _step(self, at: int, part: str, name: str, flags: int) -> int:
+    def _step(self, at: int, part: str, name: str, enter: Callable[[str, int], int]) -> int:
         """Opens ``part`` below the open folder ``at``, which is closed where that succeeds."""
         try:
-            found = os.open(part, _OPEN | os.O_NOFOLLOW | flags, dir_fd=at)
+            found = enter(part, at)
         except FileNotFoundError:
-            raise ContentError(
-                f"{self.label}: {name} is missing", hint="the layout is incomplete: copy it again"
-            ) from None
+            hint = "the layout is incomplete: copy it again"
+            raise ContentError(f"{self.label}: {name} is missing", hint=hint) from None
         except OSError as error:
-            if _is_link(part, at):
+            if error.errno in _NOT_FOLLOWED and (there := look(part, at)) and stat.S_ISLNK(there.st_mode):
                 raise ContentError(
                     f"{self.label}: {part} in {name} is a symlink, and symlinks are not followed",
                     hint="copy the layout with `cp -rL` if you trust it",
@@ -148,7 +156,7 @@ class FileBlob:
 
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
-        while self._next < len(self._pieces) and _end(self._pieces[self._next]) <= self._at:
+        while self._next < len(self._pieces) and self._pieces[self._next].end <= self._at:
             self._next += 1
         piece = self._pieces[self._next] if self._next < len(self._pieces) else Piece(self._end, 0, 0)
         if self._at < piece.at:
@@ -177,10 +185,66 @@ class FileBlob:
     def __enter__(self) -> FileBlob:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LocalImage(Documents, Protocol):
+    """An image that was found among files: its documents, its blobs, and what it is recorded under."""
+
+    @property
+    def reference(self) -> Reference:
+        """What to record it under."""
+
+    def open(self, descriptor: Descriptor) -> Extent:
+        """A blob, whose size has been compared with the descriptor's."""
+
+    def close(self) -> None: ...
+
+
+class LocalSource:
+    """A source that opens nothing before it has to: ``find`` opens the files and finds the image.
+
+    ``label`` is what messages and the database call it.
+    """
+
+    remote = False
+
+    def __init__(self, label: str, find: Callable[[], LocalImage], warn: Callable[[str], None]) -> None:
+        self._label = label
+        self._find = find
+        self._warn = warn
+        self._found: LocalImage | None = None
+
+    def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
+        """See :class:`msb_pull.source.interface.Source`; raises UsageError and LocalError as well.
+
+        Manifests and config are compared with their sizes and digests; blobs are compared by their reader.
+        """
+        image = self._image()
+        resolved = resolve_image(
+            image.reference, image, platform, explicit=explicit, source=self._label, warn=self._warn
+        )
+        promised = image.reference.digest
+        if promised is not None and promised not in (resolved.digest, image.top()[2]):
+            cause = f"its digest is {resolved.digest}"
+            hint = "record it under a name without a digest: --as NAME:TAG"
+            raise ContentError(f"{self._label}: this is not {image.reference}", cause=cause, hint=hint)
+        return resolved
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return FileBlob(self._image().open(descriptor), f"{self._label}: blob {descriptor.digest.short}", offset)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._found is not None:
+            self._found.close()
+
+    def _image(self) -> LocalImage:
+        if self._found is None:
+            self._found = self._find()
+        return self._found
 
 
 def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
@@ -188,28 +252,13 @@ def open_checked(files: Files, name: str, descriptor: Descriptor) -> Extent:
     extent = files.open(name)
     if extent.size != descriptor.size:
         os.close(extent.handle)
-        raise ContentError(
-            f"{files.label}: {name} has a different size than announced",
-            cause=f"expected {descriptor.size} bytes, found {extent.size}",
-            hint=COPY_AGAIN,
-        )
+        cause = f"expected {descriptor.size} bytes, found {extent.size}"
+        raise ContentError(f"{files.label}: {name} has a different size than announced", cause=cause, hint=COPY_AGAIN)
     return extent
 
 
 def unreadable(error: OSError, what: str) -> LocalError:
     """Says of a file of the user's, which does not lie in the store, why it cannot be read."""
     if isinstance(error, PermissionError):
-        return LocalError(f"{what}: {error.strerror}", hint=_READABLE)
-    plain = OSError(error.errno, error.strerror)
-    return local_error(plain, what)
-
-
-def _end(piece: Piece) -> int:
-    return piece.at + piece.size
-
-
-def _is_link(name: str, folder: int) -> bool:
-    try:
-        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
-    except OSError:
-        return False
+        return LocalError(f"{what}: {error.strerror}", hint="check that you may read it")
+    return local_error(OSError(error.errno, error.strerror), what)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 _ENDINGS = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".tar", ".oci")
 _MAX_SHOWN = 120
-_GIVE_A_NAME = "give it a name with --as NAME"
-_CHOOSE_A_NAME = "choose one after the path, like PATH:NAME, or give it another with --as NAME"
 
 T = TypeVar("T")
 
@@ -33,7 +31,7 @@ def read_name(word: str, folder: str | None) -> Reference | None:
 
     ``alpine:3`` and ``quay.io/a/b`` are what they are on the command line. skopeo writes ``oci:DIR:3.11`` as the bare
     tag ``3.11``, which becomes ``localhost/DIR:3.11`` (as podman names what comes from no registry); without a folder
-    it is no name.
+    it is not a name.
     """
     try:
         if not TAG.fullmatch(word):
@@ -59,10 +57,7 @@ def matching(images: Sequence[Named[T]], wanted: str) -> list[Named[T]]:
         lambda image: full is not None and image.reference == full,
         lambda image: image.reference is not None and image.reference.tag == wanted,
     )
-    for way in ways:
-        if found := [image for image in images if way(image)]:
-            return found
-    return []
+    return next((found for way in ways if (found := [image for image in images if way(image)])), [])
 
 
 def not_found(label: str, wanted: str, images: Sequence[Named[T]]) -> NotFoundError:
@@ -72,11 +67,8 @@ def not_found(label: str, wanted: str, images: Sequence[Named[T]]) -> NotFoundEr
 
 def ambiguous(label: str, images: Sequence[Named[T]]) -> UsageError:
     """Says that one of several images must be chosen."""
-    return UsageError(
-        f"{label}: it holds several images",
-        cause=listed(images),
-        hint="choose one by a tag or name after the path, like PATH:NAME",
-    )
+    hint = "choose one by a tag or name after the path, like PATH:NAME"
+    return UsageError(f"{label}: it holds several images", cause=listed(images), hint=hint)
 
 
 def listed(images: Sequence[Named[T]]) -> str:
@@ -99,7 +91,8 @@ def recorded_name(label: str, given: str | None, images: Sequence[Named[T]]) -> 
     if len(names) == 1:
         return next(iter(names.values()))
     if names:
-        raise UsageError(f"{label}: it has several names", cause=", ".join(sorted(names)[:20]), hint=_CHOOSE_A_NAME)
+        hint = "choose one after the path, like PATH:NAME, or give it another with --as NAME"
+        raise UsageError(f"{label}: it has several names", cause=", ".join(sorted(names)[:20]), hint=hint)
     words = listed(images)
     cause = f"its name there is not a valid image name: {words}" if any(x.words for x in images) else None
-    raise UsageError(f"{label}: the image has no name", cause=cause, hint=_GIVE_A_NAME)
+    raise UsageError(f"{label}: the image has no name", cause=cause, hint="give it a name with --as NAME")

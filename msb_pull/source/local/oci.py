@@ -12,8 +12,7 @@ from msb_pull.image.digest import Digest
 from msb_pull.image.documents import load_json
 from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
 from msb_pull.image.readers import COPY_AGAIN
-from msb_pull.source.local.files import FolderFiles, open_checked
-from msb_pull.source.local.local import LocalSource
+from msb_pull.source.local.files import FolderFiles, LocalSource, open_checked
 from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
 from msb_pull.source.resolve import verified
 
@@ -49,7 +48,7 @@ class LayoutImage:
         self.reference = recorded_name(files.label, name, self._chosen)
 
     def open(self, descriptor: Descriptor) -> Extent:
-        """See :class:`msb_pull.source.local.local.LocalImage`."""
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
         return open_checked(self._files, _blob_name(descriptor.digest), descriptor)
 
     def close(self) -> None:
@@ -109,12 +108,9 @@ def open_layout(argument: ImageArgument, name: str | None, job: Job) -> LocalSou
         files = FolderFiles(path, f"oci:{path}")
         try:
             if not files.has("index.json"):
-                hint = (
-                    "a folder that skopeo wrote as dir: must be copied to oci: first" if files.has("version") else None
-                )
-                raise NotFoundError(
-                    f"{files.label}: this is not an OCI image layout", cause="it has no index.json", hint=hint
-                )
+                message = f"{files.label}: this is not an OCI image layout"
+                hint = "a folder that skopeo wrote as dir: must be copied to oci: first"
+                raise NotFoundError(message, cause="it has no index.json", hint=hint if files.has("version") else None)
             return LayoutImage(files, argument.name, name, folder=_absolute(path).rpartition("/")[2])
         except BaseException:
             files.close()

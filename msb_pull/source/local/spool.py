@@ -1,4 +1,4 @@
-"""Archives that cannot be read at any place: from standard input or compressed. They go through a temporary file.
+"""Archives without random access, from standard input or compressed: they go through a temporary file.
 
 An archive's index may stand at its end, so nothing can be unpacked before all of it is there. The file never has a
 name (or loses it at once), so nothing of it is left behind, however the program ends.
@@ -40,7 +40,7 @@ _PATIENCE = 0.2
 
 
 def open_archive_file(path: str, label: str, scratch: Path, cancel: Cancel, stdin: int = 0) -> int:
-    """Opens an archive for reading at any place; what is compressed or no regular file is copied to ``scratch`` first.
+    """Opens an archive for random access; if compressed or not a regular file, it is first copied to ``scratch``.
 
     gzip and zstd are recognised by their first bytes, bzip2 and xz too where Python has them. ``-`` is standard input.
     The caller closes the descriptor. Raises NotFoundError, UsageError, ContentError, LocalError, Cancelled.

@@ -12,18 +12,22 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.ground.pax import SPARSE, BadRecord, decimal, records
+from msb_pull.ground.pax import SPARSE, BadRecord, Sparse, checked_map, decimal, gnu_map, leading_map, records
 from msb_pull.ground.tarfields import BLOCK, ZEROS, BadField, checksum_fits, header_name, number, text
 from msb_pull.source.local.files import Extent, Piece, unreadable
-from msb_pull.source.local.sparse import Layout, read_sparse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from msb_pull.ground.running import Cancel
 
 # An archive of a hundred images has a few thousand members; long names and PAX headers a few hundred bytes.
 _MAX_MEMBERS = 200_000
 _MAX_EXTENSION = 1 << 20
 _MAX_LINKS = 20
+_MAX_MAP = 4 << 20
+# No layer is larger, and zeros cost nothing to announce.
+_MAX_SIZE = 1 << 40
 _MAX_SHOWN = 200
 _REGULAR, _HARD, _SYMBOLIC, _OTHER = "regular", "hard link", "symlink", "other"
 _KINDS = {b"0": _REGULAR, b"\0": _REGULAR, b"7": _REGULAR, b"S": _REGULAR, b"1": _HARD, b"2": _SYMBOLIC}
@@ -41,6 +45,15 @@ class Member:
     pieces: tuple[Piece, ...]
     size: int
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file lies: its whole size, its pieces in order, and where in the archive its stored bytes end."""
+
+    size: int
+    pieces: tuple[Piece, ...]
+    end: int
 
 
 @dataclass(slots=True)
@@ -80,7 +93,7 @@ class TarFiles:
         return Extent(os.dup(self._handle), member.pieces, member.size)
 
     def ending_with(self, suffix: str) -> str | None:
-        """A member whose name ends so, for hints."""
+        """A member whose name ends with ``suffix``, for hints."""
         return next((name for name in self._members if name.endswith(suffix)), None)
 
     def close(self) -> None:
@@ -210,6 +223,57 @@ class TarFiles:
 
     def _damaged(self, why: str) -> ContentError:
         return ContentError(f"{self.label}: the archive is {why}")
+
+
+def read_sparse(
+    header: bytes, said: Sequence[tuple[bytes, bytes]], start: int, stored: int, read: Callable[[int, int], bytes]
+) -> Layout | None:
+    """The layout of a sparse member whose content begins at ``start`` with ``stored`` bytes, None for an ordinary one.
+
+    ``said`` are the records of its PAX header that tell of sparse files; ``read(at, size)`` reads the archive. Raises
+    BadRecord, BadField.
+
+    GNU tar has written sparse files in four ways (its manual, "Storing Sparse Files"): a type of its own with the map
+    in the header and blocks behind it, and three versions in PAX headers, the last of which (bsdtar's as well) has the
+    map before the content. Docker, podman and bsdtar read all of them.
+    """
+    at = start
+
+    def block() -> bytes | None:
+        nonlocal at
+        found = read(at, BLOCK)
+        at += BLOCK
+        return found if len(found) == BLOCK else None
+
+    if header[156:157] == b"S":
+        pairs, size = gnu_map(header, block), number(header[483:495])
+        # Its blocks are no part of the size in the header.
+        stored += at - start
+    elif not said:
+        return None
+    else:
+        sparse = _checked(said)
+        pairs = leading_map(block, min(stored, _MAX_MAP))[0] if sparse.pairs is None else sparse.pairs
+        size = -1 if sparse.realsize is None else sparse.realsize
+    if not 0 <= size <= _MAX_SIZE:
+        raise BadRecord("its sparse size is missing or cannot be right")
+    end = start + stored
+    pieces = []
+    for offset, length in checked_map(pairs, size, end - at):
+        pieces.append(Piece(offset, at, length))
+        at += length
+    return Layout(size, tuple(pieces), end)
+
+
+def _checked(said: Sequence[tuple[bytes, bytes]]) -> Sparse:
+    sparse = Sparse()
+    for key, value in said:
+        sparse.add(key, value)
+    if sparse.pairs is None and sparse.version != [1, 0]:
+        # A file that is one hole needs no map.
+        sparse.pairs = []
+    sparse.check()
+    return sparse
 
 
 def _inside(name: str) -> str | None:

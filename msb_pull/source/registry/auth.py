@@ -40,7 +40,7 @@ _NO_POST = frozenset({400, 401, 404, 405})
 
 @dataclass(slots=True, repr=False)
 class _Slot:
-    """What is known for one repository at one host; whoever changes it holds the lock, so a token is made once."""
+    """What is known for one repository at one host; it changes under the lock, so a token is made once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     asked: bool = False
@@ -176,16 +176,18 @@ class Authenticator:
         self, slot: _Slot, credential: Credential | None, challenge: Challenge, target: Target, url: str, *, again: bool
     ) -> None:
         """Gets a token from the service that the challenge names, and notes until when it is good."""
-        realm = _check_realm(challenge.parameters.get("realm", ""), url)
+        realm = challenge.parameters.get("realm", "")
+        if reason := forbidden(realm, url):
+            cause = f"the registry names {reason} as its token service"
+            hint = "the registry is misconfigured, or a proxy changes its answers"
+            raise AccessError(f"{redact.host_of(url)}: refusing to ask its token service", cause=cause, hint=hint)
         # What is needed and no more, whatever the challenge asks for; its own words count once that was refused.
         scope = f"repository:{target.repository}:pull"
         if again:
             scope = challenge.parameters.get("scope") or scope
         query = {"service": challenge.parameters.get("service", ""), "scope": scope}
-        answer = self._ask(
-            slot, credential, realm, {name: value for name, value in query.items() if value}, target.endpoint.host
-        )
-        with answer:
+        given = {name: value for name, value in query.items() if value}
+        with self._ask(slot, credential, realm, given, target.endpoint.host) as answer:
             if answer.status != 200:
                 self._refused(answer, target, credential)
             document = _document(answer, target)
@@ -202,18 +204,13 @@ class Authenticator:
         self._job.log(target.what, f"token from {answer.host} for {answer.quote(scope)}")
 
     def _ask(
-        self, slot: _Slot, credential: Credential | None, realm: str, query: Mapping[str, str], behalf: str
+        self, slot: _Slot, credential: Credential | None, realm: str, query: dict[str, str], behalf: str
     ) -> Answer:
         headers: dict[str, str] = {}
         if credential is not None and credential.identity_token:
             slot.refresh_token = slot.refresh_token or credential.identity_token
-            form = {
-                "grant_type": "refresh_token",
-                "client_id": _CLIENT_ID,
-                "refresh_token": slot.refresh_token,
-                **query,
-            }
-            answer = self._transport.send("POST", realm, {}, behalf=behalf, data=form)
+            form = {"grant_type": "refresh_token", "client_id": _CLIENT_ID, "refresh_token": slot.refresh_token}
+            answer = self._transport.send("POST", realm, {}, behalf=behalf, data=form | query)
             if answer.status not in _NO_POST:
                 return answer
             answer.close()
@@ -221,10 +218,12 @@ class Authenticator:
             headers["Authorization"] = _basic(credential.username, slot.refresh_token)
         elif credential is not None:
             headers["Authorization"] = _basic(credential.username, credential.password)
-        address = _with_query(realm, query)
-        return self._transport.follow(
-            "GET", address, headers, behalf=behalf, check=lambda target: _recheck(target, realm)
-        )
+
+        def check(target: str) -> None:
+            if reason := forbidden(target, realm):
+                raise Failure(f"the token service redirects to {reason}", retry=False)
+
+        return self._transport.follow("GET", _with_query(realm, query), headers, behalf=behalf, check=check)
 
     def _refused(self, answer: Answer, target: Target, credential: Credential | None) -> None:
         refusal = read_refusal(answer)
@@ -239,22 +238,6 @@ class Authenticator:
 
 def _challenge(answer: Answer) -> Challenge | None:
     return choose_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
-
-
-def _check_realm(realm: str, registry_url: str) -> str:
-    """The address of a token service, if a registry may send us there; raises AccessError."""
-    if reason := forbidden(realm, registry_url):
-        raise AccessError(
-            f"{redact.host_of(registry_url)}: refusing to ask its token service",
-            cause=f"the registry names {reason} as its token service",
-            hint="the registry is misconfigured, or a proxy changes its answers",
-        )
-    return realm
-
-
-def _recheck(target: str, realm: str) -> None:
-    if reason := forbidden(target, realm):
-        raise Failure(f"the token service redirects to {reason}", retry=False)
 
 
 def _document(answer: Answer, target: Target) -> Mapping[str, object]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.text import clipped
 from msb_pull.source.http.addresses import spellings
-from msb_pull.source.http.redact import printable
+from msb_pull.source.http.redact import MESSAGE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AuthFile:
-    """One file, with every value as it stands there."""
+    """The values of one file, unchanged."""
 
     path: Path
     auths: Mapping[str, Any]
@@ -46,11 +47,8 @@ class AuthFile:
 
     def helper_for(self, registry: str) -> str:
         """The program that keeps the credentials of this registry, "" for none."""
-        for key in dict.fromkeys((*helper_keys(registry), *_names(registry))):
-            name = self.cred_helpers.get(key)
-            if isinstance(name, str) and name:
-                return name
-        return ""
+        names = (self.cred_helpers.get(key) for key in (*helper_keys(registry), *_names(registry)))
+        return next((name for name in names if isinstance(name, str) and name), "")
 
     def find(self, registry: str, repository: str, warn: Callable[[str], None]) -> Credential | None:
         """The entry for the longest part of the repository's path, finally the registry; empty ones do not count."""
@@ -81,7 +79,7 @@ class AuthFile:
         if isinstance(auth, str) and auth.strip():
             pair = _decode(auth)
             if pair is None:
-                warn(f"{self.path}: the entry for {printable(key)} cannot be read and is ignored")
+                warn(f"{self.path}: the entry for {clipped(key, MESSAGE_LIMIT)} cannot be read and is ignored")
             return pair
         if isinstance(username, str) and isinstance(password, str) and username and password:
             return whole(username), whole(password)
@@ -96,14 +94,12 @@ def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None
     try:
         with path.open("rb") as file:
             data = file.read(_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        if required:
-            raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
-        if isinstance(error, PermissionError):
-            warn(f"{path} cannot be read and is ignored: {error.strerror}")
-        return None
     except OSError as error:
-        warn(f"{path} cannot be read and is ignored: {error.strerror}")
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if required and (absent or isinstance(error, PermissionError)):
+            raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
+        if not absent:
+            warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
     try:
         document = json.loads(data.decode("utf-8-sig")) if len(data) <= _LIMIT and data.strip() else {}
@@ -155,17 +151,10 @@ def _decode(auth: str) -> tuple[str, str] | None:
     username, colon, password = raw.partition(b":")
     if not colon or not username:
         return None
-    return _text(username), _text(password.rstrip(b"\0"))
+    # Whatever the encoding was, these characters become the same bytes again in a Basic header.
+    return username.decode("utf-8", "surrogateescape"), password.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def whole(text: str) -> str:
     """A text from JSON as it can be sent: half surrogates become U+FFFD, as Go reads them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _text(data: bytes) -> str:
-    # Whatever the encoding was, these characters become the same bytes again in a Basic header.
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("utf-8", "surrogateescape")

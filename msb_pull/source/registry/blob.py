@@ -10,16 +10,16 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.readers import DigestMismatch
 from msb_pull.source.http.failures import Failure, RangeIgnored
-from msb_pull.source.http.limiter import Limiter
-from msb_pull.source.registry.parallel import Accelerator, Parts, PartsReader
+from msb_pull.source.registry.downloads import Limiter
+from msb_pull.source.registry.parallel import Accelerator, PartsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.registry.body import Body
     from msb_pull.source.registry.downloads import Downloads
+    from msb_pull.source.registry.parallel import OpenPart
 
 # What has arrived since the last trouble for that trouble to be forgotten (containers/image), or a part of the blob.
 _PROGRESS = 1 << 20
@@ -32,7 +32,7 @@ _STALL_WINDOW = 60.0
 class Route(Protocol):
     """One place that may have the blob; ``name`` is for messages.
 
-    ``patient``: worth trying again when it breaks, since what stands after it is no better.
+    ``patient``: worth trying again when it breaks, since the next one is no better.
     """
 
     @property
@@ -42,8 +42,8 @@ class Route(Protocol):
     def patient(self) -> bool: ...
 
     @property
-    def parts(self) -> Parts | None:
-        """Gives any part of the blob, if this place can do that."""
+    def parts(self) -> OpenPart | None:
+        """Opens any part of the blob, if this place can do that."""
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """Asks for the blob, with ``ranged`` only for what follows ``offset``, where the body then begins.
@@ -141,9 +141,7 @@ class RegistryBlob:
     def __enter__(self) -> RegistryBlob:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, size: int) -> bytes:
@@ -194,7 +192,7 @@ class RegistryBlob:
             return self._read(size)
         if self._body is not None:
             # Not even one part has come: no other blob need try this place.
-            self._connections.mark_useless(self.route.name)
+            self._connections.useless.add(self.route.name)
         self._log(f"blob {self._descriptor.digest.short}: {reason}; back to one connection")
         self._fast.stop()
         return self._read(size)

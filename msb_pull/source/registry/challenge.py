@@ -29,19 +29,12 @@ class Challenge:
 
 def parse_challenges(headers: Sequence[str]) -> list[Challenge]:
     """All challenges of one or more headers, each possibly several joined by commas; what cannot be read is skipped."""
-    found: list[Challenge] = []
-    for header in headers:
-        found += _parse(header[:_LIMIT])
-    return found
+    return [challenge for header in headers for challenge in _parse(header[:_LIMIT])]
 
 
 def choose_challenge(challenges: Sequence[Challenge]) -> Challenge | None:
     """Bearer, else Basic, else None."""
-    for scheme in ("bearer", "basic"):
-        for challenge in challenges:
-            if challenge.scheme == scheme:
-                return challenge
-    return None
+    return next((found for scheme in ("bearer", "basic") for found in challenges if found.scheme == scheme), None)
 
 
 def _parse(text: str) -> list[Challenge]:

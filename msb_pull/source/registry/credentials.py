@@ -21,8 +21,6 @@ from msb_pull.source.registry.auth_file import Credential
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-__all__ = ["Credential", "CredentialStore", "check_given"]
-
 _GIVEN = ("MSB_REGISTRY_TOKEN", "MSB_REGISTRY_USERNAME", "MSB_REGISTRY_PASSWORD")
 _HOST = "MSB_REGISTRY_HOST"
 
@@ -56,10 +54,6 @@ def _named_host(environment: Mapping[str, str]) -> str:
     return host
 
 
-def _silent(text: str) -> None:
-    """Where warnings go that are not wanted."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Question:
     """What files and helpers are asked, how they warn, and what ends them."""
@@ -85,7 +79,7 @@ class CredentialStore:
     ) -> None:
         """``host`` is the one registry that may see ``explicit`` or the credentials of the environment.
 
-        ``MSB_REGISTRY_HOST`` says it before that; None is whichever is asked.
+        ``MSB_REGISTRY_HOST`` takes precedence; None means any registry.
         """
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self._home = home
@@ -116,7 +110,7 @@ class CredentialStore:
         repository: str,
         *,
         mirror: bool = False,
-        warn: Callable[[str], None] = _silent,
+        warn: Callable[[str], None] = lambda text: None,
         cancel: Cancel | None = None,
     ) -> Credential | None:
         """The credential for a repository, None when it has none.
@@ -161,12 +155,8 @@ class CredentialStore:
         home = self._home or places.home(environment)
         if sys.platform.startswith("linux"):
             runtime = environment.get("XDG_RUNTIME_DIR")
-            yield (
-                Path(runtime or f"/run/containers/{os.getuid()}")
-                / ("containers/auth.json" if runtime else "auth.json"),
-                False,
-                False,
-            )
+            folder = f"{runtime}/containers" if runtime else f"/run/containers/{os.getuid()}"
+            yield Path(folder, "auth.json"), False, False
         config = places.config_home(environment) if self._home is None else self._home / ".config"
         if config:
             yield config / "containers/auth.json", False, False

@@ -1,4 +1,4 @@
-"""What all blobs of a run share."""
+"""What all blobs of a run share: connections, and the rate of ``--limit-rate``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from msb_pull.source.http.limiter import Limiter
+    from msb_pull.ground.running import Cancel
+    from msb_pull.source.http.retry import Clock
     from msb_pull.source.http.sockets import Patience
     from msb_pull.source.registry.requester import Requester
+
+# What may be spent at once after a pause, in seconds of the rate: smooth, yet not one wait for each packet.
+_BURST = 0.1
 
 
 class Connections:
@@ -18,7 +22,8 @@ class Connections:
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
         self._free = limit
-        self._useless: set[str] = set()
+        # Places that more connections do not make faster.
+        self.useless: set[str] = set()
         self.received = 0
 
     def enter(self) -> None:
@@ -43,13 +48,30 @@ class Connections:
         with self._lock:
             self.received += count
 
-    def mark_useless(self, place: str) -> None:
-        """More connections do not make this place faster."""
-        self._useless.add(place)
 
-    def is_useless(self, place: str) -> bool:
-        """Whether this place was marked so."""
-        return place in self._useless
+class Limiter:
+    """A token bucket for all threads; without a rate it costs one comparison."""
+
+    def __init__(self, rate: int | None, clock: Clock, cancel: Cancel) -> None:
+        self.rate = rate
+        self._clock = clock
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._free = 0.0
+
+    def piece(self, size: int) -> int:
+        """How much to read at once, so that a slow rate does not come in bursts of many seconds."""
+        return size if self.rate is None else max(1, min(size, int(self.rate * _BURST) or 1))
+
+    def take(self, count: int) -> None:
+        """Accounts for bytes that have arrived and waits until they are paid for; raises Cancelled."""
+        if self.rate is None:
+            return
+        with self._lock:
+            now = self._clock.monotonic()
+            self._free = max(self._free, now - _BURST) + count / self.rate
+            wait = self._free - now
+        self._clock.sleep(self._cancel, wait)
 
 
 @dataclass(frozen=True, slots=True)

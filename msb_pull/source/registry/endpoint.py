@@ -31,7 +31,7 @@ class Endpoint:
     namespace: str = ""
 
     def url(self, scheme: str, repository: str, kind: str, name: str) -> str:
-        """The address of a manifest or blob; mirrors learn whose it is as containerd tells them (``?ns=``)."""
+        """The address of a manifest or blob; mirrors are told the registry as containerd tells them (``?ns=``)."""
         return self.api(scheme, f"{repository}/{kind}/{name}")
 
     def api(self, scheme: str, path: str = "") -> str:
@@ -84,7 +84,7 @@ def forbidden(address: str, base: str) -> str | None:
     """Why an address that ``base`` names must not be asked, None when it may.
 
     A hostile registry must not make us send anything in the clear, or ask services of the user's own network or
-    machine (go-containerregistry's validateRealmURL); its own host, and this machine for one on this machine, are fine.
+    machine (go-containerregistry's validateRealmURL); its own host is fine, and this machine for a registry on it.
     """
     here = urlsplit(base)
     try:

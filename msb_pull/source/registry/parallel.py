@@ -1,8 +1,8 @@
 """One large blob over several connections, for servers that give each connection only so much.
 
 The blob is cut into segments that are fetched ahead of the reader and handed out in order, so memory stays bounded and
-whoever reads still sees one stream. It is an accelerator only: the single connection goes on until a part has really
-come, and whatever goes wrong here, the reader goes back to one, which knows how to deal with it.
+the reader still sees one stream. It is an accelerator only: the single connection goes on until a part has really
+arrived, and whatever goes wrong here, the reader falls back to one connection, which knows how to deal with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError
 from msb_pull.ground.running import Cancel, start_thread
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.body import Body
     from msb_pull.source.registry.downloads import Connections
 
+    # Opens the bytes from a start up to an end; raises what :meth:`.blob.Route.open` raises.
+    OpenPart = Callable[[int, int], Body]
+
 SEGMENT = 2 << 20
 # Seconds: how long a single connection is watched before more are tried, and how long they are.
 _WATCH = 1.0
@@ -35,13 +38,6 @@ _WAITING = 0.8
 _GAIN = 1.25
 _MORE = 3
 _POLL = 0.25
-
-
-class Parts(Protocol):
-    """A place that gives any part of the blob."""
-
-    def open_part(self, start: int, end: int) -> Body:
-        """The bytes from ``start`` up to ``end``; raises what :meth:`.blob.Route.open` raises."""
 
 
 @dataclass(slots=True)
@@ -56,11 +52,11 @@ class PartsReader:
     """Fetches what lies ahead of ``position`` up to ``end`` on ``count`` threads, and on one more once it is in use.
 
     All methods are for one thread, which goes on at ``position`` with a connection of its own until :meth:`reach` finds
-    a part for it. ``arrived`` is told how many bytes have come; ``segment`` is how many the next part has.
+    a part for it. ``arrived`` counts the bytes that have come; ``segment`` is the size of the next part.
     """
 
     def __init__(
-        self, parts: Parts, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
+        self, parts: OpenPart, position: int, end: int, count: int, patience: Patience, arrived: Callable[[int], None]
     ) -> None:
         self._parts = parts
         # An interruption loses what is under way, so it is kept small until more connections have proved to pay.
@@ -181,7 +177,7 @@ class PartsReader:
 
     def _fetch(self, segment: _Segment) -> None:
         left = segment.end - segment.start
-        with contextlib.closing(self._parts.open_part(segment.start, segment.end)) as body:
+        with contextlib.closing(self._parts(segment.start, segment.end)) as body:
             while left:
                 data = body.read(min(left, GATHER_BYTES))
                 if not data:
@@ -245,7 +241,7 @@ class Accelerator:
         self._baseline = (self._connections.received - self._received) / elapsed
         slow_side = self._waited / elapsed < _WAITING
         soon_done = remaining < max(4 * SEGMENT, self._own / elapsed * 2 * _TRIAL)
-        if slow_side or soon_done or self._connections.is_useless(place):
+        if slow_side or soon_done or place in self._connections.useless:
             self._begin()
             return
         self._taken = self._connections.take(_MORE)
@@ -259,7 +255,7 @@ class Accelerator:
         assert self.parts is not None
         if rate < self._baseline * _GAIN:
             # The threads finish what they have begun, and the reader goes back to one connection.
-            self._connections.mark_useless(place)
+            self._connections.useless.add(place)
             self.parts.drain()
         self.parts.segment = SEGMENT
         self._settled = True

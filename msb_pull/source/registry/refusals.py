@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import responses
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import AccessError, MsbPullError, NetworkError, NotFoundError
@@ -48,7 +49,7 @@ class Refusal:
 
     def told_by(self, who: str) -> str:
         """Like ``registry answered 401 UNAUTHORIZED: authentication required``, where ``who`` answered."""
-        code = self.codes[0] if self.codes else _phrase(self.status)
+        code = self.codes[0] if self.codes else responses.get(self.status, "")
         text = f"{who} answered {self.status} {code}".rstrip()
         return f"{text}: {self.message}" if self.message else text
 
@@ -137,23 +138,11 @@ def check_document(answer: Answer, body: bytes, part: str) -> None:
     if start in (b"", b"<"):
         # The storage behind a registry reports its errors in XML.
         raise Failure(f"{answer.host} sent {'XML' if start else 'nothing'} in place of the {part}", answered=True)
-    if answer.open_ended and not _is_json(body):
-        raise Failure(f"the {part} was cut off after {len(body)} bytes", answered=True)
-
-
-def _is_json(body: bytes) -> bool:
-    try:
-        json.loads(body)
-    except ValueError:
-        return False
-    except RecursionError:
-        # Whatever is wrong with it, no byte is missing that another try would bring.
-        return True
-    return True
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
+    if answer.open_ended:
+        try:
+            json.loads(body)
+        except RecursionError:
+            # Whatever is wrong with it, no byte is missing that another try would bring.
+            return
+        except ValueError:
+            raise Failure(f"the {part} was cut off after {len(body)} bytes", answered=True) from None

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest, InvalidDigest
-from msb_pull.image.manifest import ACCEPT, MANIFEST_LIMIT
-from msb_pull.source.http.limiter import Limiter
+from msb_pull.image.documents import DOCUMENT_LIMIT
+from msb_pull.image.manifest import ACCEPT
 from msb_pull.source.http.retry import Clock
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.http.tls import TrustStore
 from msb_pull.source.http.transport import Transport
 from msb_pull.source.registry.auth import Authenticator
 from msb_pull.source.registry.blob import RegistryBlob, Route
-from msb_pull.source.registry.downloads import Connections, Downloads
+from msb_pull.source.registry.downloads import Connections, Downloads, Limiter
 from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
@@ -106,13 +106,12 @@ class RegistrySource:
         """See :class:`msb_pull.source.interface.Source`."""
         return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
-        """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for."""
-        return self._open_blob(descriptor, offset)
+    def open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
+        """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for.
 
-    def _open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
-        inline = self._inline(descriptor)
-        if inline is not None:
+        ``document``: see :class:`RegistryBlob`.
+        """
+        if (inline := self._inline(descriptor)) is not None:
             return io.BytesIO(inline[offset:])
         routes = self._routes(descriptor)
         with self._lock:
@@ -156,7 +155,7 @@ class RegistrySource:
         """A small blob, verified; from the next endpoint when one sends other content."""
         for _ in range(len(self._endpoints) + 1):
             try:
-                with self._open_blob(descriptor, 0, document=True) as stream:
+                with self.open_blob(descriptor, 0, document=True) as stream:
                     data = b"".join(iter(lambda: stream.read(1 << 20), b""))
                 return verified(data, descriptor, self._what, "config")
             except ContentError as error:
@@ -172,9 +171,9 @@ class RegistrySource:
 
         def take(answer: Answer) -> tuple[bytes, str | None, str]:
             with answer:
-                data = answer.read(MANIFEST_LIMIT)
-                if len(data) > MANIFEST_LIMIT:
-                    raise ContentError(f"{self._what}: its manifest is larger than {MANIFEST_LIMIT} bytes")
+                data = answer.read(DOCUMENT_LIMIT)
+                if len(data) > DOCUMENT_LIMIT:
+                    raise ContentError(f"{self._what}: its manifest is larger than {DOCUMENT_LIMIT} bytes")
                 check_document(answer, data, "manifest")
                 if digest is not None:
                     with_digest(data, digest, self._what, "manifest")
@@ -202,38 +201,29 @@ class RegistrySource:
         raise AssertionError("the registry itself is always available")
 
     def _usable(self) -> list[Endpoint]:
-        return [x for x in self._endpoints if not x.namespace or not self._client.requester.is_down(x.host)]
+        return [x for x in self._endpoints if not x.namespace or x.host not in self._client.requester.down]
 
     def _leave(self, endpoint: Endpoint, error: MsbPullError) -> None:
         reason = error.cause or error.message
         if isinstance(error, NetworkError):
-            self._client.requester.mark_down(endpoint.host)
+            self._client.requester.down.add(endpoint.host)
         self._warn(f"mirror {endpoint.host}: {reason}; going on without it")
 
     def _routes(self, descriptor: Descriptor) -> list[Route]:
-        routes: list[Route] = [
-            EndpointRoute(self._client.requester, self._target(endpoint), descriptor, patient=not endpoint.namespace)
-            for endpoint in self._usable()
+        requester, own = self._client.requester, self._target(self._endpoints[-1])
+        return [
+            *(EndpointRoute(requester, self._target(x), descriptor, patient=not x.namespace) for x in self._usable()),
+            *(ForeignRoute(requester, own, descriptor, url) for url in descriptor.urls),
         ]
-        own = self._target(self._endpoints[-1])
-        routes += [ForeignRoute(self._client.requester, own, descriptor, url) for url in descriptor.urls]
-        return routes
 
     def _target(self, endpoint: Endpoint) -> Target:
         return Target(endpoint, self._reference.repository, self._reference.registry, self._what)
 
-    # Small things
-
     def _inline(self, descriptor: Descriptor) -> bytes | None:
         """The content that the descriptor itself contains, if size and digest agree; else None, and it is fetched."""
-        data = descriptor.data
-        if (
-            data is None
-            or len(data) != descriptor.size
-            or Digest.of(data, descriptor.digest.algorithm) != descriptor.digest
-        ):
-            return None
-        return data
+        data, digest = descriptor.data, descriptor.digest
+        fits = data is not None and len(data) == descriptor.size and Digest.of(data, digest.algorithm) == digest
+        return data if fits else None
 
     def _compare_header(self, data: bytes, header: str) -> None:
         """Some registries send a wrong Docker-Content-Digest: worth a warning, but what was received counts."""

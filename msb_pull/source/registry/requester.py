@@ -44,9 +44,10 @@ class Requester:
         self._auth = auth
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
-        # Hosts that have answered at least once, and mirrors that are not asked again.
+        # Hosts that have answered at least once.
         self._reached: set[str] = set()
-        self._down: set[str] = set()
+        # Mirrors that cannot be reached, and are not asked again in this run.
+        self.down: set[str] = set()
 
     def get(
         self,
@@ -87,18 +88,10 @@ class Requester:
             attempt += 1
             if not failure.retry or attempt > allowed:
                 if "Range" in headers and not failure.unreached and not failure.limited:
-                    # Whoever can serve the whole may still refuse a part of it, with any status or with none.
+                    # A server that has the whole blob may still refuse a part of it, with any status or with none.
                     raise RangeIgnored(failure.reason)
                 raise self._give_up(target, failure, blob)
             self._pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
-
-    def mark_down(self, host: str) -> None:
-        """A mirror cannot be reached: it is not asked again in this run."""
-        self._down.add(host)
-
-    def is_down(self, host: str) -> bool:
-        """Whether this host was marked as down."""
-        return host in self._down
 
     def _pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
         """Waits before the next try, together with every other thread that asks this host.
@@ -117,7 +110,10 @@ class Requester:
     def _give_up(self, target: Target, failure: Failure, blob: str | None = None) -> MsbPullError:
         """The error for a failure that is not waited for or tried again."""
         if blob and isinstance(failure.final, NotFoundError):
-            return _incomplete(failure.final, target, blob)
+            # The name was right, since there is a manifest; what it names is missing.
+            message = f"{target.what}: blob {blob} is not at {target.endpoint.host}"
+            incomplete = "the image is not complete there; it has to be pushed again"
+            return NotFoundError(message, cause=failure.final.cause, hint=incomplete)
         if failure.final is not None:
             return failure.final
         host = target.endpoint.host
@@ -234,10 +230,3 @@ def _taken(answer: Answer, take: Callable[[Answer], Result]) -> Result:
     except BaseException:
         answer.close()
         raise
-
-
-def _incomplete(error: NotFoundError, target: Target, blob: str) -> NotFoundError:
-    """The name was right, since there is a manifest; what it names is missing."""
-    message = f"{target.what}: blob {blob} is not at {target.endpoint.host}"
-    hint = "the image is not complete there; it has to be pushed again"
-    return NotFoundError(message, cause=error.cause, hint=hint)

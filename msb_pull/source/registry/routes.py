@@ -13,7 +13,7 @@ from msb_pull.source.registry.endpoint import Endpoint, Target, forbidden
 
 if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
-    from msb_pull.source.registry.parallel import Parts
+    from msb_pull.source.registry.parallel import OpenPart
     from msb_pull.source.registry.requester import Requester
 
 _WHOLE = frozenset({200})
@@ -31,17 +31,22 @@ class _Place:
         self._target = target
         self._descriptor = descriptor
 
-    def _ask(self, offset: int, *, ranged: bool, decode: bool, address: str | None = None) -> Body:
-        """What follows ``offset``; ``address`` is asked in place of the registry."""
-        ranged = ranged and offset > 0
+    def _ask(
+        self, offset: int, end: int | None, *, ranged: bool, decode: bool = False, address: str | None = None
+    ) -> Body:
+        """What follows ``offset``, or the part up to ``end``; ``address`` is asked in place of the registry."""
+        if end is not None:
+            span, accept = f"{offset}-{end - 1}", _PART
+        else:
+            span, accept = (f"{offset}-", _PARTS) if ranged and offset > 0 else ("", _WHOLE)
         return self._requester.get(
             self._target,
             "blobs",
             str(self._descriptor.digest),
-            {"Range": f"bytes={offset}-"} if ranged else {},
-            accept=_PARTS if ranged else _WHOLE,
-            take=lambda answer: Body(answer, offset=offset, size=self._descriptor.size, decode=decode),
-            retries=None if self.patient else 0,
+            {"Range": f"bytes={span}"} if span else {},
+            accept=accept,
+            take=lambda answer: Body(answer, offset=offset, end=end, size=self._descriptor.size, decode=decode),
+            retries=None if self.patient and end is None else 0,
             address=address,
         )
 
@@ -52,43 +57,31 @@ class EndpointRoute(_Place):
     _seen_at: str | None = None
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> OpenPart:
         """See :class:`msb_pull.source.registry.blob.Route`."""
-        return self
+        return self._open_part
 
-    def open_part(self, start: int, end: int) -> Body:
-        """See :class:`msb_pull.source.registry.parallel.Parts`; goes straight to where an earlier part was found."""
+    def _open_part(self, start: int, end: int) -> Body:
+        """Goes straight to where an earlier part was found."""
         if (address := self._seen_at) is not None:
             try:
-                return self._part(start, end, address)
+                return self._ask(start, end, ranged=True, address=address)
             except (NotFoundError, AccessError, NetworkError, RangeIgnored):
                 # It may have expired; the registry names another one.
                 self._seen_at = None
-        body = self._part(start, end, None)
+        body = self._ask(start, end, ranged=True)
         if urlsplit(body.answer.url).netloc != self._target.endpoint.host:
             self._seen_at = body.answer.url
         return body
 
-    def _part(self, start: int, end: int, address: str | None) -> Body:
-        return self._requester.get(
-            self._target,
-            "blobs",
-            str(self._descriptor.digest),
-            {"Range": f"bytes={start}-{end - 1}"},
-            accept=_PART,
-            take=lambda answer: Body(answer, offset=start, end=end, size=self._descriptor.size, decode=False),
-            retries=0,
-            address=address,
-        )
-
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.registry.blob.Route`."""
-        return self._ask(offset, ranged=ranged, decode=decode)
+        return self._ask(offset, None, ranged=ranged, decode=decode)
 
     def mark_down(self) -> None:
         """See :class:`msb_pull.source.registry.blob.Route`."""
         if not self.patient:
-            self._requester.mark_down(self.name)
+            self._requester.down.add(self.name)
 
 
 class ForeignRoute(_Place):
@@ -109,7 +102,7 @@ class ForeignRoute(_Place):
                 f"{self._target.what}: layer {self._descriptor.digest.short} is not fetched from its foreign address",
                 cause=f"the manifest names {reason}",
             )
-        return self._ask(offset, ranged=ranged, decode=decode, address=self._url)
+        return self._ask(offset, None, ranged=ranged, decode=decode, address=self._url)
 
     def mark_down(self) -> None:
         """Other layers may still be there."""

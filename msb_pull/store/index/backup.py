@@ -1,4 +1,4 @@
-"""What the database knows of our images, once more in small files, from which a lost database is rebuilt.
+"""What the database knows about our images, copied to small files from which a lost database is rebuilt.
 
 ``<sha256 of the reference>.json`` in the home's folder beside the layers (:mod:`msb_pull.store.homes`) holds the raw
 bytes of manifest and config, and what does not follow from them. It is written and removed inside the transaction that
@@ -77,10 +77,10 @@ class Backup:
         return image
 
     def strays(self, references: Iterable[str]) -> list[str]:
-        """The references of copies that prove themselves, but are of none of these images."""
+        """The references of copies that prove themselves, but belong to none of these images."""
         known = {self._path(reference) for reference in references}
         found = []
-        for path in self._files():
+        for path in copies_in(self._folder):
             if path not in known:
                 with suppress(*UNSOUND, OSError):
                     found.append(_read(path).reference)
@@ -88,19 +88,16 @@ class Backup:
 
     def empty(self) -> bool:
         """Whether no image is kept."""
-        return next(self._files(), None) is None
+        return next(copies_in(self._folder), None) is None
 
     def load(self) -> Iterator[ImageRecord | None]:
         """All images whose bytes still match their digests; None for each file that is damaged."""
-        for path in sorted(self._files()):
+        for path in sorted(copies_in(self._folder)):
             try:
                 yield _read(path)
             except (OSError, *UNSOUND) as error:
                 raise_if_exhausted(error)
                 yield None
-
-    def _files(self) -> Iterator[Path]:
-        return copies_in(self._folder)
 
     def _path(self, reference: str) -> Path:
         return self._folder / copy_name(reference)

@@ -32,7 +32,7 @@ def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connecti
     """A connection to the database at ``path``; raises LocalError, DamagedDatabase among them.
 
     With ``create`` it can write, and a missing file is made. Without, nothing is written: a missing file reads like
-    one without images, and a file system that cannot be written to is no obstacle.
+    one without images, and the file system may be read-only.
     """
     try:
         if create:
@@ -47,7 +47,7 @@ def connect(path: Path, *, create: bool, sync: bool = False) -> sqlite3.Connecti
 
 
 def in_memory() -> sqlite3.Connection:
-    """A database without images that is nowhere on disk."""
+    """An empty database in memory."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     create_tables(connection)
     return connection
@@ -74,7 +74,7 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connect
         draft.chmod(0o600)
         return _give_name(draft, path)
     except (OSError, sqlite3.Error):
-        # Whoever was faster has swept this draft away.
+        # A faster process has swept this draft away.
         if path.exists():
             return False
         raise
@@ -107,9 +107,8 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         # A home may be moved while another one looks at it.
         return local_error(gone, path.parent)
     if code in _DAMAGE:
-        return DamagedDatabase(
-            f"{path}: the database is damaged", cause=str(error), hint="any pull into this store rebuilds it"
-        )
+        hint = "any pull into this store rebuilds it"
+        return DamagedDatabase(f"{path}: the database is damaged", cause=str(error), hint=hint)
     if code == sqlite3.SQLITE_FULL or (code in _CANNOT_GROW and _is_full(path)):
         return local_error(OSError(28, "No space left on device", str(path)), path.parent)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or (
@@ -211,7 +210,7 @@ def _open_writable(path: Path) -> tuple[sqlite3.Connection, bool]:
         connection.execute("PRAGMA journal_mode = MEMORY")
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}")
     except sqlite3.OperationalError:
-        # Somebody else has it open, and with it the log: then there is no other way than that.
+        # Another process has it open, and with it the log: then the log is the only way.
         connection.close()
         return _open(path, "mode=rw"), True
     return connection, False

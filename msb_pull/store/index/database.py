@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from msb_pull.ground.errors import local_error
 from msb_pull.store.index import stored
 from msb_pull.store.index.connect import DamagedDatabase, connect, trouble
-from msb_pull.store.index.rows import ImageRecord, write_image
-from msb_pull.store.index.stored import StoredImage, StoredLayer
+from msb_pull.store.index.rows import write_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from msb_pull.store.index.backup import Backup
     from msb_pull.store.index.layer_rows import Run
     from msb_pull.store.index.proven import ProvenImage
-
-__all__ = ["Database", "ImageRecord", "StoredImage", "StoredLayer"]
+    from msb_pull.store.index.rows import ImageRecord
+    from msb_pull.store.index.stored import StoredImage
 
 _T = TypeVar("_T")
 
@@ -89,19 +88,16 @@ class Database:
         return self._ask(lambda run: stored.read_images(run, self._warn))
 
     def prove(self, references: Sequence[str] | None) -> list[ProvenImage]:
-        """Holds what is recorded of images (None: all of them) against the digests of their manifests."""
-        from msb_pull.store.index.proven import prove_image
-
-        backup = self._copies
+        """Checks what is recorded of images (None: all of them) against the digests of their manifests."""
 
         def work(run: Run) -> list[ProvenImage]:
             # All of it as it is at one moment, whatever others write meanwhile.
             run("BEGIN")
             try:
                 names = stored.references(run)
-                for stray in backup.strays(names) if references is None else ():
+                for stray in self._copies.strays(names) if references is None else ():
                     self._warn(f"{stray}: oci.db no longer lists it, though a copy of its manifest is kept")
-                return [prove_image(run, backup, name) for name in names if references is None or name in references]
+                return [self._prove(run, name) for name in names if references is None or name in references]
             finally:
                 run("ROLLBACK")
 
@@ -109,28 +105,22 @@ class Database:
 
     def copy_again(self, reference: str) -> None:
         """Rewrites the copy of an image from its rows, if they prove it and the copy differs."""
-        from msb_pull.store.index.proven import prove_image
-
-        backup = self._copies
 
         def work(run: Run) -> None:
-            image = prove_image(run, backup, reference)
+            image = self._prove(run, reference)
             if image.stale and image.record is not None:
-                backup.save(image.record)
+                self._copies.save(image.record)
 
         self._change(work)
 
     def record_again(self, reference: str) -> bool:
         """Rewrites rows and copy of an image from what its manifest's digest proves; False where nothing does."""
-        from msb_pull.store.index.proven import prove_image
-
-        backup = self._copies
 
         def work(run: Run) -> bool:
-            record = prove_image(run, backup, reference).record
+            record = self._prove(run, reference).record
             if record is not None:
                 write_image(run, record)
-                backup.save(record)
+                self._copies.save(record)
             return record is not None
 
         return self._change(work)
@@ -141,12 +131,11 @@ class Database:
 
     def strays(self) -> list[str]:
         """The references of sound copies beside the layers that are of no image here."""
-        backup = self._copies
 
         def work(run: Run) -> list[str]:
-            return backup.strays(stored.references(run))
+            return self._copies.strays(stored.references(run))
 
-        # Whoever records or removes an image changes copy and rows in one transaction, so none may be under way.
+        # Recording or removing an image changes copy and rows in one transaction, so none may be under way.
         return self._ask(work) and self._change(work)
 
     def remove(self, references: Sequence[str]) -> None:
@@ -176,6 +165,11 @@ class Database:
     def _copies(self) -> Backup:
         assert self._backup is not None, "opened without the copies beside the layers"
         return self._backup
+
+    def _prove(self, run: Run, reference: str) -> ProvenImage:
+        from msb_pull.store.index.proven import prove_image
+
+        return prove_image(run, self._copies, reference)
 
     def _ask(self, work: Callable[[Run], _T]) -> _T:
         """Reads; a file that turns out to be damaged is repaired once, if ``repair`` was given, and read again."""
@@ -208,13 +202,8 @@ class Database:
                 raise
             return result
 
-        with self._local_trouble():
-            return self._ask(transaction)
-
-    @contextmanager
-    def _local_trouble(self) -> Iterator[None]:
         try:
-            yield
+            return self._ask(transaction)
         except OSError as error:
             raise local_error(error, self._path) from error
 

@@ -1,4 +1,4 @@
-"""What is recorded of an image, held against the one thing that is believed: the digest of its manifest."""
+"""Checks what is recorded of an image against the one thing that is trusted: the digest of its manifest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.store.index.backup import UNSOUND, proven_record
 from msb_pull.store.index.connect import in_memory
-from msb_pull.store.index.layer_rows import keeps_another_order
-from msb_pull.store.index.order import each_once
+from msb_pull.store.index.layer_rows import each_once, keeps_another_order
 from msb_pull.store.index.rows import write_image
 from msb_pull.store.index.stored import linked_digests
 
@@ -44,7 +43,7 @@ _SHOWN = 200
 
 @dataclass(slots=True)
 class Difference:
-    """Where something recorded is not what the manifest's digest proves; the rest is for people."""
+    """Where a record differs from what the manifest's digest proves; ``expected`` and ``found`` are for people."""
 
     place: str
     expected: str
@@ -69,7 +68,7 @@ class ProvenImage:
 
 
 def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
-    """Holds the rows and the copy of one image against its manifest's digest."""
+    """Checks the rows and the copy of one image against its manifest's digest."""
     image = ProvenImage(reference)
     copy, copied = _copy(backup, reference)
     with closing(run(_OWN, (reference,))) as rows:
@@ -95,9 +94,8 @@ def prove_image(run: Run, backup: Backup, reference: str) -> ProvenImage:
         )
     except UNSOUND as error:
         image.record = copy
-        image.differences.append(
-            Difference("oci.db: msb_pull_images", "what its manifest's digest proves", _why(error))
-        )
+        why = (str(error) or type(error).__name__)[:_SHOWN]
+        image.differences.append(Difference("oci.db: msb_pull_images", "what its manifest's digest proves", why))
         return image
     image.differences += _rows(run, image.record)
     image.disordered = not image.differences and _disordered(run, image.record)
@@ -146,7 +144,3 @@ def _first_difference(right: list[Any], found: list[Any]) -> tuple[str, str]:
                 if expected != there:
                     return repr(expected)[:_SHOWN], repr(there)[:_SHOWN]
     return f"{len(right)} rows", f"{len(found)} rows"
-
-
-def _why(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:_SHOWN]

@@ -25,10 +25,10 @@ _GRACE_SECONDS = 0.5
 
 
 class Recovery:
-    """Opens the database at ``path``, whatever has become of it.
+    """Opens the database at ``path``, whatever state it is in.
 
     With ``writable`` a damaged file is moved aside under a dated name and a new one takes its place, under ``lock``;
-    without, the new one is in memory alone. ``warn`` is told once.
+    without, the new one is only in memory. ``warn`` hears once.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Recovery:
             return self._rebuilt_in_memory("is damaged")
         with self._lock():
             if self._still_damaged():
-                # Whoever finds no file in between waits for the lock in _lost, and then finds the new one.
+                # A process that finds no file in between waits for the lock in _lost, and then finds the new one.
                 try:
                     aside = self._move_aside()
                     self._rebuild(f"{self._path} was damaged and is kept as {aside.name}")
@@ -114,32 +114,23 @@ class Recovery:
         return aside
 
     def _rebuild(self, what: str) -> None:
-        facts = [0, 0]
-
-        def fill(connection: sqlite3.Connection) -> None:
-            facts[:] = _fill(connection, self._backup)
-
-        if make(self._path, fill):
-            self._tell(what, *facts)
+        outcome: list[str] = []
+        if make(self._path, lambda connection: outcome.append(self._fill(connection))):
+            self._warn(f"{what}; {outcome[0]}")
 
     def _rebuilt_in_memory(self, state: str) -> sqlite3.Connection:
         connection = in_memory()
-        facts = _fill(connection, self._backup)
-        self._tell(f"{self._path} {state}", *facts)
+        self._warn(f"{self._path} {state}; {self._fill(connection)}")
         return connection
 
-    def _tell(self, what: str, images: int, damaged: int) -> None:
+    def _fill(self, connection: sqlite3.Connection) -> str:
+        """Writes all images of which sound copies are kept; returns what to say of it."""
+        images = damaged = 0
+        for image in self._backup.load():
+            if image is None:
+                damaged += 1
+            else:
+                images += 1
+                write_image(connection.execute, image)
         more = f", {damaged} more cannot be read" if damaged else ""
-        self._warn(f"{what}; rebuilt with {counted(images, 'image')} from the copies beside the layers{more}")
-
-
-def _fill(connection: sqlite3.Connection, backup: Backup) -> tuple[int, int]:
-    """Writes all images that are kept; returns how many, and how many files are damaged."""
-    images = damaged = 0
-    for image in backup.load():
-        if image is None:
-            damaged += 1
-        else:
-            images += 1
-            write_image(connection.execute, image)
-    return images, damaged
+        return f"rebuilt with {counted(images, 'image')} from the copies beside the layers{more}"

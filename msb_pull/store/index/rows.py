@@ -106,12 +106,12 @@ def _insert_config(run: Run, manifest_id: int, image: ImageRecord) -> None:
         "config_cmd_json": _texts(inner.get("Cmd")),
         "config_working_dir": _text(inner.get("WorkingDir")),
         "config_entrypoint_json": _texts(inner.get("Entrypoint")),
-        "config_volumes_json": _object(inner.get("Volumes")),
-        "config_exposed_ports_json": _object(inner.get("ExposedPorts")),
+        "config_volumes_json": _json(inner.get("Volumes"), dict),
+        "config_exposed_ports_json": _json(inner.get("ExposedPorts"), dict),
         "config_user": _text(inner.get("User")),
         "rootfs_type": _text(rootfs.get("type")) if isinstance(rootfs, dict) else None,
         "rootfs_diff_ids_json": _texts([str(diff_id) for diff_id in image.config.diff_ids]),
-        "history_json": _list(raw.get("history")),
+        "history_json": _json(raw.get("history"), list),
     }
     columns = ", ".join(values)
     run(f"INSERT INTO configs ({columns}) VALUES ({', '.join('?' * len(values))})", tuple(values.values()))
@@ -156,12 +156,8 @@ def _texts(value: Any) -> str | None:
     return json.dumps(value) if isinstance(value, list) and all(isinstance(x, str) for x in value) else None
 
 
-def _object(value: Any) -> str | None:
-    return json.dumps(value) if isinstance(value, dict) else None
-
-
-def _list(value: Any) -> str | None:
-    return json.dumps(value) if isinstance(value, list) else None
+def _json(value: Any, kind: type) -> str | None:
+    return json.dumps(value) if isinstance(value, kind) else None
 
 
 def _text(value: Any) -> str | None:

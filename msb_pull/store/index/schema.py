@@ -92,26 +92,13 @@ REQUIRED = {
     "images": {"id", "reference", "size_bytes", "last_used_at", "created_at", "modified_at"},
     "manifests": {"id", "image_id", "schema_version", "media_type", "annotations_json"},
     "configs": {
-        "manifest_id",
-        "media_type",
-        "created",
-        "architecture",
-        "os",
-        "os_variant",
-        "config_env_json",
-        "config_cmd_json",
-        "config_working_dir",
-        "config_entrypoint_json",
-        "config_volumes_json",
-        "config_exposed_ports_json",
-        "config_user",
-        "rootfs_type",
-        "rootfs_diff_ids_json",
-        "history_json",
+        "manifest_id", "media_type", "created", "architecture", "os", "os_variant", "config_env_json",
+        "config_cmd_json", "config_working_dir", "config_entrypoint_json", "config_volumes_json",
+        "config_exposed_ports_json", "config_user", "rootfs_type", "rootfs_diff_ids_json", "history_json",
     },
     "layers": {"id", "media_type", "digest", "diff_id", "size_bytes", "modified_at"},
     "manifest_layers": {"manifest_id", "layer_id"},
-}
+}  # fmt: skip
 
 # ``image_id`` goes with an image that another program removes; ``manifest_id`` tells whether the manifest that we wrote
 # is still the one the image has. ``layers_json`` lists all layers in the manifest's order, repeats included.
@@ -121,17 +108,9 @@ OWN_TABLE = """CREATE TABLE IF NOT EXISTS msb_pull_images (
     layers_json TEXT NOT NULL, source TEXT NOT NULL, pulled_at DATETIME NOT NULL,
     FOREIGN KEY (image_id) REFERENCES images(id) ON DELETE CASCADE)"""
 OWN_COLUMNS = {
-    "reference",
-    "image_id",
-    "manifest_id",
-    "manifest_digest",
-    "platform",
-    "manifest",
-    "config",
-    "layers_json",
-    "source",
-    "pulled_at",
-}
+    "reference", "image_id", "manifest_id", "manifest_digest", "platform", "manifest", "config", "layers_json",
+    "source", "pulled_at",
+}  # fmt: skip
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
@@ -165,8 +144,6 @@ def check_tables(path: Path, connection: sqlite3.Connection) -> None:
     if "msb_pull_images" in found:
         newer |= {row[1] for row in connection.execute("PRAGMA table_info(msb_pull_images)")} ^ OWN_COLUMNS
     if newer:
-        raise LocalError(
-            f"{path}: made by a newer version of Microsandbox or msb-pull",
-            cause=f"unknown there: {', '.join(sorted(map(str, newer)))}",
-            hint="update msb-pull, or choose another place with --home",
-        )
+        cause = f"unknown there: {', '.join(sorted(map(str, newer)))}"
+        hint = "update msb-pull, or choose another place with --home"
+        raise LocalError(f"{path}: made by a newer version of Microsandbox or msb-pull", cause=cause, hint=hint)

@@ -1,4 +1,4 @@
-"""Reads images and their layers from the rows, be they ours or those that Microsandbox wrote."""
+"""Reads images and their layers from the rows, ours and those that Microsandbox wrote."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class StoredLayer:
 class StoredImage:
     """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts.
 
-    ``shared`` says that another program has rows for the image, be it all of them or some beside ours.
+    ``shared`` says that another program has rows for the image, all of them or some beside ours.
     """
 
     reference: str
@@ -77,7 +77,7 @@ def find_image(run: Run, reference: str) -> StoredImage | None:
 
 
 def read_images(run: Run, warn: Callable[[str], None]) -> list[StoredImage]:
-    """All images by reference; ``warn`` is told of those whose rows make no sense, which are left out."""
+    """All images by reference; ``warn`` hears of those whose rows make no sense, which are left out."""
     found = []
     known: dict[str, tuple[StoredLayer, ...]] = {}
     for row in run(f"{_SELECT} ORDER BY i.reference").fetchall():

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.interface import Source
-    from msb_pull.store.store import Staging, Store
+    from msb_pull.store.staging import Staging
+    from msb_pull.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

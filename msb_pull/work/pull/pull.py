@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import ResolvedImage
     from msb_pull.source.registry.registry import RegistryClient
-    from msb_pull.store.index.database import StoredImage
+    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
 
@@ -52,7 +52,7 @@ def pull_image(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         warn(argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.scratch, job=job)
+    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
     with contextlib.closing(opened) as source:
         job.tell(events.Resolving(argument.text))
         try:

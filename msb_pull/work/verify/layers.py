@@ -18,7 +18,7 @@ from msb_pull.layer.limits import printable
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 from msb_pull.layer.proof.prover import Prover
-from msb_pull.store.store import LayerState
+from msb_pull.store.paths import LayerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Flag, Job
     from msb_pull.layer.proof.prove import Progress
-    from msb_pull.store.index.database import StoredLayer
+    from msb_pull.store.index.stored import StoredLayer
     from msb_pull.store.store import Store
 
     Prove = Callable[[ProofTask, Progress], Findings]

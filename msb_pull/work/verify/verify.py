@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
 from msb_pull.ground.running import Job
 from msb_pull.layer.proof.compare import DERIVED
-from msb_pull.store.index.database import StoredLayer
 from msb_pull.store.index.proven import Difference
+from msb_pull.store.index.stored import StoredLayer
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from msb_pull.ground.running import Job
-    from msb_pull.store.index.database import Database, StoredImage
+    from msb_pull.store.index.database import Database
     from msb_pull.store.index.proven import ProvenImage
+    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
 __all__ = ["LayerReport", "RowsReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]

@@ -17,6 +17,7 @@ import requests
 from msb_pull import __version__
 from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, ExitCode, LocalError, NetworkError, NotFoundError, UsageError
+from msb_pull.ground.text import clipped
 from msb_pull.source.http import connecting, redact
 from msb_pull.source.http.addresses import is_loopback
 from msb_pull.source.http.proxies import proxies_for
@@ -646,8 +647,8 @@ def test_b42_error_bodies(registry, bench, image, body, cause):
 
 
 def test_b42_long_messages_are_cut():
-    assert len(redact.printable("x" * 1000)) == redact.MESSAGE_LIMIT
-    assert len(redact.printable("\x01" * 1000)) == redact.MESSAGE_LIMIT
+    assert len(clipped("x" * 1000, redact.MESSAGE_LIMIT)) == redact.MESSAGE_LIMIT
+    assert len(clipped("\x01" * 1000, redact.MESSAGE_LIMIT)) == redact.MESSAGE_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.ground.pax import BadRecord
 from msb_pull.ground.tarfields import BadField
 from msb_pull.source.local.files import Extent, FileBlob, Piece
-from msb_pull.source.local.sparse import read_sparse
+from msb_pull.source.local.tarindex import read_sparse
 from tests.conftest import need
 from tests.support.imagebuild import DockerImage, LayoutBuilder, archive_bytes, docker_archive, regular
 from tests.support.local_images import read

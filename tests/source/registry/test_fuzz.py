@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msb_pull.ground.text import clipped
 from msb_pull.source.http import redact
 from msb_pull.source.http.addresses import is_loopback, literal
 from msb_pull.source.http.proxies import proxies_for
@@ -30,9 +31,14 @@ def test_retry_after(text):
 
 @given(st.text(max_size=300))
 def test_what_is_shown_is_printable(text):
-    for shown in (redact.printable(text), redact.url(text), redact.url("https://" + text), redact.host_of(text)):
+    for shown in (
+        clipped(text, redact.MESSAGE_LIMIT),
+        redact.url(text),
+        redact.url("https://" + text),
+        redact.host_of(text),
+    ):
         assert shown.isprintable()
-    assert len(redact.printable(text)) <= redact.MESSAGE_LIMIT
+    assert len(clipped(text, redact.MESSAGE_LIMIT)) <= redact.MESSAGE_LIMIT
 
 
 @given(st.text(alphabet="abc.0123456789[]:x@/%#?\\ ", max_size=40))

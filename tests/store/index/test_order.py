@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as some
 
-from msb_pull.store.index.order import rows_to_place
+from msb_pull.store.index.layer_rows import rows_to_place
 
 IMAGES = some.lists(some.lists(some.sampled_from("abcdefg"), min_size=1, max_size=5, unique=True), max_size=8)
 
