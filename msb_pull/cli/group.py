@@ -214,7 +214,7 @@ def usage_error(error: typer.TyperException) -> MsbPullError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "msb-pull"
     near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help`lists the options"
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
     option = getattr(error, "option_name", None)
     message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

@@ -109,7 +109,7 @@ def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
     if report.repaired:
         text += f", {counted(len(report.repaired), 'layer')} repaired"
     if report.mended:
-        text += f", {counted(len(report.mended), 'record')}rewritten"
+        text += f", {counted(len(report.mended), 'record')} rewritten"
     if report.unprovable:
         text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
     return text

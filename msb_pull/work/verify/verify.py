@@ -37,7 +37,7 @@ class RowsReport:
 class VerifyReport:
     """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
 
-    ``rows`` are the images whose records are damaged, ``mended`` those of them that wererewritten.
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten.
     """
 
     images: tuple[str, ...]
@@ -125,7 +125,7 @@ def proven_images(
     """The named images, all of them when none is named, with the layers that their manifests prove.
 
     Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
-    is missing or another one isrewritten, as are rows of layers in another order; that is told. Raises
+    is missing or another one is rewritten, as are rows of layers in another order; that is told. Raises
     NotFoundError.
     """
     with store.database(create=False) as database:
@@ -166,7 +166,7 @@ def _copy_again(store: Store, image: ProvenImage, job: Job) -> None:
     except LocalError as error:
         image.differences.append(Difference("images: copy", "what the rows say", error.message))
     else:
-        _warn(job, image, "its copy beside the layers did not match oci.db;rewritten")
+        _warn(job, image, "its copy beside the layers did not match oci.db; rewritten")
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
