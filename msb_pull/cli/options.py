@@ -52,12 +52,7 @@ CaCert = Annotated[
     ),
 ]
 CredsStdin = Annotated[
-    Flag,
-    typer.Option(
-        "--creds-stdin",
-        help="Read `user:password` from all of standard input.",
-        rich_help_panel=ACCESS,
-    ),
+    Flag, typer.Option("--creds-stdin", help="Read `user:password` from all of standard input.", rich_help_panel=ACCESS)
 ]
 Anonymous = Annotated[
     Flag, typer.Option("--anonymous", help="Do not use credentials, even if there are any.", rich_help_panel=ACCESS)
@@ -120,10 +115,7 @@ SaveFormat = Annotated[
 Form = Annotated[
     Text,
     typer.Option(
-        "--format",
-        metavar="text|json",
-        help="What standard output carries; default: text.",
-        rich_help_panel=EVERYWHERE,
+        "--format", metavar="text|json", help="What standard output carries; default: text.", rich_help_panel=EVERYWHERE
     ),
 ]
 Quiet = Annotated[

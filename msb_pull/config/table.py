@@ -109,14 +109,7 @@ _ALL = (
         variable="MSB_PULL_JOBS",
         key="jobs",
     ),
-    Setting(
-        "limit_rate",
-        to_size,
-        "BYTES/s",
-        "Total download rate limit, such as 10M.",
-        LIMITS,
-        key="pull.limit_rate",
-    ),
+    Setting("limit_rate", to_size, "BYTES/s", "Total download rate limit, such as 10M.", LIMITS, key="pull.limit_rate"),
     Setting(
         "max_layer_size",
         to_size,
@@ -125,11 +118,7 @@ _ALL = (
         LIMITS,
     ),
     Setting(
-        "max_entries",
-        to_entries,
-        "N",
-        f"Most files to accept in a layer; default: {_DEFAULT.max_entries}.",
-        LIMITS,
+        "max_entries", to_entries, "N", f"Most files to accept in a layer; default: {_DEFAULT.max_entries}.", LIMITS
     ),
     Setting(
         "max_window",

@@ -117,8 +117,7 @@ def exhausted(error: BaseException) -> LocalError | None:
     unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
         return LocalError(
-            "out of memory",
-            hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+            "out of memory", hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least"
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return LocalError(

@@ -103,14 +103,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     )
 
 
-def apply_prune(
-    store: Store,
-    plan: PrunePlan,
-    job: Job,
-    *,
-    wait: bool = True,
-    now: float | None = None,
-) -> PrunePlan:
+def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, now: float | None = None) -> PrunePlan:
     """Removes what was planned and may still go; returns what was removed.
 
     Holds the whole store meanwhile, so that no pull is under way. Raises LocalError when it is in use and ``wait`` is

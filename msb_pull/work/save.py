@@ -66,13 +66,7 @@ class SaveResult:
     seconds: float
 
 
-def save_images(
-    store: Store,
-    references: Sequence[str],
-    out: BinaryIO,
-    form: Format,
-    job: Job,
-) -> SaveResult:
+def save_images(store: Store, references: Sequence[str], out: BinaryIO, form: Format, job: Job) -> SaveResult:
     """Writes the images (canonical references) as one archive into ``out``, layer by layer without a copy on disk.
 
     Every layer's stream is compared with its diff_id while it is written. Raises ContentError when one does not match

@@ -52,16 +52,7 @@ class FetchedLayer:
 class LayerFetcher:
     """Fetches the layers of one image; every method may be called from any thread of the pool."""
 
-    def __init__(
-        self,
-        store: Store,
-        source: Source,
-        limits: Limits,
-        *,
-        xattrs: bool,
-        image: str,
-        job: Job,
-    ) -> None:
+    def __init__(self, store: Store, source: Source, limits: Limits, *, xattrs: bool, image: str, job: Job) -> None:
         self._store = store
         self._source = source
         self._limits = limits

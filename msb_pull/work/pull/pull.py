@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def pull_image(
-    argument: ImageArgument,
-    store: Store,
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
+    argument: ImageArgument, store: Store, client: Callable[[], RegistryClient], options: PullOptions, job: Job
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def repair_layers(
-    store: Store,
-    report: VerifyReport,
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
+    store: Store, report: VerifyReport, client: Callable[[], RegistryClient], options: PullOptions, job: Job
 ) -> VerifyReport:
     """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
 
@@ -135,11 +131,7 @@ def _is_right_elsewhere(layer: LayerReport) -> bool:
 
 
 def _place_again(
-    store: Store,
-    references: Sequence[str],
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
+    store: Store, references: Sequence[str], client: Callable[[], RegistryClient], options: PullOptions, job: Job
 ) -> list[MsbPullError]:
     """Decides anew which form of each layer an image has, and records that; returns what went wrong."""
     failures: list[MsbPullError] = []
@@ -181,12 +173,7 @@ def _proven(store: Store, reference: str) -> ImageRecord | None:
 
 
 def _fetch_again(
-    store: Store,
-    image: ImageRecord,
-    keys: Sequence[LayerKey],
-    client: RegistryClient,
-    options: PullOptions,
-    job: Job,
+    store: Store, image: ImageRecord, keys: Sequence[LayerKey], client: RegistryClient, options: PullOptions, job: Job
 ) -> None:
     """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
 

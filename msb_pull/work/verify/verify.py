@@ -69,13 +69,7 @@ class VerifyReport:
         return [x for x in self.layers if x.verdict is Verdict.UNREADABLE]
 
 
-def verify_images(
-    store: Store,
-    references: Sequence[str],
-    job: Job,
-    *,
-    quick: bool = False,
-) -> VerifyReport:
+def verify_images(store: Store, references: Sequence[str], job: Job, *, quick: bool = False) -> VerifyReport:
     """Verifies the layers of the named images (canonical references), of all images when none is named.
 
     A layer that several images share is verified once, ``job.jobs`` layers at a time. Writes nothing. Raises
@@ -85,12 +79,7 @@ def verify_images(
 
 
 def verify_layers(
-    store: Store,
-    references: Sequence[str],
-    only: Collection[str] | None,
-    job: Job,
-    *,
-    quick: bool = False,
+    store: Store, references: Sequence[str], only: Collection[str] | None, job: Job, *, quick: bool = False
 ) -> VerifyReport:
     """As :func:`verify_images`, but only those layers of the images that ``only`` names (None for all)."""
     started = time.monotonic()
