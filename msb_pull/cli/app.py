@@ -211,7 +211,7 @@ msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
 )
 def rm(run: Run, images: opt.Images = None) -> None:
     """Remove images, and the layers that nothing else needs."""
-    from msb_pull.cli.rm import remove_from_store
+    from msb_pull.cli.prune import remove_from_store
 
     remove_from_store(run, opt.needed(images, "rm"))
 

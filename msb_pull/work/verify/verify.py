@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
-from msb_pull.ground.running import Job
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.index.database import StoredLayer
 from msb_pull.store.index.proven import Difference
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from msb_pull.store.index.database import Database, StoredImage
     from msb_pull.store.index.proven import ProvenImage
     from msb_pull.store.store import Store
-
-__all__ = ["LayerReport", "RowsReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]
 
 
 @dataclass(frozen=True, slots=True)
