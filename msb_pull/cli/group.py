@@ -88,7 +88,7 @@ class _Plain:
         return [as_typed(param) for param in super().get_params(ctx)]  # type: ignore[misc]
 
     def get_help_option(self, ctx: typer.Context) -> Any:
-        """The help option, whose page goes the way of every result."""
+        """The help option, whose page is written as every result is."""
         option: Any = super().get_help_option(ctx)  # type: ignore[misc]
         option.callback = _show_help
         return option

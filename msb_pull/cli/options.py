@@ -149,7 +149,7 @@ def _option(setting: Setting) -> inspect.Parameter:
 
 
 def _common_options(form: Form = None, quiet: Quiet = False, verbose: Verbose = 0, debug: Debug = False) -> None:
-    """The options of every command that are no settings."""
+    """The options of every command that are not settings."""
 
 
 # The settings that have an option, by name, and what every command takes.

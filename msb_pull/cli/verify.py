@@ -10,7 +10,8 @@ from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
-from msb_pull.work.verify.verify import VerifyReport, stored_images, verify_images
+from msb_pull.work.select import stored_images
+from msb_pull.work.verify.verify import VerifyReport, verify_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The table of settings: under which names each can be given, how its value is read, and what its help page says.
 
-Defaults stand in :class:`msb_pull.config.settings.Settings`. The names of all variables that msb-pull itself defines
-stand here, once. Credentials are not settings: they are read by the module that uses them, and never stand in the file.
+Defaults are in :class:`msb_pull.config.settings.Settings`. The names of all variables that msb-pull itself defines
+are here, once. Credentials are not settings: the module that uses them reads them, and they are never in the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands in the fixed fields of a tar header, for the readers of layers and of archives.
+"""What the fixed fields of a tar header say, for the readers of layers and of archives.
 
 Formats: v7, ustar (POSIX.1-1988), GNU and star. Where they are ambiguous this decides as Go's archive/tar does.
 """
@@ -71,7 +71,7 @@ def _prefix(block: bytes) -> bytes:
     """The first part of a name, where the header has one: POSIX has it, star ends it earlier, GNU keeps times there.
 
     Go before 1.8, and with it Docker up to 1.12, wrote a prefix over the times of GNU headers. As today's Go does, it
-    is taken for one when the times are no numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
+    is taken for one when the times are not numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
     """
     if block[257:263] == b"ustar\0":
         return text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])

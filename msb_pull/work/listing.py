@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import LocalError, NotFoundError, UsageError
 from msb_pull.layer.notes import Notes
-from msb_pull.store.store import LayerState
+from msb_pull.store.paths import LayerState
 from msb_pull.work.merge import ListedFile, merge
 
 if TYPE_CHECKING:
@@ -209,7 +209,5 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
 
 
 def _configuration(image: StoredImage) -> Mapping[str, Any]:
-    if not image.config_bytes:
-        return {}
-    document = json.loads(image.config_bytes)
+    document = json.loads(image.config_bytes or b"{}")
     return document if isinstance(document, dict) else {}

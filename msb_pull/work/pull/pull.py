@@ -66,7 +66,7 @@ def pull_image(
 
 
 def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
-    """Whoever made a folder or an archive chose the name in it, which may be that of an image from elsewhere."""
+    """The name in a folder or an archive is its maker's choice, and may be that of an image from elsewhere."""
     if not store.has_images:
         return
     with store.database(create=False) as database:

@@ -31,7 +31,7 @@ def repair_layers(
 
     A reader finds the old directory or the new one at every moment. Damaged records are rewritten from what the
     manifest's digest proves, and an image whose layer has turned out to be right only for the base of another image
-    gets a form of its own. What cannot be repaired stands in the report's ``failures``, and its damage stays in the
+    gets a form of its own. What cannot be repaired is in the report's ``failures``, and its damage stays in the
     report; images that have been removed or replaced meanwhile are skipped. Raises Cancelled.
     """
     started = time.monotonic()
@@ -65,7 +65,7 @@ def _outcome(
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """What is reported of each layer in the end, and which are repaired; ``fresh`` is what was found after that."""
     repaired = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
-    # What nothing needs any more is no damage.
+    # What nothing needs any more is not damage.
     left = (x for x in layers if x.digest not in doubted or x.digest in fresh)
     # What was found is reported even though it is repaired.
     return tuple(x if x.digest in repaired else fresh.get(x.digest, x) for x in left), tuple(sorted(repaired))
