@@ -9,8 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.config.table import TABLE
-from msb_pull.config.values import to_flag, to_mirrors, to_path
+from msb_pull.config.table import TABLE, to_flag, to_mirrors, to_path
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
 from msb_pull.ground.places import home

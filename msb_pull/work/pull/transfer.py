@@ -75,16 +75,9 @@ class Transfer:
             self._record()
         result = self._result(started)
         present = {str(placing.digest): placing.present for placing in self._bases.stack}
+        counts = len(present), sum(present.values())
         self._job.tell(
-            events.ImageDone(
-                self._name,
-                result.pinned,
-                result.size,
-                result.fetched,
-                result.seconds,
-                len(present),
-                sum(present.values()),
-            )
+            events.ImageDone(self._name, result.pinned, result.size, result.fetched, result.seconds, *counts)
         )
         return result
 
