@@ -244,20 +244,16 @@ def main(argv: Sequence[str], streams: Streams | None = None) -> int:
 
     def work() -> None:
         interrupts.install(session.say_farewell)
-        _parse_and_run(list(argv) or ["--help"], session)
+        program = typer.main.get_command(app)
+        try:
+            program.main(list(argv) or ["--help"], prog_name="msb-pull", standalone_mode=False, obj=session)
+        except typer.TyperException as error:
+            raise usage_error(error) from error
+        except typer.Abort:
+            raise Cancelled("interrupted") from None
 
     try:
         return session.guard(work)
     finally:
         session.display.close()
         interrupts.remove()
-
-
-def _parse_and_run(argv: list[str], session: Session) -> None:
-    program = typer.main.get_command(app)
-    try:
-        program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
-    except typer.TyperException as error:
-        raise usage_error(error) from error
-    except typer.Abort:
-        raise Cancelled("interrupted") from None

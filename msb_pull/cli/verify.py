@@ -11,6 +11,7 @@ from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
 from msb_pull.work.select import stored_images
+from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import VerifyReport, verify_images
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
 def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
     """What is still wrong, with damage first."""
     if not report.damaged and not report.misrecorded:
-        if not report.unreadable:
+        unreadable = report.having(Verdict.UNREADABLE)
+        if not unreadable:
             return None
-        count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
+        count = f"{len(unreadable)} of {counted(len(report.layers), 'layer')}"
         return LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
     parts = []
     if report.damaged:
@@ -101,14 +103,15 @@ def _rows_line(reference: str, difference: Difference) -> str:
 
 def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
     size = format_size(sum(layer.bytes for layer in report.layers))
-    proven = len(report.layers) - len(report.unprovable)
+    unprovable = report.having(Verdict.UNPROVABLE)
+    proven = len(report.layers) - len(unprovable)
     text = f"{'Compared' if quick else 'Verified'} {counted(proven, 'layer')} ({size}) in {report.seconds:.1f}s"
     if report.repaired:
         text += f", {counted(len(report.repaired), 'layer')} repaired"
     if report.mended:
         text += f", {counted(len(report.mended), 'record')} rewritten"
-    if report.unprovable:
-        text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
+    if unprovable:
+        text += f"; {counted(len(unprovable), 'layer')} cannot be proven"
     return text
 
 

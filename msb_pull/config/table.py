@@ -59,22 +59,18 @@ def to_flag(value: Any) -> bool:
     return value
 
 
-def _integer(value: Any, low: int, high: int | None, what: str) -> int:
-    text = str(value).strip()
-    is_number = not isinstance(value, (bool, float)) and text.isascii() and text.isdecimal() and len(text) < 20
-    if not is_number or int(text) < low or (high is not None and int(text) > high):
-        raise ValueError(f"{_shown(value)} is not {what}")
-    return int(text)
+def whole_number(low: int, high: int | None = None) -> Callable[[Any], int]:
+    """A parser of numbers from ``low`` to ``high``, None for any."""
+    what = f"a number above {low - 1}" if high is None else f"a number from {low} to {high}"
 
+    def convert(value: Any) -> int:
+        text = str(value).strip()
+        is_number = not isinstance(value, (bool, float)) and text.isascii() and text.isdecimal() and len(text) < 20
+        if not is_number or int(text) < low or (high is not None and int(text) > high):
+            raise ValueError(f"{_shown(value)} is not {what}")
+        return int(text)
 
-def to_jobs(value: Any) -> int:
-    """How many layers at a time."""
-    return _integer(value, 1, _MAX_JOBS, f"a number from 1 to {_MAX_JOBS}")
-
-
-def to_count(value: Any) -> int:
-    """How often to try again."""
-    return _integer(value, 0, 1000, "a number from 0 to 1000")
+    return convert
 
 
 def to_seconds(value: Any) -> float:
@@ -86,11 +82,6 @@ def to_seconds(value: Any) -> float:
     if isinstance(value, bool) or not 0 < seconds <= 86400:
         raise ValueError(f"{_shown(value)} is not a number of seconds above 0")
     return seconds
-
-
-def to_entries(value: Any) -> int:
-    """A number above 0."""
-    return _integer(value, 1, None, "a number above 0")
 
 
 def to_size(value: Any) -> int:
@@ -207,9 +198,9 @@ _ALL = (
     ),
     Setting(
         "jobs",
-        to_jobs,
+        whole_number(1, _MAX_JOBS),
         "N",
-        "Layers to process at once, 1 to 64; default: depends on the processors.",
+        f"Layers to process at once, 1 to {_MAX_JOBS}; default: depends on the processors.",
         short="-j",
         variable="MSB_PULL_JOBS",
         key="jobs",
@@ -223,7 +214,11 @@ _ALL = (
         LIMITS,
     ),
     Setting(
-        "max_entries", to_entries, "N", f"Most files to accept in a layer; default: {_DEFAULT.max_entries}.", LIMITS
+        "max_entries",
+        whole_number(1),
+        "N",
+        f"Most files to accept in a layer; default: {_DEFAULT.max_entries}.",
+        LIMITS,
     ),
     Setting(
         "max_window",
@@ -259,7 +254,7 @@ _ALL = (
     ),
     Setting("default_registry", to_text, variable="OCI_REGISTRY_DOMAIN", key="default_registry"),
     Setting("sync", to_flag, key="sync"),
-    Setting("retries", to_count, key="pull.retries"),
+    Setting("retries", whole_number(0, 1000), key="pull.retries"),
     Setting("timeout", to_seconds, key="pull.timeout"),
 )
 TABLE = {setting.name: setting for setting in _ALL}

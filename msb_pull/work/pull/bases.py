@@ -16,7 +16,6 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import chain_id
 from msb_pull.layer.notes import Notes
@@ -178,7 +177,7 @@ class Publisher:
         notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=placing.chain)
         notes.save(staging.notes)
         short = f"layer {placing.digest.short}"
-        self._job.tell(events.Logged(self._image, 1, f"{short}: unpacked under {report.jailed}"))
+        self._job.log(self._image, f"{short}: unpacked under {report.jailed}")
         kept = keep_aside(staging.path, staging.kept)
         for warning in (*report.warnings, *settled.warnings, *kept):
             self._job.warn(self._image, f"{short}: {warning}")

@@ -12,7 +12,7 @@ from msb_pull.ground.sizes import counted
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerReport, Verdict
-from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
+from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set
@@ -42,10 +42,10 @@ def repair_layers(
     with store.database(create=False) as database:
         there = sorted(set(report.images).intersection(database.references()))
     doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
-    again = verify_layers(store, there, doubted, job)
+    again = verify_images(store, there, job, only=doubted)
     if divided := {name for layer in again.damaged if _is_right_elsewhere(layer) for name in layer.images}:
         work.place_again(sorted(divided))
-        again = verify_layers(store, there, doubted, job)
+        again = verify_images(store, there, job, only=doubted)
     rows = tuple(x for x in report.rows if x.reference in there)
     still = {x.reference for x in again.rows}
     layers, repaired = _outcome(report.layers, damaged, doubted, {layer.digest: layer for layer in again.layers})

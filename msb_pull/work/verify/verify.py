@@ -54,30 +54,19 @@ class VerifyReport:
         """The layers with damage that is still there."""
         return [x for x in self.layers if x.verdict is Verdict.DAMAGED and x.digest not in self.repaired]
 
-    @property
-    def unprovable(self) -> list[LayerReport]:
-        """The layers that cannot be proven."""
-        return [x for x in self.layers if x.verdict is Verdict.UNPROVABLE]
-
-    @property
-    def unreadable(self) -> list[LayerReport]:
-        """The layers that this user may not read, at least in part."""
-        return [x for x in self.layers if x.verdict is Verdict.UNREADABLE]
+    def having(self, verdict: Verdict) -> list[LayerReport]:
+        """The layers of which this was found."""
+        return [x for x in self.layers if x.verdict is verdict]
 
 
-def verify_images(store: Store, references: Sequence[str], job: Job, *, quick: bool = False) -> VerifyReport:
+def verify_images(
+    store: Store, references: Sequence[str], job: Job, *, quick: bool = False, only: Collection[str] | None = None
+) -> VerifyReport:
     """Verifies the layers of the named images (canonical references), of all images when none is named.
 
-    A layer that several images share is verified once, ``job.jobs`` layers at a time. Writes nothing. Raises
-    NotFoundError for an unknown image, LocalError, Cancelled.
+    ``only`` names the layers to verify (None for all). A layer that several images share is verified once,
+    ``job.jobs`` layers at a time. Writes nothing. Raises NotFoundError for an unknown image, LocalError, Cancelled.
     """
-    return verify_layers(store, references, None, job, quick=quick)
-
-
-def verify_layers(
-    store: Store, references: Sequence[str], only: Collection[str] | None, job: Job, *, quick: bool = False
-) -> VerifyReport:
-    """As :func:`verify_images`, but only those layers of the images that ``only`` names (None for all)."""
     started = time.monotonic()
     with store.lock_shared(job.tell_waiting, job.cancel):
         # Not before: what is removed while this waits for the lock is not damage.
