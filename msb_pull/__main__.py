@@ -1,4 +1,4 @@
-"""The program's door: what must answer at once is answered here, before anything heavy is loaded."""
+"""The program's door: fast answers are given here, before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def main() -> NoReturn:
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
-        # It came while modules were loaded; nothing has been done yet that would have to be told of.
+        # It came while modules were loaded; nothing has been done yet that needs a message.
         code = 130
     except MemoryError:
-        # Not even the modules that tell of errors may fit.
+        # The modules that show errors may not fit either.
         os.write(2, b"error: out of memory\n  hint: raise the limit (`ulimit -v`, the memory of a container)\n")
         code = 7
     for stream in (sys.stdout, sys.stderr):

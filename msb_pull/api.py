@@ -54,8 +54,8 @@ class Store:
         """Opens the store at ``home``, by default the one that the command line uses.
 
         The default comes from ``MICROSANDBOX_HOME``, the configuration file, or is ``~/.microsandbox``; ``layers_dir``
-        likewise, where ``home`` is not given. With ``create`` missing folders are made. ``warn`` is told what a person
-        should know of the place. Raises LocalError, UsageError.
+        likewise, where ``home`` is not given. With ``create`` missing folders are made. ``warn`` is called with what
+        a person should know of the place. Raises LocalError, UsageError.
 
         >>> import tempfile
         >>> store = Store.open(tempfile.mkdtemp())
@@ -128,7 +128,7 @@ def pull_image(
     registries: RegistryOptions | None = None,
     credentials: CredentialStore | None = None,
 ) -> PullResult:
-    """Brings an image into the store; asks no registry where it is complete already and the policy allows that.
+    """Brings an image into the store; asks no registry if it is already complete and the policy allows that.
 
     ``image`` is what the command line takes: ``ubuntu:22.04``, ``ghcr.io/a/b@sha256:…``, ``oci:DIR:TAG``,
     ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of ``msb_pull.events``, from

@@ -60,16 +60,7 @@ def _root(
 @command(
     app,
     usage="[OPTIONS] IMAGE...",
-    settings=(
-        "policy",
-        "platform",
-        "jobs",
-        "authfile",
-        "limit_rate",
-        "max_layer_size",
-        "max_entries",
-        "max_window",
-    ),
+    settings=("policy", "platform", "jobs", "authfile", "limit_rate", "max_layer_size", "max_entries", "max_window"),
     examples="""\
 msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
@@ -104,13 +95,7 @@ def pull(
 
     access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
     pull_images(
-        run,
-        opt.needed(images, "pull"),
-        access,
-        force=force,
-        name=as_,
-        dry_run=dry_run,
-        allow_no_xattr=allow_no_xattr,
+        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
     )
 
 
@@ -176,12 +161,7 @@ msb-pull verify
 msb-pull verify --quick ubuntu:22.04
 msb-pull verify --repair ubuntu:22.04""",
 )
-def verify(
-    run: Run,
-    images: opt.Images = None,
-    quick: opt.Quick = False,
-    repair: opt.Repair = False,
-) -> None:
+def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair: opt.Repair = False) -> None:
     """Check layers against the digests of the registry.
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
@@ -231,7 +211,7 @@ msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
 )
 def rm(run: Run, images: opt.Images = None) -> None:
     """Remove images, and the layers that nothing else needs."""
-    from msb_pull.cli.rm import remove_from_store
+    from msb_pull.cli.prune import remove_from_store
 
     remove_from_store(run, opt.needed(images, "rm"))
 
@@ -244,12 +224,7 @@ msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(
-    run: Run,
-    images: opt.Images = None,
-    output: opt.Output = None,
-    form: opt.SaveFormat = None,
-) -> None:
+def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
@@ -269,20 +244,16 @@ def main(argv: Sequence[str], streams: Streams | None = None) -> int:
 
     def work() -> None:
         interrupts.install(session.say_farewell)
-        _parse_and_run(list(argv) or ["--help"], session)
+        program = typer.main.get_command(app)
+        try:
+            program.main(list(argv) or ["--help"], prog_name="msb-pull", standalone_mode=False, obj=session)
+        except typer.TyperException as error:
+            raise usage_error(error) from error
+        except typer.Abort:
+            raise Cancelled("interrupted") from None
 
     try:
         return session.guard(work)
     finally:
         session.display.close()
         interrupts.remove()
-
-
-def _parse_and_run(argv: list[str], session: Session) -> None:
-    program = typer.main.get_command(app)
-    try:
-        program.main(argv, prog_name="msb-pull", standalone_mode=False, obj=session)
-    except typer.TyperException as error:
-        raise usage_error(error) from error
-    except typer.Abort:
-        raise Cancelled("interrupted") from None

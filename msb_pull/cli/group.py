@@ -72,27 +72,34 @@ def _keep(param: Any, ctx: typer.Context, value: Any) -> Any:
     return param.callback(ctx, param, value) if param.callback is not None else value
 
 
-def _shown_as_result(option: Any) -> Any:
-    option.callback = _show_help
-    return option
-
-
 def _show_help(ctx: typer.Context, param: Any, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         ctx.obj.display.result(ctx.get_help())
         raise typer.Exit
 
 
-class PlainCommand(typer.core.TyperCommand):
+class _Plain:
+    """What commands and their group share."""
+
+    options_metavar: str | None
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """The parameters, none of which converts its text."""
+        return [as_typed(param) for param in super().get_params(ctx)]  # type: ignore[misc]
+
+    def get_help_option(self, ctx: typer.Context) -> Any:
+        """The help option, whose page is written as every result is."""
+        option: Any = super().get_help_option(ctx)  # type: ignore[misc]
+        option.callback = _show_help
+        return option
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+        """The usage line as it was written."""
+        return [self.options_metavar or ""]
+
+
+class PlainCommand(_Plain, typer.core.TyperCommand):  # type: ignore[misc]
     """A command whose values stay text, with help in sections of plain text."""
-
-    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
-        """The parameters, none of which turns its text into anything."""
-        return [as_typed(param) for param in super().get_params(ctx)]
-
-    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """The help option, whose page goes the way of every result."""
-        return _shown_as_result(super().get_help_option(ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Leaves in every error the command whose help page tells more."""
@@ -102,10 +109,6 @@ class PlainCommand(typer.core.TyperCommand):
             if getattr(error, "ctx", None) is None:
                 error.ctx = ctx  # type: ignore[attr-defined]
             raise
-
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The usage line as it was written."""
-        return [self.options_metavar or ""]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Writes the options in sections, in the order in which the sections first appear."""
@@ -130,21 +133,13 @@ class PlainCommand(typer.core.TyperCommand):
                 formatter.write_text("\b\n" + self.epilog)
 
 
-class Group(typer.core.TyperGroup):
+class Group(_Plain, typer.core.TyperGroup):  # type: ignore[misc]
     """Commands, or images to pull when the first word is none."""
-
-    def get_help_option(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """The help option, whose page goes the way of every result."""
-        return _shown_as_result(super().get_help_option(ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Leaves the options of the bare form for ``pull``."""
         ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
-        """The parameters, none of which turns its text into anything."""
-        return [as_typed(param) for param in super().get_params(ctx)]
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
         """The command that the first word names, else ``pull``; raises UsageError for what could be either."""
@@ -163,10 +158,6 @@ class Group(typer.core.TyperGroup):
                 hint=f"did you mean `msb-pull {near[0]}`? To pull an image of this name: `msb-pull pull {word}`",
             )
         return "pull", self.commands["pull"], args
-
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The usage line as it was written."""
-        return [self.options_metavar or ""]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Writes the commands before the two options."""
@@ -214,7 +205,7 @@ def usage_error(error: typer.TyperException) -> MsbPullError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "msb-pull"
     near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help`lists the options"
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
     option = getattr(error, "option_name", None)
     message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

@@ -154,7 +154,7 @@ def _file_line(file: ListedFile) -> str:
 
 
 def _file_document(file: ListedFile) -> dict[str, Any]:
-    """Names that are no UTF-8 keep their bytes as lone surrogates (Python's ``surrogateescape``)."""
+    """Names that are not UTF-8 keep their bytes as lone surrogates (Python's ``surrogateescape``)."""
     return {
         "path": os.fsdecode(file.path),
         "type": file.kind,

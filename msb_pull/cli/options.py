@@ -52,12 +52,7 @@ CaCert = Annotated[
     ),
 ]
 CredsStdin = Annotated[
-    Flag,
-    typer.Option(
-        "--creds-stdin",
-        help="Read `user:password` from all of standard input.",
-        rich_help_panel=ACCESS,
-    ),
+    Flag, typer.Option("--creds-stdin", help="Read `user:password` from all of standard input.", rich_help_panel=ACCESS)
 ]
 Anonymous = Annotated[
     Flag, typer.Option("--anonymous", help="Do not use credentials, even if there are any.", rich_help_panel=ACCESS)
@@ -120,10 +115,7 @@ SaveFormat = Annotated[
 Form = Annotated[
     Text,
     typer.Option(
-        "--format",
-        metavar="text|json",
-        help="What standard output carries; default: text.",
-        rich_help_panel=EVERYWHERE,
+        "--format", metavar="text|json", help="What standard output carries; default: text.", rich_help_panel=EVERYWHERE
     ),
 ]
 Quiet = Annotated[
@@ -157,7 +149,7 @@ def _option(setting: Setting) -> inspect.Parameter:
 
 
 def _common_options(form: Form = None, quiet: Quiet = False, verbose: Verbose = 0, debug: Debug = False) -> None:
-    """The options of every command that are no settings."""
+    """The options of every command that are not settings."""
 
 
 # The settings that have an option, by name, and what every command takes.

@@ -1,4 +1,4 @@
-"""The ``prune`` command behind its options, and what ``rm`` shows alike."""
+"""The ``prune`` and ``rm`` commands behind their options, which show in the same way what was removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
-from msb_pull.work.prune import apply_prune, plan_prune
+from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from msb_pull.work.select import parse_filters
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool, dry_run: bool, wait: bool) -> None:
-    """Plans, asks, removes; prints one line for everything that went or, in a dry run, would go."""
+    """Plans, asks, removes; prints one line for each thing removed or, in a dry run, to be removed."""
     selection = parse_filters(filters) if everything else None
     store = run.store(create=False)
     if not dry_run:
@@ -35,12 +35,17 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
         run.write(_removed_document(type(plan)((), (), (), (), 0), dry_run=False), "")
         run.display.note("Nothing removed.")
         return
-    removed = apply_prune(store, plan, run.job, wait=wait)
-    show_removed(run, removed)
+    _show_removed(run, apply_prune(store, plan, run.job, wait=wait))
 
 
-def show_removed(run: Run, removed: PrunePlan) -> None:
-    """Writes what went, and how much space that gave back."""
+def remove_from_store(run: Run, images: Sequence[str]) -> None:
+    """Removes images and what only they need; prints one line for each thing removed."""
+    names = run.names(images)
+    _show_removed(run, remove_images(run.store_with(names), names, run.job))
+
+
+def _show_removed(run: Run, removed: PrunePlan) -> None:
+    """Writes what was removed, and how much space that freed."""
     run.write(_removed_document(removed, dry_run=False), _removed_lines(removed))
     run.display.note(f"Removed {_contents(removed)}, freed {format_size(removed.size)}", done=True)
 

@@ -46,7 +46,7 @@ def pull_images(
     dry_run: bool,
     allow_no_xattr: bool,
 ) -> None:
-    """Pulls each image, prints its line at once and tells of failures at the end."""
+    """Pulls each image, prints its line at once and shows failures at the end."""
     settings = run.settings
     arguments = [parse_argument(text, settings.default_registry) for text in images]
     _check(arguments, access, name)

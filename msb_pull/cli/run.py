@@ -25,7 +25,6 @@ from msb_pull.ground.running import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from msb_pull.cli.signals import Interrupts
     from msb_pull.config.settings import Settings
@@ -64,7 +63,7 @@ class Session:
         return run
 
     def guard(self, work: Callable[[], None]) -> int:
-        """Runs ``work`` and tells of whatever goes wrong; returns the exit code. Nothing else turns errors into one."""
+        """Runs ``work``, shows any error and returns the exit code; nothing else makes errors into one."""
         try:
             work()
         except OutputClosed:
@@ -120,11 +119,6 @@ class Run:
         self.settings = settings
         self.display = session.display
         self.job = Job(session.display.observe, session.interrupts.cancel, settings.jobs)
-
-    @property
-    def layers_dir(self) -> Path:
-        """Where the layers of this run's store lie."""
-        return self.settings.layers_dir or self.settings.home / "layers"
 
     def store(self, *, create: bool = True) -> Store:
         """Opens the store; with ``create`` False nothing is made that is not there."""

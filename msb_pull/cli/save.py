@@ -98,7 +98,7 @@ def _standard_output(run: Run) -> Iterator[BinaryIO]:
         )
     if run.display.format == "json":
         raise UsageError("save: standard output cannot carry an archive and a document", hint="name a file with -o")
-    out = run.display.streams.binary_stdout
+    out = run.display.streams.stdout.buffer
     try:
         yield out
         out.flush()

@@ -31,7 +31,7 @@ class Interrupts:
         self._former: dict[int, Any] = {}
 
     def install(self, farewell: Callable[[], None]) -> None:
-        """Starts to listen; ``farewell`` is called right before a forced end. Only for the main thread."""
+        """Starts listening; ``farewell`` is called right before a forced end. Only for the main thread."""
         self._farewell = farewell
         self._read, self._write = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(self._write, False)
@@ -43,7 +43,7 @@ class Interrupts:
         start_thread(self._watch, "signals")
 
     def remove(self) -> None:
-        """Stops to listen; once a signal has come the thread stays, to end a process that cannot end by itself."""
+        """Stops listening; once a signal has come the thread stays, to end a process that cannot end by itself."""
         if self.number is None and self._write >= 0:
             signal.set_wakeup_fd(-1)
             for number, handler in self._former.items():

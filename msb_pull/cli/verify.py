@@ -10,7 +10,9 @@ from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
-from msb_pull.work.verify.verify import VerifyReport, stored_images, verify_images
+from msb_pull.work.select import stored_images
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import VerifyReport, verify_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.proof.compare import Damage
     from msb_pull.store.index.proven import Difference
     from msb_pull.store.store import Store
-    from msb_pull.work.verify.verify import LayerReport
+    from msb_pull.work.verify.layers import LayerReport
 
 
 def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) -> None:
@@ -30,32 +32,26 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         report = VerifyReport((), (), (), 0.0)
     else:
         report = verify_images(store, names, run.job, quick=quick)
-    if repair and (report.damaged or report.misrecorded) and store is not None:
-        report = _repair(run, store, report)
+        if repair and (report.damaged or report.misrecorded):
+            report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
             run.warn(f"layer {short(layer.digest)}: {layer.remark}")
     lines = [_rows_line(x.reference, difference) for x in report.rows for difference in x.differences]
     lines += [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
-    error: MsbPullError | None = None
-    if report.damaged or report.misrecorded:
-        error = _damage_error(report, repair=repair)
-    elif report.unreadable:
-        count = f"{len(report.unreadable)} of {counted(len(report.layers), 'layer')}"
-        error = LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
+    error = _error(report, repair=repair)
     document = {"status": "failed" if error else "ok", **_verify_document(report)}
     if error:
         document["error"] = run.session.document_of(error)
     run.write(document, "\n".join(lines))
     if error:
-        for failure in report.failures:
+        for failure in (*report.failures, error):
             run.session.tell(failure)
-        run.session.tell(error)
         run.fail([error])
+    elif report.images:
+        run.display.note(_verify_summary(report, quick=quick), done=True)
     else:
-        run.display.note(
-            _verify_summary(report, quick=quick) if report.images else "No images.", done=bool(report.images)
-        )
+        run.display.note("No images.")
 
 
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
@@ -64,18 +60,21 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     from msb_pull.work.verify.repair import repair_layers
 
     settings = run.settings
-    options = PullOptions(
-        jobs=settings.jobs,
-        limits=settings.limits,
-        # What the pull was allowed to do without, its repair is too.
-        allow_no_xattr=True,
-    )
+    # What the pull was allowed to do without, its repair is too.
+    options = PullOptions(jobs=settings.jobs, limits=settings.limits, allow_no_xattr=True)
     sources = [parse_argument(x.reference) for x in stored_images(store, report.images) if x.source == "registry"]
     with contextlib.closing(LazyClient(run, sources, Access())) as client:
         return repair_layers(store, report, client, options, run.job)
 
 
-def _damage_error(report: VerifyReport, *, repair: bool) -> ContentError:
+def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
+    """What is still wrong, with damage first."""
+    if not report.damaged and not report.misrecorded:
+        unreadable = report.having(Verdict.UNREADABLE)
+        if not unreadable:
+            return None
+        count = f"{len(unreadable)} of {counted(len(report.layers), 'layer')}"
+        return LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
     parts = []
     if report.damaged:
         parts.append(f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged")
@@ -104,14 +103,15 @@ def _rows_line(reference: str, difference: Difference) -> str:
 
 def _verify_summary(report: VerifyReport, *, quick: bool) -> str:
     size = format_size(sum(layer.bytes for layer in report.layers))
-    proven = len(report.layers) - len(report.unprovable)
+    unprovable = report.having(Verdict.UNPROVABLE)
+    proven = len(report.layers) - len(unprovable)
     text = f"{'Compared' if quick else 'Verified'} {counted(proven, 'layer')} ({size}) in {report.seconds:.1f}s"
     if report.repaired:
         text += f", {counted(len(report.repaired), 'layer')} repaired"
     if report.mended:
-        text += f", {counted(len(report.mended), 'record')}rewritten"
-    if report.unprovable:
-        text += f"; {counted(len(report.unprovable), 'layer')} cannot be proven"
+        text += f", {counted(len(report.mended), 'record')} rewritten"
+    if unprovable:
+        text += f"; {counted(len(unprovable), 'layer')} cannot be proven"
     return text
 
 

@@ -20,7 +20,7 @@ def show_version(*, detailed: bool) -> int:
 
 
 def _write_patiently(text: str) -> int:
-    """As every other result is written: to whoever reads late, or with the error that says why not."""
+    """Writes it as every other result: to a slow reader too, or with an error that says why not."""
     from msb_pull.cli.run import Session
     from msb_pull.cli.signals import Interrupts
     from msb_pull.display.streams import Streams

@@ -40,42 +40,40 @@ def default_path(environ: Mapping[str, str]) -> Path | None:
 
 
 def read(path: Path) -> Document:
-    """Reads and takes apart the file; raises UsageError when it cannot be read, is no TOML or holds an unknown key."""
+    """Reads and takes apart the file; raises UsageError when it cannot be read, is not TOML or holds an unknown key."""
     try:
-        data = path.read_bytes()
+        return _take_apart(path, _parse(path))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
-    return _take_apart(path, _parse(path, data))
 
 
 def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[Path, Document] | None:
-    """The file that nobody has named, None where there is none.
+    """The file at its default place, None where there is none.
 
-    One that may not be read, as that of another user, is told to ``warn``. Raises UsageError for one that is wrong.
+    ``warn`` hears of one that may not be read, as that of another user. Raises UsageError for one that is wrong.
     """
     path = default_path(environ)
     if path is None:
         return None
     try:
-        data = path.read_bytes()
+        return path, _take_apart(path, _parse(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         warn(f"{path} cannot be read and is ignored: {error.strerror}")
         return None
-    return path, _take_apart(path, _parse(path, data))
 
 
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
+def _parse(path: Path) -> dict[str, Any]:
     import tomli
 
+    data = path.read_bytes()
     try:
         return tomli.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        # Besides its own errors tomli lets through those for bytes that are no text, numbers of thousands of digits and
-        # deep nesting.
+        # Besides its own errors tomli lets through those for bytes that are not text, long numbers and deep nesting.
         raise UsageError(f"{path}: not valid TOML", cause=str(error)) from None
 
 

@@ -1,6 +1,6 @@
 """Settings: option before environment before file before what is built in.
 
-:mod:`msb_pull.config.table` says under which names each can be given; defaults stand in :class:`Settings`.
+:mod:`msb_pull.config.table` says under which names each can be given; defaults are in :class:`Settings`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.config.table import TABLE
-from msb_pull.config.values import to_flag, to_mirrors, to_path
+from msb_pull.config.table import TABLE, to_flag, to_mirrors, to_path
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
 from msb_pull.ground.places import home
@@ -72,7 +71,7 @@ class Settings:
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from options, the environment (the process's own by default) and the configuration file.
 
-    ``flags`` holds options by the key of their setting; None means not given, and text is read as it is everywhere.
+    ``flags`` holds options by the key of their setting; None means not given, and text is read as in the other places.
     Raises UsageError that names the option, variable or key whose value cannot be used.
     """
     environ = os.environ if environ is None else environ
@@ -179,6 +178,6 @@ def color_choice(mode: str = "auto", environ: Mapping[str, str] | None = None) -
 
 
 def _speaks_unicode(environ: Mapping[str, str]) -> bool:
-    # Python's own answer is no use: with LC_ALL=C it switches itself to UTF-8, which the terminal knows nothing of.
+    # Python's own answer does not help: with LC_ALL=C it switches itself to UTF-8, which says nothing of the terminal.
     locale = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C"
     return "utf8" in locale.lower().replace("-", "")

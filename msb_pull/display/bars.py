@@ -63,7 +63,7 @@ class BarsRenderer:
         self._clock = time.monotonic
 
     def draw(self, batch: Sequence[Event]) -> None:
-        """Takes events and draws the rows anew, with what is finished above them, in one write."""
+        """Takes events and draws the rows again, with what is finished above them, in one write."""
         now = self._clock()
         above: list[Row] = []
         for event in batch:

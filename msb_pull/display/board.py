@@ -1,4 +1,4 @@
-"""What the live rows say: the state of every layer under way, laid out for a width. No terminal in here."""
+"""What the live rows say: the state of every layer under way, laid out for a width, without a terminal."""
 
 from __future__ import annotations
 
@@ -69,10 +69,8 @@ class Board:
                 self._status = f"Waiting for {visible(holder)}"
             case events.PullPlanned():
                 self._plan(event)
-            case events.LayerProgress():
+            case events.LayerProgress() | events.CheckProgress():
                 self._progress(event, now)
-            case events.CheckProgress():
-                self._check(event, now)
             case events.LayerWaiting(digest=digest, holder=holder):
                 self._layer(digest).note = f"waiting for {visible(holder)}"
             case events.LayerDone():
@@ -102,7 +100,7 @@ class Board:
         whole = self._whole()
         layout = _Layout.of([layer for digest, layer in active if digest in shown] + [whole], width)
         rows = [self._layer_row(digest, layer, layout, now) for digest, layer in active if digest in shown]
-        # A verification learns the size of a layer when it comes to it: nobody knows the whole before.
+        # A verification learns the size of a layer when it comes to it: the total is not known before.
         if self._planned and len(self._layers) > 1 and height > 2:
             left = sum(not layer.finished for layer in self._layers.values())
             tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
@@ -123,21 +121,17 @@ class Board:
             else:
                 self._layers[layer.digest] = _Layer(total=layer.size)
 
-    def _progress(self, event: events.LayerProgress, now: float) -> None:
+    def _progress(self, event: events.LayerProgress | events.CheckProgress, now: float) -> None:
         self._status = ""
         layer = self._layer(event.digest)
-        layer.done, layer.total, layer.phase, layer.note = event.done, event.total, event.phase, ""
+        layer.done, layer.total = event.done, event.total
+        if isinstance(event, events.LayerProgress):
+            layer.phase, layer.note = event.phase, ""
+        else:
+            layer.phase, layer.unit = events.Phase.VERIFYING, event.unit
+            layer.finished = layer.finished or event.done >= event.total
         layer.meter.add(now, event.done)
         self._meter.add(now, sum(x.done for x in self._layers.values()))
-
-    def _check(self, event: events.CheckProgress, now: float) -> None:
-        self._status = ""
-        layer = self._layer(event.digest)
-        layer.done, layer.total, layer.unit, layer.phase = event.done, event.total, event.unit, events.Phase.VERIFYING
-        layer.meter.add(now, event.done)
-        self._meter.add(now, sum(x.done for x in self._layers.values()))
-        if event.done >= event.total and not layer.finished:
-            layer.finished = True
 
     def _done(self, event: events.LayerDone) -> None:
         layer = self._layer(event.digest)

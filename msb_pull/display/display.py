@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull.display.streams import Streams, is_terminal, painted, wants_color, write_aside, write_out
+from msb_pull.display.streams import Streams, is_terminal, painted, write_aside, write_out
 from msb_pull.ground.running import start_thread
 from msb_pull.ground.text import visible
 
@@ -37,7 +37,7 @@ class Renderer(Protocol):
 
 
 class Display:
-    """Owns the three streams of a run. Before :meth:`configure` it can only tell of errors."""
+    """Owns the three streams of a run. Before :meth:`configure` it can only show errors."""
 
     def __init__(self, streams: Streams, *, color: bool | None = None) -> None:
         self.streams = streams
@@ -45,7 +45,8 @@ class Display:
         self.quiet = False
         self._color = color
         self._unicode = False
-        self._mode = "none"
+        # How progress is shown: bars, plain, json or none.
+        self.mode = "none"
         self._verbosity = 0
         self._jobs = 1
         self._thread: threading.Thread | None = None
@@ -62,21 +63,11 @@ class Display:
         self._unicode = settings.unicode
         self._verbosity = verbosity
         self._jobs = settings.jobs
-        self._mode = self._choose_mode(settings)
+        self.mode = self._choose_mode(settings)
 
     @property
-    def mode(self) -> str:
-        """How progress is shown: bars, plain, json or none."""
-        return self._mode
-
-    @property
-    def check_mark(self) -> str:
-        """What stands before a line that tells of something finished."""
-        return painted("✓" if self._unicode else "*", "green", self.colored_stderr)
-
-    @property
-    def colored_stderr(self) -> bool:
-        return wants_color(self.streams.stderr, self._color)
+    def _colored_stderr(self) -> bool:
+        return is_terminal(self.streams.stderr) if self._color is None else self._color
 
     @property
     def colored_stdout(self) -> bool:
@@ -90,7 +81,7 @@ class Display:
         from msb_pull.ground import events
 
         with self._changed:
-            # Of the progress of one layer only the newest counts; everything else is told in order.
+            # Of the progress of one layer only the newest counts; everything else is shown in order.
             key: Hashable = object()
             if isinstance(event, (events.LayerProgress, events.CheckProgress)):
                 key = (type(event), event.image, event.digest)
@@ -129,10 +120,11 @@ class Display:
 
     def note(self, text: str, *, done: bool = False) -> None:
         """Says something on one line to the person, unless asked to be quiet; ``done`` puts a check mark before it."""
-        if not self.quiet and self._mode != "json":
+        if not self.quiet and self.mode != "json":
             self.settle()
-            mark = f"{self.check_mark} " if done and is_terminal(self.streams.stderr) else ""
-            write_aside(self.streams.stderr, f"{mark}{visible(text)}\n")
+            mark = painted("✓" if self._unicode else "*", "green", self._colored_stderr) + " "
+            shown = done and is_terminal(self.streams.stderr)
+            write_aside(self.streams.stderr, f"{mark if shown else ''}{visible(text)}\n")
 
     def ask(self, question: str) -> bool:
         """Asks on standard error; only ``y`` and ``yes`` are a yes, the end of input is a no."""
@@ -149,9 +141,9 @@ class Display:
         return is_terminal(self.streams.stdin) and is_terminal(self.streams.stderr)
 
     def error(self, error: MsbPullError) -> None:
-        """Tells of a failure in one to three lines, or as one event with ``--progress json``."""
+        """Shows a failure in one to three lines, or as one event with ``--progress json``."""
         self.settle()
-        if self._mode == "json":
+        if self.mode == "json":
             write_aside(self.streams.stderr, _json({"event": "error", **error_document(error)}) + "\n")
         else:
             write_aside(self.streams.stderr, self._error_text(error))
@@ -163,7 +155,7 @@ class Display:
         write_aside(self.streams.stderr, "\n".join(visible(line) for line in text.split("\n")))
 
     def _error_text(self, error: MsbPullError) -> str:
-        color = self.colored_stderr
+        color = self._colored_stderr
         lines = [f"{painted('error:', 'red', color)} {_one_line(error.message)}"]
         if error.cause:
             lines.append(f"  {painted('cause:', 'dim', color)} {_one_line(error.cause)}")
@@ -185,17 +177,17 @@ class Display:
 
     def _make_renderer(self) -> Renderer:
         # A pull that finds everything in place has nothing to draw, and must not pay for what could.
-        if self._mode == "json":
+        if self.mode == "json":
             return _JsonRenderer(self.streams, self._verbosity)
-        if self._mode == "bars":
+        if self.mode == "bars":
             from msb_pull.display.bars import BarsRenderer
 
-            return BarsRenderer(self.streams.stderr, jobs=self._jobs, color=self.colored_stderr, unicode=self._unicode)
+            return BarsRenderer(self.streams.stderr, jobs=self._jobs, color=self._colored_stderr, unicode=self._unicode)
         from msb_pull.display.lines import PlainRenderer
 
         return PlainRenderer(
             lambda text: write_aside(self.streams.stderr, text + "\n"),
-            progress=self._mode == "plain",
+            progress=self.mode == "plain",
             verbosity=self._verbosity,
         )
 
@@ -218,7 +210,7 @@ class Display:
                     if not closing:
                         self._changed.wait_for(lambda: self._settling or self._closing, _INTERVAL)
         except MemoryError:
-            # Without a picture; the work itself says so if it has too little as well.
+            # The work goes on without a display; it raises an error itself if it has too little memory.
             return
         finally:
             with self._changed:

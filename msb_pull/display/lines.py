@@ -94,7 +94,7 @@ class Meter:
         self._samples: list[tuple[float, int]] = []
 
     def add(self, now: float, done: int) -> None:
-        """Notes that ``done`` units were done at ``now``; a count that went back starts anew."""
+        """Notes that ``done`` units were done at ``now``; a count that went back starts over."""
         if self._samples and done < self._samples[-1][1]:
             self._samples.clear()
         self._samples.append((now, done))
@@ -110,7 +110,7 @@ class Meter:
 
 
 def remark(event: Event, verbosity: int) -> str | None:
-    """The line of an event that is told whatever the way of showing progress; None for all others."""
+    """The line of an event that is shown in every mode of progress; None for all others."""
     if isinstance(event, events.Warned):
         return f"warning: {visible(event.text)}"
     if isinstance(event, events.Logged):

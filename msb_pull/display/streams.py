@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO, cast
 
 from msb_pull.ground.errors import LocalError, UsageError
 
@@ -18,7 +18,7 @@ _SECRET_LIMIT = 1 << 20
 
 
 class OutputClosed(Exception):
-    """Whoever read standard output has gone (``msb-pull ls | head``)."""
+    """The reader of standard output has gone (``msb-pull ls | head``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,13 @@ class Streams:
     def of_process(cls) -> Streams:
         """Those of this process.
 
-        Of those that were closed before the start, input is empty and nobody reads what goes to standard error; what
+        Of those that were closed before the start, input is empty and standard error is discarded; what
         is written to standard output is an error, as it is for any program.
         """
         _occupy_closed()
         if sys.stdout is None or (type(sys.stdout) is io.TextIOWrapper and sys.stdout.fileno() == 1):
             sys.stdout = _whole_output(sys.stdout)
         return cls(sys.stdin or _nothing(), sys.stdout, sys.stderr or _nothing())
-
-    @property
-    def binary_stdout(self) -> BinaryIO:
-        """Standard output for an archive."""
-        return self.stdout.buffer
 
 
 class _Patient(io.RawIOBase):
@@ -67,7 +62,7 @@ class _Patient(io.RawIOBase):
             try:
                 return os.write(self._descriptor, data)
             except BlockingIOError:
-                # Whoever made the pipe has set it so; its reader takes more in a while.
+                # The other side has set the pipe so; its reader takes more in a while.
                 select.select([], [self._descriptor], [])
 
 
@@ -77,7 +72,7 @@ def _whole_output(former: TextIO | None) -> TextIO:
     Python's own does not under PYTHONUNBUFFERED, where what a short write leaves is lost, nor on a descriptor that
     does not block.
     """
-    # A path that is no text is for a program, which needs its very bytes.
+    # A path that is not text is for a program, which needs its exact bytes.
     return io.TextIOWrapper(
         io.BufferedWriter(_Patient(1), 1 << 16),
         encoding=former.encoding if former else "utf-8",
@@ -104,7 +99,7 @@ def _nothing() -> TextIO:
 
 
 def read_secret(stream: TextIO) -> str:
-    """All of a stream, or the one line that a person types; bytes that are no UTF-8 are kept as they are.
+    """All of a stream, or the one line that a person types; bytes that are not UTF-8 are kept as they are.
 
     Raises LocalError when it cannot be read, UsageError for more than a secret can be.
     """
@@ -137,19 +132,19 @@ def output_error(error: OSError) -> LocalError:
 
 
 def write_aside(stream: TextIO, text: str) -> None:
-    """Writes what is only for a person; when nobody can read it, the work goes on all the same."""
+    """Writes what is only for a person; work goes on when it cannot be read."""
     try:
         stream.write(_encodable(stream, text))
         stream.flush()
     except BrokenPipeError:
         give_up(stream)
     except (OSError, ValueError):
-        # A terminal that has gone (EIO) or a full disk behind 2>file: there is no one left to tell.
+        # A terminal that has gone (EIO) or a full disk behind 2>file: nobody can be told.
         return
 
 
 def give_up(stream: TextIO) -> None:
-    """Leads a stream that nobody reads into the void: Python flushes it at exit, and would show the error again."""
+    """Points a stream that nobody reads at the null device: Python flushes it at exit and would show it again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -165,13 +160,8 @@ def _encodable(stream: TextIO, text: str) -> str:
 
 
 def painted(text: str, look: str, color: bool) -> str:
-    """``text`` in one of the few looks, or as it is."""
+    """``text`` in one of the few looks, or unchanged."""
     return f"\x1b[{_LOOKS[look]}m{text}\x1b[0m" if color and text else text
-
-
-def wants_color(stream: TextIO, chosen: bool | None) -> bool:
-    """What was chosen, else whether the stream is a terminal."""
-    return is_terminal(stream) if chosen is None else chosen
 
 
 def is_terminal(stream: TextIO) -> bool:

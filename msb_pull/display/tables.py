@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msb_pull.display.streams import painted
+from msb_pull.ground.sizes import counted
 from msb_pull.ground.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
-_SPANS = (("year", 365 * 86400), ("month", 30 * 86400), ("week", 7 * 86400), ("day", 86400), ("hour", 3600))
+_SPANS = {"year": 365 * 86400, "month": 30 * 86400, "week": 7 * 86400, "day": 86400, "hour": 3600, "minute": 60}
 
 
 def table(
@@ -41,10 +42,9 @@ def facts(pairs: Sequence[tuple[str, str | Sequence[str]]], *, color: bool = Fal
 def ago(then: datetime, now: datetime) -> str:
     """``just now``, ``5 minutes ago``, ``3 weeks ago``; both times with a zone."""
     seconds = max(0, int((now - then).total_seconds()))
-    for name, span in (*_SPANS, ("minute", 60)):
+    for name, span in _SPANS.items():
         if seconds >= span:
-            count = seconds // span
-            return f"{count} {name}{'' if count == 1 else 's'} ago"
+            return f"{counted(seconds // span, name)} ago"
     return "just now"
 
 

@@ -1,6 +1,6 @@
-"""Opens and looks at what lies in an open directory, by one name at a time and never through a symlink.
+"""Opens and stats entries of an open directory, one name at a time and never through a symlink.
 
-A path from an image means nothing on this machine: whoever followed it could be led anywhere. So each step is one name
+A path from an image means nothing on this machine: following it could lead anywhere. So each step is one name
 below the descriptor of the step before. Without a directory, ``name`` is a path of our own, whose last part alone must
 not be a symlink. Everything here raises OSError.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Name = bytes | str | os.PathLike[str]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# A FIFO in the place of a file must not make its reader wait until somebody writes.
+# A FIFO in place of a file must not make its reader wait for a writer.
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT,)
@@ -34,7 +34,7 @@ def open_file(name: Name, directory: int | None = None) -> int:
 
 
 def create_file(name: Name, directory: int | None = None) -> int:
-    """A descriptor to write a new file, which nobody else may read yet."""
+    """A descriptor to write a new file, which no other user may read yet."""
     return os.open(name, CREATE, 0o600, dir_fd=directory)
 
 
@@ -44,7 +44,7 @@ def opener(path: str, flags: int) -> int:
 
 
 def look(name: Name, directory: int, absent: tuple[int, ...] = _ABSENT) -> os.stat_result | None:
-    """What stands at ``name``, a symlink as itself; None for an error in ``absent``."""
+    """The status of ``name``, of a symlink itself; None for an error in ``absent``."""
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:

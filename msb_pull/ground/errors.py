@@ -42,7 +42,7 @@ class MsbPullError(Exception):
     """What failed and for which image or file, with an optional cause and an optional next step.
 
     ``message``, ``cause`` and ``hint`` are one line each and carry no secrets. Text that came from an image or a
-    registry is escaped by whoever draws the error.
+    registry is escaped where the error is shown.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
@@ -55,7 +55,7 @@ class MsbPullError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        # Tracebacks and logs of other programs show this as it is.
+        # Tracebacks and logs of other programs show this unchanged.
         return visible(self.message)
 
 
@@ -117,8 +117,7 @@ def exhausted(error: BaseException) -> LocalError | None:
     unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
         return LocalError(
-            "out of memory",
-            hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least",
+            "out of memory", hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least"
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return LocalError(

@@ -217,10 +217,8 @@ def _apply(pax: Pax, key: bytes, value: bytes) -> None:
         # It also takes back what an earlier record of the same header said.
         if key in _FIELDS:
             setattr(pax, _FIELDS[key], None)
-    elif key == b"path":
-        pax.path = _no_nul(value)
-    elif key == b"linkpath":
-        pax.linkpath = _no_nul(value)
+    elif key in (b"path", b"linkpath"):
+        setattr(pax, key.decode(), _no_nul(value))
     elif key == b"size":
         pax.size = decimal(value, "its size")
     elif key in (b"uid", b"gid"):

@@ -1,4 +1,4 @@
-"""The folders of the user, as far as there are any: a container's user may have none, or somebody else's."""
+"""The folders of the user; in a container the user may have none, or those of another user."""
 
 from __future__ import annotations
 

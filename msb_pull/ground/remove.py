@@ -1,4 +1,4 @@
-"""Removes and measures trees of an image's making: by descriptors, never through a symlink, at any depth."""
+"""Removes and measures trees that images made: by descriptors, never through a symlink, at any depth."""
 
 from __future__ import annotations
 
@@ -26,47 +26,36 @@ def remove_tree(
     Directories without permissions are opened up on the way. Nothing is moved, since overlay file systems move no
     directory of a lower layer, and one descriptor is open at a time, so that deep trees cost neither recursion nor
     descriptors. Another file system that is mounted inside is left alone, with an error. False when ``deadline``
-    (time.monotonic) passed first. ``discard`` takes away what is no directory, by the open directory it lies in and
+    (time.monotonic) passed first. ``discard`` removes what is not a directory, by the open directory it lies in and
     its name there.
     """
-    discard = discard or _unlink
+    discard = discard or (lambda directory, name: os.unlink(name, dir_fd=directory))
     here = _open_inside(directory, name)
     try:
         device = os.fstat(here).st_dev
-        above: list[_Above] = []
+        # Of each directory on the way down: which of its folders was entered, what it is, and which folders are left.
+        above: list[tuple[bytes, tuple[int, int], list[bytes]]] = []
         folders = _empty(here, discard)
         while folders or above:
             if deadline is not None and time.monotonic() > deadline:
                 return False
             if folders:
                 entered = folders.pop()
-                above.append(_Above(entered, _identity(here), folders))
+                above.append((entered, _identity(here), folders))
                 here = _changed_to(here, _open_inside(here, entered))
                 if os.fstat(here).st_dev != device:
                     raise OSError(errno.EBUSY, "another file system is mounted here", os.fsdecode(entered))
                 folders = _empty(here, discard)
             else:
-                left = above.pop()
+                left, identity, folders = above.pop()
                 here = _changed_to(here, open_directory("..", here))
-                if _identity(here) != left.identity:
-                    raise OSError(errno.EBUSY, "moved while it was being removed", os.fsdecode(left.entered))
-                os.rmdir(left.entered, dir_fd=here)
-                folders = left.folders
+                if _identity(here) != identity:
+                    raise OSError(errno.EBUSY, "moved while it was being removed", os.fsdecode(left))
+                os.rmdir(left, dir_fd=here)
     finally:
         os.close(here)
     os.rmdir(name, dir_fd=directory)
     return True
-
-
-class _Above:
-    """A directory on the way down: what it is, which of its folders was entered, and which are still to do."""
-
-    __slots__ = ("entered", "folders", "identity")
-
-    def __init__(self, entered: bytes, identity: tuple[int, int], folders: list[bytes]) -> None:
-        self.entered = entered
-        self.identity = identity
-        self.folders = folders
 
 
 def _identity(directory: int) -> tuple[int, int]:
@@ -87,10 +76,6 @@ def _open_inside(directory: int | None, name: bytes | str | os.PathLike[str]) ->
         return open_directory(name, directory)
 
 
-def _unlink(directory: int, name: bytes) -> None:
-    os.unlink(name, dir_fd=directory)
-
-
 def _empty(directory: int, discard: Callable[[int, bytes], None]) -> list[bytes]:
     """Takes everything out of a directory but its folders, which are returned."""
     if os.fstat(directory).st_mode & stat.S_IRWXU != stat.S_IRWXU:
@@ -108,7 +93,7 @@ def listed(directory: int) -> list[tuple[bytes, bool]]:
     """The names in an open directory as they are now, and which of them are directories; raises OSError.
 
     A descriptor that was opened before its entries were made need not list them (POSIX leaves it open for readdir;
-    btrfs shows what was there at the time since Linux 6.5), so this opens the directory anew.
+    btrfs shows what was there at the time since Linux 6.5), so this opens the directory again.
     """
     fresh = open_directory(b".", directory)
     try:

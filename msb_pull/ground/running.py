@@ -1,4 +1,4 @@
-"""How work runs: what ends it, who hears of it, how often, and in which threads."""
+"""How work runs: what ends it, who observes it, how often, and in which threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROGRESS_INTERVAL = 0.1
 
 
 class Flag(Protocol):
-    """Whatever can say that it was set: a :class:`Cancel`, or a ``threading.Event`` of whoever embeds this package."""
+    """Anything that can be set: a :class:`Cancel`, or a ``threading.Event`` of a program that embeds this package."""
 
     def is_set(self) -> bool: ...
 
@@ -35,7 +35,7 @@ class Cancel:
         self._others = others
 
     def set(self) -> None:
-        """Asks for the end. There is no way back."""
+        """Asks for the end, for good."""
         self._own.set()
 
     def is_set(self) -> bool:
@@ -77,7 +77,7 @@ class Job:
         self.observer(Logged(image, level, text))
 
     def warn(self, image: str, text: str) -> None:
-        """Tells of something about ``image`` ("" for none) that a person should know."""
+        """Warns of something about ``image`` ("" for none) that a person should know."""
         self.observer(Warned(image, text))
 
     def tell_waiting(self, holder: str) -> None:

@@ -1,4 +1,4 @@
-"""What stands in the fixed fields of a tar header, for the readers of layers and of archives.
+"""What the fixed fields of a tar header say, for the readers of layers and of archives.
 
 Formats: v7, ustar (POSIX.1-1988), GNU and star. Where they are ambiguous this decides as Go's archive/tar does.
 """
@@ -24,16 +24,10 @@ def number(field: bytes) -> int:
         # The first bit only marks the form; the next one is the sign (two's complement).
         value &= (1 << (bits - 1)) - 1
         return value - (1 << (bits - 1)) if field[0] & 0x40 else value
-    digits = field.strip(b" \0")
-    if not digits:
-        return 0
-    digits = digits.partition(b"\0")[0]
-    if not digits.isdigit():
+    digits = field.strip(b" \0").partition(b"\0")[0]
+    if digits.strip(b"01234567"):
         raise BadField("a number in its header is malformed")
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise BadField("a number in its header is malformed") from None
+    return int(digits or b"0", 8)
 
 
 def text(field: bytes) -> bytes:
@@ -71,7 +65,7 @@ def _prefix(block: bytes) -> bytes:
     """The first part of a name, where the header has one: POSIX has it, star ends it earlier, GNU keeps times there.
 
     Go before 1.8, and with it Docker up to 1.12, wrote a prefix over the times of GNU headers. As today's Go does, it
-    is taken for one when the times are no numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
+    is taken for one when the times are not numbers and it is ASCII (archive/tar, ``Reader.readHeader``).
     """
     if block[257:263] == b"ustar\0":
         return text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])

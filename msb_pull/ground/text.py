@@ -11,12 +11,12 @@ def visible(text: str) -> str:
 
 
 def visible_bytes(name: bytes) -> str:
-    """A file name of an image; bytes that are no UTF-8 are shown as ``\\xNN``."""
+    """A file name of an image; bytes that are not UTF-8 are shown as ``\\xNN``."""
     return visible(name.decode("utf-8", "surrogateescape"))
 
 
 def clipped(text: str, limit: int) -> str:
-    """As :func:`visible`, with at most ``limit`` characters: whoever wrote it may have written megabytes."""
+    """As :func:`visible`, with at most ``limit`` characters, since a text from outside may have megabytes."""
     shown = visible(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 

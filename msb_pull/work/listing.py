@@ -209,7 +209,5 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
 
 
 def _configuration(image: StoredImage) -> Mapping[str, Any]:
-    if not image.config_bytes:
-        return {}
-    document = json.loads(image.config_bytes)
+    document = json.loads(image.config_bytes or b"{}")
     return document if isinstance(document, dict) else {}

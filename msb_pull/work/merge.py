@@ -1,7 +1,7 @@
 """The tree that the layers of an image make together, from their records and notes alone.
 
-What each layer holds is worked out as its proof does (``layer/proof/model``); here they are only put on each
-other. Whiteouts hide what lower layers hold, never what stands beside them in their own layer (image-spec, layer.md).
+What each layer holds is worked out as its proof does (``layer/proof/model``); here they are only stacked.
+Whiteouts hide what lower layers hold, never their siblings in their own layer (image-spec, layer.md).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
 
 
 def _hide(root: _Place, path: bytes) -> None:
-    """Takes away what a whiteout names, or all that an opaque directory holds."""
+    """Removes what a whiteout names, or all that an opaque directory holds."""
     opaque = path.rpartition(b"/")[2] == OPAQUE
     parent, _, name = path.rpartition(b"/") if opaque else hidden_by(path).rpartition(b"/")
     place: _Place | None = root

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import NotFoundError, local_error
+from msb_pull.ground.errors import local_error
 from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
 from msb_pull.store.paths import LayerState
+from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from msb_pull.ground.running import Job
-    from msb_pull.store.index.stored import StoredImage, StoredLayer
+    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection
 
@@ -75,20 +76,19 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     """
     with store.database(create=False) as database:
         stored = database.images()
-        reached = database.layer_digests() - {str(layer.key) for image in stored for layer in image.layers}
-    doomed = [
-        image
-        for image in stored
-        if selection is not None and image.digest is not None and not image.shared and selection.takes(image, store)
-    ]
+        reached = database.layer_digests() - _layer_names(stored)
+    doomed = _doomed(stored, selection, store) if selection is not None else []
     names = {image.reference for image in doomed}
-    kept = reached | {str(layer.key) for image in stored if image.reference not in names for layer in image.layers}
-    known = {layer.key for image in doomed for layer in image.layers}
-    going = [key for key in _layers_there(store) if str(key) not in kept and (key in known or _is_ours(store, key))]
-    # Whoever removes no layer need not be able to look into every home.
-    elsewhere = Elsewhere(store.homes) if going or doomed else None
-    if elsewhere is not None:
+    kept = reached | _layer_names(image for image in stored if image.reference not in names)
+    known = _layer_names(doomed) - kept
+    there = [(key, str(key)) for key in _layers_there(store)]
+    going = [key for key, name in there if name in known or (name not in kept and _is_ours(store, key))]
+    remarks: tuple[str, ...] = ()
+    # Without a layer to remove, other homes need not be readable.
+    if going or doomed:
+        elsewhere = Elsewhere(store.homes)
         kept |= elsewhere.layers
+        remarks = elsewhere.remarks(set(map(str, going)))
     layers = [Removal(str(key), store.disk_usage(key)) for key in going if str(key) not in kept]
     leftovers = store.places.leftovers()
     return PrunePlan(
@@ -99,18 +99,11 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         leftovers=len(leftovers) + len(_dead_links(store)),
         leftover_size=sum(_size(path) for path in leftovers),
         versions=frozenset(_version(image) for image in doomed),
-        remarks=elsewhere.remarks({str(key) for key in going}) if elsewhere is not None else (),
+        remarks=remarks,
     )
 
 
-def apply_prune(
-    store: Store,
-    plan: PrunePlan,
-    job: Job,
-    *,
-    wait: bool = True,
-    now: float | None = None,
-) -> PrunePlan:
+def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, now: float | None = None) -> PrunePlan:
     """Removes what was planned and may still go; returns what was removed.
 
     Holds the whole store meanwhile, so that no pull is under way. Raises LocalError when it is in use and ``wait`` is
@@ -140,7 +133,10 @@ def apply_prune(
                     store.trash(path)
                 else:
                     path.unlink(missing_ok=True)
-            leftovers = store.sweep() + _drop_dead_links(store)
+            leftovers = store.sweep()
+            for link in _dead_links(store):
+                link.unlink(missing_ok=True)
+                leftovers += 1
         except OSError as error:
             raise local_error(error, store.layers) from error
     return PrunePlan(images, tuple(layers), tuple(partials), tuple(records), leftovers, plan.leftover_size)
@@ -153,8 +149,7 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     home needs, Cancelled.
     """
     with store.lock_exclusive(job.tell_waiting, job.cancel):
-        with store.database(create=False) as database:
-            mine = {layer.key for reference in references for layer in _layers_of(database.find(reference), reference)}
+        mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
         elsewhere = Elsewhere(store.homes).layers
         with store.database(create=True) as database:
             database.remove(references)
@@ -169,10 +164,10 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
 
 
 def remove_layer(store: Store, key: LayerKey) -> None:
-    """Takes a layer away: notes, directory, short link and record; raises LocalError.
+    """Removes a layer: notes, directory, short link and record; raises LocalError.
 
-    Without its notes it counts as missing, so that an interruption leaves no half of it that passes for whole; while
-    there is a record, the next prune knows it for ours.
+    Without its notes it counts as missing, so that what an interruption leaves is not taken for complete; while
+    there is a record, the next prune recognizes it as ours.
     """
     try:
         link = store.link_path(key)
@@ -188,7 +183,7 @@ def remove_layer(store: Store, key: LayerKey) -> None:
 
 
 def _forget(store: Store, plan: PrunePlan) -> tuple[str, ...]:
-    """Removes the rows of the planned images that nobody has pulled again meanwhile."""
+    """Removes the rows of the planned images that were not pulled again meanwhile."""
     if not plan.images:
         return ()
     with store.database(create=True) as database:
@@ -200,14 +195,17 @@ def _forget(store: Store, plan: PrunePlan) -> tuple[str, ...]:
     return gone
 
 
+def _doomed(stored: Sequence[StoredImage], selection: Selection, store: Store) -> list[StoredImage]:
+    """The images that are to go: only ours, which no other program has recorded too."""
+    return [x for x in stored if x.digest is not None and not x.shared and selection.takes(x, store)]
+
+
+def _layer_names(images: Iterable[StoredImage]) -> set[str]:
+    return {str(layer.key) for image in images for layer in image.layers}
+
+
 def _version(image: StoredImage) -> tuple[str, str, str]:
     return image.reference, str(image.digest), image.pulled_at.isoformat()
-
-
-def _layers_of(image: StoredImage | None, reference: str) -> tuple[StoredLayer, ...]:
-    if image is None:
-        raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
-    return image.layers
 
 
 def _layers_there(store: Store) -> list[LayerKey]:
@@ -222,12 +220,12 @@ def _layers_there(store: Store) -> list[LayerKey]:
 
 
 def _is_ours(store: Store, key: LayerKey) -> bool:
-    """Whether msb-pull made a directory, be it that an interruption took its notes."""
+    """Whether msb-pull made a directory, even if an interruption left it without notes."""
     return store.notes_path(key).is_file() or store.record_path(key).is_file()
 
 
 def _old_partials(store: Store, now: float) -> list[Removal]:
-    """Downloads that nobody has gone on with for a week. A clock that was wrong makes them no older than that."""
+    """Downloads that have not continued for a week."""
     return [
         Removal(f"partial/{entry.name}", _size(entry.path))
         for entry in _scan(store.own / "partial")
@@ -249,18 +247,8 @@ def _stray_records(store: Store, kept: set[str]) -> list[Removal]:
 
 
 def _dead_links(store: Store) -> list[Path]:
-    return [
-        store.own / "l" / entry.name
-        for entry in _scan(store.own / "l")
-        if entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
-    ]
-
-
-def _drop_dead_links(store: Store) -> int:
-    dead = _dead_links(store)
-    for link in dead:
-        link.unlink(missing_ok=True)
-    return len(dead)
+    links = (entry for entry in _scan(store.own / "l") if entry.is_symlink())
+    return [Path(link.path) for link in links if not os.path.exists(link.path)]  # noqa: PTH110
 
 
 def _size(path: str | Path) -> int:

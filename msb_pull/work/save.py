@@ -1,4 +1,4 @@
-"""Save: an archive of images, its layers made again from the store and checked on the way out."""
+"""Save: an archive of images, its layers recreated from the store and checked on the way out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from msb_pull.ground import events
+from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.ground.running import Throttle
 from msb_pull.ground.text import visible_bytes
@@ -24,7 +25,7 @@ from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.record import Record
 from msb_pull.layer.tree.kept import Kept
-from msb_pull.work.verify.verify import stored_images
+from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,28 +67,17 @@ class SaveResult:
     seconds: float
 
 
-def save_images(
-    store: Store,
-    references: Sequence[str],
-    out: BinaryIO,
-    form: Format,
-    job: Job,
-) -> SaveResult:
+def save_images(store: Store, references: Sequence[str], out: BinaryIO, form: Format, job: Job) -> SaveResult:
     """Writes the images (canonical references) as one archive into ``out``, layer by layer without a copy on disk.
 
     Every layer's stream is compared with its diff_id while it is written. Raises ContentError when one does not match
-    or cannot be made again, NotFoundError, Cancelled, OSError; what has been written is then worthless.
+    or cannot be recreated, NotFoundError, Cancelled, OSError; what has been written is then worthless.
     """
     started = time.monotonic()
     images = stored_images(store, references)
-    with store.lock_shared(job.tell_waiting, job.cancel):
-        archive = _Archive(store, out, job)
-        try:
-            saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
-            archive.close()
-        finally:
-            archive.let_go()
-    return SaveResult(tuple(saved), archive.written, time.monotonic() - started)
+    with store.lock_shared(job.tell_waiting, job.cancel), _Archive(store, out, job) as archive:
+        saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
+    return SaveResult(tuple(saved), archive.out.count, time.monotonic() - started)
 
 
 def _save_oci(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedImage]:
@@ -99,17 +89,16 @@ def _save_oci(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedIma
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": archive.blob(config, OCI_CONFIG),
-            "layers": [archive.layer(layer) for layer in image.layers],
+            "layers": [_descriptor(_LAYER, x.diff_id, archive.layer(x, _blob_name(x.diff_id))) for x in image.layers],
         }
         entry = archive.blob(_json(manifest), OCI_MANIFEST)
-        name = Reference.parse(image.reference)
         # Podman and skopeo look for the tag or the whole name here, containerd and Docker for its own key.
         entry["annotations"] = {_REF_NAME: image.reference, _FULL_NAME: image.reference}
         if image.platform is not None:
             platform = {"os": image.platform.os, "architecture": image.platform.architecture}
             entry["platform"] = {**platform, **({"variant": image.platform.variant} if image.platform.variant else {})}
         entries.append(entry)
-        saved.append(SavedImage(str(name), entry["digest"], len(image.layers)))
+        saved.append(SavedImage(str(Reference.parse(image.reference)), entry["digest"], len(image.layers)))
     archive.file("index.json", _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}))
     archive.file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     return saved
@@ -122,7 +111,9 @@ def _save_docker(archive: _Archive, images: Sequence[StoredImage]) -> list[Saved
         config = _config(image)
         digest = Digest.of(config)
         archive.file(f"{digest.hex}.json", config)
-        names = [archive.plain_layer(layer) for layer in image.layers]
+        names = [f"{layer.diff_id.hex}.tar" for layer in image.layers]
+        for layer, name in zip(image.layers, names, strict=True):
+            archive.layer(layer, name)
         reference = Reference.parse(image.reference)
         # `docker load` knows tags only.
         tags = [f"{reference.registry}/{reference.repository}:{reference.tag}"] if reference.tag else []
@@ -137,27 +128,25 @@ class _Archive:
 
     def __init__(self, store: Store, out: BinaryIO, job: Job) -> None:
         self._store = store
-        self._out = _Counting(out)
+        self.out = _Counting(out)
         self._job = job
         # tarfile wants a whole file object and writes to it only.
-        stream = cast("IO[bytes]", self._out)
+        stream = cast("IO[bytes]", self.out)
         self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE)  # noqa: SIM115
         self._tar.copybufsize = _PIECE  # type: ignore[attr-defined]
         # The size of each member by its name.
         self._there: dict[str, int] = {}
 
-    @property
-    def written(self) -> int:
-        """Bytes of the archive so far."""
-        return self._out.count
+    def __enter__(self) -> _Archive:
+        return self
 
-    def close(self) -> None:
-        """Writes the end of the archive."""
-        self._tar.close()
-
-    def let_go(self) -> None:
-        """Writes nothing more: tarfile would still try when it is collected, long after ``out`` has been closed."""
-        self._out.over = True
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None:
+                self._tar.close()
+        finally:
+            # tarfile would still write its end when it is collected, long after ``out`` has been closed.
+            self.out.over = True
 
     def file(self, name: str, data: bytes) -> None:
         """Adds a small file."""
@@ -168,28 +157,17 @@ class _Archive:
     def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
         """Adds a small blob; returns its descriptor."""
         digest = Digest.of(data)
-        self.file(f"blobs/sha256/{digest.hex}", data)
-        return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+        self.file(_blob_name(digest), data)
+        return _descriptor(media_type, digest, len(data))
 
-    def layer(self, layer: StoredLayer) -> dict[str, Any]:
-        """Adds a layer as a blob; returns its descriptor."""
-        diff_id = layer.diff_id
-        size = self._stream(layer, f"blobs/{diff_id.algorithm}/{diff_id.hex}")
-        return {"mediaType": _LAYER, "digest": str(diff_id), "size": size}
-
-    def plain_layer(self, layer: StoredLayer) -> str:
-        """Adds a layer as Docker's archives have it; returns its name there."""
-        name = f"{layer.diff_id.hex}.tar"
-        self._stream(layer, name)
-        return name
-
-    def _stream(self, layer: StoredLayer, name: str) -> int:
+    def layer(self, layer: StoredLayer, name: str) -> int:
+        """Adds the stream of a layer as the file ``name``; returns its size."""
         if name not in self._there:
             record, nodes = self._model(layer)
             self._there[name] = record.length
             pieces = self._pieces(layer, record, content_paths(nodes))
             self._tar.addfile(_member(name, record.length), _Stream(pieces))
-            # Whoever has read as much as he wanted does not ask for the end, which is where the digest is compared.
+            # A reader that has got as much as it wanted does not ask for the end, where the digest is compared.
             for _ in pieces:
                 pass
         return self._there[name]
@@ -199,7 +177,11 @@ class _Archive:
             with contextlib.suppress(FileNotFoundError):
                 return self._loaded(layer)
         # While it is swapped for a new one it counts as missing.
-        with self._store.lock_layer(layer.digest, self._waits_for(layer), self._job.cancel):
+
+        def waits(holder: str) -> None:
+            self._job.tell(events.LayerWaiting("", str(layer.digest), holder))
+
+        with self._store.lock_layer(layer.digest, waits, self._job.cancel):
             if self._store.has_layer(layer.key):
                 return self._loaded(layer)
         raise NotFoundError(
@@ -210,9 +192,6 @@ class _Archive:
     def _loaded(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
         record = Record(self._store.record_path(layer.key))
         return record, expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
-
-    def _waits_for(self, layer: StoredLayer) -> Callable[[str], None]:
-        return lambda holder: self._job.tell(events.LayerWaiting("", str(layer.digest), holder))
 
     def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
@@ -226,7 +205,7 @@ class _Archive:
                 hint="`msb-pull verify --repair` repairs it",
             )
 
-        root = os.open(self._store.layer_dir(layer.key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        root = open_directory(self._store.layer_dir(layer.key))
         kept = Kept(os.fspath(self._store.kept_path(layer.key)))
         try:
             for piece in stream(record, root, paths, Listener(refuse), kept=kept):
@@ -285,6 +264,14 @@ class _Stream(io.RawIOBase):
             self._rest = data[size:]
             size -= len(parts[-1])
         return b"".join(parts)
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _descriptor(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": str(digest), "size": size}
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

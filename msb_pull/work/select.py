@@ -1,4 +1,4 @@
-"""Filters over stored images: ``key=value``; different keys must all hold, of one key any."""
+"""Which stored images are meant: by name, or by filters ``key=value``, of which each key must hold with any value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import UsageError
+from msb_pull.ground.errors import NotFoundError, UsageError
 from msb_pull.image.platform import Platform
 
 if TYPE_CHECKING:
@@ -43,6 +43,20 @@ class Selection:
     @staticmethod
     def _lacks_layers(image: StoredImage, store: Store) -> bool:
         return not all(store.layer_dir(layer.key).is_dir() for layer in image.layers)
+
+
+def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
+    """The named images as recorded, all of them when none is named; raises NotFoundError."""
+    with store.database(create=False) as database:
+        if not references:
+            return database.images()
+        images = []
+        for reference in references:
+            image = database.find(reference)
+            if image is None:
+                raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
+            images.append(image)
+        return images
 
 
 def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selection:

@@ -25,7 +25,7 @@ def near(word: str, command: str) -> Said:
 
 
 def help_of(command: str) -> str:
-    return f"`msb-pull {command} --help`lists the options"
+    return f"`msb-pull {command} --help` lists the options"
 
 
 SIZE_HELP = "is not a size; write bytes or something like 50M, 1.5G or 64GiB"

@@ -1,9 +1,9 @@
-"""Which of the directories that one blob may have in the store each position of an image gets.
+"""Which of the directories that one blob may have in the store each position of an image gets, and its publication.
 
 A layer whose archive describes everything in it looks the same on every base. Others take facts from the layers below
 (what a directory looks like that the archive only implies, what a hard link leads to), so that the same blob has
 several forms. The first form to be made has the digest as its name; every other one is named for the base that it was
-made on as well, and stands at the position of an image that has just this base, and nowhere else.
+made on as well, and is used at the positions that have exactly this base, and nowhere else.
 
 An image may list a blob twice, and its positions are two bases. Microsandbox knows one directory for each digest, the
 one with the plain name, and stacks it where the image lists the layer last. The plain name goes to the first position,
@@ -20,6 +20,8 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.image.digest import chain_id
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.standing import belongs_on
+from msb_pull.layer.settle.settle import settle
+from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.pull.fetch import WantedLayer
 from msb_pull.work.pull.placing import Placing, State
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from msb_pull.ground.limits import Limits
+    from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.layer.settle.settle import Settled
-    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.store import Store
     from msb_pull.work.pull.plan import PullOptions
 
@@ -77,7 +81,7 @@ class Bases:
         return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
 
     def fits(self, position: int) -> bool:
-        """Whether the layer that stands at a position, complete, belongs on top of those below it there.
+        """Whether the complete layer at a position belongs on top of those below it there.
 
         Raises FileNotFoundError when another process is just swapping it for a new one, or its record is lost.
         """
@@ -144,3 +148,41 @@ class Bases:
         digest = self._wanted[position].descriptor.digest
         own = LayerKey.on(digest, self._chains[position])
         return own if self.is_there(own) else LayerKey(digest)
+
+
+class Publisher:
+    """Ends the way of the layers of one image: each is settled on those below, gets its notes, and its name."""
+
+    def __init__(self, store: Store, source: Source, bases: Bases, limits: Limits, image: str, job: Job) -> None:
+        self._store = store
+        self._source = source
+        self._bases = bases
+        self._limits = limits
+        self._image = image
+        self._job = job
+
+    def publish(self, placing: Placing) -> None:
+        """Publishes a layer that was fetched and whose lock is held, and gives up the lock.
+
+        A thread of the pool calls it for a layer that takes nothing from those below, which need not be there then;
+        for others the main thread does. Raises ContentError, LocalError, OSError.
+        """
+        fetched = placing.fetched
+        assert fetched is not None
+        report, staging = fetched.report, fetched.staging
+        lowers = self._bases.lowers(placing.position) if report.needs_lowers else ()
+        settled = settle(staging.path, report, lowers, max_bytes=self._limits.max_bytes)
+        placing.key = self._bases.key_for(placing, settled)
+        diff_id = str(placing.wanted.diff_id)
+        notes = Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=fetched.tar_bytes, chain=placing.chain)
+        notes.save(staging.notes)
+        short = f"layer {placing.digest.short}"
+        self._job.log(self._image, f"{short}: unpacked under {report.jailed}")
+        kept = keep_aside(staging.path, staging.kept)
+        for warning in (*report.warnings, *settled.warnings, *kept):
+            self._job.warn(self._image, f"{short}: {warning}")
+        self._store.publish(staging, placing.key, replace=True)
+        if self._source.remote:
+            self._store.partial_path(placing.digest).unlink(missing_ok=True)
+        placing.state = State.PUBLISHED
+        placing.unlock()

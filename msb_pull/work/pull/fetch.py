@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
+from msb_pull.ground.pools import Handoff
 from msb_pull.ground.running import Throttle
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
-from msb_pull.work.pull.handoff import Handoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,16 +53,7 @@ class FetchedLayer:
 class LayerFetcher:
     """Fetches the layers of one image; every method may be called from any thread of the pool."""
 
-    def __init__(
-        self,
-        store: Store,
-        source: Source,
-        limits: Limits,
-        *,
-        xattrs: bool,
-        image: str,
-        job: Job,
-    ) -> None:
+    def __init__(self, store: Store, source: Source, limits: Limits, *, xattrs: bool, image: str, job: Job) -> None:
         self._store = store
         self._source = source
         self._limits = limits
@@ -90,12 +81,15 @@ class LayerFetcher:
             raise
 
     def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
-        with contextlib.ExitStack() as attempt, _local_trouble(self._store):
-            staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
-            with self._kept(wanted) as keep:
-                fetched = self._unpack(wanted, staging, keep)
-            resources.enter_context(attempt.pop_all())
-            return fetched
+        try:
+            with contextlib.ExitStack() as attempt:
+                staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
+                with self._kept(wanted) as keep:
+                    fetched = self._unpack(wanted, staging, keep)
+                resources.enter_context(attempt.pop_all())
+                return fetched
+        except OSError as error:
+            raise local_error(error, self._store.layers) from error
 
     def _unpack(self, wanted: WantedLayer, staging: Staging, keep: int | None) -> FetchedLayer:
         descriptor = wanted.descriptor
@@ -126,7 +120,8 @@ class LayerFetcher:
                     finally:
                         if pipe.warning:
                             self._warn(f"layer {descriptor.digest.short}: {pipe.warning}")
-                raise _named(trouble, wanted)
+                trouble.message = f"layer {descriptor.digest.short}: {trouble.message}"
+                raise trouble
         finally:
             process.kill()
 
@@ -237,17 +232,3 @@ def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
             except ContentError as error:
                 trouble = error
     return trouble
-
-
-def _named(trouble: ContentError, wanted: WantedLayer) -> ContentError:
-    """Puts the layer's short digest in front of an error that knows only the entry."""
-    trouble.message = f"layer {wanted.descriptor.digest.short}: {trouble.message}"
-    return trouble
-
-
-@contextlib.contextmanager
-def _local_trouble(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise local_error(error, store.layers) from error

@@ -105,7 +105,7 @@ class Placing:
         return self._locked
 
     def wait_for_lock(self, store: Store, waiting: Callable[[str], None], cancel: Flag) -> None:
-        """Takes the lock, however long that takes; ``waiting`` is told for whom. For the main thread.
+        """Takes the lock, however long that takes; ``waiting`` is called with the holder. For the main thread.
 
         Raises Cancelled.
         """

@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def pull_image(
-    argument: ImageArgument,
-    store: Store,
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
+    argument: ImageArgument, store: Store, client: Callable[[], RegistryClient], options: PullOptions, job: Job
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
@@ -70,11 +66,8 @@ def pull_image(
 
 
 def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
-    """Whoever made a folder or an archive chose the name in it, which may be that of an image from elsewhere."""
-    if not store.has_images:
-        return
-    with store.database(create=False) as database:
-        image = database.find(str(resolved.reference))
+    """The name in a folder or an archive is its maker's choice, and may be that of an image from elsewhere."""
+    image = _find(resolved.reference, store)
     if image is not None and image.digest != resolved.digest:
         held = image.digest or "an image without a digest"
         warn(f"its name is {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
@@ -89,10 +82,7 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if reference is None and options.policy is Policy.NEVER and options.name:
         # A folder or archive may have changed, and looking costs no request: only `never` takes the store's word.
         reference = Reference.parse(options.name)
-    if reference is None or not store.has_images:
-        return None
-    with store.database(create=False) as database:
-        image = database.find(str(reference))
+    image = _find(reference, store)
     if image is None:
         return None
     if image.digest is None:
@@ -102,12 +92,16 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
 
 
-def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
-    """Why an image that the store knows is not taken; None when it does not know it."""
-    if argument.reference is None or not store.has_images:
+def _find(reference: Reference | None, store: Store) -> StoredImage | None:
+    if reference is None or not store.has_images:
         return None
     with store.database(create=False) as database:
-        image = database.find(str(argument.reference))
+        return database.find(str(reference))
+
+
+def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+    """Why an image that the store knows is not taken; None when it does not know it."""
+    image = _find(argument.reference, store)
     if image is None:
         return None
     missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]

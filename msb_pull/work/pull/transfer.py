@@ -12,11 +12,10 @@ from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.store.index.rows import ImageRecord
-from msb_pull.work.pull.bases import Bases
+from msb_pull.work.pull.bases import Bases, Publisher
 from msb_pull.work.pull.fetch import LayerFetcher
 from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import LayerOutcome, PullOptions, PullResult
-from msb_pull.work.pull.publish import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,30 +66,23 @@ class Transfer:
     def run(self, started: float) -> PullResult:
         """Fetches, settles, publishes and records."""
         with self._store.lock_shared(self._store_waits, self._cancel):
-            # Not before: what is there may be removed by whoever is waited for.
+            # Not before: the process that is waited for may remove what is there.
             missing = self._plan()
-            # Even with nothing missing: a layer may have to be made again for this base, as it had before a crash.
+            # Even with nothing missing: a layer may have to be recreated for this base, as it had before a crash.
             self._store.sweep()
             self._drop_partials()
             self._place_all(missing)
             self._record()
         result = self._result(started)
         present = {str(placing.digest): placing.present for placing in self._bases.stack}
+        counts = len(present), sum(present.values())
         self._job.tell(
-            events.ImageDone(
-                self._name,
-                result.pinned,
-                result.size,
-                result.fetched,
-                result.seconds,
-                len(present),
-                sum(present.values()),
-            )
+            events.ImageDone(self._name, result.pinned, result.size, result.fetched, result.seconds, *counts)
         )
         return result
 
     def fetch_again(self) -> None:
-        """Fetches and publishes what the options name, for whoever holds the store.
+        """Fetches and publishes what the options name; the caller holds the store.
 
         Records nothing where the names of the layers were settled already.
         """

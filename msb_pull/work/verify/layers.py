@@ -6,7 +6,7 @@ import contextlib
 import enum
 import os
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
@@ -14,7 +14,7 @@ from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.pools import Pool
 from msb_pull.ground.running import Cancel, Throttle
 from msb_pull.ground.sizes import counted
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 from msb_pull.layer.proof.prover import Prover
@@ -48,10 +48,10 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: ``proven`` means that its stream was made again and has the signed diff_id, ``unchanged`` that all
+    """One layer: ``proven`` means that its stream was recreated and has the signed diff_id, ``unchanged`` that all
     that was compared agrees (quick), ``unprovable`` that only another program knows it, ``unreadable`` that this user
     may not look at all of it and the rest agrees. A ``suspect`` one does not agree with a layer below that is damaged:
-    once that is mended, it shows which of them is wrong."""
+    once that is repaired, it shows which of them is wrong."""
 
     digest: str
     verdict: Verdict
@@ -111,28 +111,23 @@ class _Work:
                 prover.close()
 
 
+@dataclass(eq=False, slots=True)
 class LayerCheck:
     """The verification of one layer. ``stacks`` are the directories of the layers below it, nearest first, in each of
     its images; None where only another program's image has it, so that nothing may be known of it."""
 
-    def __init__(
-        self,
-        store: Store,
-        layer: StoredLayer,
-        images: tuple[str, ...],
-        stacks: Sequence[Sequence[str]] | None,
-        quick: bool,
-        job: Job,
-    ) -> None:
-        self._store = store
-        self._layer = layer
-        self._images = images
-        self._ours = stacks is not None
-        self._stacks = stacks or ()
-        self._quick = quick
-        self._job = job
-        self.blob_bytes = 0 if quick else layer.size
-        self.record_bytes = _size(store.record_path(layer.key))
+    store: Store
+    layer: StoredLayer
+    images: tuple[str, ...]
+    stacks: Sequence[Sequence[str]] | None
+    quick: bool
+    job: Job
+    blob_bytes: int = field(init=False)
+    record_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.blob_bytes = 0 if self.quick else self.layer.size
+        self.record_bytes = _size(self.store.record_path(self.layer.key))
 
     @property
     def effort(self) -> int:
@@ -142,28 +137,28 @@ class LayerCheck:
     def run(self, prove: Prove, *others: Flag) -> LayerReport:
         """Never raises for what is wrong with the layer; raises Cancelled (also once one of ``others`` is set),
         LocalError."""
-        cancel, throttle = Cancel(self._job.cancel, *others), Throttle()
+        cancel, throttle = Cancel(self.job.cancel, *others), Throttle()
 
         def progress(done: int, total: int, entries: bool) -> None:
             cancel.check()
             if throttle.passes(last=done == total):
                 unit = "entries" if entries else "bytes"
-                self._job.tell(events.CheckProgress("", str(self._layer.key), done, total, unit))
+                self.job.tell(events.CheckProgress("", str(self.layer.key), done, total, unit))
 
         before = self._identity()
         report = self._look(prove, progress)
         if report.verdict in (Verdict.PROVEN, Verdict.UNCHANGED):
             return report
-        # A pull or a repair may just have been swapping the layer: what stands there once it is done is what counts.
-        with self._store.lock_layer(self._layer.digest, self._waits, cancel):
+        # A pull or a repair may have been swapping the layer: what counts is what is there once that is done.
+        with self.store.lock_layer(self.layer.digest, self._waits, cancel):
             return report if self._identity() == before else self._look(prove, progress)
 
     def _look(self, prove: Prove, progress: Progress) -> LayerReport:
-        key, store = self._layer.key, self._store
+        key, store = self.layer.key, self.store
         state = store.layer_state(key)
         if state is LayerState.ABSENT:
             return self._report(Verdict.DAMAGED, [Damage(b"", "missing", "a directory", "nothing")])
-        if state is not LayerState.COMPLETE and not self._ours:
+        if state is not LayerState.COMPLETE and self.stacks is None:
             what = "a symlink or a file" if state is LayerState.SYMLINK else "written by another program"
             return self._report(Verdict.UNPROVABLE, [], f"no record: {what}")
         if state is LayerState.SYMLINK:
@@ -175,9 +170,9 @@ class LayerCheck:
             record=os.fspath(store.record_path(key)),
             notes=os.fspath(store.notes_path(key)),
             kept=os.fspath(store.kept_path(key)),
-            diff_id=str(self._layer.diff_id),
-            quick=self._quick,
-            stacks=self._stacks,
+            diff_id=str(self.layer.diff_id),
+            quick=self.quick,
+            stacks=self.stacks or (),
         )
         try:
             return self._judged(prove(task, progress))
@@ -185,16 +180,16 @@ class LayerCheck:
             return self._report(Verdict.UNREADABLE, [], f"{error.filename}: {error.strerror}")
 
     def _judged(self, found: Findings) -> LayerReport:
-        verdict, remarks = Verdict.UNCHANGED if self._quick else Verdict.PROVEN, []
+        verdict, remarks = Verdict.UNCHANGED if self.quick else Verdict.PROVEN, []
         if found.denied:
             verdict = Verdict.UNREADABLE
-            first = "/" + printable(found.denied[0])
+            first = "/" + visible_bytes(found.denied[0])
             remarks.append(f"{counted(len(found.denied), 'path')} not readable by this user, the first is {first}")
         if found.writable_by_others:
             from shlex import quote
 
             count = counted(found.writable_by_others, "path")
-            directory = self._store.layer_dir(self._layer.key)
+            directory = self.store.layer_dir(self.layer.key)
             remarks.append(f"{count} writable by other users; `chmod -R go-w {quote(str(directory))}` prevents that")
         if found.damages:
             verdict = Verdict.DAMAGED
@@ -204,22 +199,22 @@ class LayerCheck:
         self, verdict: Verdict, damages: list[Damage], remark: str = "", found: Findings | None = None
     ) -> LayerReport:
         return LayerReport(
-            str(self._layer.key),
+            str(self.layer.key),
             verdict,
             tuple(damages),
             remark,
             found.bytes if found else 0,
             found.entries if found else 0,
-            self._images,
+            self.images,
         )
 
     def _identity(self) -> list[tuple[int, int] | None]:
         """Differs once the layer has been swapped."""
-        key, store = self._layer.key, self._store
+        key, store = self.layer.key, self.store
         return [_inode(path) for path in (store.layer_dir(key), store.record_path(key), store.notes_path(key))]
 
     def _waits(self, holder: str) -> None:
-        self._job.tell(events.LayerWaiting("", str(self._layer.digest), holder))
+        self.job.tell(events.LayerWaiting("", str(self.layer.digest), holder))
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -1,10 +1,10 @@
-"""Repair: fetches layers that verify found damaged again and swaps them in, and writes damaged records anew."""
+"""Repair: fetches layers again that verify found damaged and swaps them in, and rewrites damaged records."""
 
 from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError
@@ -12,7 +12,7 @@ from msb_pull.ground.sizes import counted
 from msb_pull.layer.proof.compare import DERIVED
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerReport, Verdict
-from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_layers
+from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
@@ -25,47 +25,37 @@ if TYPE_CHECKING:
 
 
 def repair_layers(
-    store: Store,
-    report: VerifyReport,
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
+    store: Store, report: VerifyReport, client: Callable[[], RegistryClient], options: PullOptions, job: Job
 ) -> VerifyReport:
-    """Fetches the damaged layers again from where their images came from and swaps them in; verifies them anew.
+    """Fetches the damaged layers again from where their images came from, swaps them in and verifies them.
 
-    A reader finds the old directory or the new one at every moment. Damaged records are written
-    again from what the manifest's digest proves, and an image whose layer has turned out to be right only for the base
-    of another image gets a form of its own. What cannot be mended stands in the report's ``failures``,
-    its damage stays in the report; images that have gone meanwhile, or have become others, are passed over. Raises
-    Cancelled.
+    A reader finds the old directory or the new one at every moment. Damaged records are rewritten from what the
+    manifest's digest proves, and an image whose layer has turned out to be right only for the base of another image
+    gets a form of its own. What cannot be repaired is in the report's ``failures``, and its damage stays in the
+    report; images that have been removed or replaced meanwhile are skipped. Raises Cancelled.
     """
     started = time.monotonic()
-    failures = _record_again(store, report.rows)
+    work = _Repair(store, client, options, job)
+    work.record_again(report.rows)
     damaged = {layer.digest for layer in report.layers if layer.verdict is Verdict.DAMAGED}
-    failures += _fetch_damaged(store, report.images, damaged, client, options, job)
+    work.fetch_damaged(report.images, damaged)
     doubted = damaged | {layer.digest for layer in report.layers if layer.suspect}
     again = _verify_again(store, report.images, doubted, job)
     if divided := {name for layer in again.damaged if _is_right_elsewhere(layer) for name in layer.images}:
-        failures += _place_again(store, sorted(divided), client, options, job)
+        work.place_again(sorted(divided))
         again = _verify_again(store, report.images, doubted, job)
     there = again.images
-    fresh = {layer.digest: layer for layer in again.layers}
-    mended = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
-    # What nothing needs any more is no damage.
-    left = [x for x in report.layers if x.digest not in doubted or x.digest in fresh]
-    # What was found is told though it is mended.
-    layers = tuple(x if x.digest in mended else fresh.get(x.digest, x) for x in left)
-    still = {rows.reference for rows in again.rows}
-    written = tuple(rows.reference for rows in report.rows if rows.reference in there and rows.reference not in still)
-    seconds = report.seconds + time.monotonic() - started
+    rows = tuple(x for x in report.rows if x.reference in there)
+    still = {x.reference for x in again.rows}
+    layers, repaired = _outcome(report.layers, damaged, doubted, {layer.digest: layer for layer in again.layers})
     return replace(
         report,
         layers=layers,
-        repaired=tuple(sorted(mended)),
-        seconds=seconds,
-        failures=tuple(failures),
-        rows=tuple(rows for rows in report.rows if rows.reference in there),
-        mended=written,
+        repaired=repaired,
+        seconds=report.seconds + time.monotonic() - started,
+        failures=tuple(work.failures),
+        rows=rows,
+        mended=tuple(x.reference for x in rows if x.reference not in still),
     )
 
 
@@ -75,65 +65,21 @@ def _verify_again(store: Store, references: Sequence[str], only: Collection[str]
         with store.database(create=False) as database:
             there = sorted(set(references).intersection(database.references()))
         try:
-            return verify_layers(store, there, only, job)
+            return verify_images(store, there, job, only=only)
         except NotFoundError:
             # Removed in this moment.
             continue
 
 
-def _record_again(store: Store, rows: Sequence[RowsReport]) -> list[MsbPullError]:
-    failures: list[MsbPullError] = []
-    for damaged in rows:
-        try:
-            with store.database(create=True) as database:
-                if not database.record_again(damaged.reference):
-                    raise ContentError(
-                        f"{damaged.reference}: neither its rows nor their copy can be proven",
-                        hint="`msb-pull pull --force` records it again",
-                    )
-        except MsbPullError as error:
-            failures.append(error)
-    return failures
-
-
-def _fetch_damaged(
-    store: Store,
-    references: Sequence[str],
-    damaged: Collection[str],
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
-) -> list[MsbPullError]:
-    """Tries one image after the other until each damaged layer is fetched; returns what went wrong."""
-    failures: list[MsbPullError] = []
-    left, needed = set(damaged), set[str]()
-    for reference in references if damaged else ():
-        mine: set[str] = set()
-        try:
-            # Not before the lock is held, or another version of the image would be meant.
-            with store.lock_shared(job.tell_waiting, job.cancel):
-                image = _proven(store, reference)
-                mine = set() if image is None else left & _forms(image)
-                needed |= mine
-                if image is None or not mine or image.source != "registry":
-                    continue
-                for keys, wanted in _keys(image, mine):
-                    _fetch_again(store, image, keys, client(), replace(options, refetch=wanted), job)
-                left -= mine
-                needed -= mine
-        except Cancelled:
-            raise
-        except MsbPullError as error:
-            failures.append(error)
-            needed -= mine
-    if needed:
-        failures.append(
-            NotFoundError(
-                f"no image from a registry has {counted(len(needed), 'damaged layer')}",
-                hint="pull its image again from the folder or archive with --force",
-            )
-        )
-    return failures
+def _outcome(
+    layers: Sequence[LayerReport], damaged: set[str], doubted: set[str], fresh: dict[str, LayerReport]
+) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
+    """What is reported of each layer in the end, and which are repaired; ``fresh`` is what was found after that."""
+    repaired = {digest for digest in damaged if digest in fresh and fresh[digest].verdict is not Verdict.DAMAGED}
+    # What nothing needs any more is not damage.
+    left = (x for x in layers if x.digest not in doubted or x.digest in fresh)
+    # What was found is reported even though it is repaired.
+    return tuple(x if x.digest in repaired else fresh.get(x.digest, x) for x in left), tuple(sorted(repaired))
 
 
 def _is_right_elsewhere(layer: LayerReport) -> bool:
@@ -141,26 +87,99 @@ def _is_right_elsewhere(layer: LayerReport) -> bool:
     return all(damage.kind == DERIVED for damage in layer.damages)
 
 
-def _place_again(
-    store: Store,
-    references: Sequence[str],
-    client: Callable[[], RegistryClient],
-    options: PullOptions,
-    job: Job,
-) -> list[MsbPullError]:
-    """Decides anew which form of each layer an image has, and records that; returns what went wrong."""
-    failures: list[MsbPullError] = []
-    for reference in references:
-        try:
-            with store.lock_shared(job.tell_waiting, job.cancel):
-                image = _proven(store, reference)
-                if image is not None and image.source == "registry":
-                    _fetch_again(store, image, (), client(), options, job)
-        except Cancelled:
-            raise
-        except MsbPullError as error:
-            failures.append(error)
-    return failures
+@dataclass(frozen=True, slots=True)
+class _Repair:
+    """One repair; ``failures`` are what went wrong so far."""
+
+    store: Store
+    client: Callable[[], RegistryClient]
+    options: PullOptions
+    job: Job
+    failures: list[MsbPullError] = field(default_factory=list)
+
+    def record_again(self, rows: Sequence[RowsReport]) -> None:
+        """Rewrites damaged records."""
+        for damaged in rows:
+            try:
+                with self.store.database(create=True) as database:
+                    if not database.record_again(damaged.reference):
+                        raise ContentError(
+                            f"{damaged.reference}: neither its rows nor their copy can be proven",
+                            hint="`msb-pull pull --force` records it again",
+                        )
+            except MsbPullError as error:
+                self.failures.append(error)
+
+    def fetch_damaged(self, references: Sequence[str], damaged: Set[str]) -> None:
+        """Tries one image after the other until each damaged layer is fetched."""
+        left, needed = set(damaged), set[str]()
+
+        def fetch(image: ImageRecord) -> None:
+            mine = left & _forms(image)
+            if image.source != "registry":
+                needed.update(mine)
+                return
+            needed.difference_update(mine)
+            for keys, wanted in _keys(image, mine):
+                self._fetch(image, keys, replace(self.options, refetch=wanted))
+            left.difference_update(mine)
+
+        self._each(references if damaged else (), fetch)
+        if needed:
+            self.failures.append(
+                NotFoundError(
+                    f"no image from a registry has {counted(len(needed), 'damaged layer')}",
+                    hint="pull its image again from the folder or archive with --force",
+                )
+            )
+
+    def place_again(self, references: Sequence[str]) -> None:
+        """Decides again which form of each layer an image has, and records that."""
+
+        def place(image: ImageRecord) -> None:
+            if image.source == "registry":
+                self._fetch(image, (), self.options)
+
+        self._each(references, place)
+
+    def _each(self, references: Sequence[str], repair: Callable[[ImageRecord], None]) -> None:
+        """Calls ``repair`` for each image that is proven, with the store locked."""
+        for reference in references:
+            try:
+                # Not before the lock is held, or another version of the image would be meant.
+                with self.store.lock_shared(self.job.tell_waiting, self.job.cancel):
+                    with self.store.database(create=False) as database:
+                        proven = database.prove([reference])
+                    if proven and proven[0].record is not None:
+                        repair(proven[0].record)
+            except Cancelled:
+                raise
+            except MsbPullError as error:
+                self.failures.append(error)
+
+    def _fetch(self, image: ImageRecord, keys: Sequence[LayerKey], options: PullOptions) -> None:
+        """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
+
+        ``keys`` are the layers of the image by position, none if that is to be decided again.
+        """
+        # Verifying needs none of this, and loading it takes longer than verifying a small image.
+        from msb_pull.image.reference import Reference
+        from msb_pull.source.interface import ResolvedImage
+        from msb_pull.work.pull.transfer import Transfer
+
+        reference = Reference.parse(image.reference)
+        resolved = ResolvedImage(
+            reference=reference,
+            digest=image.manifest_digest,
+            platform=image.platform,
+            manifest_bytes=image.manifest_bytes,
+            manifest=image.manifest,
+            config_bytes=image.config_bytes,
+            config=image.config,
+            source="registry",
+        )
+        with closing(self.client().source(reference)) as source:
+            Transfer(resolved, source, self.store, options, self.job, keys).fetch_again()
 
 
 def _forms(image: ImageRecord) -> set[str]:
@@ -180,40 +199,3 @@ def _keys(image: ImageRecord, wanted: Set[str]) -> Iterator[tuple[Sequence[Layer
     if plain := frozenset(wanted - own):
         bare = (LayerKey(key.digest) for key in names)
         yield [new if str(new) in plain else key for new, key in zip(bare, names, strict=True)], plain
-
-
-def _proven(store: Store, reference: str) -> ImageRecord | None:
-    with store.database(create=False) as database:
-        return next((image.record for image in database.prove([reference])), None)
-
-
-def _fetch_again(
-    store: Store,
-    image: ImageRecord,
-    keys: Sequence[LayerKey],
-    client: RegistryClient,
-    options: PullOptions,
-    job: Job,
-) -> None:
-    """Fetches what the options name, by the manifest and config that are recorded, whatever the tag means.
-
-    ``keys`` are the layers of the image by position, none if that is to be decided anew.
-    """
-    # Verifying needs none of this, and loading it takes longer than verifying a small image.
-    from msb_pull.image.reference import Reference
-    from msb_pull.source.interface import ResolvedImage
-    from msb_pull.work.pull.transfer import Transfer
-
-    reference = Reference.parse(image.reference)
-    resolved = ResolvedImage(
-        reference=reference,
-        digest=image.manifest_digest,
-        platform=image.platform,
-        manifest_bytes=image.manifest_bytes,
-        manifest=image.manifest,
-        config_bytes=image.config_bytes,
-        config=image.config,
-        source="registry",
-    )
-    with closing(client.source(reference)) as source:
-        Transfer(resolved, source, store, options, job, keys).fetch_again()

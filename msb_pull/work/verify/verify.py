@@ -7,23 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
-from msb_pull.ground.running import Job
 from msb_pull.layer.proof.compare import DERIVED
+from msb_pull.store.index.database import Database
 from msb_pull.store.index.proven import Difference
 from msb_pull.store.index.stored import StoredLayer
 from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from msb_pull.ground.running import Job
-    from msb_pull.store.index.database import Database
     from msb_pull.store.index.proven import ProvenImage
-    from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
-
-__all__ = ["LayerReport", "RowsReport", "Verdict", "VerifyReport", "stored_images", "verify_images", "verify_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +55,22 @@ class VerifyReport:
         """The layers with damage that is still there."""
         return [x for x in self.layers if x.verdict is Verdict.DAMAGED and x.digest not in self.repaired]
 
-    @property
-    def unprovable(self) -> list[LayerReport]:
-        """The layers that nobody can vouch for."""
-        return [x for x in self.layers if x.verdict is Verdict.UNPROVABLE]
-
-    @property
-    def unreadable(self) -> list[LayerReport]:
-        """The layers that this user may not read, at least in part."""
-        return [x for x in self.layers if x.verdict is Verdict.UNREADABLE]
+    def having(self, verdict: Verdict) -> list[LayerReport]:
+        """The layers of which this was found."""
+        return [x for x in self.layers if x.verdict is verdict]
 
 
 def verify_images(
-    store: Store,
-    references: Sequence[str],
-    job: Job,
-    *,
-    quick: bool = False,
+    store: Store, references: Sequence[str], job: Job, *, quick: bool = False, only: Collection[str] | None = None
 ) -> VerifyReport:
     """Verifies the layers of the named images (canonical references), of all images when none is named.
 
-    A layer that several images share is verified once, ``job.jobs`` layers at a time. Writes nothing. Raises
-    NotFoundError for an unknown image, LocalError, Cancelled.
+    ``only`` names the layers to verify (None for all). A layer that several images share is verified once,
+    ``job.jobs`` layers at a time. Writes nothing. Raises NotFoundError for an unknown image, LocalError, Cancelled.
     """
-    return verify_layers(store, references, None, job, quick=quick)
-
-
-def verify_layers(
-    store: Store,
-    references: Sequence[str],
-    only: Collection[str] | None,
-    job: Job,
-    *,
-    quick: bool = False,
-) -> VerifyReport:
-    """As :func:`verify_images`, but only those layers of the images that ``only`` names (None for all)."""
     started = time.monotonic()
     with store.lock_shared(job.tell_waiting, job.cancel):
-        # Not before: what is removed while this waits for the lock is no damage.
+        # Not before: what is removed while this waits for the lock is not damage.
         proofs = proven_images(store, references, job)
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
@@ -106,27 +80,13 @@ def verify_layers(
     return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
 
 
-def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
-    """The named images as recorded, all of them when none is named; raises NotFoundError."""
-    with store.database(create=False) as database:
-        if not references:
-            return database.images()
-        images = []
-        for reference in references:
-            image = database.find(reference)
-            if image is None:
-                raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
-            images.append(image)
-        return images
-
-
 def proven_images(
     store: Store, references: Sequence[str], job: Job
 ) -> list[tuple[ProvenImage, tuple[StoredLayer, ...]]]:
     """The named images, all of them when none is named, with the layers that their manifests prove.
 
     Of an image that only another program has recorded these are the layers of its rows. A copy beside the layers that
-    is missing or another one is rewritten, as are rows of layers in another order; that is told. Raises
+    is missing or another one is rewritten, as are rows of layers in another order, with a warning. Raises
     NotFoundError.
     """
     with store.database(create=False) as database:
@@ -139,9 +99,13 @@ def proven_images(
         found = [(image, _layers(image, database)) for image in proofs]
     for image in proofs:
         if image.disordered:
-            _put_in_order(store, image, job)
+            # An order that another image needed once may be left when that one has gone.
+            place = Difference("oci.db: layers", "the order of the manifest", "")
+            text = "the rows of its layers were in a different order than its manifest's; corrected"
+            _correct(store, image, Database.record_again, place, job, text)
         if image.stale:
-            _copy_again(store, image, job)
+            text = "its copy beside the layers did not match oci.db; rewritten"
+            _correct(store, image, Database.copy_again, Difference("images: copy", "what the rows say", ""), job, text)
     return found
 
 
@@ -149,32 +113,24 @@ def _warn(job: Job, image: ProvenImage, text: str) -> None:
     job.warn(image.reference, f"{image.reference}: {text}")
 
 
-def _put_in_order(store: Store, image: ProvenImage, job: Job) -> None:
-    """An order that another image needed once may be left when that one has gone."""
+def _correct(
+    store: Store, image: ProvenImage, how: Callable[[Database, str], object], wrong: Difference, job: Job, text: str
+) -> None:
+    """Corrects what is recorded of an image, and says so with ``text``; what cannot be corrected is a difference."""
     try:
         with store.database(create=True) as database:
-            database.record_again(image.reference)
+            how(database, image.reference)
     except LocalError as error:
-        image.differences.append(Difference("oci.db: layers", "the order of the manifest", error.message))
+        image.differences.append(replace(wrong, found=error.message))
     else:
-        _warn(job, image, "the rows of its layers were in a different order than its manifest's; corrected")
-
-
-def _copy_again(store: Store, image: ProvenImage, job: Job) -> None:
-    try:
-        with store.database(create=True) as database:
-            database.copy_again(image.reference)
-    except LocalError as error:
-        image.differences.append(Difference("images: copy", "what the rows say", error.message))
-    else:
-        _warn(job, image, "its copy beside the layers did not match oci.db; rewritten")
+        _warn(job, image, text)
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
     record = image.record
     if record is None:
         if image.differences:
-            # Nothing proves it, and whatever its rows name is not what somebody signed.
+            # Nothing proves it, and what its rows name is not signed.
             return ()
         stored = database.find(image.reference)
         return stored.layers if stored else ()

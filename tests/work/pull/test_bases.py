@@ -16,7 +16,8 @@ from msb_pull.work.prune import apply_prune, plan_prune, remove_images
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
 from msb_pull.work.save import Format, save_images
-from msb_pull.work.verify.verify import Verdict, verify_images
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import verify_images
 from tests.support.archive import END, directory, hardlink, reg, symlink
 from tests.support.imagebuild import simple_layout
 

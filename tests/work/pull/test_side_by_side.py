@@ -19,7 +19,8 @@ from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
 from msb_pull.work.pull.transfer import Transfer
 from msb_pull.work.save import Format, save_images
-from msb_pull.work.verify.verify import Verdict, verify_images
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import verify_images
 from tests.support.imagebuild import LayoutBuilder, compress, sha256
 from tests.support.make_sample import file, folder, layer_tar
 

@@ -26,7 +26,8 @@ from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
 from msb_pull.work.verify import layers as proof
-from msb_pull.work.verify.verify import Verdict, verify_images
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import verify_images
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.archive import END, directory, reg
 from tests.support.counting import wait_for

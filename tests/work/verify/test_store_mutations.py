@@ -1,5 +1,5 @@
 """Every file and every row of a small store, changed in every way there is: verify ends with damage, or says what it
-hasrewritten, and finds nothing once the change is undone."""
+has rewritten, and finds nothing once the change is undone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def world(tmp_path_factory):
 
 
 def seen(world: World) -> bool:
-    """Whether anything is wrong, or was and has beenrewritten; nothing raises but what ends a run with a code."""
+    """Whether anything is wrong, or was and has been rewritten; nothing raises but what ends a run with a code."""
     world.told.clear()
     try:
         report = world.verify()

@@ -23,7 +23,8 @@ from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
 from msb_pull.work.pull.pull import pull_image
-from msb_pull.work.verify.verify import Verdict, verify_images
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import verify_images
 from tests.support.archive import END, OVERRIDE, WHEN, directory, hardlink, hdr, reg, symlink, xattr
 from tests.support.imagebuild import simple_layout
 

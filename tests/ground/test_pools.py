@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from msb_pull.work.pull.handoff import DEPTH, Handoff
+from msb_pull.ground.pools import DEPTH, Handoff
 
 pytestmark = pytest.mark.timeout(30)
 
