@@ -16,8 +16,9 @@ import zlib
 from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.limits import Limits
 from msb_pull.ground.tarfields import BadField, number
-from msb_pull.layer.limits import LayerError, Limits
+from msb_pull.layer.limits import LayerError
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.settle.settle import settle

@@ -13,8 +13,8 @@ from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import Tree
 from msb_pull.layer.proof.prove import ProofTask, prove
 from msb_pull.layer.proof.standing import derived_anew
-from msb_pull.layer.record import Record
 from msb_pull.layer.settle.settle import Settled
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.layer.unpack.unpack import UnpackOptions, UnpackReport, unpack
 

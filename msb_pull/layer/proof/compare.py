@@ -8,18 +8,25 @@ import stat
 
 from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import (
+    OVERRIDE_STAT,
+    UNSUPPORTED,
+    get_attribute,
+    image_attributes,
+    link_attributes,
+    list_attributes,
+    parse_override_stat,
+)
 from msb_pull.layer.rules import join
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.tree.keeping import Keeping
-from msb_pull.layer.tree.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 
 # Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from msb_pull.layer.node import Node
+    from msb_pull.layer.proof.node import Node
 
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
@@ -208,9 +215,9 @@ class Check:
         if node.kind == stat.S_IFLNK:
             target = os.readlink(name, dir_fd=directory)
             if target != node.link:
-                yield Damage(path, "target", printable(node.link), printable(target))
+                yield Damage(path, "target", visible_bytes(node.link), visible_bytes(target))
             for extra in link_attributes(directory, name) if self._attributes else ():
-                yield Damage(path, "attribute", "nothing", printable(extra))
+                yield Damage(path, "attribute", "nothing", visible_bytes(extra))
             yield from self._compare_links(path, node, facts)
             return
         # Earlier versions let group and others write where the image does; that is told, and is no damage.
@@ -240,14 +247,15 @@ class Check:
             return
         override = there.pop(OVERRIDE_STAT, b"")
         if override != node.override:
-            yield Damage(path, "owner", printable(node.override or b"nothing"), printable(override) or "nothing")
+            noted = visible_bytes(node.override or b"nothing")
+            yield Damage(path, "owner", noted, visible_bytes(override) or "nothing")
         for extra in sorted(there.keys() - node.attributes.keys()):
-            yield Damage(path, "attribute", "nothing", printable(extra))
+            yield Damage(path, "attribute", "nothing", visible_bytes(extra))
         for kept, value in sorted(node.attributes.items()):
             if kept in there and there[kept] != value:
-                yield Damage(path, "attribute", printable(kept), "another value")
+                yield Damage(path, "attribute", visible_bytes(kept), "another value")
             elif kept not in there and not (node.partial and self._keeping.refuses(kept, value, there, override)):
-                yield Damage(path, "attribute", printable(kept), "nothing")
+                yield Damage(path, "attribute", visible_bytes(kept), "nothing")
 
 
 def _writable_by_others(node: Node) -> int:

@@ -6,13 +6,14 @@ import os
 import stat
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.node import Node
-from msb_pull.layer.proof.paths import Paths
+from msb_pull.layer.notes import hollow_after, moves_of
+from msb_pull.layer.proof.node import Node, Paths
 from msb_pull.layer.rules import (
     AUFS,
     OPAQUE,
     PLINKS,
     WHITEOUT,
+    clean,
     hidden_by,
     hollow,
     is_leftover,
@@ -23,8 +24,6 @@ from msb_pull.layer.rules import (
     resolve,
     turned,
 )
-from msb_pull.layer.settle.facts import hollow_after, moves_of
-from msb_pull.layer.tar.names import clean
 from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM
 
 # Importing typing takes longer than verifying a small layer.
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
-    from msb_pull.layer.record import Record
     from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.tar.record import Record
 
 
 _MENDED = "`msb-pull verify --repair` repairs it"

@@ -6,15 +6,14 @@ import os
 
 from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
-from msb_pull.layer.limits import printable
-from msb_pull.layer.notes import Notes
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.notes import Notes, prefixes_moved
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
 from msb_pull.layer.proof.contents import Contents
 from msb_pull.layer.proof.model import Tree, content_paths
 from msb_pull.layer.proof.standing import derived_anew, without_means
-from msb_pull.layer.record import Record
-from msb_pull.layer.settle.facts import prefixes_moved
 from msb_pull.layer.settle.lowers import MergedView
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.holes import same_content
 from msb_pull.layer.tree.kept import Kept
 
@@ -202,7 +201,7 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
     """Where the notes do not say what has been worked out from the record, whose entries have been read."""
     if notes.placed != tree.placed:
         index = min(notes.placed.items() ^ tree.placed.items())[0]
-        place, noted = (printable(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
+        place, noted = (visible_bytes(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
         yield Damage(tree.placed.get(index, b""), "notes", place, noted)
     if notes.moved != prefixes_moved(notes.derived):
         yield Damage(b"", "notes", "what was derived from the layers below", "other moves")
@@ -213,7 +212,7 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
         ("bytes of the stream", record.length, notes.tar_bytes),
     ):
         if right != said:
-            yield Damage(b"", "notes", f"{what}: {right}", printable(str(said).encode()))
+            yield Damage(b"", "notes", f"{what}: {right}", visible_bytes(str(said).encode()))
 
 
 def _make_again(

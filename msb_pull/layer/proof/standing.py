@@ -9,11 +9,11 @@ from __future__ import annotations
 import stat
 
 from msb_pull.layer.proof.model import Tree
-from msb_pull.layer.record import Record
 from msb_pull.layer.rules import join
 from msb_pull.layer.settle.derive import Wishes, derive_on
 from msb_pull.layer.settle.directories import Inside
 from msb_pull.layer.settle.lowers import MergedView
+from msb_pull.layer.tar.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
-    from msb_pull.layer.proof.paths import Paths
+    from msb_pull.layer.proof.node import Paths
     from msb_pull.layer.settle.derive import Fact
 
 

@@ -8,7 +8,7 @@ from isal.isal_zlib import crc32
 
 from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.layer.record import CHECKSUM, Record, RecordStream
+from msb_pull.layer.tar.record import CHECKSUM, Record, RecordStream
 from msb_pull.layer.tree.holes import first_data
 
 # Importing typing takes longer than verifying a small layer.
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from msb_pull.layer.record import Payload
+    from msb_pull.layer.tar.record import Payload
     from msb_pull.layer.tree.kept import Kept
 
 # Small enough to be hashed out of the processor's cache, large enough for few calls.

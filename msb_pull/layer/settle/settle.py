@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.remove import listed
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat, set_attribute, user_attributes
+from msb_pull.layer.notes import hollow_after, moves_of
 from msb_pull.layer.rules import AUFS, BadPath, is_leftover
 from msb_pull.layer.settle.derive import Wishes, ancestry, attributes_of, derive
-from msb_pull.layer.settle.facts import hollow_after, moves_of
 from msb_pull.layer.settle.lowers import MergedView
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
-from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_bytes
 from msb_pull.layer.tree.folders import Folder, Folders
+from msb_pull.layer.tree.holes import TooMuch, copy_bytes
+from msb_pull.layer.tree.links import REFUSED
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
-from msb_pull.layer.tree.xattrs import set_attribute, user_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from msb_pull.layer.report import UnpackReport
     from msb_pull.layer.settle.derive import Fact
-    from msb_pull.layer.unpack.report import UnpackReport
 
 _UNLIMITED = 1 << 62
 # No entry of a layer can have this name: all that begins so is AUFS's and left out.
@@ -207,10 +207,10 @@ class _Applier:
             return False
         here = os.stat(name, dir_fd=old, follow_symlinks=False)
         if stat.S_ISDIR(there.st_mode) != stat.S_ISDIR(here.st_mode):
-            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
+            raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
         if stat.S_ISDIR(here.st_mode):
             return True
-        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
         return False
 
     def _copy(self, path: bytes, fact: Fact) -> None:
@@ -218,7 +218,7 @@ class _Applier:
         parent, _, name = path.rpartition(b"/")
         folder = self._folders.find(parent)
         if shown is None or folder is None:
-            raise ContentError(f'hard link "{printable(path)}": its place is gone')
+            raise ContentError(f'hard link "{visible_bytes(path)}": its place is gone')
         if self._is_taken(folder, name):
             return
         if self._link_to_copy(folder, name, fact):
@@ -230,10 +230,9 @@ class _Applier:
             try:
                 self._copy_file(source, folder.descriptor, name, fact)
             except TooMuch:
-                raise ContentError(
-                    f'hard link "{printable(path)}": the copies of what lies below take more than a layer is allowed',
-                    hint="if you trust the image, allow more with --max-layer-size",
-                ) from None
+                what = "the copies of what lies below take more than a layer is allowed"
+                hint = "if you trust the image, allow more with --max-layer-size"
+                raise ContentError(f'hard link "{visible_bytes(path)}": {what}', hint=hint) from None
             finally:
                 os.close(source)
         when = (fact["mtime_ns"], fact["mtime_ns"])
@@ -265,8 +264,8 @@ class _Applier:
         if there is None:
             return False
         if stat.S_ISDIR(there.st_mode):
-            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
-        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+            raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
         return True
 
     def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:

@@ -17,8 +17,8 @@ from msb_pull.layer.tar.entry import Entry
 # Importing typing costs a child more than reading a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from msb_pull.ground.limits import Limits
     from msb_pull.ground.pax import Pax, Sparse
-    from msb_pull.layer.limits import Limits
     from msb_pull.layer.tar.blocks import Sink, Stream
 
 REG, LNK, SYM, CHR, BLK, DIR, FIFO = b"0123456"

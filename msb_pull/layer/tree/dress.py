@@ -5,9 +5,18 @@ from __future__ import annotations
 import errno
 import os
 
-from msb_pull.layer.limits import LayerError, printable
-from msb_pull.layer.tree.attributes import IMPLIED, MAX_ID, OVERRIDE_STAT, disk_name, override_stat
-from msb_pull.layer.tree.xattrs import list_attributes, remove_attribute, set_attribute
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import (
+    IMPLIED,
+    MAX_ID,
+    OVERRIDE_STAT,
+    disk_name,
+    list_attributes,
+    override_stat,
+    remove_attribute,
+    set_attribute,
+)
+from msb_pull.layer.limits import LayerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,8 +84,8 @@ class Dress:
             except OSError as error:
                 # File systems have room for about one block of attributes; our own is in already.
                 why = "too large" if error.errno in _TOO_LARGE else os.strerror(error.errno or 0)
-                where = f'entry {entry.index} "{printable(entry.name)}"'
-                self._warnings.add(f'{where}: attribute "{printable(name)}" cannot be kept ({why})')
+                where = f'entry {entry.index} "{visible_bytes(entry.name)}"'
+                self._warnings.add(f'{where}: attribute "{visible_bytes(name)}" cannot be kept ({why})')
                 if self.unkept[-1:] != [entry.index]:
                     self.unkept.append(entry.index)
 

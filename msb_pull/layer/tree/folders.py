@@ -14,11 +14,11 @@ import sys
 
 from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.remove import listed, remove_tree
-from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import IMPLIED, IMPLIED_MODE, OVERRIDE_STAT, set_attribute
+from msb_pull.layer.limits import MAX_NOTED, NOTE
 from msb_pull.layer.rules import BadPath, join, resolve
-from msb_pull.layer.tree.attributes import IMPLIED, IMPLIED_MODE, OVERRIDE_STAT
 from msb_pull.layer.tree.kept import Keeper
-from msb_pull.layer.tree.xattrs import set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Folders:
                 if not replace:
                     raise
                 # As umoci does: what needs a directory here gets one, whatever stood there.
-                self._warn(f'"{printable(folder.below(part))}" was a file and became a directory')
+                self._warn(f'"{visible_bytes(folder.below(part))}" was a file and became a directory')
                 self.remove(folder, part)
                 folder = self._make(folder, part)
                 # The file replaced what lies below, so nothing there says how this directory looks.
@@ -243,7 +243,7 @@ class Folders:
         for other in names:
             if os.stat(other, dir_fd=folder.descriptor, follow_symlinks=False).st_ino == facts.st_ino:
                 raise BadPath(
-                    f'the file system takes it to be "{printable(folder.below(other))}"; '
+                    f'the file system takes it to be "{visible_bytes(folder.below(other))}"; '
                     "this image needs a case-sensitive volume"
                 )
 

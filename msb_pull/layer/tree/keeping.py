@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT
-from msb_pull.layer.tree.xattrs import set_attribute
+from msb_pull.layer.attributes import OVERRIDE_STAT, set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from msb_pull.layer.record import Payload
     from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.tar.record import Payload
 
     Segments = tuple[tuple[int, int], ...]
 

@@ -13,11 +13,7 @@ import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
 from msb_pull.ground.below import CREATE
-from msb_pull.layer.limits import LayerError
-from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, is_leftover, is_plink, is_whiteout
-from msb_pull.layer.tar.names import clean
-from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
-from msb_pull.layer.tree.attributes import (
+from msb_pull.layer.attributes import (
     DISK_MODES,
     IMPLIED_MODE,
     MAX_TIME_NS,
@@ -25,12 +21,15 @@ from msb_pull.layer.tree.attributes import (
     clamp_time,
     disk_mode,
     override_stat,
+    set_attribute,
 )
+from msb_pull.layer.limits import LayerError
+from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, clean, is_leftover, is_plink, is_whiteout
+from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from msb_pull.layer.tree.dress import Dress, Warnings, clear_attributes, prepare_top
 from msb_pull.layer.tree.folders import Folder, Folders
 from msb_pull.layer.tree.links import Links
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
-from msb_pull.layer.tree.xattrs import set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ import sys
 
 from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import LocalError, MsbPullError, file_size_limit, local_error
+from msb_pull.layer.attributes import DISK_MODES
 from msb_pull.layer.child import Child, say
 from msb_pull.layer.limits import MAX_NOTED, LayerError
-from msb_pull.layer.record import RecordWriter
+from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
+from msb_pull.layer.tar.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
-from msb_pull.layer.tree.attributes import DISK_MODES
 from msb_pull.layer.tree.links import COPIES
 from msb_pull.layer.tree.tree import TreeWriter
-from msb_pull.layer.unpack.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
 from msb_pull.layer.unpack.ring import RingReader, RingWriter
 
 TYPE_CHECKING = False

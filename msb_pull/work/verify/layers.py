@@ -14,7 +14,7 @@ from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.pools import Pool
 from msb_pull.ground.running import Cancel, Throttle
 from msb_pull.ground.sizes import counted
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.proof.compare import Damage
 from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 from msb_pull.layer.proof.prover import Prover
@@ -188,7 +188,7 @@ class LayerCheck:
         verdict, remarks = Verdict.UNCHANGED if self._quick else Verdict.PROVEN, []
         if found.denied:
             verdict = Verdict.UNREADABLE
-            first = "/" + printable(found.denied[0])
+            first = "/" + visible_bytes(found.denied[0])
             remarks.append(f"{counted(len(found.denied), 'path')} not readable by this user, the first is {first}")
         if found.writable_by_others:
             from shlex import quote

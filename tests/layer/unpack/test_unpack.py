@@ -15,9 +15,10 @@ import isal
 import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError
+from msb_pull.layer import report
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.unpack import report, unpack
+from msb_pull.layer.unpack import unpack
 from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
 from tests.conftest import REPOSITORY
 from tests.support.archive import (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from msb_pull.layer.limits import NOTE, Limits
-from msb_pull.layer.tar.names import clean
+from msb_pull.ground.limits import Limits
+from msb_pull.layer.limits import NOTE
+from msb_pull.layer.rules import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

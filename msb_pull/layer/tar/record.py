@@ -13,7 +13,7 @@ from isal import isal_zlib
 
 from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.limits import Limits
+from msb_pull.ground.limits import Limits
 
 # The child that writes records needs neither typing nor json, and importing them takes long.
 TYPE_CHECKING = False
