@@ -28,14 +28,14 @@ _READERS_OWN = (ESCAPE, b"user.overlay.", b"user.fuseoverlayfs.", b"user.msb.")
 # Linux knows no other (xattr(7)). A name without one of them must never be escaped: "stat" would become our own.
 _NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
 
-# What an image could have, whoever can see it; other namespaces belong to file systems.
+# What an image could have; other namespaces belong to file systems.
 _IMAGE = (b"user.", b"security.", b"trusted.", b"system.posix_acl_")
-# Set by the host itself: labels and hashes of security modules, the books of network file systems.
+# Set by the host itself: labels and hashes of security modules, bookkeeping of network file systems.
 _HOST = (
     *(b"security.selinux", b"security.ima", b"security.evm", b"security.SMACK64", b"security.apparmor"),
     *(b"trusted.lov", b"trusted.lma", b"trusted.link", b"trusted.gfid", b"trusted.glusterfs."),
 )
-# Kernel and file systems disagree on how they say that they know no such attributes.
+# Kernel and file systems disagree on the error for unsupported attributes.
 UNSUPPORTED = frozenset((errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
@@ -84,7 +84,7 @@ def _number(field: bytes, base: int, limit: int) -> int | None:
 def disk_mode(kind: int, mode: int) -> int:
     """The mode on disk: the owner can always read and write, nobody else can write, and no set-uid, set-gid or sticky.
 
-    What is for all to write in an image (``/tmp``, ``/dev/null``) is so within it, not for every user of the host.
+    What everyone may write in an image (``/tmp``, ``/dev/null``) must not be writable by every user of the host.
     """
     return (mode & DISK_MODES) | (0o700 if kind == stat.S_IFDIR else 0o600)
 
@@ -110,7 +110,7 @@ def disk_name(name: bytes) -> bytes | None:
 # On the disk
 
 if sys.platform == "darwin":
-    # In the functions, so that only those who need attributes wait for it. PyPI has two packages of this name; these
+    # Imported in the functions, so that only users of attributes wait for it. PyPI has two packages of this name; these
     # four calls mean the same in both.
 
     def set_attribute(descriptor: int, name: bytes, value: bytes) -> None:
@@ -149,7 +149,7 @@ else:
 
 
 def user_attributes(descriptor: int) -> list[tuple[bytes, bytes]]:
-    """All ``user.`` attributes by name, none where the file system knows no attributes; raises OSError."""
+    """All ``user.`` attributes by name, none where the file system supports none; raises OSError."""
     try:
         names = list_attributes(descriptor)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.text import visible_bytes
 
-# How much may be told of one layer, which the parent holds as well: bytes of paths, and NOTE for each.
+# Bounds what a child reports about one layer, which the parent keeps in memory: bytes of paths, and NOTE for each.
 MAX_NOTED = 32 << 20
 NOTE = 64
 

@@ -14,7 +14,6 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.layer.attributes import parse_override_stat
 from msb_pull.layer.rules import MAX_LEVELS, places_after
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +36,7 @@ _PATHS = {
     "link": ("asked_path", "path", "from", "real"),
 }
 _TOPS = {"directory": ("path",), "moved": ("to",), "merged": ("path",), "claimed": ("path",)}
-# No file system has later times, nor could any function be told of them.
+# No file system or system call takes later times.
 _MAX_TIME_NS = 1 << 90
 
 
@@ -96,22 +95,14 @@ class Notes:
 
         document = {
             "version": _VERSION,
-            "diff_id": self.diff_id,
-            "tar_bytes": self.tar_bytes,
-            "entries": self.entries,
-            "content_bytes": self.content_bytes,
-            "chain": self.chain,
+            **vars(self),
             "placed": {str(index): os.fsdecode(place) for index, place in self.placed.items()},
             "moved": [[os.fsdecode(old), os.fsdecode(new)] for old, new in self.moved],
-            "derived": self.derived,
-            "copied": self.copied,
-            "unkept": self.unkept,
-            "warnings": self.warnings,
         }
         try:
             path.write_text(json.dumps(document) + "\n", encoding="ascii")
         except OSError as error:
-            # What fails to be written into an open file does not say which.
+            # An error while writing does not name the file.
             error.filename = os.fspath(path)
             raise
 
@@ -155,7 +146,7 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
-# Facts, as msb_pull.layer.settle.derive makes them; whoever applies them relies on their form.
+# Facts, as msb_pull.layer.settle.derive makes them; code that applies them relies on their form.
 
 
 def check_facts(facts: Any) -> list[dict[str, Any]]:

@@ -45,18 +45,8 @@ class UnpackReport:
     """
 
     __slots__ = (
-        "content_bytes",
-        "copied",
-        "entries",
-        "hollow",
-        "implied",
-        "jailed",
-        "missing_links",
-        "placed",
-        "tar_bytes",
-        "turned",
-        "unkept",
-        "warnings",
+        *("content_bytes", "copied", "entries", "hollow", "implied", "jailed"),
+        *("missing_links", "placed", "tar_bytes", "turned", "unkept", "warnings"),
     )
 
     def __init__(self) -> None:
@@ -90,20 +80,7 @@ class UnpackReport:
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for :func:`encode`."""
-        return {
-            "entries": self.entries,
-            "tar_bytes": self.tar_bytes,
-            "content_bytes": self.content_bytes,
-            "jailed": self.jailed,
-            "placed": list(self.placed.items()),
-            "implied": self.implied,
-            "hollow": self.hollow,
-            "missing_links": self.missing_links,
-            "turned": self.turned,
-            "copied": self.copied,
-            "unkept": self.unkept,
-            "warnings": self.warnings,
-        }
+        return {name: getattr(self, name) for name in self.__slots__} | {"placed": list(self.placed.items())}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> UnpackReport:

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     Link = TypeVar("Link")
-    # What stands at a real path: the target of a symlink, True for a directory, False for anything else, None for
-    # nothing.
+    # What stands at a real path: a symlink's target, True for a directory, False for anything else, None for nothing.
     Look = Callable[[bytes], bytes | bool | None]
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
-# AUFS kept books in the top directory of a layer; old images still carry them. Hard links lead into one of its folders.
+# AUFS kept its bookkeeping in the top directory of a layer; old images still have it. Hard links lead into one folder.
 AUFS = b".wh..wh."
 PLINKS = b".wh..wh.plnk"
 MAX_HOPS = 40
@@ -75,8 +74,8 @@ def join(parent: bytes, name: bytes) -> bytes:
 def resolve(path: bytes, look: Look) -> bytes:
     """Where ``path`` leads when symlinks are followed against the root, as in a chroot (containerd's RootPath).
 
-    What is missing, or is no directory, counts as a directory to be. Raises BadPath after 40 symlinks, where the way
-    goes through the name of a whiteout, and whatever ``look`` raises.
+    What is missing, or is not a directory, counts as a directory to be made. Raises BadPath after 40 symlinks, where
+    the way goes through the name of a whiteout, and whatever ``look`` raises.
     """
     real: list[bytes] = []
     # How many of them are directories that are there: below any other there is nothing to look at.

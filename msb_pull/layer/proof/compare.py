@@ -21,7 +21,6 @@ from msb_pull.layer.attributes import (
 from msb_pull.layer.rules import join
 from msb_pull.layer.tree.keeping import Keeping
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
-# Whoever waits, or wants to interrupt, is served in between.
+# How many entries between two calls of ``progress``, which may also interrupt.
 _OFTEN = 512
 # The kind of damage that may be that of a layer below.
 DERIVED = "derived"
@@ -65,19 +64,14 @@ def knows_attributes(root: int) -> bool:
 class Check:
     """The comparison of one layer, whose top directory is open as ``root``.
 
-    Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen, ``denied`` takes what this user may not look into. ``writable_by_others`` counts modes
+    Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` gets
+    the number of entries seen, ``denied`` takes what this user may not read. ``writable_by_others`` counts modes
     that have more of the image's bits than get onto the disk today: layers that an earlier version unpacked are as good
     as any other.
     """
 
     def __init__(
-        self,
-        root: int,
-        nodes: Mapping[bytes, Node],
-        *,
-        attributes: bool,
-        progress: Callable[[int], None],
+        self, root: int, nodes: Mapping[bytes, Node], *, attributes: bool, progress: Callable[[int], None]
     ) -> None:
         self.denied: list[bytes] = []
         self.writable_by_others = 0
@@ -130,7 +124,7 @@ class Check:
         return ()
 
     def trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
-        """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
+        """What this user may not read is not damage by itself: its mode would show, or the store is another user's."""
         raise_if_exhausted(error)
         if error.errno in _DENIED:
             self.denied.append(path)
@@ -145,7 +139,7 @@ class Check:
             try:
                 facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
-                # It has gone since; that is told in the end.
+                # It has gone meanwhile; _missing reports it.
                 continue
             node = nodes.get(inside)
             if node is None:
@@ -220,7 +214,7 @@ class Check:
                 yield Damage(path, "attribute", "nothing", visible_bytes(extra))
             yield from self._compare_links(path, node, facts)
             return
-        # Earlier versions let group and others write where the image does; that is told, and is no damage.
+        # Earlier versions let group and others write where the image does; that is reported, but not damage.
         if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
             if mode == node.mode | _writable_by_others(node):
                 self.writable_by_others += 1

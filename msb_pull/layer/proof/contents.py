@@ -12,7 +12,6 @@ from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.stream import Listener, open_folder, stream
 from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ class Contents:
             # Each file is opened once, for its attributes and its content.
             opened=lambda path, handle: found.extend(check.attributes_left(path, handle)),
             closed=lambda path, stored, error: found.extend(check.trouble(path, error)),
-            # It is no part of the tree, but of the stream.
+            # Part of the stream, but not of the tree.
             lost=lambda path, what: found.append(
                 Damage(path, "overwritten", "the content that a later entry replaced", what)
             ),

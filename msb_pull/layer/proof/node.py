@@ -7,9 +7,8 @@ import stat
 from binascii import a2b_base64
 
 from msb_pull.layer.attributes import IMPLIED, IMPLIED_MODE, clamp_time, disk_mode, disk_name, override_stat
-from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, REG
+from msb_pull.layer.tar.entry import BLK, CHR, DIR, FIFO, REG
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,8 +31,8 @@ class Node:
     """
 
     __slots__ = (
-        *("attributes", "copy", "device", "implied", "index", "kind", "link", "mode", "mtime_ns", "override"),
-        *("origin", "partial", "sha256", "size"),
+        *("attributes", "copy", "device", "implied", "index", "kind", "link"),
+        *("mode", "mtime_ns", "override", "origin", "partial", "sha256", "size"),
     )
 
     def __init__(self, kind: int, mode: int, override: bytes, mtime_ns: int | None) -> None:
@@ -129,7 +128,7 @@ def decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
 class Paths:
     """Nodes by their paths, ``b""`` the top. Only :meth:`put` sees to it that parents are directories.
 
-    Whoever changes ``nodes`` itself may exchange one node for another, and no more.
+    Callers may replace a node in ``nodes`` itself, but not add or remove one.
     """
 
     def __init__(self) -> None:
@@ -164,7 +163,7 @@ class Paths:
         return parent is not None and parent.kind == stat.S_IFDIR
 
     def put(self, path: bytes, node: Node) -> None:
-        """What stood there goes, and what stands in the way of its parents."""
+        """Sets a node; removes what stood there or in the way of its parents."""
         nodes = self.nodes
         parent = nodes.get(path.rpartition(b"/")[0])
         if parent is None or parent.kind != stat.S_IFDIR:
@@ -180,7 +179,7 @@ class Paths:
             self._inside.setdefault(path.rpartition(b"/")[0], {})[path] = None
 
     def drop(self, path: bytes) -> None:
-        """Takes away what stands at a path, if anything does, with all below."""
+        """Removes what stands at a path, if anything, and all below."""
         node = self.nodes.get(path)
         if node is None:
             return
@@ -200,7 +199,7 @@ class Paths:
             parent = parent.rpartition(b"/")[0]
         for parent in reversed(missing):
             made = Node.of_nothing()
-            # A file that stood there has replaced what lies below, so nothing there says how this directory looks.
+            # A file there replaced the lower directory, whose attributes no longer apply.
             made.implied = parent not in self.nodes
             self.drop(parent)
             self.set(parent, made)

@@ -29,7 +29,6 @@ from msb_pull.layer.rules import OPAQUE, Places, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
 from msb_pull.layer.tree.holes import sha256_of
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +45,7 @@ class Wishes:
     """What a layer asks of those below: ``implied`` directories (without an entry), the ``hollow`` ones among them
     (which only whiteouts imply), and ``links`` (path, target).
 
-    ``converted`` are directories whose own whiteout came along, so that nothing of what lies below is theirs.
+    ``converted`` are directories whose own whiteout came along, so they take nothing from the layers below.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class _Derivation:
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""
         place = self._places.of(path)
-        # A directory that a link comes into is none that only whiteouts imply.
+        # A directory that receives a link holds more than whiteouts, so it was not dropped.
         assert place is not None
         return place
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.errors import ContentError
@@ -38,14 +38,11 @@ _UNLIMITED = 1 << 62
 _ASIDE = AUFS + b"aside"
 
 
-class Settled:
+class Settled(NamedTuple):
     """What was ``derived`` from the layers below; ``warnings`` name what gave way when contents were moved."""
 
-    __slots__ = ("derived", "warnings")
-
-    def __init__(self, derived: list[Fact], warnings: Sequence[str] = ()) -> None:
-        self.derived = derived
-        self.warnings = list(warnings)
+    derived: list[Fact]
+    warnings: Sequence[str] = ()
 
 
 def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_bytes: int = _UNLIMITED) -> Settled:
@@ -82,11 +79,7 @@ class _Applier:
         self._room = room
         self._xattrs = any(name == OVERRIDE_STAT for name, _ in user_attributes(root))
         self._folders = Folders(
-            root,
-            xattrs=self._xattrs,
-            exact_modes=False,
-            warn=warnings.append,
-            top_mtime_ns=os.fstat(root).st_mtime_ns,
+            root, xattrs=self._xattrs, exact_modes=False, warn=warnings.append, top_mtime_ns=os.fstat(root).st_mtime_ns
         )
         # Where the last copy of each lower file lies.
         self._copies: dict[str, bytes] = {}
@@ -144,13 +137,16 @@ class _Applier:
         folder.mtime_ns = fact["mtime_ns"]
         if "mode" in fact:
             os.fchmod(folder.descriptor, fact["mode"])
+        self._set_attributes(folder.descriptor, fact)
+
+    def _set_attributes(self, target: int, fact: Fact) -> None:
         if self._xattrs:
-            set_attribute(folder.descriptor, OVERRIDE_STAT, fact["override"].encode("ascii"))
+            set_attribute(target, OVERRIDE_STAT, fact["override"].encode("ascii"))
             for name, value in fact["xattrs"].items():
-                set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
+                set_attribute(target, os.fsencode(name), base64.b64decode(value))
 
     def _move(self, moves: dict[bytes, bytes]) -> dict[bytes, None]:
-        """Moves the contents of directories; returns those in which a whiteout may now stand beside what it names.
+        """Moves the contents of directories; returns those where a whiteout may now stand beside what it names.
 
         All go aside first, the deepest first: then each is where it was, and none lies where another one goes.
         """
@@ -175,7 +171,7 @@ class _Applier:
     def _merge(self, source: bytes, target: bytes) -> list[bytes]:
         """Moves the entries of one directory into another, folder into folder; what stands there already stays.
 
-        Archives are mostly in the order of names, and so it is there mostly since the later entry.
+        Archives are mostly in the order of names, so what is there mostly came from the later entry.
         """
         touched = []
         pending = [b""]
@@ -240,7 +236,7 @@ class _Applier:
         self._copies[fact["real"]] = path
 
     def _link_to_copy(self, folder: Folder, name: bytes, fact: Fact) -> bool:
-        """Whether a copy of the same file is there, so that a link does."""
+        """Whether a hard link to an earlier copy of the same file could be made."""
         parent, _, copy = self._copies.get(fact["real"], b"").rpartition(b"/")
         if not copy:
             return False
@@ -273,10 +269,7 @@ class _Applier:
         try:
             mode = parse_override_stat(fact["override"].encode("ascii"))[2]
             os.fchmod(copy, disk_mode(stat.S_IFREG, mode or 0))
-            if self._xattrs:
-                set_attribute(copy, OVERRIDE_STAT, fact["override"].encode("ascii"))
-                for attribute, value in fact["xattrs"].items():
-                    set_attribute(copy, os.fsencode(attribute), base64.b64decode(value))
+            self._set_attributes(copy, fact)
             self._room -= copy_bytes(source, copy, self._room)
         finally:
             os.close(copy)

@@ -37,14 +37,14 @@ class Warnings:
         self._said: set[str] = set()
 
     def add(self, text: str) -> None:
-        """Takes one."""
+        """Adds a warning."""
         if len(self.texts) < _MAX_WARNINGS:
             self.texts.append(text)
         else:
             self.many_more += 1
 
     def once(self, text: str) -> None:
-        """Takes one that any number of entries may cause."""
+        """Adds a warning that any number of entries may cause, the first time only."""
         if text not in self._said:
             self._said.add(text)
             self.add(text)
@@ -91,14 +91,14 @@ class Dress:
 
 
 def prepare_top(root: int) -> None:
-    """Gives an open top directory the attribute of an implied one, and takes away what children would inherit."""
+    """Gives an open top directory the attribute of an implied one, and removes what children would inherit."""
     set_attribute(root, OVERRIDE_STAT, IMPLIED)
     if _DEFAULT_ACL in list_attributes(root):
         remove_attribute(root, _DEFAULT_ACL)
 
 
 def clear_attributes(target: int) -> None:
-    """Takes an image's own attributes from an open directory, which a later entry describes again."""
+    """Removes an image's own attributes from an open directory that a later entry describes again."""
     for name in list_attributes(target):
         if name.startswith(b"user.") and name != OVERRIDE_STAT:
             remove_attribute(target, name)

@@ -1,4 +1,4 @@
-"""Reads and copies files with holes: what is a hole costs nothing, however large it is."""
+"""Reads, writes and copies files with holes: what is a hole costs nothing, however large it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from isal.isal_zlib import crc32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from msb_pull.layer.tar.entry import Entry
 
 _PIECE = 1 << 18
 _ZEROS = bytes(_PIECE)
@@ -124,6 +126,19 @@ def _copy_piece(original: int, copy: int, offset: int, count: int) -> int:
                 raise
     piece = os.pread(original, min(count, _PIECE), offset)
     return os.pwrite(copy, piece, offset)
+
+
+def write_segments(target: int, entry: Entry, chunk: Callable[[], memoryview]) -> None:
+    """Writes the payload of a sparse entry into an open file that is empty; raises OSError."""
+    os.ftruncate(target, entry.size)
+    piece = memoryview(b"")
+    for offset, length in entry.sparse or ():
+        end = offset + length
+        while offset < end:
+            piece = piece or chunk()
+            count = os.pwrite(target, piece[: end - offset], offset)
+            offset += count
+            piece = piece[count:]
 
 
 def _first_byte(handle: int, start: int, end: int) -> int | None:

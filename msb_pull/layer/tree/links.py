@@ -64,7 +64,7 @@ class Links:
         if is_whiteout(target.rpartition(b"/")[2]):
             raise link.refuse("a hard link to a whiteout")
         if not self._make(link):
-            # A later entry of that name shall win over this one, an earlier one shall not.
+            # A later entry of that name wins over this one, an earlier one does not.
             self._clear(link)
             self._waiting.pop(link.path, None)
             self._waiting[link.path] = link

@@ -17,7 +17,8 @@ from msb_pull.ground.errors import ContentError, local_error
 from msb_pull.ground.running import Throttle
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
-from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
+from msb_pull.layer.report import UnpackOptions, UnpackReport
+from msb_pull.layer.unpack.unpack import LayerProcess
 from msb_pull.work.pull.handoff import Handoff
 
 if TYPE_CHECKING:
