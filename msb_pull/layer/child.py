@@ -1,6 +1,6 @@
-"""Child processes that unpack and prove layers: their start, their last words, and their end with all they started.
+"""Child processes that unpack and prove layers: how they start, report, and end with all they started.
 
-The child's own end of that stands here as well: :func:`begin` and :func:`say`.
+:func:`begin` and :func:`say` run in the child itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Sequence
 
-# What was killed gets this long to vanish; only a broken disk or kernel holds it longer.
+# How long a killed process may take to go; only a broken disk or kernel holds it longer.
 _PATIENCE = 5.0
 _INTERVAL = 0.01
 _PIECE = 1 << 16
@@ -54,7 +54,7 @@ class Child:
 
         with self._lock:
             if self.process.returncode is None:
-                # Until it has been waited for, its number cannot have become that of others.
+                # Until it has been waited for, its process id cannot be reused.
                 _signal(self.process.pid, signal.SIGKILL)
             if not self.has_ended(_PATIENCE):
                 return False
@@ -90,7 +90,7 @@ class Child:
             stderr = b""
         lines = stderr.decode("utf-8", "backslashreplace").strip().splitlines()
         last = lines[-1] if lines else f"exit status {status}"
-        # Before it could tell its parent properly: while it loaded its modules, say.
+        # It failed before it could report, while loading its modules for instance.
         if last.startswith("MemoryError") and (spent := exhausted(MemoryError())):
             return spent
         return LocalError(f"{self._who} crashed", cause=last)
@@ -113,12 +113,12 @@ def begin(parent: int) -> None:
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
-            # It went before the kernel was told.
+            # It ended before the kernel was asked.
             os._exit(1)
 
 
 def say(pieces: Iterable[bytes]) -> None:
-    """Tells the parent one line, whose end this adds."""
+    """Sends the parent one line; adds the newline."""
     data = bytearray()
     for piece in pieces:
         data += piece
@@ -148,7 +148,7 @@ def _start(code: str, words: Sequence[str], stdin: int, pass_fds: Sequence[int])
             start_new_session=True,
         )
     except OSError as error:
-        # A program that cannot be run has a name, a process that cannot be made has none.
+        # The error names a program that cannot be run, but not a process that cannot be made.
         if error.filename is None:
             raise exhausted(error) or no_more_tasks(error.strerror) from None
         raise
@@ -176,6 +176,6 @@ def _signal(group: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        # So macOS says that all that is left of it waits to be waited for.
+        # macOS says so when only zombies are left of it.
         return True
     return True

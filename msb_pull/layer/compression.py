@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isal import isal_zlib
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.limits import Limits
 from msb_pull.ground.magic import GZIP, compression_of, gzip_header_is_whole, zstd_window
 
 if sys.version_info >= (3, 14):
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PIECE = 512 * 1024
-# What libzstd itself refuses; ours is the limit that is no power of two.
+# What libzstd itself refuses; our own limit need not be a power of two.
 _MAX_WINDOW_LOG = 31
-# RFC 8878 asks for 8 MiB at least; `zstd --long` writes this much, and other readers take no more.
-MAX_WINDOW = 128 << 20
 
 
 class Decompressor(Protocol):
@@ -37,7 +36,7 @@ class Decompressor(Protocol):
         """Yields what ``data`` inflates to, at most :data:`PIECE` bytes at a time; raises ContentError."""
 
     def finish(self) -> None:
-        """Says that there is no more; raises ContentError when the stream is cut."""
+        """Ends the stream; raises ContentError when it is cut."""
 
 
 def detect(head: bytes) -> str:
@@ -48,7 +47,9 @@ def detect(head: bytes) -> str:
     return found
 
 
-def open_decompressor(head: bytes, media_type: str, max_window: int = MAX_WINDOW) -> tuple[Decompressor, str | None]:
+def open_decompressor(
+    head: bytes, media_type: str, max_window: int = Limits().max_window
+) -> tuple[Decompressor, str | None]:
     """The decompressor for a blob that begins with ``head``, and a warning when the media type says otherwise.
 
     A zstd frame that wants a window of more than ``max_window`` bytes is refused; gzip has one of 32 KiB.
@@ -144,8 +145,8 @@ class _Zstd:
     def _begin_frame(self, data: bytes) -> memoryview:
         """Holds a header back until it says how much memory its frame wants.
 
-        Then the first byte goes on its own: of a frame that comes whole, and small, libzstd checks more than of one in
-        pieces, so that it would depend on the network whether a damaged one is refused.
+        Then the first byte goes on its own: libzstd checks more of a small frame that comes whole than of one in
+        pieces, so whether a damaged one is refused would depend on the network.
         """
         self._header += data
         window = zstd_window(self._header)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.ground.limits import Limits as Limits
 from msb_pull.ground.text import visible_bytes
 
-# How much may be told of one layer, which the parent holds as well: bytes of paths, and NOTE for each.
+# Bounds what a child reports about one layer, which the parent keeps in memory: bytes of paths, and NOTE for each.
 MAX_NOTED = 32 << 20
 NOTE = 64
-
-
-def printable(name: bytes) -> str:
-    """A name from an image as one line of text: control, format and undecodable characters escaped."""
-    return visible_bytes(name)
 
 
 class LayerError(ContentError):
@@ -22,7 +16,7 @@ class LayerError(ContentError):
     kind = "layer"
 
     def __init__(self, index: int, name: bytes, what: str, *, hint: str | None = None) -> None:
-        where = f'entry {index} "{printable(name)}"' if name else f"entry {index}"
+        where = f'entry {index} "{visible_bytes(name)}"' if name else f"entry {index}"
         super().__init__(f"{where}: {what}", hint=hint)
         self.index = index
         self.name = name

@@ -10,17 +10,17 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msb_pull.layer.attributes import parse_override_stat
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import expected_tree
-from msb_pull.layer.record import Record
 from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
-from msb_pull.layer.tree.attributes import parse_override_stat
+from msb_pull.layer.tar.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from msb_pull.layer.node import Node
+    from msb_pull.layer.proof.node import Node
 
 _KINDS = {
     stat.S_IFREG: "file",

@@ -23,7 +23,7 @@ from msb_pull.image.reference import Reference
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.record import Record
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import Kept
 from msb_pull.work.select import stored_images
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from msb_pull.ground.running import Job
-    from msb_pull.layer.node import Node
+    from msb_pull.layer.proof.node import Node
     from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 

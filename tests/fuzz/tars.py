@@ -16,16 +16,18 @@ import zlib
 from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.ground.limits import Limits
 from msb_pull.ground.tarfields import BadField, number
-from msb_pull.layer.limits import LayerError, Limits
+from msb_pull.layer.limits import LayerError
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tar import blocks
-from msb_pull.layer.tar.entry import Entry
-from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM, TarReader
+from msb_pull.layer.tar.entry import DIR, LNK, REG, SYM, Entry
+from msb_pull.layer.tar.tar import TarReader
 from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
+from msb_pull.layer.unpack.unpack import unpack
 from tests.support.archive import derived
 
 REPAIR, SMALL_BUFFER, PIECES = 1, 2, 4

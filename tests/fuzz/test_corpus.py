@@ -37,7 +37,8 @@ def test_the_corpus_is_small():
 
 
 def test_the_tar_reader_needs_little_memory():
-    from msb_pull.layer.limits import LayerError, Limits
+    from msb_pull.ground.limits import Limits
+    from msb_pull.layer.limits import LayerError
     from msb_pull.layer.tar.tar import TarReader
 
     for data in inputs("tar"):

@@ -10,7 +10,7 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import expected_tree
 from msb_pull.layer.proof.standing import belongs_on
-from msb_pull.layer.record import Record
+from msb_pull.layer.tar.record import Record
 from tests.support.archive import END, directory, reg
 
 

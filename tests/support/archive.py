@@ -12,11 +12,12 @@ from pathlib import Path
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import Tree
 from msb_pull.layer.proof.prove import ProofTask, prove
-from msb_pull.layer.proof.standing import derived_anew
-from msb_pull.layer.record import Record
+from msb_pull.layer.proof.standing import derived_again
+from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions, UnpackReport, unpack
+from msb_pull.layer.unpack.unpack import unpack
 
 OVERRIDE = "user.containers.override_stat"
 WHEN = 1_700_000_000
@@ -149,7 +150,7 @@ def assert_proven(
 def derived(record: Path, lowers: list[Path]) -> list[dict]:
     """What settling the layer of a record on other layers would derive."""
     layer = Tree.of(Record(record), Notes(diff_id="", tar_bytes=0, entries=0, content_bytes=0, chain=""))
-    return derived_anew(layer, lowers, hashed=True)
+    return derived_again(layer, lowers, hashed=True)
 
 
 def override(path: Path) -> str:

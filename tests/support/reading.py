@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from msb_pull.layer.limits import Limits
+from msb_pull.ground.limits import Limits
 from msb_pull.layer.tar.tar import TarReader
 from tests.support.archive import END, hdr
 

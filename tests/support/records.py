@@ -10,10 +10,11 @@ from pathlib import Path
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.record import Record
+from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.settle.settle import settle
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import Kept, keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
+from msb_pull.layer.unpack.unpack import unpack
 
 
 class Layer:

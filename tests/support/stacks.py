@@ -20,14 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from msb_pull.ground.errors import ContentError
+from msb_pull.layer.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.rules import is_whiteout, join
 from msb_pull.layer.settle.lowers import MergedView
 from msb_pull.layer.settle.settle import settle
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.layer.unpack.unpack import UnpackOptions, unpack
+from msb_pull.layer.unpack.unpack import unpack
 from msb_pull.work.merge import merge
 from tests.support.archive import END, derived, directory, hardlink, hdr, reg, symlink
 from tests.support.imagebuild import simple_layout

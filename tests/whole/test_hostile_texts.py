@@ -11,7 +11,6 @@ from msb_pull.display.lines import headline
 from msb_pull.display.tables import facts, table
 from msb_pull.ground import events
 from msb_pull.ground.text import clipped, in_ascii, visible, visible_bytes
-from msb_pull.layer.limits import printable as of_a_layer
 from tests.support.imagebuild import DockerImage, LayoutBuilder, archive_bytes, docker_archive, regular
 from tests.support.program import run_program
 
@@ -108,12 +107,12 @@ def test_names_of_members_of_an_archive(tmp_path):
 
 
 def test_one_escaper_for_all_rooms():
-    for shown in (visible(EVIL), visible_bytes(EVIL.encode()), of_a_layer(EVIL.encode()), clipped(EVIL, 200)):
+    for shown in (visible(EVIL), visible_bytes(EVIL.encode()), clipped(EVIL, 200)):
         harmless(shown)
         assert shown == visible(EVIL) and shown.isprintable()
     harmless(clipped(EVIL, 20), in_ascii(EVIL, 20))
     assert len(clipped(EVIL * 1000, 20)) == 20 and visible("häus") == "häus"
-    assert of_a_layer(b"\xff") == visible_bytes(b"\xff") == "\\xff"
+    assert visible_bytes(b"\xff") == "\\xff"
 
 
 def test_what_is_laid_out_is_escaped_where_it_is():

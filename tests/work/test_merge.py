@@ -7,9 +7,9 @@ import io
 import pytest
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.limits import Limits
+from msb_pull.ground.limits import Limits
 from msb_pull.layer.notes import Notes
-from msb_pull.layer.record import RecordWriter
+from msb_pull.layer.tar.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
 from msb_pull.work.merge import merge
 from tests.support.make_sample import BASE, TOP, file, folder, hardlink, layer_tar, pipe, symlink

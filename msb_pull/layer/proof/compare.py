@@ -8,22 +8,28 @@ import stat
 
 from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import (
+    OVERRIDE_STAT,
+    UNSUPPORTED,
+    get_attribute,
+    image_attributes,
+    link_attributes,
+    list_attributes,
+    parse_override_stat,
+)
 from msb_pull.layer.rules import join
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.tree.keeping import Keeping
-from msb_pull.layer.tree.xattrs import UNSUPPORTED, get_attribute, image_attributes, link_attributes, list_attributes
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from msb_pull.layer.node import Node
+    from msb_pull.layer.proof.node import Node
 
 _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
-# Whoever waits, or wants to interrupt, is served in between.
+# How many entries between two calls of ``progress``, which may also interrupt.
 _OFTEN = 512
 # The kind of damage that may be that of a layer below.
 DERIVED = "derived"
@@ -58,19 +64,14 @@ def knows_attributes(root: int) -> bool:
 class Check:
     """The comparison of one layer, whose top directory is open as ``root``.
 
-    Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` is told how
-    many entries have been seen, ``denied`` takes what this user may not look into. ``writable_by_others`` counts modes
+    Without ``attributes`` (a store on a file system that has none) owners are not compared. ``progress`` gets
+    the number of entries seen, ``denied`` takes what this user may not read. ``writable_by_others`` counts modes
     that have more of the image's bits than get onto the disk today: layers that an earlier version unpacked are as good
     as any other.
     """
 
     def __init__(
-        self,
-        root: int,
-        nodes: Mapping[bytes, Node],
-        *,
-        attributes: bool,
-        progress: Callable[[int], None],
+        self, root: int, nodes: Mapping[bytes, Node], *, attributes: bool, progress: Callable[[int], None]
     ) -> None:
         self.denied: list[bytes] = []
         self.writable_by_others = 0
@@ -123,7 +124,7 @@ class Check:
         return ()
 
     def trouble(self, path: bytes, error: OSError) -> Iterator[Damage]:
-        """What this user may not look into is no damage by itself: the mode tells, or the store is somebody else's."""
+        """What this user may not read is not damage by itself: its mode would show, or the store is another user's."""
         raise_if_exhausted(error)
         if error.errno in _DENIED:
             self.denied.append(path)
@@ -138,7 +139,7 @@ class Check:
             try:
                 facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
-                # It has gone since; that is told in the end.
+                # It has gone meanwhile; _missing reports it.
                 continue
             node = nodes.get(inside)
             if node is None:
@@ -208,12 +209,12 @@ class Check:
         if node.kind == stat.S_IFLNK:
             target = os.readlink(name, dir_fd=directory)
             if target != node.link:
-                yield Damage(path, "target", printable(node.link), printable(target))
+                yield Damage(path, "target", visible_bytes(node.link), visible_bytes(target))
             for extra in link_attributes(directory, name) if self._attributes else ():
-                yield Damage(path, "attribute", "nothing", printable(extra))
+                yield Damage(path, "attribute", "nothing", visible_bytes(extra))
             yield from self._compare_links(path, node, facts)
             return
-        # Earlier versions let group and others write where the image does; that is told, and is no damage.
+        # Earlier versions let group and others write where the image does; that is reported, but not damage.
         if (mode := stat.S_IMODE(facts.st_mode)) != node.mode:
             if mode == node.mode | _writable_by_others(node):
                 self.writable_by_others += 1
@@ -240,14 +241,15 @@ class Check:
             return
         override = there.pop(OVERRIDE_STAT, b"")
         if override != node.override:
-            yield Damage(path, "owner", printable(node.override or b"nothing"), printable(override) or "nothing")
+            noted = visible_bytes(node.override or b"nothing")
+            yield Damage(path, "owner", noted, visible_bytes(override) or "nothing")
         for extra in sorted(there.keys() - node.attributes.keys()):
-            yield Damage(path, "attribute", "nothing", printable(extra))
+            yield Damage(path, "attribute", "nothing", visible_bytes(extra))
         for kept, value in sorted(node.attributes.items()):
             if kept in there and there[kept] != value:
-                yield Damage(path, "attribute", printable(kept), "another value")
+                yield Damage(path, "attribute", visible_bytes(kept), "another value")
             elif kept not in there and not (node.partial and self._keeping.refuses(kept, value, there, override)):
-                yield Damage(path, "attribute", printable(kept), "nothing")
+                yield Damage(path, "attribute", visible_bytes(kept), "nothing")
 
 
 def _writable_by_others(node: Node) -> int:

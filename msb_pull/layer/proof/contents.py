@@ -6,20 +6,19 @@ import os
 import stat
 
 from msb_pull.ground.below import open_file
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.proof.compare import DERIVED, Damage
 from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.stream import Listener, open_folder, stream
 from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from msb_pull.layer.node import Node
     from msb_pull.layer.proof.compare import Check
-    from msb_pull.layer.record import Payload, Record
+    from msb_pull.layer.proof.node import Node
+    from msb_pull.layer.tar.record import Payload, Record
     from msb_pull.layer.tree.kept import Kept
 
 # What the stream has no bytes of: the whole file is one hole.
@@ -61,7 +60,7 @@ class Contents:
             # Each file is opened once, for its attributes and its content.
             opened=lambda path, handle: found.extend(check.attributes_left(path, handle)),
             closed=lambda path, stored, error: found.extend(check.trouble(path, error)),
-            # It is no part of the tree, but of the stream.
+            # Part of the stream, but not of the tree.
             lost=lambda path, what: found.append(
                 Damage(path, "overwritten", "the content that a later entry replaced", what)
             ),
@@ -107,7 +106,8 @@ class Contents:
         if node.sha256 and found != node.sha256:
             yield Damage(path, "content", f"sha256 {node.sha256}", f"sha256 {found}")
         elif not same:
-            yield Damage(path, DERIVED, f"the content of {printable(node.origin or b'')} in a layer below", "another")
+            origin = visible_bytes(node.origin or b"")
+            yield Damage(path, DERIVED, f"the content of {origin} in a layer below", "another")
 
     def _second(self, path: bytes, payload: Payload) -> Iterator[Damage]:
         """A hard link that is a copy, or one hole."""

@@ -6,13 +6,14 @@ import os
 import stat
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.node import Node
-from msb_pull.layer.proof.paths import Paths
+from msb_pull.layer.notes import hollow_after, moves_of
+from msb_pull.layer.proof.node import Node, Paths
 from msb_pull.layer.rules import (
     AUFS,
     OPAQUE,
     PLINKS,
     WHITEOUT,
+    clean,
     hidden_by,
     hollow,
     is_leftover,
@@ -23,11 +24,8 @@ from msb_pull.layer.rules import (
     resolve,
     turned,
 )
-from msb_pull.layer.settle.facts import hollow_after, moves_of
-from msb_pull.layer.tar.names import clean
-from msb_pull.layer.tar.tar import DIR, LNK, REG, SYM
+from msb_pull.layer.tar.entry import DIR, LNK, REG, SYM
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,8 +33,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
-    from msb_pull.layer.record import Record
     from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.tar.record import Record
 
 
 _MENDED = "`msb-pull verify --repair` repairs it"
@@ -100,7 +98,7 @@ class Tree:
         if said.startswith(AUFS) and is_leftover(said):
             # A file there lies where it says until the layer is complete, for hard links to lead to it.
             if is_plink(said) and entry.type == REG:
-                self.paths.put(said, self._taken(Node.of_entry(entry), entry))
+                self.paths.put(said, self._node(entry))
                 self._plinks[said] = entry.index
             return
         path = self._real(said)
@@ -116,11 +114,11 @@ class Tree:
         elif entry.type == SYM:
             self.paths.put(path, Node.of_symlink(entry))
         else:
-            self.paths.put(path, self._taken(Node.of_entry(entry), entry))
+            self.paths.put(path, self._node(entry))
 
     def finish(self) -> None:
         """The end of the layer: links whose targets came later, and whiteouts beside what they name."""
-        # Links come before whiteouts, which turn beside what stands in the end.
+        # Links first: whether a whiteout turns depends on what stands beside it in the end.
         waiting = [link for link in self._links.items() if link[0] not in self.nodes and self.paths.has_parent(link[0])]
         left = make_waiting(
             waiting,
@@ -131,7 +129,7 @@ class Tree:
         self.missing = sorted((index, path, target) for path, (target, index) in left)
         marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
         if any(path and self.nodes[path].implied for path in marked):
-            links = [path for _, path, _ in self.missing]
+            links = (path for _, path, _ in self.missing)
             self.hollow = self._drop_hollow(marked, frozenset(self.paths.implied), links)
         for path in self._whiteouts:
             if self._turn(path):
@@ -164,12 +162,13 @@ class Tree:
             return None
         return node.link if node.kind == stat.S_IFLNK else node.kind == stat.S_IFDIR
 
-    def _taken(self, node: Node, entry: Entry) -> Node:
+    def _node(self, entry: Entry) -> Node:
+        node = Node.of_entry(entry)
         node.partial = entry.index in self._unkept
         return node
 
     def _directory(self, path: bytes, entry: Entry) -> None:
-        node = self._taken(Node.of_entry(entry), entry)
+        node = self._node(entry)
         there = self.nodes.get(path)
         if there is None or there.kind != stat.S_IFDIR:
             self.paths.put(path, node)
@@ -202,7 +201,7 @@ class Tree:
         while (node := self.nodes.get(above)) is None:
             above = above.rpartition(b"/")[0]
         if node.kind != stat.S_IFDIR:
-            # Below a file nothing can be hidden.
+            # A file hides nothing below it.
             return
         if path != said:
             self.placed[entry.index] = path
@@ -214,10 +213,7 @@ class Tree:
     # The end of the layer
 
     def _drop_hollow(self, marked: Iterable[bytes], implied: Collection[bytes], links: Iterable[bytes]) -> list[bytes]:
-        """Drops directories that only whiteouts imply and the layer itself hides; returns the others.
-
-        ``links`` will come yet.
-        """
+        """Drops directories that only whiteouts imply and the layer hides; returns the others. ``links`` will come."""
         needed = {path.rpartition(b"/")[0] for path in links}
         gone, left = hollow(marked, implied, needed, self._names, self.nodes.__contains__)
         for path in gone:
@@ -227,7 +223,7 @@ class Tree:
     def _names(self, path: bytes) -> list[bytes]:
         node = self.nodes.get(path)
         if node is None or node.kind != stat.S_IFDIR:
-            # What is no directory any more is none that a whiteout implies.
+            # No longer a directory, so no whiteout implies it.
             return [b"."]
         return [inside.rpartition(b"/")[2] for inside in self.paths.inside(path)]
 

@@ -6,19 +6,17 @@ import os
 
 from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
-from msb_pull.layer.limits import printable
-from msb_pull.layer.notes import Notes
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.notes import Notes, prefixes_moved
 from msb_pull.layer.proof.compare import DERIVED, Check, Damage, knows_attributes
 from msb_pull.layer.proof.contents import Contents
 from msb_pull.layer.proof.model import Tree, content_paths
-from msb_pull.layer.proof.standing import derived_anew, without_means
-from msb_pull.layer.record import Record
-from msb_pull.layer.settle.facts import prefixes_moved
+from msb_pull.layer.proof.standing import derived_again, without_means
 from msb_pull.layer.settle.lowers import MergedView
+from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.holes import same_content
 from msb_pull.layer.tree.kept import Kept
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -70,13 +68,9 @@ class Findings:
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
+        return {name: getattr(self, name) for name in self.__slots__} | {
             "damages": [[os.fsdecode(x.path), x.kind, x.expected, x.found] for x in self.damages],
             "denied": [os.fsdecode(path) for path in self.denied],
-            "diff_id": self.diff_id,
-            "bytes": self.bytes,
-            "entries": self.entries,
-            "writable_by_others": self.writable_by_others,
         }
 
     @classmethod
@@ -132,16 +126,11 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
             # Progress of a full verification is in bytes, which this has not begun to read.
             progress(min(count, total) if task.quick else 0, total, task.quick)
 
-        check = Check(
-            root,
-            nodes,
-            attributes=knows_attributes(root),
-            progress=seen,
-        )
+        check = Check(root, nodes, attributes=knows_attributes(root), progress=seen)
         found.damages += check.tree(content_follows=not task.quick)
         if task.quick:
             lost = len(record.payloads) - len(content_paths(nodes))
-            # That there are enough of them is all that can be said without reading them.
+            # Without reading them only their number can be checked.
             if len(kept.left) < lost:
                 found.damages.append(Damage(b"", "overwritten", f"{lost} files", f"{len(kept.left)} files"))
             progress(total, total, True)
@@ -162,17 +151,17 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
 def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
     """Puts a tree on the layers below, and yields where the notes do not say what these give."""
     noted = [without_means(fact) for fact in notes.derived]
-    anew: list[Fact] | None = None
+    again: list[Fact] | None = None
     for lowers in task.stacks:
         try:
-            anew = derived_anew(tree, lowers)
+            again = derived_again(tree, lowers)
         except (ContentError, OSError) as error:
             raise_if_exhausted(error)
             yield Damage(b"", DERIVED, "what the layers below give", str(error))
             continue
-        # Damage of the layer below shows here as well; who compares all layers says which of them is to blame.
-        if anew != noted:
-            odd = next((fact for fact in anew if fact not in noted), {})
+        # Damage of the layer below shows here as well; the caller, who sees all layers, decides which one is to blame.
+        if again != noted:
+            odd = next((fact for fact in again if fact not in noted), {})
             path = os.fsencode(odd.get("path", ""))
             yield Damage(path, DERIVED, "what the layers below give", "other notes")
     tree.settle(notes.derived)
@@ -202,7 +191,7 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
     """Where the notes do not say what has been worked out from the record, whose entries have been read."""
     if notes.placed != tree.placed:
         index = min(notes.placed.items() ^ tree.placed.items())[0]
-        place, noted = (printable(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
+        place, noted = (visible_bytes(x.get(index, b"where it says")) for x in (tree.placed, notes.placed))
         yield Damage(tree.placed.get(index, b""), "notes", place, noted)
     if notes.moved != prefixes_moved(notes.derived):
         yield Damage(b"", "notes", "what was derived from the layers below", "other moves")
@@ -213,7 +202,7 @@ def _wrong_notes(task: ProofTask, notes: Notes, record: Record, tree: Tree) -> I
         ("bytes of the stream", record.length, notes.tar_bytes),
     ):
         if right != said:
-            yield Damage(b"", "notes", f"{what}: {right}", printable(str(said).encode()))
+            yield Damage(b"", "notes", f"{what}: {right}", visible_bytes(str(said).encode()))
 
 
 def _make_again(
@@ -243,7 +232,7 @@ def _make_again(
         is_original=lambda real, handle: _is_original(task, real, handle),
     )
     for damage in contents.damages(take):
-        # Another size means another content; another time, mode or owner says nothing of it.
+        # Another size means another content; another time, mode or owner does not.
         if damage.kind != "content" or damage.path not in resized:
             found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
@@ -252,5 +241,5 @@ def _make_again(
         found.damages.append(Damage(b"", "stream", task.diff_id, found.diff_id))
 
 
-# What makes another stream, so that nothing need be said of that.
+# Damage that explains why the stream is another one.
 _OF_CONTENT = frozenset(("content", "size", "type", "missing", "overwritten", "unreadable"))

@@ -15,7 +15,6 @@ from msb_pull.ground.errors import LocalError
 from msb_pull.layer.child import Child, say
 from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.proof.prove import Progress
 
 _INTERVAL = 0.1
-# How long the parent goes without asking whether it shall stop.
+# How often the parent checks whether it should stop, in seconds.
 _PATIENCE = 0.1
 _ENDING = 2.0
 
@@ -120,7 +119,7 @@ class Prover:
         return line
 
     def _crashed(self, error: Exception) -> LocalError:
-        # Who speaks no more is about to end.
+        # A child that has closed its pipe is about to end.
         if self._child.has_ended(_ENDING if isinstance(error, (EOFError, BrokenPipeError)) else 0):
             return self._child.crashed()
         return LocalError("the verifying process gave a malformed answer", cause=repr(error))

@@ -1,4 +1,4 @@
-"""What a layer takes from those below it, worked out anew from its record: the notes are not believed.
+"""What a layer takes from those below it, worked out again from its record: the notes are not trusted.
 
 The layer itself is looked at as its record says that it was before anything moved, those below as they lie on the disk,
 where they are proven themselves.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import stat
 
 from msb_pull.layer.proof.model import Tree
-from msb_pull.layer.record import Record
 from msb_pull.layer.rules import join
 from msb_pull.layer.settle.derive import Wishes, derive_on
 from msb_pull.layer.settle.directories import Inside
 from msb_pull.layer.settle.lowers import MergedView
+from msb_pull.layer.tar.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
-    from msb_pull.layer.proof.paths import Paths
+    from msb_pull.layer.proof.node import Paths
     from msb_pull.layer.settle.derive import Fact
 
 
@@ -64,7 +64,7 @@ class _Place(Inside):
         return join(self._path, name)
 
 
-def derived_anew(tree: Tree, lowers: Sequence[Path | str], *, hashed: bool = False) -> list[Fact]:
+def derived_again(tree: Tree, lowers: Sequence[Path | str], *, hashed: bool = False) -> list[Fact]:
     """The facts that settling has derived for a layer whose tree is not settled yet, on these directories.
 
     ``sha256`` is missing in them unless they are ``hashed``. Raises ContentError, OSError.
@@ -86,5 +86,5 @@ def belongs_on(record: Path, notes: Notes, lowers: Sequence[Path | str]) -> bool
     If not, an image would show the metadata, or even the files, of another one. Raises ContentError when a hard link's
     target is in no layer, or the record is damaged; OSError.
     """
-    anew = derived_anew(Tree.of(Record(record), notes), lowers, hashed=True)
-    return anew == [{key: fact[key] for key in fact if key != "copied"} for fact in notes.derived]
+    again = derived_again(Tree.of(Record(record), notes), lowers, hashed=True)
+    return again == [{key: fact[key] for key in fact if key != "copied"} for fact in notes.derived]

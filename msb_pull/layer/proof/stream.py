@@ -8,15 +8,14 @@ from isal.isal_zlib import crc32
 
 from msb_pull.ground.below import open_directory, open_file
 from msb_pull.ground.errors import raise_if_exhausted
-from msb_pull.layer.record import CHECKSUM, Record, RecordStream
+from msb_pull.layer.tar.record import CHECKSUM, Headers, Record
 from msb_pull.layer.tree.holes import first_data
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from msb_pull.layer.record import Payload
+    from msb_pull.layer.tar.record import Payload
     from msb_pull.layer.tree.kept import Kept
 
 # Small enough to be hashed out of the processor's cache, large enough for few calls.
@@ -24,7 +23,7 @@ _BUFFER = 1 << 18
 
 
 class Listener:
-    """What is told of files while they are read: ``damaged`` takes path, what was expected, and what was found.
+    """Callbacks while files are read: ``damaged`` takes path, what was expected, and what was found.
 
     ``opened`` (path, open file) is called before each one is read, ``closed`` (path, bytes wanted, error) for one that
     cannot be read, ``lost`` (path, found) for what a later entry has overwritten and nothing has kept. Without the last
@@ -58,11 +57,11 @@ def stream(
     one is asked for.
 
     ``layer`` is its open directory, ``paths`` says where each payload lies, None of one that is not to be read.
-    Payloads that lie nowhere there are looked for in ``kept``. ``listener`` is told of each payload that is not what it
-    was; the stream then goes on with what there is, padded to its size. Raises ContentError when the record itself is
+    Payloads that lie nowhere there are looked for in ``kept``. ``listener`` hears of each payload that has changed; the
+    stream then goes on with what is there, padded to its size. Raises ContentError when the record itself is
     damaged.
     """
-    headers = _Headers(record)
+    headers = Headers(record.path)
     files = _Files(layer, listener)
     beside = _Beside(record, paths, kept, listener)
     out = _Out()
@@ -109,7 +108,7 @@ class _Out:
         self.used = 0
 
     def take(self) -> memoryview:
-        """What is in the buffer, which begins anew."""
+        """Empties the buffer and returns what it held."""
         piece = self.view[: self.used]
         self.used = 0
         return piece
@@ -126,7 +125,7 @@ class _Out:
 
     def add(self, data: bytes) -> Iterator[memoryview]:
         if not self.put(data):
-            # Whoever reads pieces takes an empty one for the end.
+            # Readers take an empty piece for the end.
             if self.used:
                 yield self.take()
             if not self.put(data):
@@ -137,52 +136,6 @@ class _Out:
             count = min(length, _BUFFER)
             yield from self.add(bytes(count))
             length -= count
-
-
-class _Headers:
-    """The record's own stream, cut where payloads belong."""
-
-    def __init__(self, record: Record) -> None:
-        self._stream = RecordStream(record.path)
-        self._data = b""
-        self._start = 0
-        self._at = 0
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def until(self, place: int | None) -> Iterable[bytes]:
-        """All bytes before ``place`` (None: to the end) that have not been given yet."""
-        if place is not None and (end := place - self._start) <= len(self._data):
-            at, self._at = self._at, end
-            return (self._data[at:end],)
-        return self._pieces(place)
-
-    def _pieces(self, place: int | None) -> Iterator[bytes]:
-        at = self._at
-        while place is None or place - self._start > len(self._data):
-            if at < len(self._data):
-                yield self._data[at:]
-            at = 0
-            if not self._more():
-                return
-        end = place - self._start
-        self._at = end
-        yield self._data[at:end]
-
-    def skip(self, count: int) -> None:
-        self._at += count
-        while self._at > len(self._data):
-            over = self._at - len(self._data)
-            if not self._more():
-                return
-            self._at = over
-
-    def _more(self) -> bool:
-        self._start += len(self._data)
-        self._data = self._stream.read(1 << 20)
-        self._at = 0
-        return bool(self._data)
 
 
 class _Files:
@@ -279,7 +232,7 @@ class _Files:
 
 
 class _Beside:
-    """Payloads that have no place in the layer any more; what is wrong with them is told under their entries' names."""
+    """Payloads without a place in the layer any more; damage is reported under their entries' names."""
 
     def __init__(
         self, record: Record, paths: Mapping[int, bytes | None], kept: Kept | None, listener: Listener
@@ -297,15 +250,15 @@ class _Beside:
 
     def payload(self, payload: Payload, out: _Out) -> Iterator[memoryview]:
         index, stored = payload[1], payload[3]
+        found, what = None, "nothing"
         try:
-            found = None if self._kept is None else self._kept.take(payload, self._record.sizes.get(index, stored))
+            if self._kept is not None:
+                found = self._kept.take(payload, self._record.sizes.get(index, stored))
         except OSError as error:
             raise_if_exhausted(error)
-            self._lost(index, error.strerror or "unreadable")
-            yield from out.zeros(stored)
-            return
+            what = error.strerror or "unreadable"
         if found is None or self._kept is None:
-            self._lost(index, "nothing")
+            self._lost(index, what)
             yield from out.zeros(stored)
             return
         if self._files is None:

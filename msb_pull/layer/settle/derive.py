@@ -22,14 +22,13 @@ import stat
 from binascii import b2a_base64
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import IMPLIED, OVERRIDE_STAT, override_stat, parse_override_stat, user_attributes
+from msb_pull.layer.limits import MAX_NOTED, NOTE
 from msb_pull.layer.rules import OPAQUE, Places, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
-from msb_pull.layer.tree.attributes import IMPLIED, OVERRIDE_STAT, override_stat, parse_override_stat
 from msb_pull.layer.tree.holes import sha256_of
-from msb_pull.layer.tree.xattrs import user_attributes
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +45,7 @@ class Wishes:
     """What a layer asks of those below: ``implied`` directories (without an entry), the ``hollow`` ones among them
     (which only whiteouts imply), and ``links`` (path, target).
 
-    ``converted`` are directories whose own whiteout came along, so that nothing of what lies below is theirs.
+    ``converted`` are directories whose own whiteout came along, so they take nothing from the layers below.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class _Derivation:
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""
         place = self._places.of(path)
-        # A directory that a link comes into is none that only whiteouts imply.
+        # A directory that receives a link holds more than whiteouts, so it was not dropped.
         assert place is not None
         return place
 
@@ -243,7 +242,7 @@ def _target(view: MergedView, asked: bytes, target: bytes) -> Shown:
     shown = None if real is None else view.look(real + b"/" + name if real else name)
     if shown is None or shown.is_directory:
         raise ContentError(
-            f'hard link "{printable(asked)}": its target "{printable(target)}" is in no layer',
+            f'hard link "{visible_bytes(asked)}": its target "{visible_bytes(target)}" is in no layer',
             hint="the image is broken, or was built for layers that are not in it",
         )
     return shown

@@ -9,7 +9,6 @@ import resource
 from msb_pull.ground.below import ABSENT_OR_TOO_LONG, look, open_directory
 from msb_pull.layer.rules import join
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_OPEN = 64
-# Where a layer has something else on the way, or could have nothing, there is no directory of it.
+# The layer has something else on the way, or nothing could exist at that path.
 _NO_DIRECTORY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
 
 
 class Inside:
-    """A directory of a layer that is not looked at on the disk, in the place of a descriptor."""
+    """A directory of a layer that is not read from disk; it takes the place of a descriptor."""
 
     def look(self, name: bytes) -> Any:
         """What stands at a name: something with ``st_mode``, None for nothing."""
@@ -44,7 +43,7 @@ class Inside:
 class Directories:
     """Opens directories of ``lowers`` (nearest first: 0, 1, …) and of ``own`` (-1); raises OSError.
 
-    Descriptors stay open, up to a number: whoever walks through a tree comes by each directory many times.
+    Descriptors stay open, up to a limit: a walk through a tree visits each directory many times.
     """
 
     def __init__(self, lowers: Sequence[Path | str], own: Path | Inside | None) -> None:

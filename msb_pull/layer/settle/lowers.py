@@ -11,12 +11,10 @@ from msb_pull.ground.remove import listed
 from msb_pull.layer.rules import OPAQUE, BadPath, join, resolve, whiteout_of
 from msb_pull.layer.settle.directories import Directories, Inside, facts_at
 
-# Importing typing takes longer than verifying a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
 _MAX_SHOWN = 1 << 14
 
@@ -67,12 +65,7 @@ class MergedView:
     def __enter__(self) -> MergedView:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes every descriptor."""
         self._directories.close()
 
@@ -80,7 +73,7 @@ class MergedView:
         """What ``path`` shows, no symlink followed (not even on the way); None if nothing stands there."""
         if path in self._shown:
             return self._shown[path]
-        # From the top downwards, so that a deep path costs no recursion.
+        # From the top down, without recursion however deep the path.
         known, pending = path, []
         while known and known not in self._shown:
             known, _, part = known.rpartition(b"/")
@@ -90,7 +83,7 @@ class MergedView:
             part = pending.pop()
             known = join(known, part)
             shown = self._child(shown, part, known) if shown is not None and shown.is_directory else None
-            # Nothing changes while one looks, so forgetting costs time only.
+            # Nothing changes meanwhile, so forgetting costs only time.
             if len(self._shown) >= _MAX_SHOWN:
                 self._shown.clear()
             self._shown[known] = shown
@@ -102,7 +95,7 @@ class MergedView:
             real = resolve(path, self._look_on_the_way)
         except BadPath:
             return None
-        # A file that was left again by ".." is in nobody's way.
+        # A file that ".." left again does not block the path.
         shown = self.look(b"")
         for part in real.split(b"/") if real else ():
             if shown is not None and not shown.is_directory:
@@ -142,7 +135,7 @@ class MergedView:
             parent = parent.rpartition(b"/")[0]
         if parent not in self._hiding:
             pending.append(parent)
-        # From the top down, each once: looking from every path upwards took the square of its depth.
+        # From the top down, each once: looking upwards from every path would be quadratic in its depth.
         hides = self._hiding.get(parent, False)
         while pending:
             parent = pending.pop()

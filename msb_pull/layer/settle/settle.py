@@ -10,42 +10,39 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.remove import listed
-from msb_pull.layer.limits import printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat, set_attribute, user_attributes
+from msb_pull.layer.notes import hollow_after, moves_of
 from msb_pull.layer.rules import AUFS, BadPath, is_leftover
 from msb_pull.layer.settle.derive import Wishes, ancestry, attributes_of, derive
-from msb_pull.layer.settle.facts import hollow_after, moves_of
 from msb_pull.layer.settle.lowers import MergedView
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT, disk_mode, parse_override_stat
-from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_bytes
 from msb_pull.layer.tree.folders import Folder, Folders
+from msb_pull.layer.tree.holes import TooMuch, copy_bytes
+from msb_pull.layer.tree.links import REFUSED
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
-from msb_pull.layer.tree.xattrs import set_attribute, user_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from msb_pull.layer.report import UnpackReport
     from msb_pull.layer.settle.derive import Fact
-    from msb_pull.layer.unpack.report import UnpackReport
 
 _UNLIMITED = 1 << 62
 # No entry of a layer can have this name: all that begins so is AUFS's and left out.
 _ASIDE = AUFS + b"aside"
 
 
-class Settled:
+class Settled(NamedTuple):
     """What was ``derived`` from the layers below; ``warnings`` name what gave way when contents were moved."""
 
-    __slots__ = ("derived", "warnings")
-
-    def __init__(self, derived: list[Fact], warnings: Sequence[str] = ()) -> None:
-        self.derived = derived
-        self.warnings = list(warnings)
+    derived: list[Fact]
+    warnings: Sequence[str] = ()
 
 
 def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_bytes: int = _UNLIMITED) -> Settled:
@@ -82,11 +79,7 @@ class _Applier:
         self._room = room
         self._xattrs = any(name == OVERRIDE_STAT for name, _ in user_attributes(root))
         self._folders = Folders(
-            root,
-            xattrs=self._xattrs,
-            exact_modes=False,
-            warn=warnings.append,
-            top_mtime_ns=os.fstat(root).st_mtime_ns,
+            root, xattrs=self._xattrs, exact_modes=False, warn=warnings.append, top_mtime_ns=os.fstat(root).st_mtime_ns
         )
         # Where the last copy of each lower file lies.
         self._copies: dict[str, bytes] = {}
@@ -144,13 +137,16 @@ class _Applier:
         folder.mtime_ns = fact["mtime_ns"]
         if "mode" in fact:
             os.fchmod(folder.descriptor, fact["mode"])
+        self._set_attributes(folder.descriptor, fact)
+
+    def _set_attributes(self, target: int, fact: Fact) -> None:
         if self._xattrs:
-            set_attribute(folder.descriptor, OVERRIDE_STAT, fact["override"].encode("ascii"))
+            set_attribute(target, OVERRIDE_STAT, fact["override"].encode("ascii"))
             for name, value in fact["xattrs"].items():
-                set_attribute(folder.descriptor, os.fsencode(name), base64.b64decode(value))
+                set_attribute(target, os.fsencode(name), base64.b64decode(value))
 
     def _move(self, moves: dict[bytes, bytes]) -> dict[bytes, None]:
-        """Moves the contents of directories; returns those in which a whiteout may now stand beside what it names.
+        """Moves the contents of directories; returns those where a whiteout may now stand beside what it names.
 
         All go aside first, the deepest first: then each is where it was, and none lies where another one goes.
         """
@@ -175,7 +171,7 @@ class _Applier:
     def _merge(self, source: bytes, target: bytes) -> list[bytes]:
         """Moves the entries of one directory into another, folder into folder; what stands there already stays.
 
-        Archives are mostly in the order of names, and so it is there mostly since the later entry.
+        Archives are mostly in the order of names, so what is there mostly came from the later entry.
         """
         touched = []
         pending = [b""]
@@ -207,10 +203,10 @@ class _Applier:
             return False
         here = os.stat(name, dir_fd=old, follow_symlinks=False)
         if stat.S_ISDIR(there.st_mode) != stat.S_ISDIR(here.st_mode):
-            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
+            raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
         if stat.S_ISDIR(here.st_mode):
             return True
-        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
         return False
 
     def _copy(self, path: bytes, fact: Fact) -> None:
@@ -218,7 +214,7 @@ class _Applier:
         parent, _, name = path.rpartition(b"/")
         folder = self._folders.find(parent)
         if shown is None or folder is None:
-            raise ContentError(f'hard link "{printable(path)}": its place is gone')
+            raise ContentError(f'hard link "{visible_bytes(path)}": its place is gone')
         if self._is_taken(folder, name):
             return
         if self._link_to_copy(folder, name, fact):
@@ -230,10 +226,9 @@ class _Applier:
             try:
                 self._copy_file(source, folder.descriptor, name, fact)
             except TooMuch:
-                raise ContentError(
-                    f'hard link "{printable(path)}": the copies of what lies below take more than a layer is allowed',
-                    hint="if you trust the image, allow more with --max-layer-size",
-                ) from None
+                what = "the copies of what lies below take more than a layer is allowed"
+                hint = "if you trust the image, allow more with --max-layer-size"
+                raise ContentError(f'hard link "{visible_bytes(path)}": {what}', hint=hint) from None
             finally:
                 os.close(source)
         when = (fact["mtime_ns"], fact["mtime_ns"])
@@ -241,7 +236,7 @@ class _Applier:
         self._copies[fact["real"]] = path
 
     def _link_to_copy(self, folder: Folder, name: bytes, fact: Fact) -> bool:
-        """Whether a copy of the same file is there, so that a link does."""
+        """Whether a hard link to an earlier copy of the same file could be made."""
         parent, _, copy = self._copies.get(fact["real"], b"").rpartition(b"/")
         if not copy:
             return False
@@ -265,8 +260,8 @@ class _Applier:
         if there is None:
             return False
         if stat.S_ISDIR(there.st_mode):
-            raise ContentError(f'"{printable(name)}" is a directory and a file, once through a symlink below')
-        self._warnings.append(f'"{printable(name)}" came twice, once through a symlink below')
+            raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
         return True
 
     def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:
@@ -274,10 +269,7 @@ class _Applier:
         try:
             mode = parse_override_stat(fact["override"].encode("ascii"))[2]
             os.fchmod(copy, disk_mode(stat.S_IFREG, mode or 0))
-            if self._xattrs:
-                set_attribute(copy, OVERRIDE_STAT, fact["override"].encode("ascii"))
-                for attribute, value in fact["xattrs"].items():
-                    set_attribute(copy, os.fsencode(attribute), base64.b64decode(value))
+            self._set_attributes(copy, fact)
             self._room -= copy_bytes(source, copy, self._room)
         finally:
             os.close(copy)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from msb_pull.ground.tarfields import BLOCK
 from msb_pull.layer.limits import LayerError
 
-# Importing typing costs a child more than reading a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn, Protocol
 
     class Sink(Protocol):
-        """What takes every byte that is no payload."""
+        """Takes every byte that is not payload."""
 
         def write(self, data: bytes) -> None: ...
 

@@ -12,16 +12,14 @@ from isal.isal_zlib import crc32
 from msb_pull.ground.pax import BadRecord, checked_map, gnu_map, leading_map, parse
 from msb_pull.ground.tarfields import BLOCK, ZEROS, BadField, checksum_fits, header_name, number, text
 from msb_pull.layer.tar.blocks import BlockReader
-from msb_pull.layer.tar.entry import Entry
+from msb_pull.layer.tar.entry import BLK, CHR, DIR, FIFO, LNK, REG, SYM, Entry, Extensions
 
-# Importing typing costs a child more than reading a small layer.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from msb_pull.ground.pax import Pax, Sparse
-    from msb_pull.layer.limits import Limits
+    from msb_pull.ground.limits import Limits
+    from msb_pull.ground.pax import Sparse
     from msb_pull.layer.tar.blocks import Sink, Stream
 
-REG, LNK, SYM, CHR, BLK, DIR, FIFO = b"0123456"
 _CONTIGUOUS, _OLD_REG = ord("7"), 0
 _EMPTY = memoryview(b"")
 _MAX_ID = (1 << 32) - 1
@@ -29,22 +27,11 @@ _MAX_DEVICE = (1 << 31) - 1
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE, _VOLUME = b"LKxgSV"
 
 
-class _Extensions:
-    """What the headers before an entry say of it."""
-
-    __slots__ = ("link", "name", "pax")
-
-    def __init__(self) -> None:
-        self.name: bytes | None = None
-        self.link: bytes | None = None
-        self.pax: Pax | None = None
-
-
 class TarReader(BlockReader):
     """Iterates the entries of one stream with :meth:`next`; payloads come from :meth:`chunk`.
 
     Every byte but the payloads goes to ``record``. With ``stripped`` the stream is such a record: four bytes of CRC-32
-    stand where a payload was, and ``Entry.crc`` holds them.
+    stand where a payload was, and ``Entry.crc`` holds them. ``content_bytes`` sums the sizes of all files.
     """
 
     def __init__(self, stream: Stream, *, limits: Limits, record: Sink | None = None, stripped: bool = False) -> None:
@@ -57,13 +44,8 @@ class TarReader(BlockReader):
         self._map_leads = False
         self._extension_left = 0
         self._owners: dict[bytes, tuple[int, int, int]] = {}
-        self._content = 0
+        self.content_bytes = 0
         self.trailing_garbage = False
-
-    @property
-    def content_bytes(self) -> int:
-        """The logical sizes of all files so far."""
-        return self._content
 
     @property
     def passed(self) -> int:
@@ -73,10 +55,10 @@ class TarReader(BlockReader):
     def next(self) -> Entry | None:
         """The next entry, or None at the end of the archive; raises LayerError.
 
-        What is left of the payload before is passed over.
+        What is left of the previous payload is skipped.
         """
         self._skip_payload()
-        before: _Extensions | None = None
+        before: Extensions | None = None
         # Together, since any number of them may come before one entry.
         self._extension_left = self._limits.max_extension
         while True:
@@ -132,14 +114,13 @@ class TarReader(BlockReader):
             if trailing > self._limits.max_bytes:
                 message = f"more than {self._limits.max_bytes} bytes follow the end of the archive"
                 self._fail(message, "raise --max-layer-size if you trust the image")
-            if not self.trailing_garbage and rest.count(0) != len(rest):
-                self.trailing_garbage = True
+            self.trailing_garbage = self.trailing_garbage or rest.count(0) != len(rest)
             if self._record is not None:
                 self._record.write(rest)
 
     # Headers
 
-    def _entry(self, kind: int, block: bytes, before: _Extensions | None) -> Entry:
+    def _entry(self, kind: int, block: bytes, before: Extensions | None) -> Entry:
         index = self.entries
         self.entries = index + 1
         name = self._name = header_name(block)
@@ -173,7 +154,9 @@ class TarReader(BlockReader):
                 if entry.sparse is None and not self._map_leads:
                     entry.size = size
                 if kind == _SPARSE:
-                    self._sparse_gnu(entry, block)
+                    pairs = gnu_map(block, self._block)
+                    entry.size = number(block[483:495])
+                    entry.sparse = checked_map(pairs, entry.size, size)
                 self._begin_payload(entry)
         elif kind in (LNK, SYM):
             if not entry.linkname:
@@ -200,7 +183,7 @@ class TarReader(BlockReader):
 
     # Extension headers
 
-    def _extension(self, kind: int, block: bytes, before: _Extensions | None) -> _Extensions | None:
+    def _extension(self, kind: int, block: bytes, before: Extensions | None) -> Extensions | None:
         try:
             size = number(block[124:136])
         except BadField as error:
@@ -215,7 +198,7 @@ class TarReader(BlockReader):
         data = self._raw(size)
         if kind == _PAX_GLOBAL:
             return before
-        before = before or _Extensions()
+        before = before or Extensions()
         if kind == _LONG_NAME:
             before.name = text(data)
         elif kind == _LONG_LINK:
@@ -227,7 +210,7 @@ class TarReader(BlockReader):
                 self._fail(str(error), index=self.entries)
         return before
 
-    def _extend(self, entry: Entry, before: _Extensions, size: int) -> int:
+    def _extend(self, entry: Entry, before: Extensions, size: int) -> int:
         """Lets the headers before the entry override its own, PAX over GNU; returns the payload's size."""
         if before.name:
             entry.name = self._name = before.name
@@ -256,35 +239,25 @@ class TarReader(BlockReader):
             self._sparse_pax(entry, pax.sparse, size)
         return size
 
-    # Sparse files
-
-    def _sparse_gnu(self, entry: Entry, block: bytes) -> None:
-        pairs = gnu_map(block, self._block)
-        entry.size = number(block[483:495])
-        entry.sparse = checked_map(pairs, entry.size, entry.stored)
-
     def _sparse_pax(self, entry: Entry, sparse: Sparse, size: int) -> None:
         entry.size = sparse.realsize if sparse.realsize is not None else size
         if sparse.name is not None:
             entry.name = self._name = sparse.name
         if sparse.pairs is not None:
             entry.sparse = checked_map(sparse.pairs, entry.size, size)
-            return
-        self._map_leads = True
-
-    def _sparse_map_in_payload(self, entry: Entry) -> None:
-        pairs, length = leading_map(self._block, min(entry.stored, self._limits.max_extension))
-        entry.stored -= length
-        entry.sparse = checked_map(pairs, entry.size, entry.stored)
+        else:
+            self._map_leads = True
 
     # Payload and buffer
 
     def _begin_payload(self, entry: Entry) -> None:
         if self._map_leads:
             self._map_leads = False
-            self._sparse_map_in_payload(entry)
-        self._content += entry.size
-        if entry.size < 0 or self._content > self._limits.max_bytes:
+            pairs, length = leading_map(self._block, min(entry.stored, self._limits.max_extension))
+            entry.stored -= length
+            entry.sparse = checked_map(pairs, entry.size, entry.stored)
+        self.content_bytes += entry.size
+        if entry.size < 0 or self.content_bytes > self._limits.max_bytes:
             limit = self._limits.max_bytes
             self._fail(f"the layer unpacks to more than {limit} bytes", "raise --max-layer-size if you trust the image")
         self._padding = -entry.stored % BLOCK

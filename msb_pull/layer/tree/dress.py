@@ -5,9 +5,18 @@ from __future__ import annotations
 import errno
 import os
 
-from msb_pull.layer.limits import LayerError, printable
-from msb_pull.layer.tree.attributes import IMPLIED, MAX_ID, OVERRIDE_STAT, disk_name, override_stat
-from msb_pull.layer.tree.xattrs import list_attributes, remove_attribute, set_attribute
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import (
+    IMPLIED,
+    MAX_ID,
+    OVERRIDE_STAT,
+    disk_name,
+    list_attributes,
+    override_stat,
+    remove_attribute,
+    set_attribute,
+)
+from msb_pull.layer.limits import LayerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,14 +37,14 @@ class Warnings:
         self._said: set[str] = set()
 
     def add(self, text: str) -> None:
-        """Takes one."""
+        """Adds a warning."""
         if len(self.texts) < _MAX_WARNINGS:
             self.texts.append(text)
         else:
             self.many_more += 1
 
     def once(self, text: str) -> None:
-        """Takes one that any number of entries may cause."""
+        """Adds a warning that any number of entries may cause, the first time only."""
         if text not in self._said:
             self._said.add(text)
             self.add(text)
@@ -75,21 +84,21 @@ class Dress:
             except OSError as error:
                 # File systems have room for about one block of attributes; our own is in already.
                 why = "too large" if error.errno in _TOO_LARGE else os.strerror(error.errno or 0)
-                where = f'entry {entry.index} "{printable(entry.name)}"'
-                self._warnings.add(f'{where}: attribute "{printable(name)}" cannot be kept ({why})')
+                where = f'entry {entry.index} "{visible_bytes(entry.name)}"'
+                self._warnings.add(f'{where}: attribute "{visible_bytes(name)}" cannot be kept ({why})')
                 if self.unkept[-1:] != [entry.index]:
                     self.unkept.append(entry.index)
 
 
 def prepare_top(root: int) -> None:
-    """Gives an open top directory the attribute of an implied one, and takes away what children would inherit."""
+    """Gives an open top directory the attribute of an implied one, and removes what children would inherit."""
     set_attribute(root, OVERRIDE_STAT, IMPLIED)
     if _DEFAULT_ACL in list_attributes(root):
         remove_attribute(root, _DEFAULT_ACL)
 
 
 def clear_attributes(target: int) -> None:
-    """Takes an image's own attributes from an open directory, which a later entry describes again."""
+    """Removes an image's own attributes from an open directory that a later entry describes again."""
     for name in list_attributes(target):
         if name.startswith(b"user.") and name != OVERRIDE_STAT:
             remove_attribute(target, name)

@@ -14,11 +14,11 @@ import sys
 
 from msb_pull.ground.below import create_file, look, open_directory
 from msb_pull.ground.remove import listed, remove_tree
-from msb_pull.layer.limits import MAX_NOTED, NOTE, printable
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.attributes import IMPLIED, IMPLIED_MODE, OVERRIDE_STAT, set_attribute
+from msb_pull.layer.limits import MAX_NOTED, NOTE
 from msb_pull.layer.rules import BadPath, join, resolve
-from msb_pull.layer.tree.attributes import IMPLIED, IMPLIED_MODE, OVERRIDE_STAT
 from msb_pull.layer.tree.kept import Keeper
-from msb_pull.layer.tree.xattrs import set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,12 +76,8 @@ class Folders:
         folder = self._open.get(path) or self._open.get(self._aliases.get(path, path))
         if folder is not None:
             return folder
-        if path not in self._aliases:
-            try:
-                return self._descend(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
+        if path not in self._aliases and (folder := self.find(path)) is not None:
+            return folder
         real = self._aliases.get(path)
         if real is None:
             real = self.resolve(path)
@@ -115,7 +111,7 @@ class Folders:
             folder.spellings.append(spelling)
 
     def remove(self, folder: Folder, name: bytes) -> None:
-        """Takes away what stands in the way of a new entry; raises OSError, BadPath on a name that only looks equal."""
+        """Removes what stands in the way of a new entry; raises OSError, BadPath for a name that only looks equal."""
         if self._folds_names:
             self._check_spelling(folder, name)
         self.replaced += 1
@@ -164,12 +160,17 @@ class Folders:
             return os.readlink(name, dir_fd=folder.descriptor)
         return stat.S_ISDIR(facts.st_mode)
 
+    def _nearest(self, path: bytes) -> tuple[Folder, list[bytes]]:
+        """The nearest open directory on the way to ``path``, and the names from there, the last one first."""
+        pending = []
+        while (folder := self._open.get(path)) is None:
+            path, _, part = path.rpartition(b"/")
+            pending.append(part)
+        return folder, pending
+
     def _descend(self, path: bytes) -> Folder:
         """Opens ``path`` from its nearest open ancestor; raises OSError unless it is directories all the way."""
-        above, pending = path, []
-        while (folder := self._open.get(above)) is None:
-            above, _, part = above.rpartition(b"/")
-            pending.append(part)
+        folder, pending = self._nearest(path)
         while pending:
             part = pending.pop()
             if self._folds_names:
@@ -181,10 +182,7 @@ class Folders:
 
     def make(self, path: bytes, *, replace: bool = True) -> Folder:
         """The directory at a real path, with what is missing on the way; ``replace`` as for :meth:`reach`."""
-        above, pending = path, []
-        while (folder := self._open.get(above)) is None:
-            above, _, part = above.rpartition(b"/")
-            pending.append(part)
+        folder, pending = self._nearest(path)
         while pending:
             part = pending.pop()
             try:
@@ -195,15 +193,15 @@ class Folders:
                 if not replace:
                     raise
                 # As umoci does: what needs a directory here gets one, whatever stood there.
-                self._warn(f'"{printable(folder.below(part))}" was a file and became a directory')
+                self._warn(f'"{visible_bytes(folder.below(part))}" was a file and became a directory')
                 self.remove(folder, part)
                 folder = self._make(folder, part)
-                # The file replaced what lies below, so nothing there says how this directory looks.
+                # The file replaced the lower directory, whose attributes no longer apply.
                 del self.implied[folder.path]
         return folder
 
     def _make(self, folder: Folder, name: bytes) -> Folder:
-        # One entry may imply a thousand directories, and each of them is told with its whole path.
+        # One entry may imply a thousand directories, each reported with its whole path.
         self._implied_room -= len(folder.path) + len(name) + NOTE
         if self._implied_room < 0:
             raise BadPath("more directories without an entry of their own than a layer may have")
@@ -233,7 +231,7 @@ class Folders:
             del self.known[spelling]
 
     def _check_spelling(self, folder: Folder, name: bytes) -> None:
-        """On a file system that folds names, what stands at ``name`` must really be called so."""
+        """On a file system that folds names, checks that the entry at ``name`` has exactly that name."""
         names = [other for other, _ in listed(folder.descriptor)]
         if name in names:
             return
@@ -243,19 +241,19 @@ class Folders:
         for other in names:
             if os.stat(other, dir_fd=folder.descriptor, follow_symlinks=False).st_ino == facts.st_ino:
                 raise BadPath(
-                    f'the file system takes it to be "{printable(folder.below(other))}"; '
+                    f'the file system takes it to be "{visible_bytes(folder.below(other))}"; '
                     "this image needs a case-sensitive volume"
                 )
 
 
 def _max_open() -> int:
-    """How many directories may be open, where even the limit of a poor shell leaves room for other files."""
+    """How many directories may be open, leaving room for other files even under a low limit."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MAX_OPEN if soft == resource.RLIM_INFINITY else max(8, min(_MAX_OPEN, soft // 4))
 
 
 def _folds_names(root: int) -> bool:
-    """Whether the file system takes names for the same that are not (case, or on macOS Unicode forms)."""
+    """Whether the file system treats different names as equal (case, or on macOS Unicode forms)."""
     if sys.platform == "darwin":
         return True
     os.close(create_file(b".Probe", root))

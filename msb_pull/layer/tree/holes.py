@@ -1,4 +1,4 @@
-"""Reads files with holes: what is a hole costs nothing, however large it is."""
+"""Reads, writes and copies files with holes: what is a hole costs nothing, however large it is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from isal.isal_zlib import crc32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from msb_pull.layer.tar.entry import Entry
 
 _PIECE = 1 << 18
 _ZEROS = bytes(_PIECE)
+_NOT_IN_KERNEL = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
+
+
+class TooMuch(Exception):
+    """A copy would take more than it may."""
 
 
 def crc_of(handle: int, segments: Iterable[tuple[int, int]]) -> int:
@@ -88,6 +95,50 @@ def same_content(one: int, other: int) -> bool:
                     return False
                 start += len(piece)
     return True
+
+
+def copy_bytes(original: int, copy: int, room: int = 1 << 62) -> int:
+    """Copies what one open file holds to another that is empty, in the kernel where it can (there it shares blocks).
+
+    Holes stay holes. Returns how many bytes were copied; raises TooMuch before they are more than ``room``, OSError.
+    """
+    size, done = os.fstat(original).st_size, 0
+    for start, end in data_ranges(original, 0, size):
+        done += end - start
+        if done > room:
+            raise TooMuch
+        while start < end:
+            count = _copy_piece(original, copy, start, end - start)
+            if not count:
+                break
+            start += count
+    os.ftruncate(copy, size)
+    return done
+
+
+def _copy_piece(original: int, copy: int, offset: int, count: int) -> int:
+    """The number of bytes copied, 0 at the end."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(original, copy, min(count, 1 << 30), offset, offset)
+        except OSError as error:
+            if error.errno not in _NOT_IN_KERNEL:
+                raise
+    piece = os.pread(original, min(count, _PIECE), offset)
+    return os.pwrite(copy, piece, offset)
+
+
+def write_segments(target: int, entry: Entry, chunk: Callable[[], memoryview]) -> None:
+    """Writes the payload of a sparse entry into an open file that is empty; raises OSError."""
+    os.ftruncate(target, entry.size)
+    piece = memoryview(b"")
+    for offset, length in entry.sparse or ():
+        end = offset + length
+        while offset < end:
+            piece = piece or chunk()
+            count = os.pwrite(target, piece[: end - offset], offset)
+            offset += count
+            piece = piece[count:]
 
 
 def _first_byte(handle: int, start: int, end: int) -> int | None:

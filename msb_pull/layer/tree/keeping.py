@@ -1,11 +1,10 @@
-"""What a file system keeps: some know no nanoseconds, others end in 2038, most have little room for attributes."""
+"""What a file system can store: some lack nanoseconds or end in 2038, most have little room for attributes."""
 
 from __future__ import annotations
 
 import os
 
-from msb_pull.layer.tree.attributes import OVERRIDE_STAT
-from msb_pull.layer.tree.xattrs import set_attribute
+from msb_pull.layer.attributes import OVERRIDE_STAT, set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Keeping:
         return wanted > _FAR or found == wanted // _SECOND * _SECOND
 
     def refuses(self, name: bytes, value: bytes, others: Mapping[bytes, bytes], override: bytes) -> bool:
-        """Whether an attribute cannot be kept beside others; also where that cannot be found out."""
+        """Whether an attribute cannot be kept beside others; True also where that cannot be tested."""
         handle = self._file()
         if handle is None:
             return True

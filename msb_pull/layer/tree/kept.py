@@ -1,7 +1,7 @@
 """Payloads that a later entry of the same layer overwrites: kept beside the record, to make the stream again from.
 
 While a layer is written they lie in a folder at its top that no entry can name, since the child that writes it reaches
-nothing else. They have no names there that say whose they are: size and checksum in the record do.
+nothing else. Their names do not say which entry they belong to: size and checksum in the record do.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from msb_pull.layer.record import Payload
     from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.tar.record import Payload
 
     Segments = tuple[tuple[int, int], ...]
 
 # All that begins so is AUFS's and left out.
 FOLDER = b".wh..wh.kept"
-# Above so many bytes a person shall know where they went: no directory shows them.
+# Above this size the user is told where the bytes went: no directory shows them.
 _MUCH = 64 << 20
 
 
@@ -37,7 +37,7 @@ class Keeper:
         self._next = -1
 
     def discard(self, directory: int, name: bytes) -> None:
-        """Takes away what stands at a name of an open directory, and is no directory itself; raises OSError."""
+        """Removes an entry of an open directory that is not itself a directory; raises OSError."""
         facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISREG(facts.st_mode) and facts.st_size and facts.st_nlink == 1:
             os.rename(name, self._place(), src_dir_fd=directory, dst_dir_fd=self._top)
@@ -86,32 +86,25 @@ def keep_aside(tree: Path, place: Path) -> list[str]:
 
 
 class Kept:
-    """The payloads kept of one layer, to be told apart by size and checksum."""
+    """The payloads kept of one layer, told apart by size and checksum; ``left`` names those that nothing asked for.
+
+    ``folder`` is open, -1 where nothing is kept.
+    """
 
     def __init__(self, folder: str) -> None:
-        self._left: dict[bytes, None] = {}
+        self.left: dict[bytes, None] = {}
         self._sizes: dict[int, list[bytes]] = {}
         # Of files by their size, and how they are read: checksums, and the names with each, the first one last.
         self._checksums: dict[tuple[int, Segments], dict[int, list[bytes]]] = {}
-        self._folder = -1
+        self.folder = -1
         try:
-            self._folder = open_directory(folder)
+            self.folder = open_directory(folder)
         except (FileNotFoundError, NotADirectoryError):
             return
-        for name in sorted((name for name, _ in listed(self._folder)), key=lambda name: (len(name), name)):
-            size = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_size
+        for name in sorted((name for name, _ in listed(self.folder)), key=lambda name: (len(name), name)):
+            size = os.stat(name, dir_fd=self.folder, follow_symlinks=False).st_size
             self._sizes.setdefault(size, []).append(name)
-            self._left[name] = None
-
-    @property
-    def folder(self) -> int:
-        """The open folder, -1 where nothing is kept."""
-        return self._folder
-
-    @property
-    def left(self) -> list[bytes]:
-        """The names of those that nothing has asked for."""
-        return list(self._left)
+            self.left[name] = None
 
     def take(self, payload: Payload, size: int) -> tuple[bytes, Payload] | None:
         """The name of the file with the payload of a file of ``size``, and how it lies there; each file once.
@@ -123,18 +116,15 @@ class Kept:
         for length, segments in ((size, sparse), (stored, None)):
             names = self._with(length, segments if segments is not None else ((0, stored),)).get(expected, [])
             while names:
-                if (name := names.pop()) in self._left:
-                    del self._left[name]
+                if (name := names.pop()) in self.left:
+                    del self.left[name]
                     return name, (place, index, expected, stored, segments)
         return None
 
     def superfluous(self) -> Iterator[bytes]:
-        """The names of files with content that nothing has asked for; raises OSError.
-
-        A file that is one hole is kept though its entry has no payload.
-        """
+        """The names in ``left`` with content (a file that is one hole has no payload); raises OSError."""
         for name in self.left:
-            handle = open_file(name, self._folder)
+            handle = open_file(name, self.folder)
             try:
                 if first_data(handle, (), os.fstat(handle).st_size) is not None:
                     yield name
@@ -143,20 +133,20 @@ class Kept:
 
     def close(self) -> None:
         """Closes the folder."""
-        if self._folder >= 0:
-            os.close(self._folder)
+        if self.folder >= 0:
+            os.close(self.folder)
 
     def _with(self, size: int, segments: Segments) -> dict[int, list[bytes]]:
         """The files of a size by their checksums; each is read once for all payloads that lie alike."""
         if (size, segments) not in self._checksums:
             found = self._checksums[size, segments] = {}
             for name in reversed(self._sizes.get(size, ())):
-                if name in self._left:
+                if name in self.left:
                     found.setdefault(self._checksum(name, segments), []).append(name)
         return self._checksums[size, segments]
 
     def _checksum(self, name: bytes, segments: Segments) -> int:
-        handle = open_file(name, self._folder)
+        handle = open_file(name, self.folder)
         try:
             return crc_of(handle, segments)
         finally:

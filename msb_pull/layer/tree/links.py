@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
-from msb_pull.ground.below import look
+from msb_pull.ground.below import create_file, look, open_file
+from msb_pull.layer.attributes import disk_mode, set_attribute, user_attributes
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.rules import BadPath, is_whiteout, join, make_waiting
-from msb_pull.layer.tree.copying import REFUSED, TooMuch, copy_entry
+from msb_pull.layer.tree.holes import TooMuch, copy_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from msb_pull.layer.tree.folders import Folder, Folders
 
+# Other devices, too many links, file systems or policies without hard links: then a copy does.
+REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 COPIES = "the copies of what cannot be linked take more than a layer is allowed"
 
 
@@ -60,7 +64,7 @@ class Links:
         if is_whiteout(target.rpartition(b"/")[2]):
             raise link.refuse("a hard link to a whiteout")
         if not self._make(link):
-            # A later entry of that name shall win over this one, an earlier one shall not.
+            # A later entry of that name wins over this one, an earlier one does not.
             self._clear(link)
             self._waiting.pop(link.path, None)
             self._waiting[link.path] = link
@@ -134,7 +138,7 @@ class Links:
             if error.errno not in REFUSED:
                 raise
             try:
-                self.room -= copy_entry(source, target, directory, link.name, self.room)
+                self.room -= _copy_entry(source, target, directory, link.name, self.room)
             except TooMuch:
                 raise link.refuse(COPIES) from None
             self.copied.append(link.index)
@@ -153,3 +157,31 @@ class Links:
             self._folders.remove(folder, link.name)
         except BadPath as error:
             raise link.refuse(str(error)) from None
+
+
+def _copy_entry(source: int, name: bytes, directory: int, new: bytes, room: int) -> int:
+    """Copies what stands at ``name`` in an open directory, never following it; ``new`` must be free.
+
+    Returns how many bytes were copied; raises TooMuch before they are more than ``room``, OSError.
+    """
+    facts = os.stat(name, dir_fd=source, follow_symlinks=False)
+    when = (facts.st_mtime_ns, facts.st_mtime_ns)
+    if stat.S_ISLNK(facts.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=directory)
+        os.utime(new, ns=when, dir_fd=directory, follow_symlinks=False)
+        return 0
+    original = open_file(name, source)
+    try:
+        copy = create_file(new, directory)
+        try:
+            # Only as much of the mode as gets onto the disk.
+            os.fchmod(copy, disk_mode(stat.S_IFREG, facts.st_mode))
+            for attribute, value in user_attributes(original):
+                set_attribute(copy, attribute, value)
+            done = copy_bytes(original, copy, room)
+            os.utime(copy, ns=when)
+            return done
+        finally:
+            os.close(copy)
+    finally:
+        os.close(original)

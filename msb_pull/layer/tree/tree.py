@@ -13,11 +13,7 @@ import sys
 from os import close, open, utime, write  # the way of a plain file looks them up faster so
 
 from msb_pull.ground.below import CREATE
-from msb_pull.layer.limits import LayerError
-from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, is_leftover, is_plink, is_whiteout
-from msb_pull.layer.tar.names import clean
-from msb_pull.layer.tar.tar import BLK, CHR, DIR, FIFO, LNK, REG, SYM
-from msb_pull.layer.tree.attributes import (
+from msb_pull.layer.attributes import (
     DISK_MODES,
     IMPLIED_MODE,
     MAX_TIME_NS,
@@ -25,12 +21,16 @@ from msb_pull.layer.tree.attributes import (
     clamp_time,
     disk_mode,
     override_stat,
+    set_attribute,
 )
+from msb_pull.layer.limits import LayerError
+from msb_pull.layer.rules import PLINKS, BadPath, check_whiteout, clean, is_leftover, is_plink, is_whiteout
+from msb_pull.layer.tar.entry import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from msb_pull.layer.tree.dress import Dress, Warnings, clear_attributes, prepare_top
 from msb_pull.layer.tree.folders import Folder, Folders
+from msb_pull.layer.tree.holes import write_segments
 from msb_pull.layer.tree.links import Links
 from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
-from msb_pull.layer.tree.xattrs import set_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ _MAX_DEVICE = (1 << 32) - 1
 
 
 class TreeWriter:
-    """One layer's tree below ``root``, an open descriptor of an empty directory that nobody else writes to.
+    """One layer's tree below ``root``, an open descriptor of an empty directory without other writers.
 
-    ``exact_modes`` says that the process's umask takes nothing away that gets onto the disk, so that what is created
-    needs no chmod; copies of what cannot be linked may take ``max_copied`` bytes. Without ``xattrs`` nothing is kept of
+    ``exact_modes`` says that the process's umask clears no bit that gets onto the disk, so that new files need no
+    chmod; copies of what cannot be linked may take ``max_copied`` bytes. Without ``xattrs`` nothing is kept of
     owners and modes but what the disk shows.
 
     After :meth:`finish`, ``placed`` says where entries went that did not go where they said, ``turned`` where whiteouts
@@ -151,7 +151,7 @@ class TreeWriter:
                     self.dress.keep(target, entry)
             if chunk is not None:
                 if entry.sparse is not None:
-                    _write_sparse(target, entry, chunk)
+                    write_segments(target, entry, chunk)
                 elif left := entry.stored:
                     while left:
                         piece = chunk()
@@ -234,7 +234,7 @@ class TreeWriter:
             self.placed.setdefault(self._plinks[target], self.placed.get(entry.index, path))
 
     def _special(self, entry: Entry, path: bytes, name: bytes) -> None:
-        """Devices and FIFOs become empty files: only those can hold the attribute, and nobody can hang on them."""
+        """Devices and FIFOs become empty files: only those can hold the attribute, and no reader can hang on them."""
         if entry.type in (CHR, BLK):
             if not (0 <= entry.devmajor <= _MAX_DEVICE and 0 <= entry.devminor <= _MAX_DEVICE):
                 self._refuse(entry, "the device number is out of range")
@@ -255,7 +255,7 @@ class TreeWriter:
         try:
             folder = self._parent(entry, path, replace=False)
         except NotADirectoryError:
-            # Below a file nothing can be hidden.
+            # A file hides nothing below it.
             self._folders.keeper.write(entry, chunk)
             return
         if not folder.path and is_leftover(name):
@@ -292,15 +292,3 @@ class TreeWriter:
 
     def _refuse(self, entry: Entry, what: str) -> NoReturn:
         raise LayerError(entry.index, entry.name, what) from None
-
-
-def _write_sparse(target: int, entry: Entry, chunk: Callable[[], memoryview]) -> None:
-    os.ftruncate(target, entry.size)
-    piece = memoryview(b"")
-    for offset, length in entry.sparse or ():
-        end = offset + length
-        while offset < end:
-            piece = piece or chunk()
-            count = os.pwrite(target, piece[: end - offset], offset)
-            offset += count
-            piece = piece[count:]

@@ -1,5 +1,4 @@
-"""Whiteouts of one layer on the disk. They stay plain empty files for the reader to apply, and spare what came with
-them."""
+"""Whiteouts of one layer on disk: plain empty files for the reader to apply, which spare entries of the same layer."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def remove_hollow(
 
     def names(path: bytes) -> list[bytes]:
         folder = folders.find(path)
-        # What is no directory any more is none that a whiteout implies.
+        # No longer a directory, so no whiteout implies it.
         return [b"."] if folder is None else [name for name, _ in listed(folder.descriptor)]
 
     def is_there(path: bytes) -> bool:

@@ -2,11 +2,11 @@
 
 Landlock (kernel documentation ``userspace-api/landlock.rst``) leaves it nothing but its staging directory; the best
 version that the kernel offers is used. Version 1 (Linux 5.13 to 5.18) refuses every hard link and rename from one
-directory to another, so it cannot be used. It says nothing of times, modes, attributes and of what ``stat`` tells. Of
-these calls the filter (:mod:`.seccomp`) allows those on open files, and those by name that unpacking
-needs: ``stat``, and the times of symlinks. Where the directory is the root of the process, these find no other file.
+directory to another, so it cannot be used. It does not cover times, modes, attributes and ``stat``. Of these calls the
+filter (:mod:`.seccomp`) allows those on open files, and those by name that unpacking needs: ``stat``, and the times of
+symlinks. Where the directory is the root of the process, these find no other file.
 
-Each holds without the others. What there is not, or what the policy of a container refuses, is done without.
+Each holds without the others. What the system lacks, or a container's policy refuses, is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RULE_PATH_BENEATH = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER = 0x10000000
 _FIRST_USABLE = 2
-# What kernels say that lack a call, and the policies of containers and security modules that forbid it; the last two
+# Errors of kernels that lack a call, and of policies of containers and security modules that forbid it; the last two
 # for user namespaces that are used up or switched off.
 _NOT_OFFERED = frozenset(
     (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSPC, errno.EUSERS)
@@ -57,7 +57,7 @@ def landlock_version() -> int:
 
 
 def describe() -> str:
-    """One line on what protects the host from a hostile layer here, as far as that can be told without trying."""
+    """One line on what protects the host from a hostile layer here, as far as is known without trying."""
     version = landlock_version()
     held = []
     if version >= _FIRST_USABLE:
@@ -72,8 +72,8 @@ def describe() -> str:
 def enter(root: int, *, max_file_size: int) -> str:
     """Restricts this process to the open directory ``root`` for good; returns what is active, and why not all.
 
-    Must run before the first byte of a layer is read, and after everything is imported. A system that refuses a
-    restriction as if it had none is no error; what else goes wrong raises OSError.
+    Must run before the first byte of a layer is read, and after everything is imported. A restriction
+    that the system lacks or refuses is not an error; anything else that goes wrong raises OSError.
     """
     _limit_resources(max_file_size)
     held, refused = [], []
@@ -94,7 +94,7 @@ def steps(root: int) -> dict[str, Callable[[], None]]:
         return {}
     version = landlock_version()
     return {
-        # The kernel asks this of whoever restricts itself without being root.
+        # The kernel requires this of processes that restrict themselves without being root.
         "no new privileges": _no_new_privileges,
         "its folder as root": lambda: _change_root(root),
         f"Landlock version {version}" if version >= _FIRST_USABLE else "Landlock": lambda: _restrict(root, version),
@@ -116,9 +116,9 @@ def _no_new_privileges() -> None:
 
 
 def _change_root(root: int) -> None:
-    """Makes ``root`` what ``/`` means. Who may not, may in a user namespace of its own, where the system allows one.
+    """Makes ``root`` what ``/`` means; without the privilege, in a user namespace where the system allows one.
 
-    What that namespace allows beyond it must be forbidden by the filter, so there is none without.
+    The filter must forbid what else such a namespace allows, so there is none without the filter.
     """
     os.fchdir(root)
     try:
@@ -169,7 +169,7 @@ def _checked(result: int) -> int:
 
 
 def limits_memory() -> bool:
-    """Whether this process may take as much memory as any layer may, neither less nor (without a jail) all there is."""
+    """Whether this process's memory is limited to what a layer may take, neither less nor (no jail) unlimited."""
     import resource
 
     return resource.getrlimit(resource.RLIMIT_AS)[0] == _MEMORY
@@ -183,7 +183,7 @@ def _limit_resources(max_file_size: int) -> None:
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, max_file_size)
-    # Over the file size limit the write shall fail with EFBIG instead of killing the process.
+    # Past the file size limit writes fail with EFBIG instead of killing the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
@@ -196,6 +196,6 @@ def _limit(which: int, value: int) -> None:
     try:
         resource.setrlimit(which, (value, value))
     except (ValueError, OSError):
-        # macOS knows no limit of the address space.
+        # macOS has no limit on address space.
         if sys.platform != "darwin":
             raise

@@ -2,7 +2,7 @@
 
 Bytes are copied into a slot once and read where they lie, where a pipe copies them twice and holds no more than a
 mebibyte. One socket carries the messages: four bytes say how many a slot holds, one byte gives a slot back. The parent
-never reads the memory, so whatever a child does to it harms nobody else.
+never reads the memory, so a child can harm only itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 from msb_pull.ground.errors import file_size_limit, too_large
 
-# A multiple of tar's blocks, so that no header lies in two slots.
+# A multiple of tar's blocks: no header spans two slots.
 _BLOCK = 512
 SLOT = 1024 * _BLOCK
 SLOTS = 12
@@ -35,7 +35,7 @@ class RingWriter:
         self._filled = 0
 
     def started(self) -> None:
-        """Closes what only the child needs, so that its end can be noticed."""
+        """Closes what only the child needs; otherwise its end would go unnoticed."""
         os.close(self.memory)
         self._theirs.close()
 

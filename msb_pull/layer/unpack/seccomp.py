@@ -1,8 +1,8 @@
 """The system calls that a child that unpacks may make, as a filter in the kernel (seccomp, classic BPF); Linux.
 
 What the table does not name ends with ENOSYS, as on a kernel that lacks it: C libraries ask for new calls first
-(``statx``, ``clone3``, ``faccessat2``) and go back to an older one on that answer alone, so that the filter outlives
-the library it was tried with. Killing the process would hold a hostile child no better, and turn the first new call of
+(``statx``, ``clone3``, ``faccessat2``) and fall back to an older one on that answer alone, so the filter outlives
+the library it was tested with. Killing the process would hold a hostile child no better, and turn the first new call of
 an honest one into a layer that cannot be pulled. See the kernel's ``userspace-api/seccomp_filter.rst``.
 """
 
@@ -67,7 +67,7 @@ _CALLS: tuple[Call, ...] = (
     (12, 214, ()),  # brk
     (202, 98, ()),  # futex: Python's locks
     (318, 278, ()),  # getrandom: C libraries make the heap hard to guess
-    (228, 113, ()),  # clock_gettime: where it is no vDSO call
+    (228, 113, ()),  # clock_gettime: where it is not a vDSO call
     (13, 134, ()),  # rt_sigaction: abort()
     (14, 135, ()),  # rt_sigprocmask: the same
     (15, 139, ()),  # rt_sigreturn: coming back from a signal
@@ -113,10 +113,8 @@ def install() -> None:
 
 def _machine() -> tuple[int, int, int]:
     # A program of 32 bits makes other calls on the same machine.
-    if not sys.platform.startswith("linux") or sys.maxsize < 1 << 32 or sys.byteorder != "little":
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     found = _MACHINES.get(os.uname().machine)
-    if found is None:
+    if found is None or not sys.platform.startswith("linux") or sys.maxsize < 1 << 32 or sys.byteorder != "little":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return found
 

@@ -8,14 +8,14 @@ import sys
 
 from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import LocalError, MsbPullError, file_size_limit, local_error
+from msb_pull.layer.attributes import DISK_MODES
 from msb_pull.layer.child import Child, say
 from msb_pull.layer.limits import MAX_NOTED, LayerError
-from msb_pull.layer.record import RecordWriter
+from msb_pull.layer.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
+from msb_pull.layer.tar.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
-from msb_pull.layer.tree.attributes import DISK_MODES
 from msb_pull.layer.tree.links import COPIES
 from msb_pull.layer.tree.tree import TreeWriter
-from msb_pull.layer.unpack.report import UnpackOptions, UnpackReport, as_bytes, as_text, encode
 from msb_pull.layer.unpack.ring import RingReader, RingWriter
 
 TYPE_CHECKING = False
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from msb_pull.layer.tar.blocks import Stream
-
-__all__ = ["LayerProcess", "UnpackOptions", "UnpackReport", "unpack"]
 
 # What a file system cannot take of an entry is the entry's fault, not the disk's.
 _ENTRY_ERRORS = {
@@ -74,7 +72,7 @@ def unpack(
 
 
 def _is_limited(options: UnpackOptions) -> bool:
-    """Whether files may have fewer bytes than a layer may, so that one which is too large is not the layer's fault."""
+    """Whether this system limits files to less than a layer may have, so that a large one is not the layer's fault."""
     most = file_size_limit()
     return most is not None and most < options.max_bytes
 
@@ -115,7 +113,7 @@ def child_main() -> NoReturn:
     memory, root, record = map(int, sys.argv[1:4])
     options = UnpackOptions.from_arguments(sys.argv[4:])
     stream = RingReader(memory, 0)
-    # It takes nothing away from the modes that get onto the disk.
+    # It clears no mode bit that gets onto the disk.
     os.umask(0o777 & ~DISK_MODES)
     # Once jailed, Python can open no more modules; the text of an error needs a codec.
     LayerError(0, b"\n\xff", "")
@@ -135,7 +133,7 @@ def child_main() -> NoReturn:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
     say(encode(answer))
-    # Nothing is left to be flushed, and tearing an interpreter down costs milliseconds.
+    # Nothing needs flushing, and tearing an interpreter down costs milliseconds.
     os._exit(0)
 
 
@@ -159,7 +157,7 @@ class LayerProcess:
     """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own.
 
     The child dies with the thread that started it, where the system knows how (Linux), so that thread must last as
-    long as the work. Raises LocalError or OSError when there is no starting it.
+    long as the work. Raises LocalError or OSError when it cannot be started.
     """
 
     def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
@@ -241,7 +239,7 @@ class LayerProcess:
         while not out.endswith(b"\n") and (piece := os.read(self._child.out, _PIECE)):
             out += piece
         if not out.endswith(b"\n") and hasattr(os, "waitid"):
-            # How it ends is all there will be to say; kill() may have heard that already.
+            # Its exit status is all there is to report; kill() may have collected that already.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._child.process.pid, os.WEXITED | os.WNOWAIT)
         return bytes(out)

@@ -18,7 +18,8 @@ from msb_pull.ground.pools import Handoff
 from msb_pull.ground.running import Throttle
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
-from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
+from msb_pull.layer.report import UnpackOptions, UnpackReport
+from msb_pull.layer.unpack.unpack import LayerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

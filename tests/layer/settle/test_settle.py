@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.settle.facts import prefixes_moved
+from msb_pull.layer.notes import prefixes_moved
 from msb_pull.layer.settle.settle import settle
 from tests.support.archive import (
     END,

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msb_pull.layer.limits import LayerError, Limits
-from msb_pull.layer.tar.tar import DIR, REG, TarReader
+from msb_pull.ground.limits import Limits
+from msb_pull.layer.limits import LayerError
+from msb_pull.layer.tar.entry import DIR, REG
+from msb_pull.layer.tar.tar import TarReader
 from tests.support.archive import END, directory, field, hardlink, hdr, pax, reg, symlink
 from tests.support.counting import steps
 from tests.support.reading import gnu_long, names, one, read

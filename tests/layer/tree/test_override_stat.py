@@ -13,10 +13,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from msb_pull.layer import attributes
+from msb_pull.layer.attributes import disk_name, override_stat, parse_override_stat
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.tree import attributes, dress, tree, xattrs
-from msb_pull.layer.tree.attributes import disk_name, override_stat, parse_override_stat
+from msb_pull.layer.tree import dress, tree
 from tests.conftest import REPOSITORY
 from tests.support.archive import (
     END,
@@ -210,9 +211,9 @@ def test_e15_a_file_system_without_attributes(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOTSUP, "no")
 
-    for module in (dress, tree, xattrs):
+    for module in (dress, tree, attributes):
         monkeypatch.setattr(module, "set_attribute", none)
-    for module in (dress, xattrs):
+    for module in (dress, attributes):
         monkeypatch.setattr(module, "list_attributes", none)
     entries = [xattr(b"user.k", b"v"), reg(b"f"), directory(b"d"), directory(b"d")]
     report = extract(tmp_path / "l", *entries, xattrs=False, proven=False)
@@ -349,7 +350,7 @@ class FakeXattr(ModuleType):
 def test_attributes_on_macos_go_through_the_package(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(sys, "platform", "darwin")
-        on_macos = SimpleNamespace(**runpy.run_path(xattrs.__file__))
+        on_macos = SimpleNamespace(**runpy.run_path(attributes.__file__))
     assert on_macos.set_attribute is not os.setxattr
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -363,7 +364,7 @@ def test_attributes_on_macos_go_through_the_package(tmp_path, monkeypatch):
         on_macos.set_attribute(descriptor, b"user.empty", b"")
         assert on_macos.user_attributes(descriptor) == [(b"user.empty", b""), (b"user.k", b"v\0")]
         on_macos.remove_attribute(descriptor, b"user.k")
-        assert on_macos.list_attributes(descriptor) == [b"user.empty"] == xattrs.list_attributes(descriptor)
+        assert on_macos.list_attributes(descriptor) == [b"user.empty"] == attributes.list_attributes(descriptor)
         with pytest.raises(OSError):
             on_macos.get_attribute(descriptor, b"user.k")
     finally:

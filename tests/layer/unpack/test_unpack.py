@@ -15,10 +15,12 @@ import isal
 import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError
+from msb_pull.layer import report
 from msb_pull.layer.limits import LayerError
+from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.unpack import report, unpack
-from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions, UnpackReport
+from msb_pull.layer.unpack import unpack
+from msb_pull.layer.unpack.unpack import LayerProcess
 from tests.conftest import REPOSITORY
 from tests.support.archive import (
     END,
@@ -416,7 +418,8 @@ def test_ctrl_c_at_the_terminal_is_not_for_the_child(start):
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from msb_pull.layer.unpack.unpack import LayerProcess, UnpackOptions
+from msb_pull.layer.report import UnpackOptions
+from msb_pull.layer.unpack.unpack import LayerProcess
 staging = Path(sys.argv[1])
 process = LayerProcess(staging, staging.parent / "record", UnpackOptions(jail=sys.argv[2] == "jail"))
 process.write(bytes(100))

@@ -1,4 +1,4 @@
-"""Extended attributes: the override_stat value, and under which names an image's own attributes may be kept.
+"""Extended attributes of open files: the override_stat value, and under which names an image's own may be kept.
 
 Format, as krun and Microsandbox write it: ``<uid>:<gid>:0<octal of type bits | mode>``. At most 29 bytes, since libkrun
 reads no more than 32.
@@ -6,7 +6,14 @@ reads no more than 32.
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 OVERRIDE_STAT = b"user.containers.override_stat"
 MAX_ID = (1 << 32) - 1
@@ -20,6 +27,16 @@ DISK_MODES = 0o755
 _READERS_OWN = (ESCAPE, b"user.overlay.", b"user.fuseoverlayfs.", b"user.msb.")
 # Linux knows no other (xattr(7)). A name without one of them must never be escaped: "stat" would become our own.
 _NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
+
+# What an image could have; other namespaces belong to file systems.
+_IMAGE = (b"user.", b"security.", b"trusted.", b"system.posix_acl_")
+# Set by the host itself: labels and hashes of security modules, bookkeeping of network file systems.
+_HOST = (
+    *(b"security.selinux", b"security.ima", b"security.evm", b"security.SMACK64", b"security.apparmor"),
+    *(b"trusted.lov", b"trusted.lma", b"trusted.link", b"trusted.gfid", b"trusted.glusterfs."),
+)
+# Kernel and file systems disagree on the error for unsupported attributes.
+UNSUPPORTED = frozenset((errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
 def override_stat(kind: int, mode: int, uid: int, gid: int) -> bytes:
@@ -67,7 +84,7 @@ def _number(field: bytes, base: int, limit: int) -> int | None:
 def disk_mode(kind: int, mode: int) -> int:
     """The mode on disk: the owner can always read and write, nobody else can write, and no set-uid, set-gid or sticky.
 
-    What is for all to write in an image (``/tmp``, ``/dev/null``) is so within it, not for every user of the host.
+    What everyone may write in an image (``/tmp``, ``/dev/null``) must not be writable by every user of the host.
     """
     return (mode & DISK_MODES) | (0o700 if kind == stat.S_IFDIR else 0o600)
 
@@ -88,3 +105,76 @@ def disk_name(name: bytes) -> bytes | None:
     if name.startswith(b"user.") and not name.startswith(_READERS_OWN):
         return name
     return ESCAPE + name
+
+
+# On the disk
+
+if sys.platform == "darwin":
+    # Imported in the functions, so that only users of attributes wait for it. PyPI has two packages of this name; these
+    # four calls mean the same in both.
+
+    def set_attribute(descriptor: int, name: bytes, value: bytes) -> None:
+        """Sets or replaces an attribute; raises OSError."""
+        import xattr
+
+        xattr.setxattr(descriptor, name, value)
+
+    def get_attribute(descriptor: int, name: bytes) -> bytes:
+        """The value of an attribute; raises OSError."""
+        import xattr
+
+        value: bytes = xattr.getxattr(descriptor, name)
+        return value
+
+    def list_attributes(descriptor: int) -> list[bytes]:
+        """The names of all attributes; raises OSError."""
+        import xattr
+
+        return [os.fsencode(name) for name in xattr.listxattr(descriptor)]
+
+    def remove_attribute(descriptor: int, name: bytes) -> None:
+        """Removes an attribute; raises OSError."""
+        import xattr
+
+        xattr.removexattr(descriptor, name)
+
+else:
+    set_attribute = os.setxattr
+    get_attribute = os.getxattr
+    remove_attribute = os.removexattr
+
+    def list_attributes(descriptor: int) -> list[bytes]:
+        """The names of all attributes; raises OSError."""
+        return [os.fsencode(name) for name in os.listxattr(descriptor)]
+
+
+def user_attributes(descriptor: int) -> list[tuple[bytes, bytes]]:
+    """All ``user.`` attributes by name, none where the file system supports none; raises OSError."""
+    try:
+        names = list_attributes(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return []
+    return [(name, get_attribute(descriptor, name)) for name in sorted(names) if name.startswith(b"user.")]
+
+
+def image_attributes(descriptor: int) -> list[tuple[bytes, bytes]]:
+    """All attributes by name that an image could have and this user can see; raises OSError."""
+    return [(name, get_attribute(descriptor, name)) for name in sorted(_of_image(list_attributes(descriptor)))]
+
+
+def link_attributes(directory: int, name: bytes) -> list[bytes]:
+    """The names of such attributes of a symlink in an open directory, none where that cannot be seen."""
+    if not sys.platform.startswith("linux"):
+        return []
+    try:
+        # There is no listxattrat before Linux 6.13.
+        names = os.listxattr(b"/proc/self/fd/%d/%s" % (directory, name), follow_symlinks=False)
+    except OSError:
+        return []
+    return _of_image(map(os.fsencode, names))
+
+
+def _of_image(names: Iterable[bytes]) -> list[bytes]:
+    return [name for name in names if name.startswith(_IMAGE) and not name.startswith(_HOST)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from msb_pull.layer.limits import NOTE, Limits
-from msb_pull.layer.tar.names import clean
+from msb_pull.ground.limits import Limits
+from msb_pull.layer.limits import NOTE
+from msb_pull.layer.rules import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,18 +45,8 @@ class UnpackReport:
     """
 
     __slots__ = (
-        "content_bytes",
-        "copied",
-        "entries",
-        "hollow",
-        "implied",
-        "jailed",
-        "missing_links",
-        "placed",
-        "tar_bytes",
-        "turned",
-        "unkept",
-        "warnings",
+        *("content_bytes", "copied", "entries", "hollow", "implied", "jailed"),
+        *("missing_links", "placed", "tar_bytes", "turned", "unkept", "warnings"),
     )
 
     def __init__(self) -> None:
@@ -89,20 +80,7 @@ class UnpackReport:
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for :func:`encode`."""
-        return {
-            "entries": self.entries,
-            "tar_bytes": self.tar_bytes,
-            "content_bytes": self.content_bytes,
-            "jailed": self.jailed,
-            "placed": list(self.placed.items()),
-            "implied": self.implied,
-            "hollow": self.hollow,
-            "missing_links": self.missing_links,
-            "turned": self.turned,
-            "copied": self.copied,
-            "unkept": self.unkept,
-            "warnings": self.warnings,
-        }
+        return {name: getattr(self, name) for name in self.__slots__} | {"placed": list(self.placed.items())}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> UnpackReport:

@@ -13,12 +13,12 @@ from isal import isal_zlib
 
 from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.limits import Limits
+from msb_pull.ground.limits import Limits
+from msb_pull.layer.tar.tar import TarReader
 
-# The child that writes records needs neither typing nor json, and importing them takes long.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from msb_pull.layer.tar.entry import Entry
@@ -53,11 +53,16 @@ class RecordWriter:
     def close(self) -> None:
         """Completes the gzip stream; the descriptor stays open."""
         self._flush()
-        _write_all(self._descriptor, self._deflate.flush())
+        self._write_all(self._deflate.flush())
 
     def _flush(self) -> None:
-        _write_all(self._descriptor, self._deflate.compress(b"".join(self._parts)))
+        self._write_all(self._deflate.compress(b"".join(self._parts)))
         self._parts.clear()
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
 
 
 class RecordStream:
@@ -91,6 +96,54 @@ class RecordStream:
         self._file.close()
 
 
+class Headers:
+    """The stream of a record, cut where payloads belong; raises ContentError when it is damaged."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._stream = RecordStream(path)
+        self._data = b""
+        self._start = 0
+        self._at = 0
+
+    def close(self) -> None:
+        """Closes the record."""
+        self._stream.close()
+
+    def until(self, place: int | None) -> Iterable[bytes]:
+        """All bytes before ``place`` (None: to the end) that have not been given yet."""
+        if place is not None and (end := place - self._start) <= len(self._data):
+            at, self._at = self._at, end
+            return (self._data[at:end],)
+        return self._pieces(place)
+
+    def _pieces(self, place: int | None) -> Iterator[bytes]:
+        at = self._at
+        while place is None or place - self._start > len(self._data):
+            if at < len(self._data):
+                yield self._data[at:]
+            at = 0
+            if not self._more():
+                return
+        end = place - self._start
+        self._at = end
+        yield self._data[at:end]
+
+    def skip(self, count: int) -> None:
+        """Passes over as many bytes, or to the end."""
+        self._at += count
+        while self._at > len(self._data):
+            over = self._at - len(self._data)
+            if not self._more():
+                return
+            self._at = over
+
+    def _more(self) -> bool:
+        self._start += len(self._data)
+        self._data = self._stream.read(1 << 20)
+        self._at = 0
+        return bool(self._data)
+
+
 class Record:
     """One record, to be read once: :meth:`entries`, and then ``payloads`` says where each payload belongs.
 
@@ -108,9 +161,6 @@ class Record:
 
     def entries(self) -> Iterator[Entry]:
         """The entries in order, ``Entry.crc`` set where there is a payload; raises ContentError."""
-        # tar needs this module for its type only, and the child that writes a layer never reads a record.
-        from msb_pull.layer.tar.tar import TarReader
-
         stream = RecordStream(self.path)
         payloads = self.payloads
         try:
@@ -128,9 +178,3 @@ class Record:
             self.length = reader.bytes_read + sum(payload[3] - CHECKSUM for payload in payloads)
         finally:
             stream.close()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
