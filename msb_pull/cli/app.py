@@ -89,7 +89,7 @@ def pull(
     (oci:DIR[:TAG]) or an archive (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; `-` is standard input).
 
     An image that is complete in the store needs no request, and an interrupted pull continues where it stopped.
-    With several images all are tried; failures are listed at the end.
+    All images are tried; failures are listed at the end.
     """
     from msb_pull.cli.pull import Access, pull_images
 
@@ -118,7 +118,7 @@ def ls(
     """List the images of the store.
 
     PATTERN is a glob for names, as in 'ubuntu*' or '*/app:*'. Images that Microsandbox pulled are listed too, without
-    a digest. With -q only names are printed, one a line.
+    a digest. With -q only names are printed, one per line.
     """
     from msb_pull.cli.ls import show_list
 
@@ -165,8 +165,8 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
     """Check layers against the digests of the registry.
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
-    and its digest must be the one in the image's config. Prints one line for each damage (layer, path, kind, expected,
-    found) and ends with code 6 if there is any.
+    and its digest must be the one in the image's config. Prints one line per difference (layer, path, kind, expected,
+    found) and ends with code 6 if there are any.
     """
     from msb_pull.cli.verify import verify_store
 
@@ -191,7 +191,7 @@ def prune(
 ) -> None:
     """Remove what no image needs.
 
-    That is layers, their records, and downloads that have not continued for a week. Shows what would go and how much
+    Removes layers, their records, and downloads not resumed for a week. Shows what would go and how much
     space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
     does not know are kept.
     """

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def complete(words: Sequence[str]) -> int:
-    """``images PREFIX [HOME]``: names in the store that begin with PREFIX, one a line. Silent about any trouble."""
+    """``images PREFIX [HOME]``: names in the store that begin with PREFIX, one per line. Silent about any trouble."""
     kind, prefix, home = (*words, "", "", "")[:3]
     if kind != "images":
         return 0

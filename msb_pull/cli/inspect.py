@@ -89,7 +89,7 @@ def _layer_row(number: int, layer: InspectedLayer) -> tuple[str, ...]:
 
 
 def _shown_value(value: Any) -> str | list[str]:
-    """A value of the configuration: commands as JSON, lists of other things one a line."""
+    """A value of the configuration: commands as JSON, lists of other things one per line."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(x, str) and "=" in x for x in value):

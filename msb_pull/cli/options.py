@@ -30,7 +30,7 @@ PlainHttp = Annotated[
     Flag,
     typer.Option(
         "--plain-http",
-        help="Use plain HTTP for the registry of IMAGE (names of this machine fall back to it automatically).",
+        help="Use plain HTTP for the registry of IMAGE (loopback names fall back to it automatically).",
         rich_help_panel=ACCESS,
     ),
 ]
@@ -87,7 +87,7 @@ Filters = Annotated[
 ]
 Sort = Annotated[Text, typer.Option("--sort", metavar="name|size|pulled", help="Sort order; default: name.")]
 NoTrunc = Annotated[Flag, typer.Option("--no-trunc", help="Show full digests instead of the first 12 digits.")]
-Layers = Annotated[Flag, typer.Option("--layers", help="Print just the layer directories, bottom first, one a line.")]
+Layers = Annotated[Flag, typer.Option("--layers", help="Print just the layer directories, bottom first, one per line.")]
 Lowerdir = Annotated[
     Flag,
     typer.Option(

@@ -79,7 +79,7 @@ def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
     if report.damaged:
         parts.append(f"{len(report.damaged)} of {counted(len(report.layers), 'layer')} damaged")
     if report.misrecorded:
-        parts.append(f"the records of {len(report.misrecorded)} of {counted(len(report.images), 'image')} damaged")
+        parts.append(f"the records of {len(report.misrecorded)} of {counted(len(report.images), 'image')} are damaged")
     message = ", ".join(parts)
     if not repair:
         what = "fetches them again" if report.damaged else "rewrites them"

@@ -224,7 +224,7 @@ _ALL = (
         "max_window",
         to_window,
         "SIZE",
-        "Largest zstd window to accept, which is memory for each layer being unpacked; "
+        "Largest zstd window to accept (memory for each layer being unpacked); "
         f"default: {_DEFAULT.max_window >> 20}MiB.",
         LIMITS,
     ),

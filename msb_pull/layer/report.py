@@ -24,13 +24,15 @@ class UnpackOptions(Limits):
 
     def as_arguments(self) -> list[str]:
         """Words for a command line."""
-        return [str(int(value)) for value in (self.max_entries, self.max_bytes, self.xattrs, self.jail)]
+        values = (self.max_entries, self.max_bytes, self.max_extension, self.xattrs, self.jail)
+        return [str(int(value)) for value in values]
 
     @classmethod
     def from_arguments(cls, words: Sequence[str]) -> UnpackOptions:
         """The inverse of :meth:`as_arguments`."""
-        entries, size, xattrs, jail = map(int, words)
-        return cls(max_entries=entries, max_bytes=size, xattrs=bool(xattrs), jail=bool(jail))
+        entries, size, extension, xattrs, jail = map(int, words)
+        limits = {"max_entries": entries, "max_bytes": size, "max_extension": extension}
+        return cls(**limits, xattrs=bool(xattrs), jail=bool(jail))
 
 
 class UnpackReport:

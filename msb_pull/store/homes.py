@@ -77,7 +77,7 @@ class OtherHome:
         """What to do about a home that is gone for good."""
         from shlex import quote
 
-        return f"if it is gone for good, `rm -r {quote(str(self.copies))}` forgets it"
+        return f"if it is gone for good, `rm -r {quote(str(self.copies))}` removes its entry"
 
     def _copied(self, *, damaged: bool = False) -> set[str]:
         from msb_pull.store.index.backup import layers_in
@@ -167,8 +167,8 @@ class Homes:
             _write(entry / _PATH_FILE, self._entry_text())
         if strays:
             warn(
-                f"{self._home}: its entry in {self._layers} has {strays[0]}, which its oci.db does not, so another "
-                "home uses that entry; this one has its own now, and the layers of both are kept"
+                f"{self._home}: another home uses its entry in {self._layers} (it lists {strays[0]}, and oci.db "
+                "does not); this home has its own entry now, and the layers of both are kept"
             )
 
     def _strays(self, database: Callable[[], AbstractContextManager[Database]]) -> list[str]:
@@ -254,8 +254,8 @@ class Elsewhere:
     def remarks(self, going: set[str]) -> tuple[str, ...]:
         """Which homes that cannot be looked into keep layers that would go."""
         return tuple(
-            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which cannot be seen "
-            f"from here; {home.how_to_forget}"
+            f"{home.path or home.copies}: {counted(len(kept), 'layer')} kept for another home, which is not "
+            f"reachable from here; {home.how_to_forget}"
             for home, layers in self._needed
             if (kept := layers & going) and not home.visible
         )

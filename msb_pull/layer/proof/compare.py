@@ -247,7 +247,7 @@ class Check:
             yield Damage(path, "attribute", "nothing", visible_bytes(extra))
         for kept, value in sorted(node.attributes.items()):
             if kept in there and there[kept] != value:
-                yield Damage(path, "attribute", visible_bytes(kept), "another value")
+                yield Damage(path, "attribute", visible_bytes(kept), "a different value")
             elif kept not in there and not (node.partial and self._keeping.refuses(kept, value, there, override)):
                 yield Damage(path, "attribute", visible_bytes(kept), "nothing")
 

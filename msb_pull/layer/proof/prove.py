@@ -95,7 +95,7 @@ def prove(task: ProofTask, progress: Progress) -> Findings:
     try:
         _compare(task, found, progress)
     except ContentError as error:
-        found.damages.append(Damage(b"", "record", "a sound record", str(error)))
+        found.damages.append(Damage(b"", "record", "an intact record", str(error)))
     except PermissionError:
         raise
     except OSError as error:
@@ -157,13 +157,13 @@ def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
             again = derived_again(tree, lowers)
         except (ContentError, OSError) as error:
             raise_if_exhausted(error)
-            yield Damage(b"", DERIVED, "what the layers below give", str(error))
+            yield Damage(b"", DERIVED, "facts derived from the layers below", str(error))
             continue
         # Damage of the layer below shows here as well; the caller, who sees all layers, decides which one is to blame.
         if again != noted:
             odd = next((fact for fact in again if fact not in noted), {})
             path = os.fsencode(odd.get("path", ""))
-            yield Damage(path, DERIVED, "what the layers below give", "other notes")
+            yield Damage(path, DERIVED, "facts derived from the layers below", "different notes")
     tree.settle(notes.derived)
 
 

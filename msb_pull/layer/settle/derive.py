@@ -106,7 +106,7 @@ class _Derivation:
         """Counts what a fact says that the layer did not have to say; raises ContentError when it is too much."""
         self._room -= sum(map(len, said)) + NOTE
         if self._room < 0:
-            raise ContentError("more of the layer depends on those below it than is allowed")
+            raise ContentError("too much of the layer depends on those below it")
 
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""

@@ -61,7 +61,7 @@ def settle(staging: Path, report: UnpackReport, lowers: Sequence[Path], *, max_b
         with MergedView(lowers) as view:
             _Applier(root, view, warnings, max_bytes - report.content_bytes).apply(facts, report.hollow)
     except BadPath as error:
-        raise ContentError(f"the layer cannot be put on those below it: {error}") from None
+        raise ContentError(f"the layer cannot be applied to those below it: {error}") from None
     finally:
         os.close(root)
     return Settled(facts, warnings)
@@ -206,7 +206,7 @@ class _Applier:
             raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
         if stat.S_ISDIR(here.st_mode):
             return True
-        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" appears twice, once through a symlink of a lower layer')
         return False
 
     def _copy(self, path: bytes, fact: Fact) -> None:
@@ -261,7 +261,7 @@ class _Applier:
             return False
         if stat.S_ISDIR(there.st_mode):
             raise ContentError(f'"{visible_bytes(name)}" is a directory and a file, once through a symlink below')
-        self._warnings.append(f'"{visible_bytes(name)}" came twice, once through a symlink below')
+        self._warnings.append(f'"{visible_bytes(name)}" appears twice, once through a symlink of a lower layer')
         return True
 
     def _copy_file(self, source: int, directory: int, name: bytes, fact: Fact) -> None:

@@ -82,7 +82,11 @@ def keep_aside(tree: Path, place: Path) -> list[str]:
     os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))
     with os.scandir(place) as found:
         size = sum(entry.stat(follow_symlinks=False).st_blocks for entry in found) * 512
-    return [f"{size // 1_000_000} MB of it are overwritten by its own later entries and kept"] if size > _MUCH else []
+    return (
+        [f"{size // 1_000_000} MB that its later entries overwrite are kept, so that it can be verified"]
+        if size > _MUCH
+        else []
+    )
 
 
 class Kept:

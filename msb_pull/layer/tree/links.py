@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Other devices, too many links, file systems or policies without hard links: then a copy does.
 REFUSED = frozenset((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
-COPIES = "the copies of what cannot be linked take more than a layer is allowed"
+COPIES = "copies of files that cannot be hard-linked exceed the layer's size limit"
 
 
 class _Link:

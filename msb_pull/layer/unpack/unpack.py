@@ -95,7 +95,7 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
     if report.copied:
         report.warnings.append(f"{len(report.copied)} hard links became copies, since the file system refused them")
     if report.noted > MAX_NOTED:
-        what = "more of its entries lie elsewhere than they say, or depend on other layers, than a layer may have"
+        what = "too many of its entries are redirected by symlinks or depend on other layers"
         raise LayerError(reader.entries - 1, b"", what)
     if reader.trailing_garbage:
         report.warnings.append("bytes other than zeros follow the end of the archive")
@@ -125,7 +125,7 @@ def child_main() -> NoReturn:
     except LayerError as error:
         answer = {"layer": {"index": error.index, "name": error.name, "what": error.what, "hint": error.hint}}
     except MemoryError:
-        what = "the layer needs more memory than a layer is allowed"
+        what = "unpacking the layer needs more memory than allowed"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
         if not jail.limits_memory():
             answer = {"os": {"errno": errno.ENOMEM, "name": None}}

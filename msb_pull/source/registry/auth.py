@@ -161,7 +161,9 @@ class Authenticator:
         """
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
-            slot.header = _bearer(credential.registry_token, target, "the given ones cannot be sent")
+            slot.header = _bearer(
+                credential.registry_token, target, "the given token has characters that cannot be sent"
+            )
             slot.expires = None
         elif challenge.scheme == "bearer":
             self._fetch_token(slot, credential, challenge, target, url, again=again)

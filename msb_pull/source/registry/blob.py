@@ -262,7 +262,7 @@ class RegistryBlob:
         self._failures = 0
         self._ranged = True
         reason = error.cause or error.message
-        text = f"blob {self._descriptor.digest.short}: {left.name}: {reason}; going on with {self.route.name}"
+        text = f"blob {self._descriptor.digest.short}: {left.name}: {reason}; continuing with {self.route.name}"
         self._job.warn(self._image, text)
 
     def _finish(self) -> None:

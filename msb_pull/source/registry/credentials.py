@@ -39,7 +39,7 @@ def check_given(registries: Collection[str], environment: Mapping[str, str] | No
         raise UsageError(
             f"{where}: these credentials are for one registry, but the images are from several",
             cause=", ".join(sorted(set(registries))),
-            hint=f"say with {_HOST} whose they are, or pull from one registry at a time",
+            hint=f"set {_HOST} to the registry they are for, or pull from one registry at a time",
         )
     if stdin and named and not any(auth_file.same_registry(named, registry) for registry in registries):
         raise UsageError(f"--creds-stdin: {_HOST} names {named}, but no image is from there", hint=f"unset {_HOST}")

@@ -207,7 +207,7 @@ class RegistrySource:
         reason = error.cause or error.message
         if isinstance(error, NetworkError):
             self._client.requester.down.add(endpoint.host)
-        self._warn(f"mirror {endpoint.host}: {reason}; going on without it")
+        self._warn(f"mirror {endpoint.host}: {reason}; continuing without it")
 
     def _routes(self, descriptor: Descriptor) -> list[Route]:
         requester, own = self._client.requester, self._target(self._endpoints[-1])

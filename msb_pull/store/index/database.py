@@ -75,8 +75,8 @@ class Database:
 
         if not self._change(work):
             self._warn(
-                f"{image.reference}: Microsandbox will stack its layers in another order, since it keeps one order "
-                "for all images, and another image has the same layers the other way round"
+                f"{image.reference}: Microsandbox will stack its layers in the wrong order: it keeps one order for "
+                "all images, and another image stacks the same layers the other way round"
             )
 
     def find(self, reference: str) -> StoredImage | None:

@@ -58,7 +58,12 @@ class LayerFetcher:
         self._store = store
         self._source = source
         self._limits = limits
-        self._options = UnpackOptions(max_entries=limits.max_entries, max_bytes=limits.max_bytes, xattrs=xattrs)
+        self._options = UnpackOptions(
+            max_entries=limits.max_entries,
+            max_bytes=limits.max_bytes,
+            max_extension=limits.max_extension,
+            xattrs=xattrs,
+        )
         self._image = image
         self._job = job
 

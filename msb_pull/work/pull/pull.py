@@ -36,7 +36,7 @@ def pull_image(
     if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
-        hint = "pull it without --policy never while the registry is reachable"
+        hint = "pull it without `--policy never`"
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.image.manifest import check_image

@@ -128,7 +128,7 @@ class _Repair:
         if needed:
             self.failures.append(
                 NotFoundError(
-                    f"no image from a registry has {counted(len(needed), 'damaged layer')}",
+                    f"{counted(len(needed), 'damaged layer')} cannot be fetched: no image from a registry has them",
                     hint="pull its image again from the folder or archive with --force",
                 )
             )

@@ -104,7 +104,7 @@ def proven_images(
             text = "the rows of its layers were in a different order than its manifest's; corrected"
             _correct(store, image, Database.record_again, place, job, text)
         if image.stale:
-            text = "its copy beside the layers did not match oci.db; rewritten"
+            text = "its copy beside the layers was missing or did not match oci.db; rewritten"
             _correct(store, image, Database.copy_again, Difference("images: copy", "what the rows say", ""), job, text)
     return found
 

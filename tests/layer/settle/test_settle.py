@@ -254,7 +254,7 @@ def test_a24_contents_join_what_the_layer_has_there(stack):
     }
     assert facts(top / "usr/lib")[:2] == ("8:0:040755", 77)
     assert facts(top / "usr/lib/x")[:2] == ("9:0:040755", 88)
-    assert settled.warnings == ['"b" came twice, once through a symlink below']
+    assert settled.warnings == ['"b" appears twice, once through a symlink of a lower layer']
     assert not (top / "lib").exists()
     assert derived(stack.record(), stack.layers[1:]) == settled.derived
 
