@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.cli.run import Run
-    from msb_pull.layer.proof.compare import Damage
+    from msb_pull.layer.proof.task import Damage
     from msb_pull.store.index.proven import Difference
     from msb_pull.store.store import Store
     from msb_pull.work.verify.layers import LayerReport

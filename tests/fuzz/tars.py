@@ -20,7 +20,8 @@ from msb_pull.ground.limits import Limits
 from msb_pull.ground.tarfields import BadField, number
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.prove import prove
+from msb_pull.layer.proof.task import ProofTask
 from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tar import blocks

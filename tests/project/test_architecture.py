@@ -38,7 +38,7 @@ CHILD = {
     f"msb_pull.layer.{place}{module}"
     for place, modules in {
         "": "attributes child limits notes report rules",
-        "proof.": "compare contents model node prove prover standing stream",
+        "proof.": "compare contents model node prove prover standing stream task",
         "settle.": "derive directories lowers",
         "tar.": "blocks entry record tar",
         "tree.": "dress folders holes keeping kept links tree whiteouts",
@@ -182,7 +182,7 @@ def test_child_starts_without_site_packages():
     assert strangers == set()
 
 
-@pytest.mark.parametrize("module", ["unpack.unpack", "proof.prover"])
+@pytest.mark.parametrize("module", ["unpack.unpack", "proof.prove", "proof.prover"])
 def test_child_loads_nothing_that_takes_longer_than_a_small_layer(module):
     code = (
         f"import sys; sys.path += {str(PACKAGE.parent)!r}, {str(Path(isal.__file__).parent.parent)!r}\n"

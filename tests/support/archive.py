@@ -11,8 +11,9 @@ from pathlib import Path
 
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import Tree
-from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.prove import prove
 from msb_pull.layer.proof.standing import derived_again
+from msb_pull.layer.proof.task import ProofTask
 from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
 from msb_pull.layer.tar.record import Record

@@ -22,7 +22,8 @@ from pathlib import Path
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.attributes import OVERRIDE_STAT, parse_override_stat
 from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.prove import prove
+from msb_pull.layer.proof.task import ProofTask
 from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.rules import is_whiteout, join
 from msb_pull.layer.settle.lowers import MergedView

@@ -18,6 +18,7 @@ from msb_pull.layer.attributes import (
     list_attributes,
     parse_override_stat,
 )
+from msb_pull.layer.proof.task import Damage
 from msb_pull.layer.rules import join
 from msb_pull.layer.tree.keeping import Keeping
 
@@ -31,25 +32,8 @@ _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # How many entries between two calls of ``progress``, which may also interrupt.
 _OFTEN = 512
-# The kind of damage that may be that of a layer below.
-DERIVED = "derived"
 # Directories that are kept open on the way to the one that is being looked at.
 _DEPTH = 32
-
-
-class Damage:
-    """One difference. ``path`` is relative to the layer's directory; ``kind`` is one word, the rest is for people."""
-
-    __slots__ = ("expected", "found", "kind", "path")
-
-    def __init__(self, path: bytes, kind: str, expected: str, found: str) -> None:
-        self.path = path
-        self.kind = kind
-        self.expected = expected
-        self.found = found
-
-    def __repr__(self) -> str:
-        return f"Damage({self.path!r}, {self.kind!r}, {self.expected!r}, {self.found!r})"
 
 
 def knows_attributes(root: int) -> bool:

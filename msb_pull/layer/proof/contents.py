@@ -7,9 +7,9 @@ import stat
 
 from msb_pull.ground.below import open_file
 from msb_pull.ground.text import visible_bytes
-from msb_pull.layer.proof.compare import DERIVED, Damage
 from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.stream import Listener, open_folder, stream
+from msb_pull.layer.proof.task import DERIVED, Damage
 from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 
 TYPE_CHECKING = False

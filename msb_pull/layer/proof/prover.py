@@ -13,13 +13,14 @@ import time
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.layer.child import Child, say
-from msb_pull.layer.proof.prove import Findings, ProofTask, prove
+from msb_pull.layer.proof.task import Findings, ProofTask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from msb_pull.layer.proof.prove import Progress
+    from msb_pull.layer.proof.task import Progress
 
 _INTERVAL = 0.1
 # How often the parent checks whether it should stop, in seconds.
@@ -29,13 +30,16 @@ _ENDING = 2.0
 
 def child_main() -> NoReturn:
     """The whole life of the child."""
+    # The parent does without it.
+    from msb_pull.layer.proof.prove import prove
+
     with os.fdopen(0, "rb") as tasks:
         for line in tasks:
-            _tell(_answer(ProofTask(**json.loads(line))))
+            _tell(_answer(ProofTask(**json.loads(line)), prove))
     os._exit(0)
 
 
-def _answer(task: ProofTask) -> dict[str, Any]:
+def _answer(task: ProofTask, prove: Callable[[ProofTask, Progress], Findings]) -> dict[str, Any]:
     last = 0.0
 
     def progress(done: int, total: int, entries: bool) -> None:

@@ -15,9 +15,8 @@ from msb_pull.ground.pools import Pool
 from msb_pull.ground.running import Cancel, Throttle
 from msb_pull.ground.sizes import counted
 from msb_pull.ground.text import visible_bytes
-from msb_pull.layer.proof.compare import Damage
-from msb_pull.layer.proof.prove import Findings, ProofTask, prove
 from msb_pull.layer.proof.prover import Prover
+from msb_pull.layer.proof.task import Damage, Findings, ProofTask
 from msb_pull.store.paths import LayerState
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.ground.running import Flag, Job
-    from msb_pull.layer.proof.prove import Progress
+    from msb_pull.layer.proof.task import Progress
     from msb_pull.store.index.stored import StoredLayer
     from msb_pull.store.store import Store
 
@@ -69,6 +68,9 @@ def run_checks(checks: Sequence[LayerCheck], jobs: int) -> list[LayerReport]:
     Raises LocalError, Cancelled.
     """
     if sum(x.blob_bytes for x in checks) <= _SMALL_BLOBS and sum(x.record_bytes for x in checks) <= _SMALL_RECORDS:
+        # Else the processes load it, and this one does not.
+        from msb_pull.layer.proof.prove import prove
+
         return [check.run(prove) for check in checks]
     work = _Work(checks)
     count = max(1, min(jobs, len(checks)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
-from msb_pull.layer.proof.compare import DERIVED
+from msb_pull.layer.proof.task import DERIVED
 from msb_pull.store.index.database import Database
 from msb_pull.store.index.proven import Difference
 from msb_pull.store.index.stored import StoredLayer

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.layer.proof.prove import ProofTask, prove
+from msb_pull.layer.proof.prove import prove
+from msb_pull.layer.proof.task import ProofTask
 from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 from tests.support.records import Layer
 

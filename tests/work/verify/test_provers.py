@@ -19,9 +19,9 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import parse_argument
-from msb_pull.layer.proof.compare import Damage
-from msb_pull.layer.proof.prove import Findings, prove
+from msb_pull.layer.proof.prove import prove
 from msb_pull.layer.proof.prover import Prover
+from msb_pull.layer.proof.task import Damage, Findings
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
@@ -239,7 +239,7 @@ def test_a_layer_whose_notes_are_away_for_a_moment_is_looked_at_again(world):
     notes = next(
         x for x in (world.home / "layers/.msb-pull/records").glob("*.json") if world.trees[0].name.startswith(x.stem)
     )
-    digest = check._layer.digest
+    digest = check.layer.digest
     holding = threading.Event()
 
     def swap() -> None:
