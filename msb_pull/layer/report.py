@@ -92,8 +92,7 @@ class UnpackReport:
         could lead out of the layer.
         """
         report = cls()
-        report.entries = int(values["entries"])
-        report.tar_bytes = int(values["tar_bytes"])
+        report.entries, report.tar_bytes = int(values["entries"]), int(values["tar_bytes"])
         report.content_bytes = int(values["content_bytes"])
         report.jailed = as_text(values["jailed"])
         report.placed = {int(index): _path(path) for index, path in values["placed"]}

@@ -129,8 +129,7 @@ class Tree:
         self.missing = sorted((index, path, target) for path, (target, index) in left)
         marked = {path.rpartition(b"/")[0] for path in self._whiteouts if path in self.nodes}
         if any(path and self.nodes[path].implied for path in marked):
-            links = (path for _, path, _ in self.missing)
-            self.hollow = self._drop_hollow(marked, frozenset(self.paths.implied), links)
+            self.hollow = self._drop_hollow(marked, frozenset(self.paths.implied), [x[1] for x in self.missing])
         for path in self._whiteouts:
             if self._turn(path):
                 self.converted.add(hidden_by(path))
@@ -142,9 +141,8 @@ class Tree:
         try:
             self._apply(facts)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ContentError(
-                f"{self._record}: the record or the notes of a layer are damaged", cause=repr(error), hint=_MENDED
-            ) from None
+            what = f"{self._record}: the record or the notes of a layer are damaged"
+            raise ContentError(what, cause=repr(error), hint=_MENDED) from None
 
     # Entries
 

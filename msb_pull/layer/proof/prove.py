@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from msb_pull.layer.proof.task import Progress
-    from msb_pull.layer.settle.derive import Fact
 
 
 def prove(task: ProofTask, progress: Progress) -> Findings:
@@ -92,7 +91,6 @@ def _compare(task: ProofTask, found: Findings, progress: Progress) -> None:
 def _settled(task: ProofTask, notes: Notes, tree: Tree) -> Iterator[Damage]:
     """Puts a tree on the layers below, and yields where the notes do not say what these give."""
     noted = [without_means(fact) for fact in notes.derived]
-    again: list[Fact] | None = None
     for lowers in task.stacks:
         try:
             again = derived_again(tree, lowers)
@@ -173,7 +171,7 @@ def _make_again(
         is_original=lambda real, handle: _is_original(task, real, handle),
     )
     for damage in contents.damages(take):
-        # Another size means another content; another time, mode or owner does not.
+        # Another size means another content; another time, mode or owner does not mean that.
         if damage.kind != "content" or damage.path not in resized:
             found.damages.append(damage)
     found.diff_id = f"{algorithm}:{hasher.hexdigest()}"

@@ -51,9 +51,8 @@ class Directories:
         self._inside = own if isinstance(own, Inside) else None
         self._open: dict[tuple[int, bytes], int] = {}
         # One for each layer is the least that keeps the way to a deep path from being opened again at every step.
-        self._max_open = max(
-            _MAX_OPEN, min(_MAX_OPEN + len(lowers), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        )
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._max_open = max(_MAX_OPEN, min(_MAX_OPEN + len(lowers), most))
         try:
             for layer, path in enumerate(lowers):
                 self._roots[layer] = open_directory(path)
