@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -179,11 +180,15 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
 
+def lacking(reason: str) -> NoReturn:
+    """Skips the test for something that this machine lacks; fails it on one that is set up for the tests."""
+    (pytest.fail if REQUIRE_TOOLS else pytest.skip)(reason)
+
+
 def need(*programs: str) -> None:
-    """Skips the test unless all programs are there; fails it instead where they must be."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        (pytest.fail if REQUIRE_TOOLS else pytest.skip)(f"not installed: {', '.join(missing)}")
+    """Calls :func:`lacking` unless all programs are there."""
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        lacking(f"not installed: {', '.join(missing)}")
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ done
 say() { printf '%s\n' "── $*" >&2; }
 
 # Real registries, readers and shells: the tests talk to them instead of to imitations.
-packages=(btrfs-progs xfsprogs e2fsprogs docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
-programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
+packages=(btrfs-progs xfsprogs e2fsprogs dosfstools docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
+programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 mkfs.vfat docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
 
 install_packages() {
     local missing=() i
