@@ -38,7 +38,9 @@ from tests.support.processes import children, gone
 from tests.support.unprivileged import as_nobody, folder_of_nobody
 
 LINUX = sys.platform.startswith("linux")
-MANY = directory(b"d") + b"".join(reg(b"d/%d" % number, b"%d" % number) for number in range(4000)) + END
+FILES = [reg(b"d/%d" % number, b"%d" % number) for number in range(4000)]
+MANY = directory(b"d") + b"".join(FILES) + END
+SOME = directory(b"d") + b"".join(FILES[:1000]) + END
 OTHER = reg(b"other", random.Random(2).randbytes(3_000_000)) + END
 
 
@@ -47,9 +49,9 @@ def no_registry():
 
 
 class World:
-    """A store with one image of two layers, the first of them with many entries."""
+    """A store with one image of two layers, the first of them with a thousand entries."""
 
-    def __init__(self, folder: Path, tars=(MANY, OTHER)) -> None:
+    def __init__(self, folder: Path, tars=(SOME, OTHER)) -> None:
         self.layout = simple_layout(folder / "layout", list(tars))
         self.home = folder / "home"
         self.store = Store.open(self.home)
