@@ -19,16 +19,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.mounts import KINDS, mount, unmount
+from tests.support.tools import REQUIRE_TOOLS as REQUIRE_TOOLS
+from tests.support.tools import lacking as lacking
+from tests.support.tools import need as need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
-REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
 KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
 
@@ -178,17 +179,6 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-
-
-def lacking(reason: str) -> NoReturn:
-    """Skips the test for something that this machine lacks; fails it on one that is set up for the tests."""
-    (pytest.fail if REQUIRE_TOOLS else pytest.skip)(reason)
-
-
-def need(*programs: str) -> None:
-    """Calls :func:`lacking` unless all programs are there."""
-    if missing := [program for program in programs if shutil.which(program) is None]:
-        lacking(f"not installed: {', '.join(missing)}")
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import lacking
+
 # By name: the program that makes one, and its options.
 KINDS = {
     "ext4": ("mkfs.ext4", "-q"),
@@ -73,8 +75,6 @@ def mounted(place: Path, kind: str, size: str, *options: str) -> Iterator[Path]:
     folder = place / "mounted"
     folder.mkdir()
     if why := mount(kind, folder, size, *options):
-        from tests.conftest import lacking
-
         final = os.geteuid() or "unknown filesystem type" in why  # no package would bring it
         (pytest.skip if final else lacking)(f"cannot mount a {kind}: {why}")
     try:
