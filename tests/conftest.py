@@ -24,10 +24,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.mounts import KINDS, mount, unmount
+from tests.support.tools import REQUIRE_TOOLS as REQUIRE_TOOLS
+from tests.support.tools import lacking as lacking
+from tests.support.tools import need as need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIG = Path(os.environ.get("RIG", "~/.cache/msb-pull-rig")).expanduser()
-REQUIRE_TOOLS = os.environ.get("REQUIRE_TOOLS") == "1"
 KEPT_VARIABLES = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_")
 
@@ -177,13 +179,6 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-
-
-def need(*programs: str) -> None:
-    """Skips the test unless all programs are there; fails it instead where they must be."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        (pytest.fail if REQUIRE_TOOLS else pytest.skip)(f"not installed: {', '.join(missing)}")
 
 
 @pytest.fixture

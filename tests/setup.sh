@@ -4,7 +4,7 @@
 #
 #   tests/setup.sh [--dev] [--quick] [--no-apt] [--no-run] [pytest arguments …]
 #
-#   --quick    only the tests that are not marked as slow: less than a minute instead of six
+#   --quick    only the tests that are not marked as slow: less than a minute instead of seven or eight
 #   --dev      also ruff and mypy, and run both before the tests
 #   --no-apt   install no Debian packages; tests that need them are skipped, and say so
 #   --no-run   set up only
@@ -26,8 +26,8 @@ done
 say() { printf '%s\n' "── $*" >&2; }
 
 # Real registries, readers and shells: the tests talk to them instead of to imitations.
-packages=(btrfs-progs xfsprogs e2fsprogs docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
-programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
+packages=(btrfs-progs xfsprogs e2fsprogs dosfstools docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
+programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 mkfs.vfat docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
 
 install_packages() {
     local missing=() i

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from msb_pull.cli import app as cli
 from msb_pull.cli.complete import matching
+from tests.conftest import need
 from tests.support.terminal import Terminal, plain
 
 FOLDER = Path(__file__).resolve().parents[2] / "completions"
@@ -26,8 +26,6 @@ STORE = [
     "ghcr.io/acme/app:1",
     "localhost:5000/x:1",
 ]
-
-needs = {shell: pytest.mark.skipif(shutil.which(shell) is None, reason=f"no {shell}") for shell in ("zsh", "fish")}
 
 
 @pytest.fixture
@@ -107,8 +105,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["bash", pytest.param("zsh", marks=needs["zsh"])])
+@pytest.mark.parametrize("name", ["bash", "zsh"])
 def test_words_are_completed(home, name):
+    need(name)
     with shell(home, name) as terminal:
         wrong = {}
         for line, expected in CASES:
@@ -119,14 +118,15 @@ def test_words_are_completed(home, name):
 
 
 def test_bash_lists_what_fits(home):
+    need("bash")
     with shell(home, "bash") as terminal:
         terminal.send("msb-pull inspect ubuntu:\t\t\t")
         listed = terminal.expect(r"22\.04.*24\.04")
         assert "alpine" not in plain(listed.group())
 
 
-@needs["fish"]
 def test_fish(home):
+    need("fish")
     cases = [
         ("msb-pull pul", {"pull"}),
         ("msb-pull rm ubuntu:", {"ubuntu:22.04", "ubuntu:24.04"}),

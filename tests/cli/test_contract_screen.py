@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.contract import IMAGE, PINNED, PULLING
 from tests.support.fault_registry import Fault
-from tests.support.screen import Screen, ended, tmux
+from tests.support.screen import Screen, ended
 
 SUMMARY = f"✓ Pulled {IMAGE}: 2.0 kB in Ns"
 DONE = ["✓ base    1.6 kB", "✓ top     372 B"]
@@ -32,7 +32,6 @@ def started(rows) -> bool:
     return any("waiting its turn" in row for row in rows)
 
 
-@tmux
 @pytest.mark.parametrize(
     ("env", "rows"),
     [
@@ -53,7 +52,6 @@ def test_when_all_is_well(place, env, rows):
         assert last(place, window) == expected
 
 
-@tmux
 def test_ctrl_c(place):
     """The terminal writes ^C behind the last row; no row is left for that."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
@@ -66,7 +64,6 @@ def test_ctrl_c(place):
         assert last(place, window) == [PULLING.strip(), "error: interrupted", hint, "END 130"]
 
 
-@tmux
 def test_a_failure_in_the_middle(place):
     """What was drawn is gone before the error comes."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(delay=1.5, flip=40))
@@ -84,7 +81,6 @@ def test_a_failure_in_the_middle(place):
     ]
 
 
-@tmux
 def test_waiting_for_another_pull(place):
     assert place.run("-q", "-n", IMAGE).code == 0
     locks = place.layers / ".msb-pull" / "locks"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shutil
 import subprocess
 
 import pytest
 
 from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
 from msb_pull.config.table import TABLE
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, need
 from tests.support.program import run_program
 
 USAGE = (REPOSITORY / "docs" / "usage.md").read_text(encoding="utf-8")
@@ -183,8 +182,7 @@ _msb-pull
 @pytest.mark.parametrize("command", OWN)
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completions_offer_these_options_and_no_others(shell, command):
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell}")
+    need(shell)
     assert offered(shell, command) == names(wanted(command))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.events import IMAGE, digest, name
-from tests.support.screen import FAKE, Screen, ended, tmux
+from tests.support.screen import FAKE, Screen, ended
 from tests.support.terminal import Terminal, plain
 
 PINNED = f"{IMAGE}@{digest(0)}"
@@ -77,7 +77,6 @@ def test_d38_ascii_where_the_locale_says_so():
     assert re.search(r"#+\.+", terminal.text)
 
 
-@tmux
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 12)])
 def test_screen(columns, lines):
     with Screen(columns, lines, 6, 3, 2.0) as screen:
@@ -95,7 +94,6 @@ def test_screen(columns, lines):
     assert "total" not in "".join(rows)
 
 
-@tmux
 def test_many_layers_on_a_small_screen():
     """Nothing is drawn twice and nothing is lost when the rows scroll."""
     with Screen(80, 8, 30, 16, 2.0) as screen:
@@ -110,7 +108,6 @@ def test_many_layers_on_a_small_screen():
     assert not [row for row in rows if "total" in row or "━" in row]
 
 
-@tmux
 @pytest.mark.parametrize("sizes", [[(50, 24)], [(120, 24), (60, 24), (44, 20)]])
 def test_resizing_leaves_no_remains(sizes):
     with Screen(80, 24, 5, 2, 3.0) as screen:

@@ -66,7 +66,6 @@ def test_what_the_graph_counts(tmp_path):
     assert text.startswith("8 modules, 4 rooms, 3 floors, 4 arrows\nlargest folder: pkg, 2 modules\n")
 
 
-@pytest.mark.skipif(not (REPOSITORY / "msb_pull" / "work").is_dir(), reason="the rooms are not folders yet")
 def test_architecture_names_what_there_is():
     """Each ``room/module`` between backticks is a folder or a module of the package."""
     package = REPOSITORY / "msb_pull"

@@ -27,9 +27,6 @@ from packaging.utils import canonicalize_name
 import msb_pull
 from tests.conftest import REPOSITORY, program_environment
 
-for needed in ("build", "hatchling"):
-    pytest.importorskip(needed)
-
 SAMPLE = REPOSITORY / "tests" / "sample"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SHARED = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import tomllib
@@ -15,7 +14,7 @@ import pytest
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import ExitCode
-from tests.conftest import REPOSITORY, need, program, program_environment
+from tests.conftest import REPOSITORY, lacking, need, program, program_environment
 from tests.support.program import run_program
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -111,8 +110,7 @@ def test_python_examples_compile(page):
 
 @pytest.mark.parametrize("page", BOTH)
 def test_shell_examples_parse(page):
-    if shutil.which("bash") is None:
-        pytest.skip("bash is missing")
+    need("bash")
     for example in code("sh", BOTH[page]):
         run = subprocess.run(["bash", "-n"], input=example, text=True, capture_output=True)
         assert run.returncode == 0, run.stderr
@@ -170,6 +168,6 @@ def test_everyday_commands(shell):
 def test_layers_are_mounted(shell, page):
     need("fuse-overlayfs", "fusermount3")
     if not Path("/dev/fuse").exists():
-        pytest.skip("/dev/fuse is missing")
+        lacking("/dev/fuse is missing")
     mounted = shell(code("sh", section("Mounting the layers", BOTH[page]))[0])
     assert "etc" in mounted.split()

@@ -15,6 +15,7 @@ from msb_pull.store import publish as exchange
 from msb_pull.store.paths import LayerState
 from msb_pull.store.store import Store
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from tests.conftest import lacking
 from tests.support.stores import digest, publish, pull
 
 pytestmark = pytest.mark.disk
@@ -38,7 +39,7 @@ def baked(tmp_path):
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work,redirect_dir=off"
     try:
         if subprocess.run(["mount", "-t", "overlay", "none", "-o", options, tmp_path / "merged"]).returncode != 0:
-            pytest.skip("no overlay can be mounted here")
+            lacking("no overlay can be mounted here")
         mounts.append(tmp_path / "merged")
         yield Store.open(tmp_path / "merged" / "home")
     finally:

@@ -16,7 +16,7 @@ from msb_pull.image.reference import parse_argument
 from msb_pull.store.store import Store
 from msb_pull.work.pull.plan import PullOptions
 from msb_pull.work.pull.pull import pull_image
-from tests.conftest import need
+from tests.conftest import lacking, need
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import BASE, TOP, file, layer_tar
 from tests.support.treecompare import describe
@@ -46,7 +46,7 @@ def fuse_overlay(folder: Path):
         (folder / name).mkdir(parents=True)
     options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
     if subprocess.run(["fuse-overlayfs", "-o", options, folder / "merged"], capture_output=True).returncode != 0:
-        pytest.skip("nothing can be mounted with FUSE here")
+        lacking("nothing can be mounted with FUSE here")
     try:
         yield folder / "merged"
     finally:

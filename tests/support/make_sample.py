@@ -17,7 +17,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-SAMPLE = Path(__file__).resolve().parent / "sample"
+SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 WHEN = 1_700_000_000
 OCI = "application/vnd.oci.image"
 

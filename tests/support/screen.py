@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.conftest import REPOSITORY, program_environment
+from tests.conftest import REPOSITORY, need, program_environment
 
 FAKE = [sys.executable, "-m", "tests.support.fake_pull"]
-
-
-tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux")
 
 
 class Screen:
     """A tmux window that runs the made-up pull, or another program; "END" and its exit code follow."""
 
     def __init__(self, columns, lines, *arguments, argv=FAKE, **env):
+        need("tmux")
         self.tmux = ["tmux", "-L", f"msb-pull-{time.monotonic_ns()}", "-f", "/dev/null"]
         variables = {"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C.UTF-8", **env}
         words = ["env", *(f"{key}={value}" for key, value in variables.items()), *argv, *map(str, arguments)]

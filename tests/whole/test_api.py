@@ -16,7 +16,7 @@ import pytest
 import msb_pull
 from msb_pull import api
 from msb_pull.ground import errors, events
-from tests.conftest import REPOSITORY, program, program_environment
+from tests.conftest import REPOSITORY, lacking, program, program_environment
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.make_sample import file, layer_tar
 
@@ -226,7 +226,8 @@ pull_image(1, store)
 
 
 def test_users_of_mypy_see_types(tmp_path):
-    pytest.importorskip("mypy")
+    if importlib.util.find_spec("mypy") is None:
+        lacking("not installed: mypy, which setup.sh --dev brings")
     (tmp_path / "user.py").write_text(USER)
     options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(

@@ -1,8 +1,9 @@
 """Killed with kill -9 at any moment of a pull over HTTP: the same command, run again, ends as if nothing had been (D3).
 
-Every round kills the installed program and its whole process group after a random time, runs it again to the end, and
+Every round kills the installed program and its whole process group at a random moment, runs it again to the end, and
 compares the store with one that was never disturbed: trees, notes, records, the rows of the database, and the names of
-everything that lies around. ``CRASH_ROUNDS=200`` runs the long form; ``CRASH_SEED`` other moments.
+everything that lies around. ``CRASH_ROUNDS=200`` runs the long form; ``CRASH_SEED`` other moments. More rounds follow
+until enough different stages have been met.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 
@@ -27,7 +29,8 @@ from tests.support.processes import State, children, gone
 # The environment of a test is cleaned before it runs, so these are read here.
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "6"))
 SEED = int(os.environ.get("CRASH_SEED", "3"))
-LONGEST = 2.0
+# How many stages must be met, within how many times as many rounds.
+STAGES, PATIENCE = (3 if ROUNDS < 50 else 6), 5
 
 
 def many(name: str, count: int, size: int) -> bytes:
@@ -74,7 +77,19 @@ def stage(home: Home, code: int) -> str:
     return "store laid out" if own.exists() else "nothing written"
 
 
-def killed(home: Home, names: list[str], delay: float) -> int:
+@dataclass
+class Moment:
+    """So many seconds after the registry has sent so many bytes: what a pull has reached by then depends on no load."""
+
+    bytes: int
+    seconds: float
+
+    def wait(self, process: subprocess.Popen, registry: FaultRegistry) -> None:
+        wait_for(lambda: registry.bytes_sent() >= self.bytes or process.poll() is not None, 60)
+        time.sleep(self.seconds)
+
+
+def killed(home: Home, names: list[str], moment: Moment, registry: FaultRegistry) -> int:
     """Starts the pull, kills its group, waits until nothing of it is left; returns its exit status."""
     process = subprocess.Popen(
         [*home.program_line("pull", "-q", *LINUX, *names)],
@@ -82,14 +97,14 @@ def killed(home: Home, names: list[str], delay: float) -> int:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-        time.sleep(delay)
+        moment.wait(process, registry)
         left = children(process.pid)
         left += [grandchild for child in left for grandchild in children(child)]
         os.killpg(process.pid, signal.SIGKILL)
     finally:
         process.kill()
         code = process.wait(10)
-    wait_for(lambda: all(map(gone, left)), 5)
+    wait_for(lambda: all(map(gone, left)))
     return code
 
 
@@ -106,7 +121,7 @@ def fresh(folder) -> Crashing:
     return Crashing(folder)
 
 
-@pytest.mark.timeout(120 + 12 * ROUNDS)
+@pytest.mark.timeout(120 + 12 * PATIENCE * ROUNDS)
 def test_d3_killed_at_any_moment_of_a_pull_over_http(tmp_path, record_property):
     chance = random.Random(SEED)
     stages: Counter[str] = Counter()
@@ -118,15 +133,19 @@ def test_d3_killed_at_any_moment_of_a_pull_over_http(tmp_path, record_property):
         assert run.returncode == 0, run.stderr
         expected, said = State(whole), run.stdout
         total = sum(map(len, registry.blobs.values()))
-        for number in range(ROUNDS):
-            # Slow enough that a pull takes about as long as the latest kill, faster in some rounds.
-            rate = total / chance.uniform(0.3, LONGEST - 0.6)
+        for number in range(PATIENCE * ROUNDS):
+            if number >= ROUNDS and len(stages) >= STAGES:
+                break
+            rate = total / chance.uniform(0.3, 1.4)
             home = fresh(tmp_path / f"home{number}")
+            registry.forget()
             try:
                 for _ in range(chance.choice((1, 1, 1, 2))):
                     registry.set_total_rate(rate)
-                    delay = chance.uniform(0, LONGEST)
-                    code = killed(home, names, delay)
+                    # One in five comes before the first byte, and one after the last.
+                    sent, share = registry.bytes_sent(), min(chance.uniform(-0.3, 1.3), 1)
+                    moment = Moment(int(sent + (total - sent) * share), chance.uniform(0, 0.4))
+                    code = killed(home, names, moment, registry)
                     reached = stage(home, code)
                     stages[reached] += 1
                     assert code in (0, -signal.SIGKILL)
@@ -140,12 +159,12 @@ def test_d3_killed_at_any_moment_of_a_pull_over_http(tmp_path, record_property):
                 verified = home.run("verify", "-q") if number % 10 == 0 else None
                 assert verified is None or verified.returncode == 0, verified.stdout
             except AssertionError as error:
-                failures.append(f"round {number}, killed after {delay:.3f} s: {error}")
+                failures.append(f"round {number}, {moment}: {error}")
             subprocess.run(["rm", "-rf", home.folder], check=True)
-    print(f"\n{ROUNDS} rounds, {len(failures)} failures, seed {SEED}; killed at: {dict(stages)}")
+    print(f"\n{stages.total()} kills, {len(failures)} failures, seed {SEED}; killed at: {dict(stages)}")
     record_property("stages", dict(stages))
     assert not failures, "\n\n".join(failures)
-    assert len(stages) >= (3 if ROUNDS < 50 else 6), stages
+    assert len(stages) >= STAGES, stages
 
 
 def test_d3_leftovers_go_though_no_layer_is_missing(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull.ground.errors import local_error
-from tests.conftest import program, program_environment
+from tests.conftest import lacking, program, program_environment
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.support.home import LINUX, Home
 from tests.support.imagebuild import oci_archive, simple_layout
@@ -358,7 +358,7 @@ def test_d32_without_attributes_nothing_is_fetched(tmp_path, registry):
     where = tmp_path / "ram"
     where.mkdir()
     if subprocess.run(["mount", "-t", "ramfs", "none", str(where)], capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a ramfs")
+        lacking("cannot mount a ramfs")
     try:
         with pytest.raises(OSError, match="not supported"):
             os.setxattr(where, "user.test", b"x")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, REQUIRE_TOOLS, need, program, program_environment
+from tests.conftest import REPOSITORY, lacking, need, program, program_environment
 from tests.support.make_sample import BASE, TOP, Layout, file, folder, hardlink, pipe, symlink
 from tests.support.program import run_program
 from tests.support.treecompare import Facts, describe, differences
@@ -27,17 +27,13 @@ OVERRIDE = "user.containers.override_stat"
 pytestmark = pytest.mark.timeout(600)
 
 
-def refuse(reason: str) -> None:
-    (pytest.fail if REQUIRE_TOOLS else pytest.skip)(reason)
-
-
 @pytest.fixture(autouse=True)
 def tools():
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("mounting and reference unpacking need root on Linux")
     need("fuse-overlayfs", "umoci", "unshare", "setpriv")
     if not Path("/dev/fuse").exists():
-        refuse("/dev/fuse is missing, so nothing was read by fuse-overlayfs")
+        lacking("/dev/fuse is missing, so nothing was read by fuse-overlayfs")
 
 
 class Store:

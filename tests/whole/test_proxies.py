@@ -112,10 +112,6 @@ def test_socks_without_pysocks_says_so_at_once(tmp_path, scheme, variable):
     assert "trying again" not in run.stderr.lower()
 
 
-needs_pysocks = pytest.mark.skipif(not importlib.util.find_spec("socks"), reason="PySocks is not installed")
-
-
-@needs_pysocks
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 def test_socks_with_pysocks(tmp_path, authority, trusted, secure):
     tls = context_for(authority, NAME) if secure else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -23,9 +24,10 @@ pytestmark = [pytest.mark.rig, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module", autouse=True)
 def running():
+    host, _, port = REGISTRY.partition(":")
     try:
-        urllib.request.urlopen(f"http://{REGISTRY}/v2/", timeout=2).close()
-    except OSError:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except ConnectionRefusedError:
         pytest.skip(f"no registry of real images at {REGISTRY}")
 
 

@@ -121,7 +121,7 @@ def test_podman(home, podman, form, kind):
 def test_microsandbox(home, form, monkeypatch):
     msb = next(iter(RIG.glob("venv/lib/python3*/site-packages/microsandbox/_bundled/bin/msb")), shutil.which("msb"))
     if msb is None:
-        pytest.skip("not installed: msb")
+        pytest.skip("no msb, neither in the rig nor on PATH (no package brings it)")
     monkeypatch.setenv("MSB_HOME", str(home.folder / "msb"))
     load = subprocess.run([msb, "load", "-i", saved(home, form)], capture_output=True, text=True, timeout=60)
     assert load.returncode == 0, load.stderr

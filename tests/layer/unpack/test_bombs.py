@@ -102,7 +102,7 @@ def pull(tmp_path: Path, layout: Path, **limits: int) -> tuple[str, int, int]:
     words = [f"{name}={value}" for name, value in limits.items()]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "home"), str(layout), *words],
-        env=program_environment(), capture_output=True, timeout=100,
+        env=program_environment(), capture_output=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr.decode()
     said, parent, child = json.loads(run.stdout)
@@ -110,6 +110,8 @@ def pull(tmp_path: Path, layout: Path, **limits: int) -> tuple[str, int, int]:
     return said, parent, child
 
 
+# Some take seconds of processor time, and minutes on a machine that is busy with other things.
+@pytest.mark.timeout(320)
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a75_bombs_are_refused_with_little_memory(tmp_path, bomb):
     """What follows the end of an archive used to be held until a thousand pieces of it had come."""
@@ -121,6 +123,7 @@ def test_a75_bombs_are_refused_with_little_memory(tmp_path, bomb):
     assert child < CHILD
 
 
+@pytest.mark.timeout(620)
 def test_a75_memory_does_not_grow_with_the_number_of_entries(tmp_path):
     peaks = []
     for count in (1_000, 20_000):

@@ -63,8 +63,6 @@ def test_a_proxy_in_trouble_is_asked_again(bench, monkeypatch, status):
 
 
 def test_a_socks_proxy_that_refuses_the_password_ends_the_pull_at_once(bench, monkeypatch):
-    pytest.importorskip("socks", reason="PySocks is not installed")
-
     def talk(connection, number):
         connection.recv(100)
         connection.sendall(b"\x05\x02")
@@ -82,8 +80,6 @@ def test_a_socks_proxy_that_refuses_the_password_ends_the_pull_at_once(bench, mo
 
 
 def test_an_answer_that_trickles_through_a_socks_proxy_ends_at_the_deadline(bench, monkeypatch):
-    pytest.importorskip("socks", reason="PySocks is not installed")
-
     def talk(connection, number):
         connection.recv(100)
         connection.sendall(b"\x05\x00")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,13 @@ from tests.support.counting import wait_for
 from tests.support.fault_registry import FaultRegistry
 from tests.support.home import Home, gz
 from tests.support.imagebuild import simple_layout
+from tests.support.processes import children, gone
 from tests.support.unprivileged import as_nobody, folder_of_nobody
 
 LINUX = sys.platform.startswith("linux")
-MANY = directory(b"d") + b"".join(reg(b"d/%d" % number, b"%d" % number) for number in range(4000)) + END
+FILES = [reg(b"d/%d" % number, b"%d" % number) for number in range(4000)]
+MANY = directory(b"d") + b"".join(FILES) + END
+SOME = directory(b"d") + b"".join(FILES[:1000]) + END
 OTHER = reg(b"other", random.Random(2).randbytes(3_000_000)) + END
 
 
@@ -46,9 +50,9 @@ def no_registry():
 
 
 class World:
-    """A store with one image of two layers, the first of them with many entries."""
+    """A store with one image of two layers, the first of them with a thousand entries."""
 
-    def __init__(self, folder: Path, tars=(MANY, OTHER)) -> None:
+    def __init__(self, folder: Path, tars=(SOME, OTHER)) -> None:
         self.layout = simple_layout(folder / "layout", list(tars))
         self.home = folder / "home"
         self.store = Store.open(self.home)
@@ -148,32 +152,28 @@ def test_what_a_process_says_last_stands_in_the_error(world, processes, monkeypa
 # Signals
 
 
-def children(process: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.fixture
 def stopped(tmp_path):
     """A verification whose process hangs, and that process."""
     big = reg(b"big", random.Random(3).randbytes(17_000_000)) + END
     running = World(tmp_path, [big]).start()
-    (child,) = wait_for(lambda: children(running.pid))
-    # Not before it is a program of its own: whoever starts one waits for that.
-    wait_for(lambda: b"prover" in Path(f"/proc/{child}/cmdline").read_bytes())
-    os.kill(child, signal.SIGSTOP)
-    yield running, child
-    running.kill()
-    running.communicate()
+    with ExitStack() as ends:
+        ends.callback(running.communicate)
+        ends.callback(running.kill)
+        (child,) = wait_for(lambda: children(running.pid))
+        # Killed also where the test fails, since a stopped process stays; by handle, as its number may be reused.
+        handle = os.pidfd_open(child)
+        ends.callback(os.close, handle)
+        ends.callback(kill, handle)
+        # Not before it is a program of its own: whoever starts one waits for that.
+        wait_for(lambda: b"prover" in Path(f"/proc/{child}/cmdline").read_bytes())
+        os.kill(child, signal.SIGSTOP)
+        yield running, child
+
+
+def kill(handle: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
@@ -184,7 +184,7 @@ def test_a_signal_ends_all_though_a_process_does_not_answer(stopped, number, cod
     running.send_signal(number)
     out, error = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, "") and "interrupted" in error
-    wait_for(lambda: not alive(child))
+    wait_for(lambda: gone(child))
 
 
 @pytest.mark.skipif(not LINUX, reason="the kernel must end them")
@@ -194,7 +194,7 @@ def test_processes_go_with_a_parent_that_is_killed(stopped):
     # If it was stopped before it had asked the kernel for that, it sees by itself whose child it is now.
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGCONT)
-    wait_for(lambda: not alive(child))
+    wait_for(lambda: gone(child))
 
 
 # A store that somebody is writing to
