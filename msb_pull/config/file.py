@@ -67,9 +67,10 @@ def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tup
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    # Most users have no such file.
     import tomli
 
-    data = path.read_bytes()
     try:
         return tomli.loads(data.decode())
     except (ValueError, RecursionError) as error:

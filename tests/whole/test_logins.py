@@ -260,7 +260,7 @@ def test_the_right_login_pulls(sites, tmp_path, where, how):
     assert (tmp_path / "store/layers" / f"{sites.image.layer_digests[0]}.extracted" / "app" / "main.py").is_file()
     if site.mirror:
         assert (from_mirror(site, sites.image) > before) is not login.one_host, site.mirror.log()[-1000:]
-        assert ("going on without it" in run.stderr) is login.one_host
+        assert ("continuing without it" in run.stderr) is login.one_host
     else:
         assert "warning" not in run.stderr
 

@@ -495,7 +495,7 @@ def test_b90_a_blob_that_the_mirror_lacks(registry, other, bench, image, mirrore
     here.resolve(image)
     assert here.blob(image, LAYER) == LAYER
     assert registry.count() == 1
-    assert "going on with" in here.warnings[0]
+    assert "continuing with" in here.warnings[0]
 
 
 @pytest.mark.parametrize("fault", [Fault(cut_after=100_000), Fault(stall_after=100_000)])
