@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msb_pull.display.streams import Streams, is_terminal, painted, write_aside, write_out
+from msb_pull.ground.errors import exhausted
 from msb_pull.ground.running import start_thread
 from msb_pull.ground.text import visible
 
@@ -209,9 +210,10 @@ class Display:
                         self._changed.notify_all()
                     if not closing:
                         self._changed.wait_for(lambda: self._settling or self._closing, _INTERVAL)
-        except MemoryError:
-            # The work goes on without a display; it raises an error itself if it has too little memory.
-            return
+        except Exception as error:
+            # The work goes on without a display; it raises an error itself if it lacks memory or descriptors.
+            if exhausted(error) is None:
+                raise
         finally:
             with self._changed:
                 self._settling = False

@@ -372,4 +372,4 @@ def _is_pythons_own(step: Step, error: str) -> bool:
     """
     if step.number != signal.SIGINT or "KeyboardInterrupt" not in error:
         return False
-    return ", in main" not in error and not re.search(r"/msb_pull/(?!__main__\.py)", error)
+    return not re.search(r'/msb_pull/(?!__main__\.py)|/msb_pull/__main__\.py", line \d+, in [a-z_]', error)
