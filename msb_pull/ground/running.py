@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from msb_pull.ground.errors import Cancelled, exhausted
-from msb_pull.ground.events import Logged, Observer, StoreWaiting, Warned, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from msb_pull.ground.events import Event
+    from msb_pull.ground.events import Event, Observer
 
 # How long a cancel that comes from elsewhere may go unheard, in seconds.
 _SLICE = 0.1
@@ -60,11 +59,18 @@ class Cancel:
             raise Cancelled("interrupted", hint=hint)
 
 
+def _ignore(event: Event) -> None:
+    """Nobody listens."""
+
+
+# Events are loaded when there is something to tell: a pull that has nothing to do takes less time than loading them.
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time."""
 
-    observer: Observer = ignore
+    observer: Observer = _ignore
     cancel: Cancel = field(default_factory=Cancel)
     jobs: int = 4
 
@@ -74,14 +80,20 @@ class Job:
 
     def log(self, image: str, text: str, *, level: int = 1) -> None:
         """Tells ``-v`` (level 1) or ``-vv`` (level 2) of something about ``image`` ("" for none)."""
+        from msb_pull.ground.events import Logged
+
         self.observer(Logged(image, level, text))
 
     def warn(self, image: str, text: str) -> None:
         """Warns of something about ``image`` ("" for none) that a person should know."""
+        from msb_pull.ground.events import Warned
+
         self.observer(Warned(image, text))
 
     def tell_waiting(self, holder: str) -> None:
         """Tells that another process, ``holder``, has locked the whole store."""
+        from msb_pull.ground.events import StoreWaiting
+
         self.observer(StoreWaiting("", holder))
 
 

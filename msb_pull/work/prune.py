@@ -86,7 +86,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     remarks: tuple[str, ...] = ()
     # Without a layer to remove, other homes need not be readable.
     if going or doomed:
-        elsewhere = Elsewhere(store.homes)
+        elsewhere = _elsewhere(store)
         kept |= elsewhere.layers
         remarks = elsewhere.remarks(set(map(str, going)))
     layers = [Removal(str(key), store.disk_usage(key)) for key in going if str(key) not in kept]
@@ -110,7 +110,7 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
     False, Cancelled between two removals.
     """
     with store.lock_exclusive(job.tell_waiting, job.cancel, wait=wait):
-        elsewhere = Elsewhere(store.homes).layers if plan.layers or plan.images else set()
+        elsewhere = _elsewhere(store).layers if plan.layers or plan.images else set()
         images = _forget(store, plan)
         with store.database(create=False) as database:
             reached = database.layer_digests() | elsewhere
@@ -150,7 +150,7 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     """
     with store.lock_exclusive(job.tell_waiting, job.cancel):
         mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
-        elsewhere = Elsewhere(store.homes).layers
+        elsewhere = _elsewhere(store).layers
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
@@ -161,6 +161,13 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
                 layers.append(Removal(str(key), store.disk_usage(key)))
                 remove_layer(store, key)
     return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
+
+
+def _elsewhere(store: Store) -> Elsewhere:
+    """What other homes need; raises LocalError where that, or all that this one needs, cannot be known."""
+    with store.database(create=False) as database:
+        database.check_copies()
+    return Elsewhere(store.homes)
 
 
 def remove_layer(store: Store, key: LayerKey) -> None:

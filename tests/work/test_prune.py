@@ -414,3 +414,21 @@ def test_d31_a_clock_that_goes_back_removes_nothing_early(store):
     make(store, "localhost/a:1", "x")
     long_ago = time.time() - 30 * WEEK
     assert plan_prune(store, parse_filters(["until=1h"], datetime.fromtimestamp(long_ago, UTC)), now=long_ago).empty
+
+
+def test_layers_stay_while_the_copy_of_an_image_that_is_lost_cannot_be_read(store):
+    """A rebuilt database lacks the image, whose layers would pass for nobody's."""
+    pull(store, "localhost/a:1", "xy")
+    pull(store, "localhost/b:1", "yz")
+    (copy,) = (path for path in store.own.glob("images/*.json") if "localhost/b:1" in path.read_text())
+    copy.write_text("")
+    for file in store.home.glob("oci.db*"):
+        file.unlink()
+    for attempt in (lambda: prune(store), lambda: remove(store, "localhost/a:1")):
+        with pytest.raises(LocalError, match=copy.name) as caught:
+            attempt()
+        assert "pull that image again" in caught.value.hint
+        assert set(there(store)) == set("xyz")
+    pull(store, "localhost/b:1", "yz")
+    remove(store, "localhost/a:1")
+    assert set(there(store)) == set("yz")

@@ -86,6 +86,20 @@ class Backup:
                     found.append(_read(path).reference)
         return sorted(found)
 
+    def unreadable(self, references: Iterable[str]) -> list[Path]:
+        """The copies that cannot be read, and belong to none of these images."""
+        known = {self._path(reference) for reference in references}
+        found = []
+        for path in sorted(set(copies_in(self._folder)) - known):
+            try:
+                _read(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, *UNSOUND) as error:
+                raise_if_exhausted(error)
+                found.append(path)
+        return found
+
     def empty(self) -> bool:
         """Whether no image is kept."""
         return next(copies_in(self._folder), None) is None

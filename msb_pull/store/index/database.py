@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from msb_pull.ground.errors import local_error
+from msb_pull.ground.errors import LocalError, local_error
 from msb_pull.store.index import stored
 from msb_pull.store.index.connect import DamagedDatabase, connect, trouble
 from msb_pull.store.index.rows import write_image
@@ -137,6 +137,17 @@ class Database:
 
         # Recording or removing an image changes copy and rows in one transaction, so none may be under way.
         return self._ask(work) and self._change(work)
+
+    def check_copies(self) -> None:
+        """Raises LocalError for a copy that cannot be read, of an image that is not here: what it needs is not known.
+
+        So it is where the database was rebuilt from the copies, one of which was damaged.
+        """
+        for path in self._ask(lambda run: self._copies.unreadable(stored.references(run))):
+            raise LocalError(
+                f"{path}: cannot be read, and may be all that is left of an image that oci.db does not have",
+                hint="pull that image again, or remove the file if you do not need it",
+            )
 
     def remove(self, references: Sequence[str]) -> None:
         """Forgets images, and the rows of their layers that nothing else reaches."""

@@ -6,8 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from msb_pull.ground import events
-from msb_pull.ground.errors import NetworkError, NotFoundError
+from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
 from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
@@ -32,6 +31,8 @@ def pull_image(
     them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
+    if options.force and options.policy is Policy.NEVER:
+        raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
     local = find_local(argument, store, options)
     if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
@@ -39,6 +40,7 @@ def pull_image(
         hint = "pull it without `--policy never`"
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
+    from msb_pull.ground.events import Resolving
     from msb_pull.image.manifest import check_image
     from msb_pull.source.open import open_source
     from msb_pull.work.pull.transfer import Transfer
@@ -50,7 +52,7 @@ def pull_image(
         warn(argument.reference.doubt)
     opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
     with contextlib.closing(opened) as source:
-        job.tell(events.Resolving(argument.text))
+        job.tell(Resolving(argument.text))
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)
         except NetworkError as error:
