@@ -42,7 +42,7 @@ CHILD = {
         "settle.": "derive directories lowers",
         "tar.": "blocks entry record tar",
         "tree.": "dress folders holes keeping kept links tree whiteouts",
-        "unpack.": "jail ring seccomp unpack",
+        "unpack.": "filler jail ring seccomp unpack",
     }.items()
     for module in modules.split()
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
 from msb_pull.ground.pools import Handoff
-from msb_pull.ground.running import Throttle
+from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.report import UnpackOptions, UnpackReport
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
+
+
+# Compressed bytes from which on a second process saves more time than it costs to start, about two milliseconds.
+_WORTH_A_FILLER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,7 @@ class LayerFetcher:
         self._store = store
         self._source = source
         self._limits = limits
-        self._options = UnpackOptions(
-            max_entries=limits.max_entries,
-            max_bytes=limits.max_bytes,
-            max_extension=limits.max_extension,
-            xattrs=xattrs,
-        )
+        self._xattrs = xattrs
         self._image = image
         self._job = job
 
@@ -107,7 +106,7 @@ class LayerFetcher:
             progress=self._progress(descriptor),
             cancel=self._job.cancel,
         )
-        process = LayerProcess(staging.path, staging.record, self._options)
+        process = LayerProcess(staging.path, staging.record, self._options(descriptor))
         try:
             pipe = _Pipe(wanted, process, self._limits)
             with contextlib.ExitStack() as ending:
@@ -130,6 +129,15 @@ class LayerFetcher:
                 raise trouble
         finally:
             process.kill()
+
+    def _options(self, descriptor: Descriptor) -> UnpackOptions:
+        return UnpackOptions(
+            max_entries=self._limits.max_entries,
+            max_bytes=self._limits.max_bytes,
+            max_extension=self._limits.max_extension,
+            xattrs=self._xattrs,
+            filler=descriptor.size >= _WORTH_A_FILLER and processors() > 1,
+        )
 
     @contextlib.contextmanager
     def _kept(self, wanted: WantedLayer) -> Iterator[int | None]:
