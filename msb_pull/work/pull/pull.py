@@ -61,15 +61,25 @@ def pull_image(
                 return _unchanged(local, store, started)
             raise
         check_image(resolved.manifest, str(resolved.reference))
-        if argument.reference is None and options.name is None:
-            _warn_of_replacing(resolved, store, warn)
+        if argument.reference is None:
+            local = _find(resolved.reference, store)
+            if options.name is None:
+                _warn_of_replacing(local, resolved, warn)
+            if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
+                return _unchanged(local, store, started)
         work = Transfer(resolved, source, store, options, job)
         return work.plan_only(started) if options.dry_run else work.run(started)
 
 
-def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
+def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
+    """Whether the store has just what a folder or an archive holds, and no policy asks for more than that."""
+    held = image.digest, image.platform, image.source
+    wanted = options.policy is Policy.MISSING and not options.force and not options.dry_run
+    return wanted and held == (resolved.digest, resolved.platform, resolved.source)
+
+
+def _warn_of_replacing(image: StoredImage | None, resolved: ResolvedImage, warn: Callable[[str], None]) -> None:
     """The name in a folder or an archive is its maker's choice, and may be that of an image from elsewhere."""
-    image = _find(resolved.reference, store)
     if image is not None and image.digest != resolved.digest:
         held = image.digest or "an image without a digest"
         warn(f"its name is {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
@@ -91,7 +101,11 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
         held = options.policy is Policy.NEVER and all(store.layer_dir(x.key).is_dir() for x in image.layers)
         return image if held else None
     wanted = image.platform is not None and options.wanted.accepts(image.platform)
-    return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
+    return image if wanted and _is_complete(image, store) else None
+
+
+def _is_complete(image: StoredImage, store: Store) -> bool:
+    return all(store.has_layer(layer.key) for layer in image.layers)
 
 
 def _find(reference: Reference | None, store: Store) -> StoredImage | None:
