@@ -43,7 +43,7 @@ class PrunePlan:
 
     ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
     ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays. ``remarks`` say
-    what stays for the sake of a home that cannot be looked into.
+    what stays: for the sake of a home that cannot be looked into, or since it is no directory.
     """
 
     images: tuple[str, ...]
@@ -116,7 +116,8 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
             reached = database.layer_digests() | elsewhere
         planned = [layer for layer in plan.layers if layer.name not in reached]
         # Another prune or rm may have been faster; what it took was not freed here.
-        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
+        gone = (LayerState.ABSENT, LayerState.SYMLINK)
+        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone]
         for layer in layers:
             job.cancel.check(_ON)
             remove_layer(store, LayerKey.parse(layer.name))
@@ -154,13 +155,18 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
-        layers = []
-        for key in sorted(mine):
-            if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
-                job.cancel.check(_ON)
+        layers, remarks = [], []
+        for key in sorted(key for key in mine if str(key) not in reached):
+            state = store.layer_state(key)
+            if state is LayerState.ABSENT:
+                continue
+            job.cancel.check(_ON)
+            if state is LayerState.SYMLINK:
+                remarks.append(f"{store.layer_dir(key)}: not a directory but a symlink or a file; it was left as it is")
+            else:
                 layers.append(Removal(str(key), store.disk_usage(key)))
-                remove_layer(store, key)
-    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
+            remove_layer(store, key)
+    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0, remarks=tuple(remarks))
 
 
 def _elsewhere(store: Store) -> Elsewhere:
@@ -179,7 +185,7 @@ def remove_layer(store: Store, key: LayerKey) -> None:
     try:
         link = store.link_path(key)
         store.notes_path(key).unlink(missing_ok=True)
-        if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
+        if store.layer_state(key) not in (LayerState.ABSENT, LayerState.SYMLINK):
             store.trash(store.layer_dir(key))
         link.unlink(missing_ok=True)
         store.record_path(key).unlink(missing_ok=True)
