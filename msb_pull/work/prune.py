@@ -13,7 +13,7 @@ from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.paths import LayerState
+from msb_pull.store.paths import SUFFIX, LayerState
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from msb_pull.work.select import Selection
 
 _PARTIAL_AGE = 7 * 86400
-_SUFFIX = ".extracted"
 _ON = "`msb-pull prune` continues where this stopped"
 
 
@@ -224,9 +223,9 @@ def _version(image: StoredImage) -> tuple[str, str, str]:
 def _layers_there(store: Store) -> list[LayerKey]:
     found = []
     for entry in _scan(store.layers):
-        if entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
+        if entry.name.endswith(SUFFIX) and entry.is_dir(follow_symlinks=False):
             try:
-                found.append(LayerKey.parse(entry.name.removesuffix(_SUFFIX)))
+                found.append(LayerKey.parse(entry.name.removesuffix(SUFFIX)))
             except InvalidDigest:
                 continue
     return sorted(found)

@@ -42,7 +42,7 @@ class Selection:
 
     @staticmethod
     def _lacks_layers(image: StoredImage, store: Store) -> bool:
-        return not all(store.layer_dir(layer.key).is_dir() for layer in image.layers)
+        return not all(store.has_directory(layer.key) for layer in image.layers)
 
 
 def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:

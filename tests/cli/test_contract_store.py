@@ -300,6 +300,50 @@ def test_what_is_missing(place):
     )  # fmt: skip
 
 
+def test_an_emptied_layer(place):
+    """A directory of which nothing is left, as a failed copy of a store has it."""
+    assert place.run("-q", IMAGE).code == 0
+    for entry in (place.layers / f"{place.added.layer_digests[0]}.extracted").iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    assert place.run("ls").out.endswith("just now (incomplete)\n")
+    assert place.run("ls", "-q", "--filter", "incomplete=true") == Said(0, f"{IMAGE}\n", "")
+    assert place.run("inspect", "--layers", IMAGE) == Said(
+        3, "", f"error: {IMAGE}: layer base is missing\n  hint: `msb-pull pull {IMAGE}` completes the image\n"
+    )  # fmt: skip
+    assert place.run("verify", "-q").out == "base\t/\tmissing\tits entries\tan empty directory\n"
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
+def test_short_links(place):
+    """One is lost, one leads elsewhere: verify reports it, inspect says so, and what writes makes them again."""
+    assert place.run("-q", IMAGE).code == 0
+    base, top = (f"l/{digest[7:19]}" for digest in place.added.layer_digests)
+    links = place.run("inspect", "--lowerdir", IMAGE)
+
+    def spoil() -> None:
+        (place.layers / ".msb-pull" / base).unlink()
+        (place.layers / ".msb-pull" / top).unlink()
+        (place.layers / ".msb-pull" / top).symlink_to("../../elsewhere")
+
+    said = f"{IMAGE}\tl/base\trecord\t../../BASE.extracted\tnothing\n"
+    said += f"{IMAGE}\tl/top\trecord\t../../TOP.extracted\t../../elsewhere\n"
+    spoil()
+    assert place.run("verify") == Said(
+        6, said, "error: the records of 1 of 1 image are damaged\n  hint: `msb-pull verify --repair` rewrites them\n"
+    )
+    assert place.run("inspect", "--lowerdir", IMAGE) == Said(
+        3, "", f"error: {IMAGE}: layer top has no short link\n  cause: its link is lost or leads elsewhere\n"
+        f"  hint: `msb-pull pull {IMAGE}` recreates it\n",
+    )  # fmt: skip
+    assert place.run("verify", "--repair", "-q") == Said(0, said, "")
+    assert place.run("inspect", "--lowerdir", IMAGE) == links
+    spoil()
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("inspect", "--lowerdir", IMAGE) == links
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
 def without_sizes(document):
     """A document of prune or rm, whose sizes on disk are checked and taken out."""
     sizes = [item.pop("size_bytes") for item in (*document["layers"], *document["files"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -195,6 +196,27 @@ def test_short_links_of_equal_beginnings_differ(store):
     assert (store.link_path(keys[0]) / "f").read_text() == str(keys[0])
 
 
+@pytest.mark.parametrize("wrong", ["../../elsewhere", f"../../{digest('y')}.extracted", None])
+def test_short_links_that_are_lost_or_lead_elsewhere_are_made_again(store, wrong):
+    publish(store, "x")
+    link = store.link_path(KEY)
+    assert store.has_link(KEY)
+    link.unlink()
+    if wrong:
+        link.symlink_to(wrong)
+    assert not store.has_link(KEY)
+    assert store.make_link(KEY) == link
+    assert store.has_link(KEY) and os.path.samefile(link, store.layer_dir(KEY))
+
+
+def test_what_is_no_link_keeps_its_name(store):
+    link = store.link_path(KEY)
+    link.mkdir()
+    publish(store, "x")
+    assert link.is_dir() and not link.is_symlink()
+    assert store.has_link(KEY) and os.path.samefile(store.link_path(KEY), store.layer_dir(KEY))
+
+
 # States
 
 
@@ -208,12 +230,36 @@ def test_states(store):
     assert not store.has_layer(KEY)
 
 
-def test_d19_an_empty_layer_is_complete(store):
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"content_bytes": 0, "entries": 0, "derived": []},
+        {"content_bytes": 0, "entries": 1, "derived": []},
+        {"content_bytes": 1, "entries": 2, "derived": [{"kind": "dropped", "path": "a"}]},
+        {"entries": "damaged"},
+    ],
+)
+def test_d19_an_empty_layer_is_complete(store, notes):
     with store.staging(KEY) as place:
         fill(place)
         (place.path / "f").unlink()
+        document = json.loads(place.notes.read_text()) | notes
+        place.notes.write_text(json.dumps(document))
         store.publish(place, KEY)
     assert store.has_layer(KEY)
+
+
+@pytest.mark.parametrize("notes", [{}, {"content_bytes": 0, "entries": 2}])
+def test_d19_an_emptied_layer_is_not_complete(store, notes):
+    """As a failed copy of a store leaves it; by its notes it holds something."""
+    publish(store, "x")
+    document = json.loads(store.notes_path(KEY).read_text()) | {"derived": []} | notes
+    store.notes_path(KEY).write_text(json.dumps(document))
+    (store.layer_dir(KEY) / "f").unlink()
+    assert store.layer_state(KEY) is LayerState.EMPTIED
+    assert not store.has_layer(KEY) and not store.has_directory(KEY)
+    publish(store, "x", "again")
+    assert store.has_layer(KEY) and content(store) == "again"
 
 
 def test_d17_a_directory_that_is_gone_is_missing_whatever_else_is_there(store):

@@ -98,7 +98,7 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if image is None:
         return None
     if image.digest is None:
-        held = options.policy is Policy.NEVER and all(store.layer_dir(x.key).is_dir() for x in image.layers)
+        held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
     wanted = image.platform is not None and options.wanted.accepts(image.platform)
     return image if wanted and _is_complete(image, store) else None
@@ -120,7 +120,7 @@ def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
     image = _find(argument.reference, store)
     if image is None:
         return None
-    missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]
+    missing = [layer for layer in image.layers if not store.has_directory(layer.key)]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"
     return f"the store has it for {image.platform}" if image.platform is not None else None
@@ -128,6 +128,10 @@ def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
 
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
     reference = Reference.parse(image.reference)
+    if image.digest is not None:
+        # Where nothing can be written, this pull has done its work all the same.
+        with contextlib.suppress(OSError):
+            store.make_links(layer.key for layer in image.layers)
     layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.key))) for x in image.layers)
     return PullResult(
         reference=image.reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,19 +16,27 @@ from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from msb_pull.ground.running import Job
     from msb_pull.store.index.proven import ProvenImage
     from msb_pull.store.store import Store
 
+# How the places of short links begin in a difference.
+LINKS = "l/"
+
 
 @dataclass(frozen=True, slots=True)
 class RowsReport:
-    """An image of which something recorded is not what its manifest's digest proves."""
+    """An image of which something recorded is not what its manifest's digest proves, or a layer has no short link."""
 
     reference: str
     differences: tuple[Difference, ...]
+
+    @property
+    def links_alone(self) -> bool:
+        """Whether short links are all that is wrong."""
+        return all(x.place.startswith(LINKS) for x in self.differences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def proven_images(
         if missing := set(references) - {image.reference for image in proofs}:
             raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
         found = [(image, _layers(image, database)) for image in proofs]
-    for image in proofs:
+    for image, layers in found:
         if image.disordered:
             # An order that another image needed once may be left when that one has gone.
             place = Difference("oci.db: layers", "the order of the manifest", "")
@@ -106,6 +115,8 @@ def proven_images(
         if image.stale:
             text = "its copy beside the layers was missing or did not match oci.db; rewritten"
             _correct(store, image, Database.copy_again, Difference("images: copy", "what the rows say", ""), job, text)
+        if image.record is not None:
+            image.differences += _lost_links(store, layers)
     return found
 
 
@@ -124,6 +135,15 @@ def _correct(
         image.differences.append(replace(wrong, found=error.message))
     else:
         _warn(job, image, text)
+
+
+def _lost_links(store: Store, layers: Iterable[StoredLayer]) -> Iterator[Difference]:
+    """The short links of complete layers that are missing or lead elsewhere."""
+    for key in dict.fromkeys(layer.key for layer in layers):
+        if store.has_layer(key) and not store.has_link(key):
+            link = store.link_path(key)
+            there = os.readlink(link) if link.is_symlink() else "nothing"
+            yield Difference(f"{LINKS}{link.name}", store.link_target(key), there)
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
