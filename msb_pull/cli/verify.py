@@ -10,7 +10,7 @@ from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
-from msb_pull.work.select import stored_images
+from msb_pull.work.select import lost_database, stored_images
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import VerifyReport, verify_images
 
@@ -29,7 +29,8 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
     names = run.names(images)
     store = run.store_with(names) if names else run.filled_store()
     if store is None:
-        report = VerifyReport((), (), (), 0.0)
+        lost = lost_database(run.store(create=False))
+        report = VerifyReport((), (), (), 0.0, unchecked=(lost,) if lost else ())
     else:
         report = verify_images(store, names, run.job, quick=quick)
         if repair and (report.damaged or report.misrecorded):
@@ -45,8 +46,10 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         document["error"] = run.session.document_of(error)
     run.write(document, "\n".join(lines))
     if error:
-        for failure in (*report.failures, error):
-            run.session.tell(failure)
+        for failure in (*report.failures, *report.unchecked):
+            if failure is not error:
+                run.session.tell(failure)
+        run.session.tell(error)
         run.fail([error])
     elif report.images:
         run.display.note(_verify_summary(report, quick=quick), done=True)
@@ -72,7 +75,7 @@ def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
     if not report.damaged and not report.misrecorded:
         unreadable = report.having(Verdict.UNREADABLE)
         if not unreadable:
-            return None
+            return report.unchecked[0] if report.unchecked else None
         count = f"{len(unreadable)} of {counted(len(report.layers), 'layer')}"
         return LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
     parts = []

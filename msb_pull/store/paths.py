@@ -112,6 +112,16 @@ class Paths:
             return False
         return target == self.link_target(other) != self.link_target(layer) and other.hex.startswith(path.name)
 
+    def layers_there(self) -> list[LayerKey]:
+        """The names of all layers that have a directory, whoever made it; raises OSError."""
+        found = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.layers) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX) and entry.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(InvalidDigest):
+                        found.append(LayerKey.parse(entry.name.removesuffix(SUFFIX)))
+        return sorted(found)
+
     def has_layer(self, layer: Name) -> bool:
         """Whether a layer is complete: published by us, and so verified twice, and not emptied since."""
         return self.layer_state(layer) is LayerState.COMPLETE

@@ -13,7 +13,7 @@ from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.keys import LayerKey
-from msb_pull.store.paths import SUFFIX, LayerState
+from msb_pull.store.paths import LayerState
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     names = {image.reference for image in doomed}
     kept = reached | _layer_names(image for image in stored if image.reference not in names)
     known = _layer_names(doomed) - kept
-    there = [(key, str(key)) for key in _layers_there(store)]
+    there = [(key, str(key)) for key in store.layers_there()]
     going = [key for key, name in there if name in known or (name not in kept and _is_ours(store, key))]
     remarks: tuple[str, ...] = ()
     # Without a layer to remove, other homes need not be readable.
@@ -171,7 +171,8 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
 def _elsewhere(store: Store) -> Elsewhere:
     """What other homes need; raises LocalError where that, or all that this one needs, cannot be known."""
     with store.database(create=False) as database:
-        database.check_copies()
+        for error in database.unread_copies():
+            raise error
     return Elsewhere(store.homes)
 
 
@@ -218,17 +219,6 @@ def _layer_names(images: Iterable[StoredImage]) -> set[str]:
 
 def _version(image: StoredImage) -> tuple[str, str, str]:
     return image.reference, str(image.digest), image.pulled_at.isoformat()
-
-
-def _layers_there(store: Store) -> list[LayerKey]:
-    found = []
-    for entry in _scan(store.layers):
-        if entry.name.endswith(SUFFIX) and entry.is_dir(follow_symlinks=False):
-            try:
-                found.append(LayerKey.parse(entry.name.removesuffix(SUFFIX)))
-            except InvalidDigest:
-                continue
-    return sorted(found)
 
 
 def _is_ours(store: Store, key: LayerKey) -> bool:

@@ -344,6 +344,44 @@ def test_short_links(place):
     assert place.run("verify", "-q") == Said(0, "", "")
 
 
+def test_layers_without_a_database(place):
+    """Neither the database nor a copy of it is left: nothing can be verified, and that is no success."""
+    assert place.run("-q", IMAGE).code == 0
+    for path in (*place.home.glob("oci.db*"), *(place.layers / ".msb-pull" / "images").iterdir()):
+        path.unlink()
+    message = "~/home/oci.db: missing, with 2 layers left in ~/home/layers"
+    hint = "restore it from a copy, or pull the images again: the layers that are here will not be fetched again"
+    assert place.run("verify") == Said(6, "", f"error: {message}\n  hint: {hint}\n")
+    assert not (place.home / "oci.db").exists()
+    assert place.run("ls") == Said(0, "", f"warning: {message}; {hint}\nNo images.\n")
+    document = place.run("verify", "--format", "json").document
+    assert (document["status"], document["images"], document["error"]["message"]) == ("failed", [], message)
+    elsewhere = {"MICROSANDBOX_HOME": str(place.folder / "other")}
+    shared = place.run("verify", "--layers-dir", str(place.layers), env=elsewhere)
+    assert shared.code == 6, shared
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("verify", "-q") == Said(0, "", "")
+    # The layers are those of a home that is there.
+    shared = place.run("verify", "--layers-dir", str(place.layers), env=elsewhere)
+    assert shared == Said(0, "", "No images.\n")
+
+
+def test_a_copy_that_cannot_be_read(place):
+    """It is named every time, since an image that it is all that is left of stays unverified."""
+    assert place.run("-q", IMAGE).code == 0
+    copy = place.layers / ".msb-pull" / "images" / f"{'a' * 64}.json"
+    copy.write_text("damaged")
+    message = f"~/home/layers/.msb-pull/images/{copy.name}: cannot be read, and may be all that is left of an image "
+    said = f"error: {message}that oci.db does not have\n"
+    said += "  hint: pull that image again, or remove the file if you do not need it\n"
+    for _ in range(2):
+        assert place.run("verify") == Said(7, "", said)
+        assert place.run("verify", "--repair", "-q") == Said(7, "", said)
+    assert place.run("verify", "-q", IMAGE) == Said(0, "", "")
+    damaged_too = damaged(place)
+    assert place.run("verify") == Said(6, damaged_too.out, said + damaged_too.error)
+
+
 def without_sizes(document):
     """A document of prune or rm, whose sizes on disk are checked and taken out."""
     sizes = [item.pop("size_bytes") for item in (*document["layers"], *document["files"])]

@@ -43,7 +43,8 @@ class RowsReport:
 class VerifyReport:
     """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
 
-    ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten.
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten. ``unchecked`` says
+    what could not be looked at, since nothing tells what it is.
     """
 
     images: tuple[str, ...]
@@ -53,6 +54,7 @@ class VerifyReport:
     failures: tuple[MsbPullError, ...] = ()
     rows: tuple[RowsReport, ...] = ()
     mended: tuple[str, ...] = ()
+    unchecked: tuple[MsbPullError, ...] = ()
 
     @property
     def misrecorded(self) -> list[RowsReport]:
@@ -84,9 +86,16 @@ def verify_images(
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
         reports = _blamed(wanted, run_checks(checks, job.jobs))
+        unchecked = () if references else _unread_copies(store)
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)
-    return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
+    seconds = time.monotonic() - started
+    return VerifyReport(names, tuple(reports), (), seconds, rows=rows, unchecked=unchecked)
+
+
+def _unread_copies(store: Store) -> tuple[LocalError, ...]:
+    with store.database(create=False) as database:
+        return tuple(database.unread_copies())
 
 
 def proven_images(
