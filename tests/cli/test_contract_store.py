@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 
+from tests.support.archive import END, directory, reg
 from tests.support.contract import IMAGE, PINNED, PULLING, Said
 from tests.support.fault_registry import Fault
+from tests.support.imagebuild import simple_layout
 from tests.support.terminal import Terminal, plain
 
 NONE = "docker.io/library/none:1"
@@ -240,7 +243,7 @@ def damaged(place) -> Said:
 def layer_document(name: str, verdict: str, size: int, entries: int, *damages, repaired: bool = False):
     keys = ("path", "kind", "expected", "found")
     return {
-        "digest": name, "verdict": verdict, "repaired": repaired, "remark": None, "content_bytes": size,
+        "name": name, "digest": name, "verdict": verdict, "repaired": repaired, "remark": None, "content_bytes": size,
         "entries": entries, "images": [IMAGE], "damages": [dict(zip(keys, x, strict=True)) for x in damages],
     }  # fmt: skip
 
@@ -341,6 +344,33 @@ def test_short_links(place):
     spoil()
     assert place.run("-q", IMAGE) == Said(0, PINNED, "")
     assert place.run("inspect", "--lowerdir", IMAGE) == links
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
+def test_forms_of_one_layer(place):
+    """A blob that looks different on two bases has two directories; what is said of them names which."""
+    shared = reg(b"a/b", b"x") + END
+    simple_layout(place.folder / "layout", [shared, directory(b"a", mode=0o700, uid=1) + END, shared])
+    pulling = ("-q", "oci:layout", "--as", "localhost/twice:1")
+    assert place.run(*pulling).code == 0
+    folders = [Path(x) for x in place.run("inspect", "--layers", "--format", "json", "localhost/twice:1").document]
+    names = [folder.name.removesuffix(".extracted") for folder in folders]
+    plain, variant = names[0], names[2]
+    assert variant.startswith(f"{plain}+")
+    for name in (plain, variant):
+        (place.layers / f"{name}.extracted" / "a" / "b").unlink()
+    done = place.run("verify", "-q")
+    lost = {line.split("\t")[0] for line in done.out.splitlines() if line.split("\t")[1] == "/a/b"}
+    assert lost == {plain[7:19], f"{plain[7:19]}+{variant[-12:]}"}
+    layers = place.run("verify", "--format", "json").document["layers"]
+    assert {x["name"]: x["digest"] for x in layers} == {name: name.partition("+")[0] for name in names}
+    assert place.run("verify", "--repair", "-q").error == (
+        "error: 2 damaged layers cannot be fetched: no image from a registry has them\n"
+        "  hint: pull localhost/twice:1 again with --force, from oci:~/layout\n"
+        "error: 2 of 3 layers damaged\n"
+        "  cause: not repaired: 2 damaged layers cannot be fetched: no image from a registry has them\n"
+    )
+    assert place.run(*pulling, "--force").code == 0
     assert place.run("verify", "-q") == Said(0, "", "")
 
 

@@ -116,24 +116,27 @@ class _Repair:
 
     def fetch_damaged(self, references: Sequence[str], damaged: Set[str]) -> None:
         """Tries one image after the other until each damaged layer is fetched."""
-        left, needed = set(damaged), set[str]()
+        left = set(damaged)
+        needed: dict[str, ImageRecord] = {}
 
         def fetch(image: ImageRecord) -> None:
             mine = left & _forms(image)
             if image.source != "registry":
-                needed.update(mine)
+                needed.update(dict.fromkeys(mine, image))
                 return
-            needed.difference_update(mine)
+            for name in mine:
+                needed.pop(name, None)
             for keys, wanted in _keys(image, mine):
                 self._fetch(image, keys, replace(self.options, refetch=wanted))
             left.difference_update(mine)
 
         self._each(references if damaged else (), fetch)
         if needed:
+            image = next(iter(needed.values()))
             self.failures.append(
                 NotFoundError(
                     f"{counted(len(needed), 'damaged layer')} cannot be fetched: no image from a registry has them",
-                    hint="pull its image again from the folder or archive with --force",
+                    hint=f"pull {image.reference} again with --force, from {image.source}",
                 )
             )
 
