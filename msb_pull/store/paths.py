@@ -141,7 +141,9 @@ class Paths:
         noted = _mode(notes)
         if noted is None or not stat.S_ISREG(noted):
             return LayerState.FOREIGN
-        return LayerState.EMPTIED if _is_empty(directory) and _says_more(notes) else LayerState.COMPLETE
+        # Content of a layer lies in its directory, or is kept beside its record.
+        emptied = _is_empty(directory) and _mode(self.kept_path(layer)) is None and _tells_of_content(notes)
+        return LayerState.EMPTIED if emptied else LayerState.COMPLETE
 
     def refuse_symlink(self, layer: Name) -> None:
         """Raises LocalError when a layer's name is taken by something that is not a directory."""
@@ -175,14 +177,11 @@ def _is_empty(directory: Path) -> bool:
         return False
 
 
-def _says_more(notes: Path) -> bool:
-    """Whether a layer has more than an empty directory can show, by its notes; one entry may be that of its top."""
+def _tells_of_content(notes: Path) -> bool:
     import json
 
     try:
-        document = json.loads(notes.read_bytes())
-        dropped = any(fact["kind"] == "dropped" for fact in document["derived"])
-        return not dropped and (document["content_bytes"] > 0 or document["entries"] > 1)
+        return bool(json.loads(notes.read_bytes())["content_bytes"] > 0)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         # What is wrong with them is for verify to say.
         return False
