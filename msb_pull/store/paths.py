@@ -14,7 +14,7 @@ from msb_pull.store.homes import Homes
 from msb_pull.store.keys import LayerKey, copies_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from msb_pull.image.digest import Digest
@@ -69,13 +69,18 @@ class Paths:
         return self.own / "partial" / str(layer)
 
     def link_path(self, layer: Name) -> Path:
-        """A short symlink to the layer's directory, without a colon, for mount options; there or not."""
-        length = _SHORT
-        while True:
-            path = self.own / "l" / layer.hex[:length]
-            if length >= len(layer.hex) or not self._is_anothers(path, layer):
-                return path
-            length += 4
+        """A short symlink to the layer's directory, without a colon, for mount options.
+
+        The one that is there, else the shortest name that no other layer has.
+        """
+        target = self.link_target(layer)
+        there = (path for path in self._short_names(layer) if _read_link(path) == target)
+        free = (path for path in self._short_names(layer) if not self._is_anothers(path, layer))
+        return next(there, None) or next(free, self.own / "l" / layer.hex)
+
+    def _short_names(self, layer: Name) -> Iterator[Path]:
+        for length in (*range(_SHORT, len(layer.hex), 4), len(layer.hex)):
+            yield self.own / "l" / layer.hex[:length]
 
     def link_target(self, layer: Name) -> str:
         """What a layer's short link says."""
@@ -87,13 +92,21 @@ class Paths:
 
     def make_link(self, layer: Name) -> Path:
         """Makes the short link of a layer if it is missing or leads elsewhere; raises OSError."""
-        link = self.link_path(layer)
-        if not self.has_link(layer):
-            link.unlink(missing_ok=True)
-            # Another process may be faster.
-            with contextlib.suppress(FileExistsError):
-                link.symlink_to(self.link_target(layer))
-        return link
+        target = self.link_target(layer)
+        while True:
+            link = self.link_path(layer)
+            try:
+                link.symlink_to(target)
+            except FileExistsError:
+                if _read_link(link) == target:
+                    return link
+                # Another process may have made another layer's meanwhile.
+                if not self._is_anothers(link, layer):
+                    link.unlink(missing_ok=True)
+                elif len(link.name) == len(layer.hex):
+                    raise
+            else:
+                return link
 
     def make_links(self, layers: Iterable[Name]) -> None:
         """Makes what is missing or wrong of the short links of layers; raises OSError."""

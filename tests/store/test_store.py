@@ -209,6 +209,31 @@ def test_short_links_that_are_lost_or_lead_elsewhere_are_made_again(store, wrong
     assert store.has_link(KEY) and os.path.samefile(link, store.layer_dir(KEY))
 
 
+def test_a_short_link_stays_when_a_shorter_name_becomes_free(store):
+    plain, variant = KEY, LayerKey(KEY.digest, "0" * 12)
+    for key in (plain, variant):
+        store.make_link(key)
+    longer = store.link_path(variant)
+    store.link_path(plain).unlink()
+    assert store.has_link(variant) and store.link_path(variant) == longer
+
+
+def test_a_short_link_that_another_process_makes_meanwhile_stays(store, monkeypatch):
+    """Two forms of a layer, both without a link, want the same short name."""
+    plain, variant = KEY, LayerKey(KEY.digest, "0" * 12)
+    real = Store.link_path
+
+    def overtaken(self, layer):
+        path = real(self, layer)
+        monkeypatch.undo()
+        store.make_link(variant)
+        return path
+
+    monkeypatch.setattr(Store, "link_path", overtaken)
+    store.make_link(plain)
+    assert store.has_link(plain) and store.has_link(variant)
+
+
 def test_what_is_no_link_keeps_its_name(store):
     link = store.link_path(KEY)
     link.mkdir()
