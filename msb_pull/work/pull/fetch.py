@@ -56,10 +56,16 @@ class FetchedLayer:
 
 
 class LayerFetcher:
-    """Fetches the layers of one image; every method may be called from any thread of the pool."""
+    """Fetches the layers of one image; every method may be called from any thread of the pool.
 
-    def __init__(self, store: Store, source: Source, limits: Limits, *, xattrs: bool, image: str, job: Job) -> None:
+    ``total`` is how many compressed bytes all that are to be fetched have together.
+    """
+
+    def __init__(
+        self, store: Store, source: Source, limits: Limits, *, total: int, xattrs: bool, image: str, job: Job
+    ) -> None:
         self._store = store
+        self._total = total
         self._source = source
         self._limits = limits
         self._xattrs = xattrs
@@ -141,8 +147,16 @@ class LayerFetcher:
             max_bytes=self._limits.max_bytes,
             max_extension=self._limits.max_extension,
             xattrs=self._xattrs,
-            filler=descriptor.size >= _WORTH_A_FILLER and processors() > 1,
+            filler=self._deserves_filler(descriptor.size),
         )
+
+    def _deserves_filler(self, size: int) -> bool:
+        """Whether a layer of so many bytes is written by two processes.
+
+        Where several large ones come at once, all processors are busy as it is, and more processes only get into each
+        other's way. One that is larger than all others together is waited for alone in the end.
+        """
+        return size >= _WORTH_A_FILLER and processors() > 1 and 2 * size > self._total
 
     @contextlib.contextmanager
     def _kept(self, wanted: WantedLayer) -> Iterator[int | None]:

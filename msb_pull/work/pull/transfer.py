@@ -150,9 +150,12 @@ class Transfer:
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
-        self._store.check_space(sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present))
+        total = sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present)
+        self._store.check_space(total)
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
-        return LayerFetcher(self._store, self._source, options.limits, xattrs=xattrs, image=self._name, job=self._job)
+        return LayerFetcher(
+            self._store, self._source, options.limits, total=total, xattrs=xattrs, image=self._name, job=self._job
+        )
 
     def _fits(self, position: int) -> bool:
         """Whether a layer that is there belongs on top of this image's lower layers; it may be locked afterwards."""
