@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.store.homes import Homes
-from msb_pull.store.keys import copies_in
+from msb_pull.store.index.keys import copies_in
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.image.digest import Digest
-    from msb_pull.store.keys import LayerKey
+    from msb_pull.store.index.keys import LayerKey
 
     Name = Digest | LayerKey
 
