@@ -41,7 +41,10 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
 def remove_from_store(run: Run, images: Sequence[str]) -> None:
     """Removes images and what only they need; prints one line for each thing removed."""
     names = run.names(images)
-    _show_removed(run, remove_images(run.store_with(names), names, run.job))
+    removed = remove_images(run.store_with(names), names, run.job)
+    for remark in removed.remarks:
+        run.warn(remark)
+    _show_removed(run, removed)
 
 
 def _show_removed(run: Run, removed: PrunePlan) -> None:

@@ -87,13 +87,18 @@ class LayerFetcher:
             raise
 
     def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
+        # Twice: once staging is gone, what is free says nothing of why the disk was full.
+        with self._told(), contextlib.ExitStack() as attempt:
+            staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
+            with self._told(), self._kept(wanted) as keep:
+                fetched = self._unpack(wanted, staging, keep)
+            resources.enter_context(attempt.pop_all())
+            return fetched
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            with contextlib.ExitStack() as attempt:
-                staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
-                with self._kept(wanted) as keep:
-                    fetched = self._unpack(wanted, staging, keep)
-                resources.enter_context(attempt.pop_all())
-                return fetched
+            yield
         except OSError as error:
             raise local_error(error, self._store.layers) from error
 

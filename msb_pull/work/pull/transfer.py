@@ -72,6 +72,7 @@ class Transfer:
             self._store.sweep()
             self._drop_partials()
             self._place_all(missing)
+            self._store.make_links(placing.key for placing in self._bases.stack)
             self._record()
         result = self._result(started)
         present = {str(placing.digest): placing.present for placing in self._bases.stack}
