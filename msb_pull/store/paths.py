@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Homes
-from msb_pull.store.keys import LayerKey, copies_in
+from msb_pull.store.index.keys import LayerKey, copies_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

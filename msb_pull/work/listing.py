@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.image.reference import Reference
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.index.stored import StoredImage, StoredLayer
-    from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection
 

@@ -12,7 +12,7 @@ from msb_pull.ground.errors import local_error
 from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.work.select import stored_images
 

@@ -17,7 +17,7 @@ import pytest
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.store import publish as exchange
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.store.store import Store
 from tests.conftest import REPOSITORY, program_environment

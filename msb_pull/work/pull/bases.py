@@ -22,7 +22,7 @@ from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.work.pull.fetch import WantedLayer
 from msb_pull.work.pull.placing import Placing, State
 

@@ -42,7 +42,7 @@ def pull_image(
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.image.manifest import check_image
-    from msb_pull.source.open import open_source
+    from msb_pull.work.pull.open import open_source
     from msb_pull.work.pull.transfer import Transfer
 
     def warn(text: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.source.interface import ResolvedImage, Source
-    from msb_pull.store.keys import LayerKey
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
 
 # How long an error of one layer may go unheard while another one is waited for, in seconds.

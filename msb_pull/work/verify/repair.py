@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError, local_error
 from msb_pull.ground.sizes import counted
 from msb_pull.layer.proof.task import DERIVED
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.work.verify.layers import LayerReport, Verdict
 from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_images
 

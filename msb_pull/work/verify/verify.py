@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
 from msb_pull.layer.proof.task import DERIVED
 from msb_pull.store.index.database import Database
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.proven import Difference
 from msb_pull.store.index.stored import StoredLayer
-from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
