@@ -66,6 +66,9 @@ def pull_image(
             if options.name is None:
                 _warn_of_replacing(local, resolved, warn)
             if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
+                # A pull that was killed may have left something; in a store that cannot be written it stays.
+                with contextlib.suppress(OSError):
+                    store.sweep()
                 return _unchanged(local, store, started)
         work = Transfer(resolved, source, store, options, job)
         return work.plan_only(started) if options.dry_run else work.run(started)
