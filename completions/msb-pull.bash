@@ -37,7 +37,7 @@ _msb_pull_images() { # word to complete, home
 
 _msb_pull() {
     COMPREPLY=()
-    local commands='pull ls inspect verify prune rm save'
+    local commands='pull ls inspect verify prune rm save export'
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
         [pull]='-f --force --as -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
@@ -48,6 +48,7 @@ _msb_pull() {
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
         [save]='-o --output'
+        [export]='-o --output --path -f --force'
     )
 
     # The words up to the cursor, split at blanks alone.
@@ -57,7 +58,7 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort -o --output '
+        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path -o --output '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -89,7 +90,11 @@ _msb_pull() {
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
         --config | --ca-cert | --authfile | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
-        --format) choices=(text json); [[ $command == save ]] && choices+=(oci docker) ;;
+        --format)
+            choices=(text json)
+            [[ $command == save ]] && choices+=(oci docker)
+            [[ $command == export ]] && choices+=(tar)
+            ;;
         --progress) choices=(auto bars plain json none) ;;
         --color) choices=(auto always never) ;;
         --policy) choices=(missing always newer never) ;;

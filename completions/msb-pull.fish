@@ -1,6 +1,6 @@
 # fish completion for msb-pull.
 
-set -g __msb_pull_commands pull ls inspect verify prune rm save
+set -g __msb_pull_commands pull ls inspect verify prune rm save export
 
 function __msb_pull_command --description 'The command on the line; pull when its first word is an image; nothing yet when there is none'
     set -l words (commandline -opc)
@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort -o --output
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path -o --output
                 set skip yes
             case '-*'
             case '*'
@@ -57,10 +57,11 @@ complete -c msb-pull -n 'test -z (__msb_pull_command)' -a verify -d 'Prove layer
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a prune -d 'Remove what no image needs'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a rm -d 'Remove images'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a save -d 'Write images into an archive'
+complete -c msb-pull -n 'test -z (__msb_pull_command)' -a export -d 'Write the merged tree of an image'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -s V -l version -d 'Show the version'
 
 complete -c msb-pull -n '__msb_pull_is pull' -a '(__msb_pull_sources)'
-complete -c msb-pull -n '__msb_pull_is ls inspect verify rm save' -a '(__msb_pull_images)'
+complete -c msb-pull -n '__msb_pull_is ls inspect verify rm save export' -a '(__msb_pull_images)'
 
 complete -c msb-pull -n '__msb_pull_is pull' -s f -l force -d 'Fetch and unpack every layer again'
 complete -c msb-pull -n '__msb_pull_is pull' -l as -x -d 'Name for a local image'
@@ -97,7 +98,11 @@ complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of 
 
 complete -c msb-pull -n '__msb_pull_is save' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is save' -l format -x -a 'oci docker text json' -d 'Kind of archive'
-complete -c msb-pull -n 'not __msb_pull_is save' -l format -x -a 'text json' -d 'What standard output carries'
+complete -c msb-pull -n '__msb_pull_is export' -s o -l output -r -F -d 'Where to write'
+complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar text json' -d 'What to write'
+complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
+complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
+complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 
 complete -c msb-pull -l home -r -a '(__fish_complete_directories)' -d 'Where images live'
 complete -c msb-pull -l layers-dir -r -a '(__fish_complete_directories)' -d 'Where layers live'

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.auth_file import Credential
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
+    from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
     from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
 
@@ -44,6 +45,8 @@ __all__ = [
     "Credential",
     "CredentialStore",
     "ExitCode",
+    "ExportOptions",
+    "ExportResult",
     "LayerOutcome",
     "ListedImage",
     "LocalError",
@@ -70,6 +73,7 @@ _HOLDERS = {
     "UsageError",
     "image.platform": "Platform",
     "ground.version": "__version__",
+    "work.export.export": "ExportOptions ExportResult",
     "work.listing": "ListedImage",
     "work.pull.plan": "LayerOutcome Policy PullOptions PullResult",
     "source.registry.auth_file": "Credential",

@@ -6,8 +6,9 @@ Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from msb_pull.config import settings as config
 from msb_pull.ground.events import ignore
@@ -18,7 +19,6 @@ from msb_pull.work.pull import pull
 from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
-    import os
     import threading
     from collections.abc import Callable
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.events import Observer
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage
     from msb_pull.work.pull.plan import PullResult
 
@@ -111,6 +112,37 @@ class Store:
         2
         """
         return self._inspect(image).lowerdir()
+
+    def export(
+        self,
+        image: str,
+        out: str | os.PathLike[str] | BinaryIO,
+        options: ExportOptions | None = None,
+        *,
+        observer: Observer = ignore,
+        cancel: threading.Event | None = None,
+    ) -> ExportResult:
+        """Writes the merged tree of an image to a path, or to a binary stream, each file checked on the way.
+
+        A path is the old one, or not there, until all is written; what a stream got before an error is worthless.
+        Setting ``cancel`` ends it within a second. Raises NotFoundError for an image that is not here or not complete,
+        ContentError for what is damaged, UsageError, LocalError, Cancelled; OSError of a stream.
+
+        >>> import io, tarfile, tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+        >>> result = store.export("sample:1", out := io.BytesIO())
+        >>> out.tell() == result.bytes
+        True
+        >>> tarfile.open(fileobj=io.BytesIO(out.getvalue())).getmember("etc").mode == 0o750
+        True
+        """
+        from msb_pull.work.export.export import ExportOptions, export_image
+
+        where = Path(out) if isinstance(out, str | os.PathLike) else out
+        reference = Reference.parse(image, self._settings.default_registry)
+        job = Job(observer, Cancel(cancel) if cancel else Cancel())
+        return export_image(self._place, reference, where, options or ExportOptions(), job)
 
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image

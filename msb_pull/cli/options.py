@@ -110,6 +110,33 @@ SaveFormat = Annotated[
         show_default=False,
     ),
 ]
+ExportOutput = Annotated[
+    Text,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="Where to write; `-` is standard output. The name tells the format."
+    ),
+]
+ExportFormat = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="tar",
+        help="What to write; default: as the name of OUT says, tar on standard output. May be given twice, since text "
+        "and json choose what standard output carries, as everywhere.",
+        show_default=False,
+    ),
+]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path",
+        metavar="PATH",
+        help="Only this file or folder of the image; may be given several times. One file goes to standard output as "
+        "it is, unless --format says otherwise.",
+        show_default=False,
+    ),
+]
+Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]
 
 
 Form = Annotated[

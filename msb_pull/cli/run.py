@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
 from msb_pull.display.display import Display, error_document
-from msb_pull.display.streams import OutputClosed, Streams
+from msb_pull.display.streams import OutputClosed, Streams, give_up, is_terminal, output_error
 from msb_pull.ground.errors import (
     Cancelled,
     ExitCode,
@@ -24,7 +25,7 @@ from msb_pull.ground.errors import (
 from msb_pull.ground.running import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from msb_pull.cli.signals import Interrupts
     from msb_pull.config.settings import Settings
@@ -156,6 +157,34 @@ class Run:
             self.display.document(document)
         else:
             self.display.result(text)
+
+    @contextlib.contextmanager
+    def binary_output(self, command: str, what: str) -> Iterator[BinaryIO]:
+        """Standard output for ``what`` a command writes that is no text.
+
+        Raises UsageError where it is no place for that, OutputClosed, LocalError.
+        """
+        if is_terminal(self.display.streams.stdout):
+            raise UsageError(
+                f"{command}: refusing to write {what} to a terminal",
+                hint=f"msb-pull {command} IMAGE -o - > FILE, or -o FILE",
+            )
+        if self.display.format == "json":
+            raise UsageError(
+                f"{command}: standard output cannot carry {what} and a document", hint="name a file with -o"
+            )
+        out = self.display.streams.stdout.buffer
+        try:
+            yield out
+            out.flush()
+        except BrokenPipeError:
+            give_up(self.display.streams.stdout)
+            raise OutputClosed from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            give_up(self.display.streams.stdout)
+            raise output_error(error) from error
 
     def fail(self, errors: Sequence[MsbPullError]) -> None:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""

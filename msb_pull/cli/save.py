@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from msb_pull.display.streams import OutputClosed, give_up, is_terminal, output_error
-from msb_pull.ground.errors import LocalError, UsageError, exhausted, local_error
+from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
+from msb_pull.work.export.place import ELSEWHERE, unwritten
 from msb_pull.work.save import Format, save_images
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from msb_pull.work.save import SaveResult
 
 _TWO_KINDS = "--format: choose one kind of archive, oci or docker"
-_ELSEWHERE = "choose another place with -o"
 
 
 def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence[str]) -> None:
@@ -52,13 +50,13 @@ def _archive_format(formats: Sequence[str]) -> str:
 def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
     """Where the archive is written to; a file gets its name at the end, and nothing is left of one that failed."""
     if output == "-":
-        with _standard_output(run) as out:
+        with run.binary_output("save", "an archive") as out:
             yield out
         return
     path = Path(output).expanduser()
     try:
         if not path.parent.is_dir():
-            raise LocalError(f"{visible(str(path.parent))}: no such folder", hint=_ELSEWHERE)
+            raise LocalError(f"{visible(str(path.parent))}: no such folder", hint=ELSEWHERE)
         if path.exists() and not path.is_file():
             # A pipe or a device has no half-written state to hide.
             with path.open("wb") as out:
@@ -73,46 +71,11 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
             draft.replace(path)
         except OSError as error:
             # Once the draft is gone, what is free says nothing of why the disk was full.
-            raise _unwritten(error, path) from error
+            raise unwritten(error, path) from error
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritten(error, path) from error
-
-
-def _unwritten(error: OSError, path: Path) -> LocalError:
-    """What went wrong with the archive, or with the store that it was to be made from."""
-    if spent := exhausted(error):
-        return spent
-    named = Path(os.fsdecode(error.filename)) if error.filename else path
-    if named.parent != path.parent:
-        return local_error(error, path.parent)
-    told = local_error(OSError(error.errno, error.strerror, str(path)), path.parent)
-    # A limit of this process is the same in every place.
-    hint = told.hint if error.errno == errno.EFBIG else _ELSEWHERE
-    return LocalError(told.message, cause=told.cause, hint=hint)
-
-
-@contextlib.contextmanager
-def _standard_output(run: Run) -> Iterator[BinaryIO]:
-    if is_terminal(run.display.streams.stdout):
-        raise UsageError(
-            "save: refusing to write an archive to a terminal", hint="msb-pull save IMAGE -o - > FILE, or -o FILE"
-        )
-    if run.display.format == "json":
-        raise UsageError("save: standard output cannot carry an archive and a document", hint="name a file with -o")
-    out = run.display.streams.stdout.buffer
-    try:
-        yield out
-        out.flush()
-    except BrokenPipeError:
-        give_up(run.display.streams.stdout)
-        raise OutputClosed from None
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        give_up(run.display.streams.stdout)
-        raise output_error(error) from error
+        raise unwritten(error, path) from error
 
 
 def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any]:

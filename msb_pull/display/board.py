@@ -69,7 +69,7 @@ class Board:
                 self._status = f"Waiting for {visible(holder)}"
             case events.PullPlanned():
                 self._plan(event)
-            case events.LayerProgress() | events.CheckProgress():
+            case events.LayerProgress() | events.CheckProgress() | events.ExportProgress():
                 self._progress(event, now)
             case events.LayerWaiting(digest=digest, holder=holder):
                 self._layer(digest).note = f"waiting for {visible(holder)}"
@@ -121,14 +121,15 @@ class Board:
             else:
                 self._layers[layer.digest] = _Layer(total=layer.size)
 
-    def _progress(self, event: events.LayerProgress | events.CheckProgress, now: float) -> None:
+    def _progress(self, event: events.LayerProgress | events.CheckProgress | events.ExportProgress, now: float) -> None:
         self._status = ""
         layer = self._layer(event.digest)
         layer.done, layer.total = event.done, event.total
         if isinstance(event, events.LayerProgress):
             layer.phase, layer.note = event.phase, ""
         else:
-            layer.phase, layer.unit = events.Phase.VERIFYING, event.unit
+            layer.phase = events.Phase.VERIFYING
+            layer.unit = event.unit if isinstance(event, events.CheckProgress) else "bytes"
             layer.finished = layer.finished or event.done >= event.total
         layer.meter.add(now, event.done)
         self._meter.add(now, sum(x.done for x in self._layers.values()))

@@ -84,7 +84,7 @@ class Display:
         with self._changed:
             # Of the progress of one layer only the newest counts; everything else is shown in order.
             key: Hashable = object()
-            if isinstance(event, (events.LayerProgress, events.CheckProgress)):
+            if isinstance(event, (events.LayerProgress, events.CheckProgress, events.ExportProgress)):
                 key = (type(event), event.image, event.digest)
             self._pending.pop(key, None)
             self._pending[key] = event

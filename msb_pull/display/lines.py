@@ -57,7 +57,7 @@ class PlainRenderer:
             return self._once(event, text) if isinstance(event, events.Warned) else [text]
         if not self._progress:
             return []
-        if isinstance(event, (events.LayerProgress, events.CheckProgress)):
+        if isinstance(event, (events.LayerProgress, events.CheckProgress, events.ExportProgress)):
             return self._progressed(event)
         if isinstance(event, events.PullPlanned):
             return _planned(event)
@@ -72,7 +72,7 @@ class PlainRenderer:
         self._seen.add(event)
         return [text]
 
-    def _progressed(self, event: events.LayerProgress | events.CheckProgress) -> list[str]:
+    def _progressed(self, event: events.LayerProgress | events.CheckProgress | events.ExportProgress) -> list[str]:
         now = self._clock()
         meter = self._meters.setdefault(event.digest, Meter())
         meter.add(now, event.done)
@@ -80,7 +80,7 @@ class PlainRenderer:
             return []
         self._told[event.digest] = now
         percent = 100 * event.done // event.total if event.total else 100
-        layer = f"layer {short_name(event.digest)}"
+        layer = "export" if isinstance(event, events.ExportProgress) else f"layer {short_name(event.digest)}"
         if isinstance(event, events.CheckProgress) and event.unit != "bytes":
             return [f"{layer} {event.done}/{event.total} {event.unit} ({percent}%)"]
         rate = meter.rate(now)

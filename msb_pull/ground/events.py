@@ -117,6 +117,19 @@ class CheckProgress(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ExportProgress(Event):
+    """``done`` of ``total`` bytes of an image's files have been written elsewhere."""
+
+    done: int
+    total: int
+
+    @property
+    def digest(self) -> str:
+        """What stands in the place of a layer's digest, so that an export is drawn as a layer is."""
+        return "export"
+
+
+@dataclass(frozen=True, slots=True)
 class Warned(Event):
     """Something a person should know, once per text."""
 

@@ -107,6 +107,11 @@ def disk_name(name: bytes) -> bytes | None:
     return ESCAPE + name
 
 
+def image_name(kept: bytes) -> bytes:
+    """The name that an image gave an attribute; the inverse of :func:`disk_name`."""
+    return kept.removeprefix(ESCAPE)
+
+
 # On the disk
 
 if sys.platform == "darwin":

@@ -34,10 +34,11 @@ class Staging:
 
 
 class Places:
-    """All private places in ``folder``."""
+    """All private places in ``folder``, or those whose label is ``only`` in one that holds other things as well."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: str = "") -> None:
         self.folder = folder
+        self._prefix = only and f"{only}-"
         self._deadline: float | None = None
 
     @contextlib.contextmanager
@@ -75,7 +76,9 @@ class Places:
     def _names(self) -> list[str]:
         try:
             with os.scandir(self.folder) as entries:
-                return sorted({entry.name.removesuffix(_LOCK) for entry in entries})
+                return sorted(
+                    {entry.name.removesuffix(_LOCK) for entry in entries if entry.name.startswith(self._prefix)}
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
 

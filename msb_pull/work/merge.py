@@ -10,17 +10,18 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import ContentError
+from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import parse_override_stat
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import expected_tree
+from msb_pull.layer.proof.node import Node
 from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
 from msb_pull.layer.tar.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from msb_pull.layer.proof.node import Node
 
 _KINDS = {
     stat.S_IFREG: "file",
@@ -52,43 +53,70 @@ class ListedFile:
     layer: str
 
 
-class _Place:
-    """A name; ``children`` is None for everything but directories."""
+class Name:
+    """One name of the merged tree: what stands there, which of its layers says so (counted from the bottom), and the
+    first path there of the same file. ``children`` is None for everything but directories."""
 
-    __slots__ = ("children", "file")
+    __slots__ = ("children", "first", "layer", "node", "path")
 
-    def __init__(self, file: ListedFile | None, children: dict[bytes, _Place] | None) -> None:
-        self.file = file
-        self.children = children
+    def __init__(self, path: bytes, node: Node, layer: int, first: bytes) -> None:
+        self.path = path
+        self.node = node
+        self.layer = layer
+        self.first = first
+        self.children: dict[bytes, Name] | None = {} if node.kind == stat.S_IFDIR else None
 
 
-def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
-    """The files of all layers, each given as (digest, record, notes) and bottom first, in the order of their paths.
+def stack(layers: Iterable[Mapping[bytes, Node]]) -> Name:
+    """Puts layers on each other, bottom first; returns the top directory.
 
-    Raises ContentError for a record or notes that are damaged.
+    A hard link into a lower layer has the node that stands there, and a directory that a layer only implies keeps that
+    of the layer below. Raises ContentError where a link leads to nothing.
     """
-    root = _Place(None, {})
-    for digest, record, notes in layers:
-        nodes = expected_tree(Record(record), Notes.load(notes))
+    root = Name(b"", Node.of_nothing(), 0, b"")
+    for number, nodes in enumerate(layers):
         first: dict[int, bytes] = {}
+        originals: dict[int, Node] = {}
+        hiding = []
         for path, node in nodes.items():
             first.setdefault(id(node), path)
+            if node.origin is not None:
+                originals[id(node)] = _original(root, path, node.origin)
             if is_whiteout(path.rpartition(b"/")[2]):
-                _hide(root, path)
+                hiding.append(path)
+        # A link may lead to what its own layer hides.
+        for path in hiding:
+            _hide(root, path)
         # In the order of their paths parents come first, even where a later entry replaced one.
         for path, node in sorted(nodes.items(), key=lambda item: item[0]):
-            if path and not is_whiteout(path.rpartition(b"/")[2]):
-                _put(root, _listed(path, node, first[id(node)], digest))
-    return list(_walk(root))
+            if not is_whiteout(path.rpartition(b"/")[2]):
+                _put(root, Name(path, originals.get(id(node), node), number, first[id(node)]))
+    return root
 
 
-def _hide(root: _Place, path: bytes) -> None:
+def _original(root: Name, path: bytes, origin: bytes) -> Node:
+    found = look(root, origin)
+    if found is None or found.children is not None:
+        raise ContentError(
+            f'hard link "{visible_bytes(path)}": its target "{visible_bytes(origin)}" is in no layer',
+            hint="`msb-pull verify --repair` repairs it",
+        )
+    return found.node
+
+
+def look(root: Name, path: bytes) -> Name | None:
+    """What stands at a path, no symlink followed."""
+    name: Name | None = root
+    for part in path.split(b"/") if path else ():
+        name = (name.children or {}).get(part) if name is not None else None
+    return name
+
+
+def _hide(root: Name, path: bytes) -> None:
     """Removes what a whiteout names, or all that an opaque directory holds."""
     opaque = path.rpartition(b"/")[2] == OPAQUE
     parent, _, name = path.rpartition(b"/") if opaque else hidden_by(path).rpartition(b"/")
-    place: _Place | None = root
-    for part in parent.split(b"/") if parent else ():
-        place = (place.children or {}).get(part) if place is not None else None
+    place = look(root, parent)
     if place is None or place.children is None:
         return
     if opaque:
@@ -97,31 +125,48 @@ def _hide(root: _Place, path: bytes) -> None:
         place.children.pop(name, None)
 
 
-def _put(root: _Place, file: ListedFile) -> None:
-    *parents, name = file.path.split(b"/")
-    inside = root
-    for part in parents:
-        # A layer names every directory before what is in it, or has one made.
-        assert inside.children is not None
-        inside = inside.children[part]
-    assert inside.children is not None
-    before = inside.children.get(name)
-    if file.kind != "directory":
-        inside.children[name] = _Place(file, None)
-    elif before is None or before.children is None:
-        inside.children[name] = _Place(file, {})
-    else:
-        before.file = file
+def _put(root: Name, new: Name) -> None:
+    parent, _, last = new.path.rpartition(b"/")
+    inside = look(root, parent)
+    # A layer names every directory before what is in it, or has one made.
+    assert inside is not None and inside.children is not None
+    before = inside.children.get(last) if new.path else root
+    if new.children is None or before is None or before.children is None:
+        inside.children[last] = new
+        return
+    before.layer, before.first = new.layer, new.first
+    if not new.node.implied:
+        before.node = new.node
 
 
-def _listed(path: bytes, node: Node, first: bytes, digest: str) -> ListedFile:
+def walk(root: Name) -> Iterator[Name]:
+    """Every name, parents before children; without recursion, since an image chooses the depth."""
+    pending = [root]
+    while pending:
+        name = pending.pop()
+        yield name
+        if name.children:
+            pending += [name.children[part] for part in sorted(name.children, reverse=True)]
+
+
+def merge(layers: Sequence[tuple[str, Path, Path]]) -> list[ListedFile]:
+    """The files of all layers, each given as (digest, record, notes) and bottom first, in the order of their paths.
+
+    Raises ContentError for a record or notes that are damaged.
+    """
+    root = stack(expected_tree(Record(record), Notes.load(notes)) for _, record, notes in layers)
+    return [_listed(name, layers[name.layer][0]) for name in walk(root) if name.path]
+
+
+def _listed(name: Name, digest: str) -> ListedFile:
+    node = name.node
     uid, gid, mode = parse_override_stat(node.override)
     kind = _KINDS[stat.S_IFMT(mode or 0)]
     target = node.link if kind == "symlink" else None
-    if first != path:
-        kind, target = "hardlink", first
+    if name.first != name.path:
+        kind, target = "hardlink", name.first
     return ListedFile(
-        path=path,
+        path=name.path,
         kind=kind,
         mode=(mode or 0) & 0o7777,
         uid=uid or 0,
@@ -132,14 +177,3 @@ def _listed(path: bytes, node: Node, first: bytes, digest: str) -> ListedFile:
         device=node.device,
         layer=digest,
     )
-
-
-def _walk(root: _Place) -> Iterator[ListedFile]:
-    """Every file below, parents before children; without recursion, since an image chooses the depth."""
-    pending = [root]
-    while pending:
-        place = pending.pop()
-        if place.file is not None:
-            yield place.file
-        if place.children:
-            pending += [place.children[name] for name in sorted(place.children, reverse=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import io
 import json
@@ -20,18 +19,17 @@ from msb_pull.ground.text import visible_bytes
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
-from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.model import content_paths, expected_tree
+from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import Kept
+from msb_pull.work.recorded import recorded_layer
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from msb_pull.ground.running import Job
-    from msb_pull.layer.proof.node import Node
+    from msb_pull.layer.tar.record import Record
     from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
 
@@ -163,7 +161,7 @@ class _Archive:
     def layer(self, layer: StoredLayer, name: str) -> int:
         """Adds the stream of a layer as the file ``name``; returns its size."""
         if name not in self._there:
-            record, nodes = self._model(layer)
+            record, nodes = recorded_layer(self._store, layer, self._job)
             self._there[name] = record.length
             pieces = self._pieces(layer, record, content_paths(nodes))
             self._tar.addfile(_member(name, record.length), _Stream(pieces))
@@ -171,27 +169,6 @@ class _Archive:
             for _ in pieces:
                 pass
         return self._there[name]
-
-    def _model(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
-        if self._store.has_layer(layer.key):
-            with contextlib.suppress(FileNotFoundError):
-                return self._loaded(layer)
-        # While it is swapped for a new one it counts as missing.
-
-        def waits(holder: str) -> None:
-            self._job.tell(events.LayerWaiting("", str(layer.digest), holder))
-
-        with self._store.lock_layer(layer.digest, waits, self._job.cancel):
-            if self._store.has_layer(layer.key):
-                return self._loaded(layer)
-        raise NotFoundError(
-            f"layer {layer.digest.short} is not in the store, or has no record to recreate it from",
-            hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
-        )
-
-    def _loaded(self, layer: StoredLayer) -> tuple[Record, dict[bytes, Node]]:
-        record = Record(self._store.record_path(layer.key))
-        return record, expected_tree(record, Notes.load(self._store.notes_path(layer.key)))
 
     def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""

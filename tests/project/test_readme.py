@@ -89,7 +89,7 @@ def test_readme_is_short():
     assert len(README.split()) <= 1000
 
 
-@pytest.mark.parametrize("command", ["pull", "ls", "inspect", "verify", "prune", "rm", "save"])
+@pytest.mark.parametrize("command", ["pull", "ls", "inspect", "verify", "prune", "rm", "save", "export"])
 def test_options_named_for_a_command_exist(command):
     """Each `msb-pull COMMAND … --option` of both pages is an option of that command's help."""
     lines = [line.split("#")[0] for block in code("sh", README + USAGE) for line in block.splitlines()]

@@ -101,6 +101,15 @@ def test_later_entries_of_a_layer_win(tree):
     assert (found["a"].size, found["b"].size, found["b"].kind) == (2, 3, "file")
 
 
+def test_a_time_before_1970_is_told_as_the_image_has_it(tree):
+    assert tree([file("old", when=-86_400)])["old"].mtime_ns == -86_400 * 10**9
+
+
+def test_a_directory_that_a_layer_only_implies_is_that_of_the_layer_below(tree):
+    found = tree([folder("d", 0o1777, when=-5)], [file("d/f")])
+    assert (found["d"].mode, found["d"].mtime_ns) == (0o1777, -5 * 10**9)
+
+
 def test_very_deep_trees_need_no_stack(tree):
     deep = "/".join(["d"] * 1000)
     assert len(tree([file(deep)])) == 1000

@@ -12,6 +12,7 @@ from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
     OVERRIDE_STAT,
     UNSUPPORTED,
+    clamp_time,
     get_attribute,
     image_attributes,
     link_attributes,
@@ -188,8 +189,9 @@ class Check:
         if stat.S_IFMT(facts.st_mode) != node.kind:
             yield Damage(path, "type", _kind(node.kind), _kind(facts.st_mode))
             return
-        if node.mtime_ns is not None and not self._keeping.is_kept(node.mtime_ns, facts.st_mtime_ns):
-            yield Damage(path, "time", _seconds(node.mtime_ns), _seconds(facts.st_mtime_ns))
+        when = None if node.mtime_ns is None else clamp_time(node.mtime_ns)
+        if when is not None and not self._keeping.is_kept(when, facts.st_mtime_ns):
+            yield Damage(path, "time", _seconds(when), _seconds(facts.st_mtime_ns))
         if node.kind == stat.S_IFLNK:
             target = os.readlink(name, dir_fd=directory)
             if target != node.link:

@@ -6,7 +6,7 @@ import os
 import stat
 from binascii import a2b_base64
 
-from msb_pull.layer.attributes import IMPLIED, IMPLIED_MODE, clamp_time, disk_mode, disk_name, override_stat
+from msb_pull.layer.attributes import IMPLIED, IMPLIED_MODE, disk_mode, disk_name, override_stat
 from msb_pull.layer.tar.entry import BLK, CHR, DIR, FIFO, REG
 
 TYPE_CHECKING = False
@@ -23,11 +23,11 @@ _SYMLINK = override_stat(stat.S_IFLNK, 0o777, 0, 0)
 class Node:
     """One inode: hard links share it. ``index`` is the entry whose payload it holds, -1 for none.
 
-    ``kind`` is the type on disk (devices are empty files, ``device`` is their number); ``mtime_ns`` is None where
-    nothing is said of it. ``origin`` is where the original of a copy from a lower layer lies, whose content is in no
-    payload, and ``sha256`` (hex) what the notes say of it; ``copy`` is the entry whose payload stands here as well as
-    elsewhere. Of the attributes of a ``partial`` one the file system did not take all. A directory is ``implied`` while
-    no entry describes it.
+    ``kind`` is the type on disk (devices are empty files, ``device`` is their number). ``mtime_ns`` is the image's,
+    also where a disk has no room for it, and None where nothing is said of it. ``origin`` is where the original of a
+    copy from a lower layer lies, whose content is in no payload, and ``sha256`` (hex) what the notes say of it;
+    ``copy`` is the entry whose payload stands here as well as elsewhere. Of the attributes of a ``partial`` one the
+    file system did not take all. A directory is ``implied`` while no entry describes it.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Node:
         kind = _KINDS[entry.type]
         on_disk = kind if kind == stat.S_IFDIR else stat.S_IFREG
         override = override_stat(kind, entry.mode, entry.uid, entry.gid)
-        node = cls(on_disk, disk_mode(on_disk, entry.mode), override, clamp_time(entry.mtime_ns))
+        node = cls(on_disk, disk_mode(on_disk, entry.mode), override, entry.mtime_ns)
         for name, value in (entry.xattrs or {}).items():
             kept = disk_name(name)
             if kept is not None:
@@ -79,7 +79,7 @@ class Node:
     def of_symlink(cls, entry: Entry) -> Node:
         """A symlink, whose owner most systems have no room for."""
         override = override_stat(stat.S_IFLNK, entry.mode, entry.uid, entry.gid)
-        node = cls(stat.S_IFLNK, 0, override, clamp_time(entry.mtime_ns))
+        node = cls(stat.S_IFLNK, 0, override, entry.mtime_ns)
         node.link = entry.linkname
         return node
 
@@ -87,7 +87,7 @@ class Node:
     def of_whiteout(cls, entry: Entry) -> Node:
         """The empty file that stands for a whiteout."""
         override = override_stat(stat.S_IFREG, entry.mode, entry.uid, entry.gid)
-        return cls(stat.S_IFREG, disk_mode(stat.S_IFREG, entry.mode), override, clamp_time(entry.mtime_ns))
+        return cls(stat.S_IFREG, disk_mode(stat.S_IFREG, entry.mode), override, entry.mtime_ns)
 
     @classmethod
     def of_fact(cls, fact: dict[str, Any]) -> Node:
@@ -106,7 +106,8 @@ class Node:
         return node
 
     def dress(self, fact: dict[str, Any]) -> None:
-        """Gives a directory what was derived for it."""
+        """Gives a directory what was derived for it; what the layer itself hides tells nothing more of it."""
+        self.implied = self.implied and not fact.get("hidden", False)
         self.override = fact["override"].encode("ascii")
         self.mtime_ns = fact["mtime_ns"]
         self.attributes = decoded(fact["xattrs"].items())

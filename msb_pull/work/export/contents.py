@@ -1,0 +1,101 @@
+"""Reads the files of an image's layers, each compared with the checksum that its layer's record has of it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from isal.isal_zlib import crc32
+
+from msb_pull.ground.below import open_file
+from msb_pull.ground.errors import ContentError, raise_if_exhausted
+from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.proof.stream import open_folder
+from msb_pull.layer.tree.holes import first_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from msb_pull.layer.tar.record import Payload
+
+_PIECE = 1 << 18
+_REPAIR = "`msb-pull verify --repair` repairs it"
+
+
+class Source:
+    """Where the content of a file lies: a layer (counted from the bottom), a path there, and what must be read."""
+
+    __slots__ = ("layer", "path", "payload", "size")
+
+    def __init__(self, layer: int, path: bytes, payload: Payload, size: int) -> None:
+        self.layer = layer
+        self.path = path
+        self.payload = payload
+        self.size = size
+
+
+class Contents:
+    """The open directories of an image's layers, each given with its name for people; :meth:`close` closes them.
+
+    The last directory that was read from stays open. For one thread.
+    """
+
+    def __init__(self, layers: Sequence[tuple[str, int]]) -> None:
+        self._layers = layers
+        self._folder: tuple[int, bytes] | None = None
+        self._handle = -1
+
+    def close(self) -> None:
+        """Closes every descriptor."""
+        for handle in [*(root for _, root in self._layers), *([self._handle] if self._folder else [])]:
+            os.close(handle)
+        self._layers, self._folder = (), None
+
+    def pieces(self, source: Source) -> Iterator[tuple[int, bytes]]:
+        """What a file holds, as (offset, bytes) in order and without its holes.
+
+        Raises ContentError, at the latest after the last piece, for a file that is not what its layer's record says.
+        """
+        _, _, expected, _, sparse = source.payload
+        try:
+            handle = self.open(source)
+            try:
+                if (size := os.fstat(handle).st_size) != source.size:
+                    raise self._damage(source, f"{source.size} bytes", f"{size} bytes")
+                crc = 0
+                for offset, length in sparse if sparse is not None else ((0, source.size),):
+                    end = offset + length
+                    while offset < end:
+                        piece = os.pread(handle, min(_PIECE, end - offset), offset)
+                        if not piece:
+                            raise self._damage(source, f"{source.size} bytes", f"{offset} bytes")
+                        crc = crc32(piece, crc)
+                        yield offset, piece
+                        offset += len(piece)
+                if crc != expected:
+                    raise self._damage(source, f"crc32 {expected:08x}", f"crc32 {crc:08x}")
+                if sparse is not None and (at := first_data(handle, sparse, source.size)) is not None:
+                    raise self._damage(source, "a hole", f"data at byte {at}")
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise self.trouble(source, error) from error
+
+    def open(self, source: Source) -> int:
+        """A descriptor to read a file; raises OSError."""
+        parent, _, name = source.path.rpartition(b"/")
+        if self._folder != (source.layer, parent):
+            handle = open_folder(self._layers[source.layer][1], parent)
+            if self._folder is not None:
+                os.close(self._handle)
+            self._folder, self._handle = (source.layer, parent), handle
+        return open_file(name, self._handle)
+
+    def trouble(self, source: Source, error: OSError) -> ContentError:
+        """What an error of :meth:`open` or of reading means; raises LocalError for a limit of this machine."""
+        raise_if_exhausted(error)
+        return self._damage(source, f"{source.size} bytes", error.strerror or "an unreadable file")
+
+    def _damage(self, source: Source, expected: str, found: str) -> ContentError:
+        name = f'layer {self._layers[source.layer][0]}: "{visible_bytes(source.path)}"'
+        return ContentError(f"{name} is damaged (expected {expected}, found {found})", hint=_REPAIR)

@@ -1,0 +1,134 @@
+"""Export: the merged tree of one image in a form that others boot, mount or import. Nothing in the store changes."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import UsageError
+from msb_pull.ground.running import Throttle
+from msb_pull.work.export.formats import FILE, TAR, Task, format_of
+from msb_pull.work.export.place import file_draft, output_path, unwritten
+from msb_pull.work.export.tree import merged_tree
+from msb_pull.work.listing import find_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from msb_pull.ground.running import Job
+    from msb_pull.image.reference import Reference
+    from msb_pull.store.index.stored import StoredImage
+    from msb_pull.store.store import Store
+    from msb_pull.work.export.formats import Format
+    from msb_pull.work.export.tree import Inode, MergedTree
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How to export.
+
+    ``format`` is by default what the name of the output means; a stream gets a tar, or the file itself where ``paths``
+    is the path of one. With ``paths`` only what stands there and below is written, and the directories on the way.
+    ``force`` replaces what exists.
+    """
+
+    format: str | None = None
+    paths: Sequence[str] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What was exported: ``entries`` names, and ``bytes`` of the file that was written."""
+
+    reference: str
+    digest: str | None
+    format: str
+    entries: int
+    bytes: int
+    seconds: float
+
+
+def export_image(
+    store: Store, reference: Reference, out: Path | BinaryIO, options: ExportOptions, job: Job
+) -> ExportResult:
+    """Writes the merged tree of a stored image to ``out``, a path or a stream that need not be seekable.
+
+    Every file is compared with the checksum of its layer's record on the way. A path is the old one, or not there,
+    until all is written; what a stream got before an error is worthless. Raises NotFoundError, ContentError for what is
+    damaged, UsageError, LocalError, Cancelled; OSError of a stream.
+    """
+    started = time.monotonic()
+    image = find_image(store, reference)
+    with store.lock_shared(job.tell_waiting, job.cancel):
+        if isinstance(out, Path):
+            form = format_of(out.name, options.format)
+            entries, written = _to_path(store, image, out, form, options, job)
+        else:
+            with merged_tree(store, image, job) as tree:
+                form, inodes = _for_stream(tree, options)
+                entries, written = _write(image, inodes, out, "", form, job)
+    digest = str(image.digest) if image.digest else None
+    return ExportResult(image.reference, digest, form.name, entries, written, time.monotonic() - started)
+
+
+def _for_stream(tree: MergedTree, options: ExportOptions) -> tuple[Format, list[Inode]]:
+    if options.format is None and len(options.paths) == 1:
+        # Whoever wants the one file wants what it holds, not where it leads.
+        real = tree.real_path(os.fsencode(options.paths[0]), followed=True)
+        inodes = tree.inodes([real])
+        is_file = inodes[-1].path == real and inodes[-1].kind == stat.S_IFREG
+        return (FILE, inodes[-1:]) if is_file else (TAR, inodes)
+    form = TAR if options.format is None else format_of("", options.format)
+    if not form.streamed:
+        raise UsageError(f"export: {form.name} cannot be written to a stream", hint="name a file with -o")
+    return form, _chosen(tree, options)
+
+
+def _chosen(tree: MergedTree, options: ExportOptions) -> list[Inode]:
+    return tree.inodes([tree.real_path(os.fsencode(path)) for path in options.paths])
+
+
+def _to_path(
+    store: Store, image: StoredImage, out: Path, form: Format, options: ExportOptions, job: Job
+) -> tuple[int, int]:
+    path = output_path(store, out, folder=False, force=options.force)
+    with merged_tree(store, image, job) as tree:
+        inodes = _chosen(tree, options)
+        try:
+            with file_draft(path) as draft:
+                try:
+                    return _write(image, inodes, draft, path.name, form, job)
+                except OSError as error:
+                    # Once the draft is gone, what is free says nothing of why the disk was full.
+                    raise unwritten(error, path) from error
+        except OSError as error:
+            raise unwritten(error, path) from error
+
+
+def _write(
+    image: StoredImage, inodes: Sequence[Inode], out: BinaryIO, name: str, form: Format, job: Job
+) -> tuple[int, int]:
+    task = Task(image, name, "", _progress(image.reference, inodes, job))
+    return len(inodes), form.write(inodes, out, task)
+
+
+def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[int], None]:
+    """Tells of the bytes of each piece, and ends the work when it is to end."""
+    total = sum(inode.stored for inode in inodes if inode.kind == stat.S_IFREG and inode.link_of is None)
+    done, throttle = 0, Throttle()
+
+    def count(size: int) -> None:
+        nonlocal done
+        job.cancel.check()
+        done += size
+        if throttle.passes(last=done == total):
+            job.tell(events.ExportProgress(reference, done, total))
+
+    count(0)
+    return count

@@ -1,0 +1,147 @@
+"""What an image can be exported as: one row a format, and which of them the name of an output means."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from msb_pull.ground.errors import UsageError
+from msb_pull.ground.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from msb_pull.store.index.stored import StoredImage
+    from msb_pull.work.export.tree import Inode
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a writer is asked beside the tree: the ``image``, the ``name`` of the output ("" for a stream), how owners
+    are kept (``stat``, of a folder), and whom to tell of the bytes of each piece of content."""
+
+    image: StoredImage
+    name: str
+    stat: str
+    progress: Callable[[int], None]
+
+
+class Sink(Protocol):
+    """What takes the bytes of a file, in order."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format. ``write`` takes the tree, a file (or what is no more than a pipe, where ``streamed``) and the task, and
+    returns how many bytes it wrote."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    streamed: bool
+    write: Callable[[Sequence[Inode], BinaryIO, Task], int]
+
+
+def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
+    from msb_pull.work.export.tar import write_tar
+
+    with _compressed(out, task.name) as sink:
+        write_tar(inodes, sink, task.progress)
+    return sink.count
+
+
+def _file(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
+    sink = _Counted(out)
+    for offset, piece in inodes[-1].pieces():
+        sink.zeros(offset - sink.count)
+        sink.write(piece)
+        task.progress(len(piece))
+    sink.zeros(inodes[-1].size - sink.count)
+    return sink.count
+
+
+# The last regular file alone, as it is; nobody has to ask for it by this name.
+FILE = Format("file", (), True, _file)
+TAR = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), True, _tar)
+FORMATS = {form.name: form for form in (TAR,)}
+
+
+def format_of(name: str, asked: str | None) -> Format:
+    """The format that was asked for, or that the name of the output means; raises UsageError."""
+    if asked is not None:
+        if asked not in FORMATS:
+            raise UsageError(f"--format: {asked!r} is not one of {', '.join(FORMATS)}")
+        return FORMATS[asked]
+    for form in FORMATS.values():
+        if name.lower().endswith(form.suffixes):
+            return form
+    raise UsageError(
+        f"{visible(name)}: the name does not tell the format", hint=f"name one with --format: {', '.join(FORMATS)}"
+    )
+
+
+# Compression
+
+_ZEROS = 1 << 18
+
+
+class _Counted:
+    """Writes whole pieces, and counts them."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.count = 0
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        self.count += len(view)
+        # A raw file may take less than it is given.
+        while view:
+            view = view[self._out.write(view) :]
+
+    def zeros(self, count: int) -> None:
+        while count:
+            self.write(bytes(min(count, _ZEROS)))
+            count -= min(count, _ZEROS)
+
+
+class _Compressing:
+    def __init__(self, out: _Counted, compressor: Any) -> None:
+        self._out = out
+        self._compressor = compressor
+
+    def write(self, data: bytes) -> None:
+        self._out.write(self._compressor.compress(data))
+
+    def close(self) -> None:
+        self._out.write(self._compressor.flush())
+
+    @property
+    def count(self) -> int:
+        return self._out.count
+
+
+@contextlib.contextmanager
+def _compressed(out: BinaryIO, name: str) -> Iterator[_Counted | _Compressing]:
+    """Compresses as the name of the output says."""
+    counted = _Counted(out)
+    compressor: Any
+    if name.lower().endswith((".gz", ".tgz")):
+        from isal import isal_zlib
+
+        compressor = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
+    elif name.lower().endswith(".zst"):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        compressor = zstd.ZstdCompressor()
+    else:
+        yield counted
+        return
+    compressing = _Compressing(counted, compressor)
+    yield compressing
+    compressing.close()
