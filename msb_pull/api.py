@@ -139,7 +139,7 @@ class Store:
         """
         from msb_pull.work.export.export import ExportOptions, export_image
 
-        where = Path(out) if isinstance(out, str | os.PathLike) else out
+        where = os.fspath(out) if isinstance(out, str | os.PathLike) else out
         reference = Reference.parse(image, self._settings.default_registry)
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_image(self._place, reference, where, options or ExportOptions(), job)

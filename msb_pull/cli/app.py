@@ -242,6 +242,7 @@ def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: o
     usage="[OPTIONS] IMAGE -o OUT",
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
+msb-pull export ubuntu:22.04 -o rootfs/                     a folder
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
 msb-pull export app:1 -o - | podman import - app:flat""",
@@ -252,21 +253,22 @@ def export(
     output: opt.ExportOutput = None,
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
+    stat: opt.Stat = None,
     force: opt.Replace = False,
 ) -> None:
     """Write the merged tree of an image.
 
-    All layers on each other, as a container would see them: owners, full modes, times, attributes, devices, hard
-    links and holes are those of the image, whoever runs this. Contents are checked on the way, and no network is used.
-    The same image gives the same tar on every machine; .tar.gz and .tar.zst are compressed.
+    All layers on each other, as a container would see them, in a tar or a folder: owners, full modes, times,
+    attributes, devices, hard links and holes are those of the image, whoever runs this. Contents are checked on the
+    way, and no network is used. The same image gives the same tar on every machine; .tar.gz and .tar.zst are
+    compressed.
     """
     if not output:
         raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")
     from msb_pull.cli.export import export_tree
 
-    export_tree(
-        run, opt.needed([image] if image else [], "export")[0], output, form or [], paths=paths or [], force=force
-    )
+    name = opt.needed([image] if image else [], "export")[0]
+    export_tree(run, name, output, form or [], paths=paths or [], how=stat, force=force)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

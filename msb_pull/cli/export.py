@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
@@ -21,20 +20,20 @@ _SHOWN = ("text", "json")
 
 
 def export_tree(
-    run: Run, image: str, output: str, formats: Sequence[str], *, paths: Sequence[str], force: bool
+    run: Run, image: str, output: str, formats: Sequence[str], *, paths: Sequence[str], how: str | None, force: bool
 ) -> None:
     """Writes the merged tree of an image to ``output``."""
     reference = Reference.parse(image, run.settings.default_registry)
     kinds = list(dict.fromkeys(form for form in formats if form not in _SHOWN))
     if len(kinds) > 1:
         raise UsageError(f"--format: choose one of {' and '.join(kinds)}")
-    options = ExportOptions(format=kinds[0] if kinds else None, paths=paths, force=force)
+    options = ExportOptions(format=kinds[0] if kinds else None, paths=paths, stat=how, force=force)
     store = run.store_with([str(reference)])
     if output == "-":
         with run.binary_output("export", "a file system") as out:
             result = export_image(store, reference, out, options, run.job)
     else:
-        result = export_image(store, reference, Path(output), options, run.job)
+        result = export_image(store, reference, output, options, run.job)
     if run.display.format == "json":
         run.write(_document(result, output), "")
     where = "standard output" if output == "-" else visible(output)

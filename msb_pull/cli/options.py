@@ -120,9 +120,9 @@ ExportFormat = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        metavar="tar",
-        help="What to write; default: as the name of OUT says, tar on standard output. May be given twice, since text "
-        "and json choose what standard output carries, as everywhere.",
+        metavar="tar|dir",
+        help="What to write; default: as the name of OUT says (`OUT/` is a folder), tar on standard output. May be "
+        "given twice, since text and json choose what standard output carries, as everywhere.",
         show_default=False,
     ),
 ]
@@ -134,6 +134,15 @@ Paths = Annotated[
         help="Only this file or folder of the image; may be given several times. One file goes to standard output as "
         "it is, unless --format says otherwise.",
         show_default=False,
+    ),
+]
+Stat = Annotated[
+    Text,
+    typer.Option(
+        "--stat",
+        metavar="native|containers|microsandbox",
+        help="How a folder keeps owners, modes and devices: themselves (default for root), in the attribute of libkrun "
+        "and fuse-overlayfs (default for others), or in that of Microsandbox.",
     ),
 ]
 Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]

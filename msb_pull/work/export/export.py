@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from msb_pull.ground import events
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import Throttle
+from msb_pull.work.export.directory import chosen_stat
 from msb_pull.work.export.formats import FILE, TAR, Task, format_of
-from msb_pull.work.export.place import file_draft, output_path, unwritten
+from msb_pull.work.export.place import file_draft, folder_draft, output_path, unwritten
 from msb_pull.work.export.tree import merged_tree
 from msb_pull.work.listing import find_image
 
@@ -34,11 +35,12 @@ class ExportOptions:
 
     ``format`` is by default what the name of the output means; a stream gets a tar, or the file itself where ``paths``
     is the path of one. With ``paths`` only what stands there and below is written, and the directories on the way.
-    ``force`` replaces what exists.
+    ``stat`` says how a folder keeps owners (``directory.STATS``). ``force`` replaces what exists.
     """
 
     format: str | None = None
     paths: Sequence[str] = ()
+    stat: str | None = None
     force: bool = False
 
 
@@ -55,7 +57,7 @@ class ExportResult:
 
 
 def export_image(
-    store: Store, reference: Reference, out: Path | BinaryIO, options: ExportOptions, job: Job
+    store: Store, reference: Reference, out: str | BinaryIO, options: ExportOptions, job: Job
 ) -> ExportResult:
     """Writes the merged tree of a stored image to ``out``, a path or a stream that need not be seekable.
 
@@ -66,9 +68,11 @@ def export_image(
     started = time.monotonic()
     image = find_image(store, reference)
     with store.lock_shared(job.tell_waiting, job.cancel):
-        if isinstance(out, Path):
-            form = format_of(out.name, options.format)
-            entries, written = _to_path(store, image, out, form, options, job)
+        if isinstance(out, str):
+            form = format_of(Path(out).name, options.format, folder=out.endswith("/") or Path(out).is_dir())
+            if options.stat is not None and not form.folder:
+                raise UsageError(f"--stat: {form.name} keeps owners by itself", hint="it is for --format dir")
+            entries, written = _to_path(store, image, Path(out), form, options, job)
         else:
             with merged_tree(store, image, job) as tree:
                 form, inodes = _for_stream(tree, options)
@@ -97,13 +101,14 @@ def _chosen(tree: MergedTree, options: ExportOptions) -> list[Inode]:
 def _to_path(
     store: Store, image: StoredImage, out: Path, form: Format, options: ExportOptions, job: Job
 ) -> tuple[int, int]:
-    path = output_path(store, out, folder=False, force=options.force)
+    path = output_path(store, out, folder=form.folder, force=options.force)
+    how = chosen_stat(options.stat) if form.folder else ""
     with merged_tree(store, image, job) as tree:
         inodes = _chosen(tree, options)
         try:
-            with file_draft(path) as draft:
+            with folder_draft(path) if form.folder else file_draft(path) as draft:
                 try:
-                    return _write(image, inodes, draft, path.name, form, job)
+                    return _write(image, inodes, draft, path.name, form, job, how)
                 except OSError as error:
                     # Once the draft is gone, what is free says nothing of why the disk was full.
                     raise unwritten(error, path) from error
@@ -112,9 +117,9 @@ def _to_path(
 
 
 def _write(
-    image: StoredImage, inodes: Sequence[Inode], out: BinaryIO, name: str, form: Format, job: Job
+    image: StoredImage, inodes: Sequence[Inode], out: BinaryIO | int, name: str, form: Format, job: Job, how: str = ""
 ) -> tuple[int, int]:
-    task = Task(image, name, "", _progress(image.reference, inodes, job))
+    task = Task(image, name, how, _progress(image.reference, inodes, job))
     return len(inodes), form.write(inodes, out, task)
 
 

@@ -36,13 +36,14 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format. ``write`` takes the tree, a file (or what is no more than a pipe, where ``streamed``) and the task, and
-    returns how many bytes it wrote."""
+    """A format. ``write`` takes the tree, a file (or what is no more than a pipe, where ``streamed``; where it is a
+    ``folder``, the descriptor of an empty one) and the task, and returns how many bytes it wrote."""
 
     name: str
     suffixes: tuple[str, ...]
     streamed: bool
-    write: Callable[[Sequence[Inode], BinaryIO, Task], int]
+    write: Callable[[Sequence[Inode], Any, Task], int]
+    folder: bool = False
 
 
 def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
@@ -63,14 +64,24 @@ def _file(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     return sink.count
 
 
+def _directory(inodes: Sequence[Inode], root: int, task: Task) -> int:
+    from msb_pull.work.export.directory import write_directory
+
+    return write_directory(inodes, root, task.stat, task.progress)
+
+
 # The last regular file alone, as it is; nobody has to ask for it by this name.
 FILE = Format("file", (), True, _file)
 TAR = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), True, _tar)
-FORMATS = {form.name: form for form in (TAR,)}
+DIRECTORY = Format("dir", (), False, _directory, folder=True)
+FORMATS = {form.name: form for form in (TAR, DIRECTORY)}
 
 
-def format_of(name: str, asked: str | None) -> Format:
-    """The format that was asked for, or that the name of the output means; raises UsageError."""
+def format_of(name: str, asked: str | None, *, folder: bool = False) -> Format:
+    """The format that was asked for, or that the name of the output means, or that it is a folder's.
+
+    Raises UsageError.
+    """
     if asked is not None:
         if asked not in FORMATS:
             raise UsageError(f"--format: {asked!r} is not one of {', '.join(FORMATS)}")
@@ -78,6 +89,8 @@ def format_of(name: str, asked: str | None) -> Format:
     for form in FORMATS.values():
         if name.lower().endswith(form.suffixes):
             return form
+    if folder:
+        return DIRECTORY
     raise UsageError(
         f"{visible(name)}: the name does not tell the format", hint=f"name one with --format: {', '.join(FORMATS)}"
     )

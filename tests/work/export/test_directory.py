@@ -1,0 +1,83 @@
+"""Export as a folder."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+
+import pytest
+
+from msb_pull import ContentError, ExportOptions, UsageError
+from tests.conftest import need
+from tests.support.exports import NAME, all_facts, by_umoci, layout, store_of
+from tests.support.treecompare import describe
+
+needs_root = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return store_of(tmp_path / "home", (layout(tmp_path / "layout"), NAME))
+
+
+@needs_root
+def test_native_is_what_umoci_makes_of_the_image(store, tmp_path):
+    need("umoci")
+    store.export(NAME, f"{tmp_path}/out/")
+    assert all_facts(tmp_path / "out") == all_facts(by_umoci(tmp_path / "layout", "1", tmp_path / "theirs"))
+
+
+def test_containers_keeps_all_in_the_attribute(store, tmp_path):
+    store.export(NAME, f"{tmp_path}/out/", ExportOptions(stat="containers"))
+    said = {name: os.getxattr(tmp_path / "out" / name, "user.containers.override_stat") for name in ("su", "null")}
+    assert said == {"su": b"1000:4000000000:0104755", "null": b"0:0:020666"}
+    assert (tmp_path / "out" / "closed" / "none").stat().st_mode & 0o7777 == 0o600
+    assert (tmp_path / "out" / "shared").stat().st_ino == (tmp_path / "out" / "second").stat().st_ino
+
+
+def test_microsandbox_keeps_all_in_its_own(store, tmp_path):
+    store.export(NAME, f"{tmp_path}/out/", ExportOptions(stat="microsandbox"))
+    value = os.getxattr(tmp_path / "out" / "disk", "user.msb.override_stat")
+    assert struct.unpack("<B3xIIII", value) == (1, 0, 6, 0o60660, os.makedev(8, 300))
+
+
+def test_no_file_is_one_of_the_store(store, tmp_path):
+    store.export(NAME, f"{tmp_path}/out/", ExportOptions(stat="containers"))
+    before = (tmp_path / "out" / "su").stat()
+    assert before.st_nlink == 1
+
+
+def test_damage_leaves_nothing(store, tmp_path):
+    (file,) = (path for path in (tmp_path / "home").glob("layers/sha256:*/shared") if path.stat().st_mtime == 7)
+    file.write_bytes(b"One file")
+    with pytest.raises(ContentError, match="damaged"):
+        store.export(NAME, f"{tmp_path}/out/")
+    assert sorted(os.listdir(tmp_path)) == ["home", "layout"]
+
+
+def test_only_an_empty_folder_is_taken_unasked(store, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    store.export(NAME, out, ExportOptions(paths=["su"]))
+    assert os.listdir(out) == ["su"]
+    with pytest.raises(UsageError, match="already exists"):
+        store.export(NAME, out)
+    store.export(NAME, out, ExportOptions(force=True, paths=["closed"]))
+    assert sorted(os.listdir(tmp_path)) == ["home", "layout", "out"]
+    assert sorted(describe(out)) == [b".", b"closed", b"closed/none"]
+
+
+def test_what_holds_the_store_is_never_replaced(store, tmp_path):
+    with pytest.raises(UsageError, match="cannot be replaced"):
+        store.export(NAME, tmp_path, ExportOptions(force=True))
+    assert (tmp_path / "home" / "oci.db").exists()
+
+
+def test_stat_is_for_folders(store, tmp_path):
+    with pytest.raises(UsageError, match="--stat"):
+        store.export(NAME, tmp_path / "x.tar", ExportOptions(stat="native"))
+    with pytest.raises(UsageError, match="not one of"):
+        store.export(NAME, f"{tmp_path}/out/", ExportOptions(stat="odd"))
