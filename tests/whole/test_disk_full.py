@@ -345,9 +345,10 @@ def test_d34_inodes_run_out_while_unpacking(tmp_path, registry):
 def used_up(where: Path, left: int = 0) -> list[Path]:
     """Takes all inodes but so many; returns the files that hold them."""
     (where / "ballast").mkdir(exist_ok=True)
-    made = []
-    for number in range(os.statvfs(where).f_favail - left):
-        made.append(where / "ballast" / f"{number}")
+    made: list[Path] = []
+    # The file system may give those of removed files back a moment later.
+    while os.statvfs(where).f_favail > left:
+        made.append(where / "ballast" / f"{len(made)}")
         made[-1].touch()
     assert os.statvfs(where).f_favail == left
     return made
