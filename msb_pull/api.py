@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.config import settings as config
+from msb_pull.ground.errors import MsbPullError
 from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
-from msb_pull.work.pull import pull
+from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from msb_pull.work.listing import InspectedImage, ListedImage
     from msb_pull.work.pull.plan import PullResult
 
-__all__ = ["Store", "pull_image", "registry_options"]
+__all__ = ["Store", "pull_image", "pull_images", "registry_options"]
 
 
 class Store:
@@ -156,8 +157,49 @@ def pull_image(
     ...     print(error.message, int(error.exit_code))
     other:1: not in the store 3
     """
+    (outcome,) = pull_images(
+        [image], store, options, observer=observer, cancel=cancel, registries=registries, credentials=credentials
+    )
+    if isinstance(outcome, MsbPullError):
+        raise outcome
+    return outcome
+
+
+def pull_images(
+    images: Sequence[str],
+    store: Store,
+    options: PullOptions | None = None,
+    *,
+    observer: Observer = ignore,
+    cancel: threading.Event | None = None,
+    registries: RegistryOptions | None = None,
+    credentials: CredentialStore | None = None,
+) -> list[PullResult | MsbPullError]:
+    """Brings several images into the store at the same time; see :func:`pull_image`.
+
+    They share connections, tokens and threads (``options.jobs`` for all layers together, the largest first), and a
+    layer that several of them have is fetched once. Returns one outcome for each image, in the order given: its
+    result, or the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
+    and where the environment has a password that may be for either of two registries; nothing is asked then.
+
+    >>> import tempfile
+    >>> store = Store.open(tempfile.mkdtemp())
+    >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+    >>> from msb_pull import Policy
+    >>> found, lost = pull_images(["sample:1", "other:1"], store, PullOptions(policy=Policy.NEVER))
+    >>> found.pinned
+    'docker.io/library/sample:1@sha256:4543e47e7e5a48c78f04a48206f408d0f2335d9bdabb1ea0b6a10afa4cf529d9'
+    >>> lost.message
+    'other:1: not in the store'
+    """
     wishes = options or PullOptions()
     job = Job(observer, Cancel(cancel) if cancel else Cancel(), wishes.jobs)
+    arguments = [parse_argument(image, store._settings.default_registry) for image in images]
+    hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}
+    if credentials is None and len(hosts) > 1:
+        from msb_pull.source.registry.credentials import check_given
+
+        check_given(hosts, stdin=False)
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
@@ -168,14 +210,13 @@ def pull_image(
                 from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
-                host = argument.reference.registry if argument.reference is not None else None
+                host = next(iter(hosts)) if len(hosts) == 1 else None
                 who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
                 clients.append(RegistryClient(how, who, job))
                 stack.callback(clients[0].close)
             return clients[0]
 
-        argument = parse_argument(image, store._settings.default_registry)
-        return pull.pull_image(argument, store._place, client, wishes, job)
+        return work.pull_images(arguments, store._place, client, wishes, job)
 
 
 def registry_options(settings: Settings) -> RegistryOptions:

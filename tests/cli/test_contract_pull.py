@@ -140,16 +140,18 @@ def test_documents(place):
 
 def test_several_images(shared):
     """Each is tried, lines come in the order of the arguments, the code is the common one or 1."""
-    resolving = "resolving HOST/acme/{}\n"
     two = ["HOST/acme/none:1", "HOST/acme/app:2"]
-    said = resolving.format("none:1") + resolving.format("app:2")
+    resolving = {f"resolving {image}\n" for image in two}
+    unknowns = unknown(two[0]) + unknown(two[1])
     done = shared.run("--progress", "none", *two, IMAGE)
     summary = f"Pulled {IMAGE}: 2.0 kB in Ns\n"
-    assert done == Said(3, PINNED, summary + unknown(two[0]) + unknown(two[1]))
-    assert shared.run("pull", two[0], IMAGE, two[1]) == Said(
-        3, PINNED, resolving.format("none:1") + HERE + resolving.format("app:2") + unknown(two[0]) + unknown(two[1])
-    )
-    assert shared.run("pull", *two) == Said(3, "", said + unknown(two[0]) + unknown(two[1]))
+    assert done == Said(3, PINNED, summary + unknowns)
+    for words, lines in (([two[0], IMAGE, two[1]], {HERE}), (two, set())):
+        done = shared.run("pull", *words)
+        assert (done.code, done.out) == (3, PINNED if lines else "")
+        assert done.error.endswith(unknowns)
+        # They are under way at the same time.
+        assert {*done.error.removesuffix(unknowns).splitlines(keepends=True)} == resolving | lines
     done = shared.run("-q", UNREACHABLE, two[0])
     assert done == Said(1, "", NO_ANSWER + unknown(two[0]))
 
@@ -322,21 +324,28 @@ def test_a_blob_that_the_registry_lacks(place):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals(place, number, code):
-    """In the middle of a layer; also as a document, and with further images left untried."""
+    """In the middle of a layer; also as a document, and for all images, which are told of once."""
+    place.registry.add_image("acme/other", "1", [])
+    place.registry.always("/acme/other/manifests/", Fault(stall_after=10))
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
     process = subprocess.Popen(
-        place.argv("--format", "json", IMAGE, "HOST/acme/none:1"), env=place.environment(),
+        place.argv("--format", "json", IMAGE, "HOST/acme/other:1"), env=place.environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    seen = [process.stderr.readline() for _ in range(2)]
+    seen = [process.stderr.readline() for _ in range(3)]
     process.send_signal(number)
     out, error = process.communicate(timeout=30)
     assert process.returncode == code
     hint = "what was downloaded is kept; run the same command again to continue"
     interrupted = {"code": code, "kind": "cancelled", "message": "interrupted", "cause": None, "hint": hint}
-    assert place.alike("".join(seen) + error) == RESOLVING + PULLING + failure("interrupted", None, hint)
+    assert {*place.alike("".join(seen)).splitlines(keepends=True)} == {
+        RESOLVING, PULLING, "resolving HOST/acme/other:1\n",
+    }  # fmt: skip
+    assert place.alike(error) == failure("interrupted", None, hint)
     assert json.loads(place.alike(out)) == {
         "status": "failed",
-        "images": [{"status": "failed", "image": IMAGE, "error": interrupted}],
+        "images": [
+            {"status": "failed", "image": image, "error": interrupted} for image in (IMAGE, "HOST/acme/other:1")
+        ],
         "error": interrupted,
     }

@@ -241,3 +241,22 @@ def test_users_of_mypy_see_types(tmp_path):
     assert 'Module has no attribute "nonsense"' in said
     assert 'Argument 1 to "pull_image" has incompatible type "int"' in said
     assert said.count(" error: ") == 2, said
+
+
+def test_several_images_each_with_its_outcome(store, registry):
+    names = [f"{registry.host}/acme/{image}" for image in ("none:1", "app:1", "app:1")]
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    lost, made, again = msb_pull.pull_images(names, store, options)
+    assert isinstance(lost, msb_pull.NotFoundError)
+    assert (made.changed, again.changed, made.pinned) == (True, False, again.pinned)
+    assert msb_pull.pull_images([], store) == []
+    with pytest.raises(msb_pull.UsageError):
+        msb_pull.pull_images([names[1], "Not A Name"], store)
+
+
+def test_one_password_is_not_for_two_registries(store, registry, monkeypatch):
+    monkeypatch.setenv("MSB_REGISTRY_USERNAME", "bob")
+    monkeypatch.setenv("MSB_REGISTRY_PASSWORD", "sesame")
+    with pytest.raises(msb_pull.UsageError, match="one registry"):
+        msb_pull.pull_images([f"{registry.host}/acme/app:1", "localhost:1/acme/app:1"], store)
+    assert not registry.requests
