@@ -50,6 +50,7 @@ def pull_images(
     settings = run.settings
     arguments = [parse_argument(text, settings.default_registry) for text in images]
     _check(arguments, access, name)
+    run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
         force=force,

@@ -45,7 +45,7 @@ class _Forgiving:
 class BarsRenderer:
     """Draws a board at the bottom of what has been printed so far."""
 
-    def __init__(self, stream: TextIO, *, jobs: int, color: bool, unicode: bool) -> None:
+    def __init__(self, stream: TextIO, *, jobs: int, color: bool, unicode: bool, several: bool = False) -> None:
         self._console = Console(
             file=cast("TextIO", _Forgiving(stream)),
             force_terminal=True,
@@ -57,7 +57,8 @@ class BarsRenderer:
             legacy_windows=False,
         )
         self._stream = stream
-        self._board = Board(jobs=jobs, unicode=unicode, color=color)
+        self._several = several
+        self._board = Board(jobs=jobs, unicode=unicode, color=color, several=several)
         self._drawn: list[int] = []
         self._seen: set[Event] = set()
         self._clock = time.monotonic
@@ -75,8 +76,8 @@ class BarsRenderer:
             self._replace(above, rows, width)
 
     def settle(self) -> None:
-        """Takes the live rows away until something new happens."""
-        self._board.clear()
+        """Takes the live rows away until something new happens, or with several images until the next drawing."""
+        self._board.settle()
         self._replace([], [], self._size()[0])
 
     def _size(self) -> tuple[int, int]:
@@ -92,7 +93,9 @@ class BarsRenderer:
             if event in self._seen:
                 return []
             self._seen.add(event)
-        text = remark(event, 0) or (change(event) if isinstance(event, events.Retrying) else None)
+        text = remark(event, 0, several=self._several)
+        if text is None and isinstance(event, events.Retrying):
+            text = change(event)
         if text is None:
             return []
         label, colon, rest = text.partition(":") if isinstance(event, events.Warned) else ("", "", text)

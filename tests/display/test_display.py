@@ -257,3 +257,27 @@ def test_questions():
         it.streams.stdin.seek(0)
         assert it.ask("Remove?") is expected
         assert it.streams.stderr.getvalue().startswith("Remove? [y/N] ")
+
+
+def test_plain_lines_of_several_images_say_which():
+    lines: list[str] = []
+    renderer = PlainRenderer(lines.append, progress=True, verbosity=0, several=True)
+    renderer.draw([
+        e.Resolving(IMAGE),
+        planned(5, 1_200_000, present={0}),
+        e.LayerWaiting(IMAGE, digest(1), "another image of this run"),
+        e.LayerDone(IMAGE, digest(1), 1_200_000, 1_200_000, present=False),
+        e.Retrying(IMAGE, "blob 1 from example.com", "reset", 2, 1.0),
+        e.Warned(IMAGE, "it is odd"),
+        e.Warned("", "so is this"),
+    ])  # fmt: skip
+    assert lines == [
+        f"resolving {IMAGE}",
+        f"Pulling {IMAGE} (linux/amd64, 2 layers, 1.2 MB)",
+        f"{IMAGE}: layer {name(0)} already here",
+        f"{IMAGE}: layer {name(1)} waiting for another image of this run",
+        f"{IMAGE}: layer {name(1)} done 1.2 MB",
+        f"{IMAGE}: retrying blob 1 from example.com in 1.0s (attempt 2): reset",
+        f"warning: {IMAGE}: it is odd",
+        "warning: so is this",
+    ]

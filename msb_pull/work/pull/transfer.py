@@ -32,8 +32,7 @@ _SLICE = 0.1
 class Transfer:
     """The work on one resolved image; every method is called by the main thread, but for :meth:`_fetch`.
 
-    ``keys`` name its layers in the store, position by position, where that is settled already. ``together`` is what it
-    shares with other images, if there are any.
+    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others.
     """
 
     def __init__(
@@ -121,6 +120,8 @@ class Transfer:
         with contextlib.ExitStack() as ending:
             together = self._together or ending.enter_context(Together(self._job.jobs))
             self._shelf = together.shelf
+            if self._together is not None:
+                ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
             pool = ending.enter_context(StoppingPool(together.pool, self._job.cancel))
             for placing in sorted(missing, key=lambda placing: -placing.size):
