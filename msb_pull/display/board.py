@@ -132,7 +132,7 @@ class Board:
         return rows
 
     def _shown(self, height: int) -> list[tuple[str, str, _Layer]]:
-        """Image, digest and state of the layers that there is room for, image by image and lowest first."""
+        """Image, digest and state of the layers that there is room for, image by image, lowest first."""
         active = [
             (name, digest, layer)
             for name, image in self._images.items()
@@ -169,7 +169,7 @@ class Board:
             return
         image, self._status = self._image(event), ""
         self._finished += image.lines
-        image.lines.clear()
+        image.lines = []
         if isinstance(event, events.ImageFailed):
             image.layers.clear()
 

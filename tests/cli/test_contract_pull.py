@@ -156,6 +156,29 @@ def test_several_images(shared):
     assert done == Said(1, "", NO_ANSWER + unknown(two[0]))
 
 
+def test_several_images_at_once(place):
+    """The lines of the result keep the order of the arguments; each other line says which image it is about."""
+    added = place.add_later()
+    later, short = "HOST/acme/later:1", added.layer_digests[1][7:19]
+    done = place.run(later, IMAGE)
+    assert (done.code, done.out) == (0, f"{later}@{added.manifest_digest}\n{PINNED}")
+    lines = done.error.splitlines()
+    assert {*lines[:2]} == {f"resolving {IMAGE}", f"resolving {later}"}
+    assert lines[2:] == [
+        PULLING.strip(),
+        f"{IMAGE}: layer base done 1.6 kB",
+        f"{IMAGE}: layer top done 372 B",
+        f"Pulled {IMAGE}: 2.0 kB in Ns",
+        f"Pulling {later} (linux/amd64, 2 layers, 1.7 kB)",
+        f"{later}: layer base already here",
+        f"{later}: layer {short} done 106 B",
+        f"Pulled {later}: 106 B in Ns, 1 of 2 layers already here",
+    ]
+    assert place.registry.count("/blobs/" + place.added.layer_digests[0]) == 1
+    done = place.run("--format", "json", "-q", later, IMAGE)
+    assert [image["image"] for image in done.document["images"]] == [later, IMAGE]
+
+
 # Words after `pull`, what goes wrong at which path, exit code, error. The image has its place at the end.
 FAILURES = [
     pytest.param(["--platform", "linux/riscv64"], {}, 3, failure(
