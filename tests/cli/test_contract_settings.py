@@ -216,7 +216,8 @@ def test_mirrors(place):
     place.config.write_text(
         f'[pull]\nretries = 0\n[registries."docker.io"]\nmirrors = ["http://127.0.0.1:1", "{place.registry.url}"]\n'
     )
-    assert place.run("-q", "app:1") == Said(0, "docker.io/library/app:1@IMAGE\n", "")
+    gone = "warning: mirror 127.0.0.1:1: connection refused; continuing without it\n"
+    assert place.run("-q", "app:1") == Said(0, "docker.io/library/app:1@IMAGE\n", gone)
     assert place.registry.asked("/manifests/1")[0].query == {"ns": ["docker.io"]}
 
 

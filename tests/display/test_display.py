@@ -67,11 +67,13 @@ def test_plain_lines():
     assert it.streams.stdout.getvalue() == ""
 
 
-def test_quiet_says_nothing():
-    it = display(quiet=True)
+def test_quiet_leaves_the_warnings():
+    """Somebody who wants no progress still wants to know that the image is not the one that was asked for."""
+    it = display(quiet=True, verbosity=2)
     tell_a_pull(it)
+    it.observe(e.Logged(IMAGE, 1, "a line of the log"))
     it.note("Pulled", done=True)
-    assert shown(it) == ""
+    assert shown(it) == "warning: an odd layer\n"
 
 
 def test_none_keeps_warnings_and_the_summary():
