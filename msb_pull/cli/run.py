@@ -46,6 +46,8 @@ class Session:
         self.display.format = "json" if _asks_for_json(argv) else "text"
         self.code = int(ExitCode.OK)
         self.document_written = False
+        # What an interruption leaves and how to go on: true at any moment until the command says otherwise.
+        self.next_step: str | None = None
         self._farewell_said = False
 
     def begin(self, values: Mapping[str, Any]) -> Run:
@@ -82,7 +84,7 @@ class Session:
     def say_farewell(self) -> None:
         """The last words of a process that a signal ends before it could stop by itself."""
         if not self._farewell_said:
-            self.display.error(Cancelled("interrupted"))
+            self.display.error(Cancelled("interrupted", hint=self.next_step))
 
     def _code_of(self, error: MsbPullError) -> int:
         return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
@@ -106,6 +108,8 @@ class Session:
     def tell(self, error: MsbPullError) -> None:
         """Shows an error on standard error, with its traceback if asked for."""
         self._farewell_said = isinstance(error, Cancelled)
+        if self._farewell_said:
+            error.hint = error.hint or self.next_step
         if self.debug and not isinstance(error, Cancelled):
             self.display.trace("".join(traceback.format_exception(error)))
         self.display.error(error)

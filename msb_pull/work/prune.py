@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _PARTIAL_AGE = 7 * 86400
 _SUFFIX = ".extracted"
-_ON = "`msb-pull prune` continues where this stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
         # Another prune or rm may have been faster; what it took was not freed here.
         layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
         for layer in layers:
-            job.cancel.check(_ON)
+            job.cancel.check()
             remove_layer(store, LayerKey.parse(layer.name))
         if layers and store.database_path.exists():
             with store.database(create=True) as database:
@@ -151,16 +150,18 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     with store.lock_exclusive(job.tell_waiting, job.cancel):
         mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
         elsewhere = _elsewhere(store).layers
+        job.cancel.check()
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
-        layers = []
+        images, layers = tuple(dict.fromkeys(references)), []
+        gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
         for key in sorted(mine):
             if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
-                job.cancel.check(_ON)
+                job.cancel.check(f"{gone}; `msb-pull prune` removes the layers that are left")
                 layers.append(Removal(str(key), store.disk_usage(key)))
                 remove_layer(store, key)
-    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0)
+    return PrunePlan(images, tuple(layers), (), (), 0)
 
 
 def _elsewhere(store: Store) -> Elsewhere:
