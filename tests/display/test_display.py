@@ -244,12 +244,12 @@ def test_rows_go_before_the_result_comes():
     it.observe(planned(100))
     it.observe(progress(0, 50, 100))
     it.settle()
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
     it.result("pinned")
     it.close()
     assert it.streams.stdout.getvalue() == "pinned\n"
     # Nothing is drawn again unless something happens.
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
 
 
 def test_questions():
