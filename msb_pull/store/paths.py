@@ -24,12 +24,12 @@ _SHORT = 12
 
 
 class LayerState(enum.StrEnum):
-    """What the store knows of a layer's directory."""
+    """What the store knows of a layer's directory; ``OCCUPIED`` is a name that a symlink or a file has taken."""
 
     ABSENT = "absent"
     COMPLETE = "complete"
     FOREIGN = "foreign"
-    SYMLINK = "symlink"
+    OCCUPIED = "occupied"
 
 
 class Paths:
@@ -96,13 +96,13 @@ class Paths:
         if mode is None:
             return LayerState.ABSENT
         if not stat.S_ISDIR(mode):
-            return LayerState.SYMLINK
+            return LayerState.OCCUPIED
         notes = _mode(self.notes_path(layer))
         return LayerState.COMPLETE if notes is not None and stat.S_ISREG(notes) else LayerState.FOREIGN
 
     def refuse_symlink(self, layer: Name) -> None:
         """Raises LocalError when a layer's name is taken by something that is not a directory."""
-        if self.layer_state(layer) is LayerState.SYMLINK:
+        if self.layer_state(layer) is LayerState.OCCUPIED:
             hint = "find out what made it, and remove it"
             raise LocalError(f"{self.layer_dir(layer)}: not a directory but a symlink or a file", hint=hint)
 
