@@ -57,7 +57,6 @@ def pull_images(
         policy=Policy(settings.policy),
         force=force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
-        jobs=settings.jobs,
         limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,

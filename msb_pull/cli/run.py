@@ -58,6 +58,7 @@ class Session:
         if form not in ("text", "json"):
             raise UsageError(f"--format: {form!r} is not one of text, json")
         settings = config.load({name: values[name] for name in values if name in TABLE})
+        _check(settings)
         self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
         run = Run(self, settings)
         for text in settings.warnings:
@@ -165,6 +166,23 @@ class Run:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
         codes = {int(error.exit_code) for error in errors}
         self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+
+
+def _check(settings: Settings) -> None:
+    """Raises UsageError, with the place that gave it, for a value that only the rules of images refuse."""
+    if not settings.origins.keys() & {"platform", "default_registry"}:
+        return
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import split_default
+
+    checks: dict[str, Callable[[str], object]] = {"platform": Platform.parse, "default_registry": split_default}
+    for name, check in checks.items():
+        if name in settings.origins:
+            try:
+                check(getattr(settings, name))
+            except UsageError as error:
+                error.message = f"{settings.origins[name]}: {error.message}"
+                raise
 
 
 def _place_of(error: OSError) -> str:
