@@ -9,7 +9,7 @@ from msb_pull.display.tables import ago, rfc3339, table
 from msb_pull.ground.sizes import format_size
 from msb_pull.ground.text import visible
 from msb_pull.work.listing import ListedImage, list_images
-from msb_pull.work.select import parse_filters
+from msb_pull.work.select import lost_database, parse_filters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +22,11 @@ _COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
 def show_list(run: Run, pattern: str | None, filters: Sequence[str], sort: str, *, whole: bool) -> None:
     """Prints the images that match, as a table, as bare names (``-q``) or as a JSON list."""
     selection = parse_filters([*filters, *([f"reference={pattern}"] if pattern else [])])
-    images = list_images(run.store(create=False), selection, sort)
+    store = run.store(create=False)
+    images = list_images(store, selection, sort)
     if not images:
+        if lost := lost_database(store):
+            run.warn(f"{lost.message}; {lost.hint}")
         run.display.note("No images.")
     if run.display.quiet:
         text = "\n".join(visible(image.reference) for image in images)

@@ -46,7 +46,10 @@ def remove_from_store(run: Run, images: Sequence[str]) -> None:
     """Removes images and what only they need; prints one line for each thing removed."""
     names = run.names(images)
     run.session.next_step = _WHAT_IS_LEFT
-    _show_removed(run, remove_images(run.store_with(names), names, run.job))
+    removed = remove_images(run.store_with(names), names, run.job)
+    for remark in removed.remarks:
+        run.warn(remark)
+    _show_removed(run, removed)
 
 
 def _show_removed(run: Run, removed: PrunePlan) -> None:

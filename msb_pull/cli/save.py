@@ -74,6 +74,9 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
             with draft.open("xb") as out:
                 yield out
             draft.replace(path)
+        except OSError as error:
+            # Once the draft is gone, what is free says nothing of why the disk was full.
+            raise _unwritten(error, path) from error
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.display.lines import short
+from msb_pull.display.lines import short_name
 from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
-from msb_pull.work.select import stored_images
+from msb_pull.work.select import lost_database, stored_images
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import VerifyReport, verify_images
 
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
     from msb_pull.work.verify.layers import LayerReport
 
+# How many images a hint names.
+_SHOWN = 3
+
 
 def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) -> None:
     """Verifies images, prints one line for each damage, and says how it went; code 6 when damage is left."""
     names = run.names(images)
     store = run.store_with(names) if names else run.filled_store()
     if store is None:
-        report = VerifyReport((), (), (), 0.0)
+        lost = lost_database(run.store(create=False))
+        report = VerifyReport((), (), (), 0.0, unchecked=(lost,) if lost else ())
     else:
         report = verify_images(store, names, run.job, quick=quick)
         if repair and (report.damaged or report.misrecorded):
             report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
-            run.warn(f"layer {short(layer.digest)}: {layer.remark}")
+            run.warn(f"layer {short_name(layer.digest)}: {layer.remark}")
     lines = [_rows_line(x.reference, difference) for x in report.rows for difference in x.differences]
     lines += [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
     error = _error(report, repair=repair)
@@ -45,8 +49,10 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         document["error"] = run.session.document_of(error)
     run.write(document, "\n".join(lines))
     if error:
-        for failure in (*report.failures, error):
-            run.session.tell(failure)
+        for failure in (*report.failures, *report.unchecked):
+            if failure is not error:
+                run.session.tell(failure)
+        run.session.tell(error)
         run.fail([error])
     elif report.images:
         run.display.note(_verify_summary(report, quick=quick), done=True)
@@ -73,7 +79,7 @@ def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
     if not report.damaged and not report.misrecorded:
         unreadable = report.having(Verdict.UNREADABLE)
         if not unreadable:
-            return None
+            return report.unchecked[0] if report.unchecked else None
         count = f"{len(unreadable)} of {counted(len(report.layers), 'layer')}"
         return LocalError(f"{count} could not be read", hint="verify as the user who owns the store")
     parts = []
@@ -87,13 +93,21 @@ def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
         return ContentError(message, hint=f"`msb-pull verify --repair` {what}")
     if report.failures:
         return ContentError(message, cause=f"not repaired: {report.failures[0].message}")
-    return ContentError(message, hint="their images can be pulled again with --force")
+    return ContentError(message, hint=f"`msb-pull pull --force` of {_affected(report)} fetches them again")
+
+
+def _affected(report: VerifyReport) -> str:
+    """The images with damage that is still there: ``a:1, b:1 and 5 more images``."""
+    names = {name for layer in report.damaged for name in layer.images} | {x.reference for x in report.misrecorded}
+    shown = sorted(names)[:_SHOWN]
+    more = f" and {counted(len(names) - _SHOWN, 'more image')}" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
 
 
 def _damage_line(layer: LayerReport, damage: Damage) -> str:
     """Five fields with a tab between them, which no field can hold."""
     path = "/" + visible_bytes(damage.path)
-    return "\t".join((short(layer.digest), path, damage.kind, visible(damage.expected), visible(damage.found)))
+    return "\t".join((short_name(layer.digest), path, damage.kind, visible(damage.expected), visible(damage.found)))
 
 
 def _rows_line(reference: str, difference: Difference) -> str:
@@ -133,7 +147,9 @@ def _verify_document(report: VerifyReport) -> dict[str, Any]:
         ],
         "layers": [
             {
-                "digest": layer.digest,
+                # As in the document of prune: the name tells the forms of one digest apart.
+                "name": layer.digest,
+                "digest": layer.digest.partition("+")[0],
                 "verdict": str(layer.verdict),
                 "repaired": layer.digest in report.repaired,
                 "remark": layer.remark or None,

@@ -13,6 +13,7 @@ from msb_pull.config.table import TABLE, to_flag, to_mirrors, to_path
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
 from msb_pull.ground.places import home
+from msb_pull.ground.running import processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +24,7 @@ _LIMITS = {"max_layer_size": "max_bytes", "max_entries": "max_entries", "max_win
 
 
 def _default_jobs() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, 2 * cores)
+    return min(8, 2 * processors())
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,11 +80,12 @@ class PlainRenderer:
             return []
         self._told[event.digest] = now
         percent = 100 * event.done // event.total if event.total else 100
+        layer = f"layer {short_name(event.digest)}"
         if isinstance(event, events.CheckProgress) and event.unit != "bytes":
-            return [f"layer {short(event.digest)} {event.done}/{event.total} {event.unit} ({percent}%)"]
+            return [f"{layer} {event.done}/{event.total} {event.unit} ({percent}%)"]
         rate = meter.rate(now)
         tail = f" {format_size(rate)}/s" if rate else ""
-        return [f"layer {short(event.digest)} {fraction(event.done, event.total)} ({percent}%){tail}"]
+        return [f"{layer} {fraction(event.done, event.total)} ({percent}%){tail}"]
 
 
 class Meter:
@@ -149,6 +150,12 @@ def describe(event: Event) -> dict[str, Any]:
 def short(digest: str) -> str:
     """The first twelve hex digits of a digest."""
     return visible(digest.partition(":")[2][:12] or digest[:12])
+
+
+def short_name(name: str) -> str:
+    """The same of a layer's name in the store, with what tells its form from others of the same digest."""
+    digest, plus, variant = name.partition("+")
+    return short(digest) + visible(plus + variant)
 
 
 def fraction(done: int, total: int) -> str:

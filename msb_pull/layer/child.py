@@ -24,6 +24,8 @@ _INTERVAL = 0.01
 _PIECE = 1 << 16
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
+# SIGUSR1 (layer/unpack/filler.py).
+_LOST_HELPER = 10
 _KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
 _BEGIN = (
     "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
@@ -59,7 +61,7 @@ class Child:
             if not self.has_ended(_PATIENCE):
                 return False
         deadline = time.monotonic() + _PATIENCE
-        while _signal(self.process.pid, 0):
+        while _runs(self.process.pid):
             if time.monotonic() > deadline:
                 return False
             time.sleep(_INTERVAL)
@@ -79,6 +81,8 @@ class Child:
         """The error of a child that has ended without an answer: the signal, or its last line on standard error."""
         assert self.process.stderr is not None
         status, handle = self.process.returncode, self.process.stderr.fileno()
+        if status == -_LOST_HELPER:
+            return LocalError(f"a process that helps {self._who} was killed", hint=_KILLED)
         if status < 0:
             hint = _KILLED if status == -_SIGKILL else None
             return LocalError(f"{self._who} was killed by signal {-status}", hint=hint)
@@ -109,12 +113,17 @@ def begin(parent: int) -> None:
     # Nothing per entry makes cycles, and looking for some would cost on every few hundred entries.
     gc.disable()
     if sys.platform.startswith("linux"):
-        import ctypes
+        die_with_parent(parent)
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            # It ended before the kernel was asked.
-            os._exit(1)
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel end this process together with its parent, whose process id is ``parent``; Linux."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        # It ended before the kernel was asked.
+        os._exit(1)
 
 
 def say(pieces: Iterable[bytes]) -> None:
@@ -179,3 +188,27 @@ def _signal(group: int, number: int) -> bool:
         # macOS says so when only zombies are left of it.
         return True
     return True
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of a group is still at work.
+
+    Those that have ended but were not waited for count for the kernel; in a container whose first process waits for
+    none, they would do so for ever.
+    """
+    if not _signal(group, 0):
+        return False
+    if not sys.platform.startswith("linux"):
+        return True
+    with os.scandir("/proc") as entries:
+        return any(_is_at_work(entry.path, group) for entry in entries if entry.name.isdigit())
+
+
+def _is_at_work(process: str, group: int) -> bool:
+    """Whether a process, a folder of /proc, belongs to a group and has not ended (proc_pid_stat(5))."""
+    try:
+        with open(f"{process}/stat", "rb") as file:
+            state, _, found = file.read().rpartition(b")")[2].split()[:3]
+    except OSError:
+        return False
+    return int(found) == group and state not in (b"Z", b"X")

@@ -13,26 +13,30 @@ if TYPE_CHECKING:
 
 
 class UnpackOptions(Limits):
-    """How to unpack: within which limits, whether owners are kept in attributes, whether to jail the child."""
+    """How to unpack: within which limits, whether owners are kept in attributes, whether to jail the child.
 
-    __slots__ = ("jail", "xattrs")
+    ``filler``: whether a second process may help the child.
+    """
 
-    def __init__(self, *, xattrs: bool = True, jail: bool = True, **limits: int) -> None:
+    __slots__ = ("filler", "jail", "xattrs")
+
+    def __init__(self, *, xattrs: bool = True, jail: bool = True, filler: bool = True, **limits: int) -> None:
         super().__init__(**limits)
         self.xattrs = xattrs
         self.jail = jail
+        self.filler = filler
 
     def as_arguments(self) -> list[str]:
         """Words for a command line."""
-        values = (self.max_entries, self.max_bytes, self.max_extension, self.xattrs, self.jail)
+        values = (self.max_entries, self.max_bytes, self.max_extension, self.xattrs, self.jail, self.filler)
         return [str(int(value)) for value in values]
 
     @classmethod
     def from_arguments(cls, words: Sequence[str]) -> UnpackOptions:
         """The inverse of :meth:`as_arguments`."""
-        entries, size, extension, xattrs, jail = map(int, words)
+        entries, size, extension, xattrs, jail, filler = map(int, words)
         limits = {"max_entries": entries, "max_bytes": size, "max_extension": extension}
-        return cls(**limits, xattrs=bool(xattrs), jail=bool(jail))
+        return cls(**limits, xattrs=bool(xattrs), jail=bool(jail), filler=bool(filler))
 
 
 class UnpackReport:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.ground.sizes import counted
-from msb_pull.store.keys import copies_in, copy_name
+from msb_pull.store.index.keys import copies_in, copy_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

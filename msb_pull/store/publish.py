@@ -35,11 +35,12 @@ def publish(paths: Paths, places: Places, staging: Staging, layer: Name, *, repl
     state = paths.layer_state(layer)
     if sync:
         flush(staging.path.parent)
+    # First, so that a complete layer has it at every moment.
+    paths.make_link(layer)
     if state is LayerState.ABSENT:
         _place_new(paths, places, staging, layer)
-    elif replace or state is LayerState.FOREIGN:
+    elif replace or state is not LayerState.COMPLETE:
         _swap_in(paths, places, staging, layer)
-    paths.make_link(layer)
     if sync:
         flush(paths.layers, paths.own / "records", paths.own / "l")
     return paths.layer_dir(layer)

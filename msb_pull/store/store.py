@@ -185,7 +185,7 @@ class Store(Paths):
             yield place
 
     def publish(self, staging: Staging, layer: Name, *, replace: bool = False) -> Path:
-        """Gives a finished layer its name: record and notes first, then the directory, then the short link.
+        """Gives a finished layer its name: short link, record and notes first, then the directory.
 
         From then on it counts as complete. A directory that stands there is swapped out with no moment in which a
         reader finds none (but for file systems that cannot move it), if it is not complete or with ``replace``; else it

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.image.reference import Reference
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.index.stored import StoredImage, StoredLayer
-    from msb_pull.store.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.select import Selection
 
@@ -45,7 +45,8 @@ class ListedImage:
 class InspectedLayer:
     """One layer, bottom first. ``unpacked`` (bytes of its files) and ``entries`` are None without a record.
 
-    ``state`` is ``complete``, ``unproven`` (another program's directory) or ``missing``; ``link`` is the short name.
+    ``state`` is ``complete``, ``unproven`` (another program's directory) or ``missing`` (or emptied); ``link``
+    is the short name, None where it is missing or leads elsewhere.
     """
 
     digest: str
@@ -56,7 +57,7 @@ class InspectedLayer:
     entries: int | None
     state: str
     path: Path
-    link: Path
+    link: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +92,28 @@ class InspectedImage:
         can hold them.
         """
         self.directories()
-        for layer in self.layers:
-            if not layer.link.is_symlink():
-                raise NotFoundError(
-                    f"{self.reference}: layer {layer.digest.partition(':')[2][:12]} has no short link",
-                    cause="another program unpacked it, under a name that mount options cannot hold",
-                    hint=f"`msb-pull pull --force {self.reference}` recreates it",
-                )
-        links = list(dict.fromkeys(str(layer.link) for layer in reversed(self.layers)))
+        links = dict.fromkeys(self._link(layer) for layer in reversed(self.layers))
         # Each reader of the option has other rules for escaping; this program cannot know which one it will be.
         if any(character in link for link in links for character in ":,\\"):
             raise LocalError(
-                f"{self.layers[0].link.parent}: this path cannot be used in a mount option",
+                f"{next(iter(links)).rpartition('/')[0]}: this path cannot be used in a mount option",
                 cause="it holds a colon, a comma or a backslash",
                 hint="keep the store in another folder, or bind-mount it at one",
             )
         return ":".join(links)
+
+    def _link(self, layer: InspectedLayer) -> str:
+        if layer.link is not None:
+            return str(layer.link)
+        foreign = layer.state == UNPROVEN
+        force = "--force " if foreign else ""
+        raise NotFoundError(
+            f"{self.reference}: layer {layer.digest.partition(':')[2][:12]} has no short link",
+            cause="another program unpacked it, under a name that mount options cannot hold"
+            if foreign
+            else "its link is lost or leads elsewhere",
+            hint=f"`msb-pull pull {force}{self.reference}` recreates it",
+        )
 
 
 def list_images(store: Store, selection: Selection, sort: str) -> list[ListedImage]:
@@ -177,7 +184,7 @@ def _listed(image: StoredImage, store: Store, known: dict[LayerKey, bool]) -> Li
     # Images share layers: each is looked at once.
     for layer in image.layers:
         if layer.key not in known:
-            known[layer.key] = store.layer_state(layer.key) in (LayerState.COMPLETE, LayerState.FOREIGN)
+            known[layer.key] = store.has_directory(layer.key)
     return ListedImage(
         reference=image.reference,
         digest=str(image.digest) if image.digest else None,
@@ -204,7 +211,7 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
         entries=entries,
         state={LayerState.COMPLETE: COMPLETE, LayerState.FOREIGN: UNPROVEN}.get(there, MISSING),
         path=store.layer_dir(layer.key),
-        link=store.link_path(layer.key),
+        link=store.link_path(layer.key) if store.has_link(layer.key) else None,
     )
 
 

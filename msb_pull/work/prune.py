@@ -12,7 +12,7 @@ from msb_pull.ground.errors import local_error
 from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.work.select import stored_images
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from msb_pull.work.select import Selection
 
 _PARTIAL_AGE = 7 * 86400
-_SUFFIX = ".extracted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class PrunePlan:
 
     ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
     ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays. ``remarks`` say
-    what stays for the sake of a home that cannot be looked into.
+    what stays: for the sake of a home that cannot be looked into, or since it is no directory.
     """
 
     images: tuple[str, ...]
@@ -80,7 +79,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     names = {image.reference for image in doomed}
     kept = reached | _layer_names(image for image in stored if image.reference not in names)
     known = _layer_names(doomed) - kept
-    there = [(key, str(key)) for key in _layers_there(store)]
+    there = [(key, str(key)) for key in store.layers_there()]
     going = [key for key, name in there if name in known or (name not in kept and _is_ours(store, key))]
     remarks: tuple[str, ...] = ()
     # Without a layer to remove, other homes need not be readable.
@@ -115,7 +114,8 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
             reached = database.layer_digests() | elsewhere
         planned = [layer for layer in plan.layers if layer.name not in reached]
         # Another prune or rm may have been faster; what it took was not freed here.
-        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) is not LayerState.ABSENT]
+        gone = (LayerState.ABSENT, LayerState.OCCUPIED)
+        layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone]
         for layer in layers:
             job.cancel.check()
             remove_layer(store, LayerKey.parse(layer.name))
@@ -154,20 +154,26 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
-        images, layers = tuple(dict.fromkeys(references)), []
+        images, layers, remarks = tuple(dict.fromkeys(references)), [], []
         gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
-        for key in sorted(mine):
-            if str(key) not in reached and store.layer_state(key) is not LayerState.ABSENT:
-                job.cancel.check(f"{gone}; `msb-pull prune` removes the layers that are left")
+        for key in sorted(key for key in mine if str(key) not in reached):
+            state = store.layer_state(key)
+            if state is LayerState.ABSENT:
+                continue
+            job.cancel.check(f"{gone}; `msb-pull prune` removes the layers that are left")
+            if state is LayerState.OCCUPIED:
+                remarks.append(f"{store.layer_dir(key)}: not a directory but a symlink or a file; it was left as it is")
+            else:
                 layers.append(Removal(str(key), store.disk_usage(key)))
-                remove_layer(store, key)
-    return PrunePlan(images, tuple(layers), (), (), 0)
+            remove_layer(store, key)
+    return PrunePlan(images, tuple(layers), (), (), 0, remarks=tuple(remarks))
 
 
 def _elsewhere(store: Store) -> Elsewhere:
     """What other homes need; raises LocalError where that, or all that this one needs, cannot be known."""
     with store.database(create=False) as database:
-        database.check_copies()
+        for error in database.unread_copies():
+            raise error
     return Elsewhere(store.homes)
 
 
@@ -180,7 +186,7 @@ def remove_layer(store: Store, key: LayerKey) -> None:
     try:
         link = store.link_path(key)
         store.notes_path(key).unlink(missing_ok=True)
-        if store.layer_state(key) in (LayerState.COMPLETE, LayerState.FOREIGN):
+        if store.layer_state(key) not in (LayerState.ABSENT, LayerState.OCCUPIED):
             store.trash(store.layer_dir(key))
         link.unlink(missing_ok=True)
         store.record_path(key).unlink(missing_ok=True)
@@ -214,17 +220,6 @@ def _layer_names(images: Iterable[StoredImage]) -> set[str]:
 
 def _version(image: StoredImage) -> tuple[str, str, str]:
     return image.reference, str(image.digest), image.pulled_at.isoformat()
-
-
-def _layers_there(store: Store) -> list[LayerKey]:
-    found = []
-    for entry in _scan(store.layers):
-        if entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
-            try:
-                found.append(LayerKey.parse(entry.name.removesuffix(_SUFFIX)))
-            except InvalidDigest:
-                continue
-    return sorted(found)
 
 
 def _is_ours(store: Store, key: LayerKey) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import NotFoundError, UsageError
+from msb_pull.ground.errors import ContentError, NotFoundError, UsageError
+from msb_pull.ground.sizes import counted
 from msb_pull.image.platform import Platform
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Selection:
 
     @staticmethod
     def _lacks_layers(image: StoredImage, store: Store) -> bool:
-        return not all(store.layer_dir(layer.key).is_dir() for layer in image.layers)
+        return not all(store.has_directory(layer.key) for layer in image.layers)
 
 
 def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
@@ -57,6 +58,17 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
                 raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
             images.append(image)
         return images
+
+
+def lost_database(store: Store) -> ContentError | None:
+    """What to say where layers lie and nothing is left that tells of which images; None anywhere else."""
+    # Another home may need the layers; its images are no business of this one.
+    if store.has_images or store.homes.others() or not (layers := store.layers_there()):
+        return None
+    return ContentError(
+        f"{store.database_path}: missing, with {counted(len(layers), 'layer')} left in {store.layers}",
+        hint="restore it from a copy, or pull the images again: the layers that are here will not be fetched again",
+    )
 
 
 def parse_filters(texts: Sequence[str], now: datetime | None = None) -> Selection:

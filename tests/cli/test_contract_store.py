@@ -8,12 +8,15 @@ import re
 import shutil
 import signal
 import tarfile
+from pathlib import Path
 
 import pytest
 
+from tests.support.archive import END, directory, reg
 from tests.support.contract import IMAGE, PINNED, PULLING, Said
 from tests.support.fault_registry import Fault
 from tests.support.holders import holder
+from tests.support.imagebuild import simple_layout
 from tests.support.terminal import Terminal, plain
 
 NONE = "docker.io/library/none:1"
@@ -242,7 +245,7 @@ def damaged(place) -> Said:
 def layer_document(name: str, verdict: str, size: int, entries: int, *damages, repaired: bool = False):
     keys = ("path", "kind", "expected", "found")
     return {
-        "digest": name, "verdict": verdict, "repaired": repaired, "remark": None, "content_bytes": size,
+        "name": name, "digest": name, "verdict": verdict, "repaired": repaired, "remark": None, "content_bytes": size,
         "entries": entries, "images": [IMAGE], "damages": [dict(zip(keys, x, strict=True)) for x in damages],
     }  # fmt: skip
 
@@ -300,6 +303,115 @@ def test_what_is_missing(place):
         3, "", "error: layer base is not in the store, or has no record to recreate it from\n"
         "  hint: `msb-pull verify --repair` or `msb-pull pull --force` fetches it\n",
     )  # fmt: skip
+
+
+def test_an_emptied_layer(place):
+    """A directory of which nothing is left, as a failed copy of a store has it."""
+    assert place.run("-q", IMAGE).code == 0
+    for entry in (place.layers / f"{place.added.layer_digests[0]}.extracted").iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    assert place.run("ls").out.endswith("just now (incomplete)\n")
+    assert place.run("ls", "-q", "--filter", "incomplete=true") == Said(0, f"{IMAGE}\n", "")
+    assert place.run("inspect", "--layers", IMAGE) == Said(
+        3, "", f"error: {IMAGE}: layer base is missing\n  hint: `msb-pull pull {IMAGE}` completes the image\n"
+    )  # fmt: skip
+    assert place.run("verify", "-q").out == "base\t/\tmissing\tits entries\tan empty directory\n"
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
+def test_short_links(place):
+    """One is lost, one leads elsewhere: verify reports it, inspect says so, and what writes makes them again."""
+    assert place.run("-q", IMAGE).code == 0
+    base, top = (f"l/{digest[7:19]}" for digest in place.added.layer_digests)
+    links = place.run("inspect", "--lowerdir", IMAGE)
+
+    def spoil() -> None:
+        (place.layers / ".msb-pull" / base).unlink()
+        (place.layers / ".msb-pull" / top).unlink()
+        (place.layers / ".msb-pull" / top).symlink_to("../../elsewhere")
+
+    said = f"{IMAGE}\tl/base\trecord\t../../BASE.extracted\tnothing\n"
+    said += f"{IMAGE}\tl/top\trecord\t../../TOP.extracted\t../../elsewhere\n"
+    spoil()
+    assert place.run("verify") == Said(
+        6, said, "error: the records of 1 of 1 image are damaged\n  hint: `msb-pull verify --repair` rewrites them\n"
+    )
+    assert place.run("inspect", "--lowerdir", IMAGE) == Said(
+        3, "", f"error: {IMAGE}: layer top has no short link\n  cause: its link is lost or leads elsewhere\n"
+        f"  hint: `msb-pull pull {IMAGE}` recreates it\n",
+    )  # fmt: skip
+    assert place.run("verify", "--repair", "-q") == Said(0, said, "")
+    assert place.run("inspect", "--lowerdir", IMAGE) == links
+    spoil()
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("inspect", "--lowerdir", IMAGE) == links
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
+def test_forms_of_one_layer(place):
+    """A blob that looks different on two bases has two directories; what is said of them names which."""
+    shared = reg(b"a/b", b"x") + END
+    simple_layout(place.folder / "layout", [shared, directory(b"a", mode=0o700, uid=1) + END, shared])
+    pulling = ("-q", "oci:layout", "--as", "localhost/twice:1")
+    assert place.run(*pulling).code == 0
+    folders = [Path(x) for x in place.run("inspect", "--layers", "--format", "json", "localhost/twice:1").document]
+    names = [folder.name.removesuffix(".extracted") for folder in folders]
+    plain, variant = names[0], names[2]
+    assert variant.startswith(f"{plain}+")
+    for name in (plain, variant):
+        (place.layers / f"{name}.extracted" / "a" / "b").unlink()
+    done = place.run("verify", "-q")
+    lost = {line.split("\t")[0] for line in done.out.splitlines() if line.split("\t")[1] == "/a/b"}
+    assert lost == {plain[7:19], f"{plain[7:19]}+{variant[-12:]}"}
+    layers = place.run("verify", "--format", "json").document["layers"]
+    assert {x["name"]: x["digest"] for x in layers} == {name: name.partition("+")[0] for name in names}
+    assert place.run("verify", "--repair", "-q").error == (
+        "error: 2 damaged layers cannot be fetched: no image from a registry has them\n"
+        "  hint: pull localhost/twice:1 again with --force, from oci:~/layout\n"
+        "error: 2 of 3 layers damaged\n"
+        "  cause: not repaired: 2 damaged layers cannot be fetched: no image from a registry has them\n"
+    )
+    assert place.run(*pulling, "--force").code == 0
+    assert place.run("verify", "-q") == Said(0, "", "")
+
+
+def test_layers_without_a_database(place):
+    """Neither the database nor a copy of it is left: nothing can be verified, and that is no success."""
+    assert place.run("-q", IMAGE).code == 0
+    for path in (*place.home.glob("oci.db*"), *(place.layers / ".msb-pull" / "images").iterdir()):
+        path.unlink()
+    message = "~/home/oci.db: missing, with 2 layers left in ~/home/layers"
+    hint = "restore it from a copy, or pull the images again: the layers that are here will not be fetched again"
+    assert place.run("verify") == Said(6, "", f"error: {message}\n  hint: {hint}\n")
+    assert not (place.home / "oci.db").exists()
+    assert place.run("ls") == Said(0, "", f"warning: {message}; {hint}\nNo images.\n")
+    document = place.run("verify", "--format", "json").document
+    assert (document["status"], document["images"], document["error"]["message"]) == ("failed", [], message)
+    elsewhere = {"MICROSANDBOX_HOME": str(place.folder / "other")}
+    shared = place.run("verify", "--layers-dir", str(place.layers), env=elsewhere)
+    assert shared.code == 6, shared
+    assert place.run("-q", IMAGE) == Said(0, PINNED, "")
+    assert place.run("verify", "-q") == Said(0, "", "")
+    # The layers are those of a home that is there.
+    shared = place.run("verify", "--layers-dir", str(place.layers), env=elsewhere)
+    assert shared == Said(0, "", "No images.\n")
+
+
+def test_a_copy_that_cannot_be_read(place):
+    """It is named every time, since an image that it is all that is left of stays unverified."""
+    assert place.run("-q", IMAGE).code == 0
+    copy = place.layers / ".msb-pull" / "images" / f"{'a' * 64}.json"
+    copy.write_text("damaged")
+    message = f"~/home/layers/.msb-pull/images/{copy.name}: cannot be read, and may be all that is left of an image "
+    said = f"error: {message}that oci.db does not have\n"
+    said += "  hint: pull that image again, or remove the file if you do not need it\n"
+    for _ in range(2):
+        assert place.run("verify") == Said(7, "", said)
+        assert place.run("verify", "--repair", "-q") == Said(7, "", said)
+    assert place.run("verify", "-q", IMAGE) == Said(0, "", "")
+    damaged_too = damaged(place)
+    assert place.run("verify") == Said(6, damaged_too.out, said + damaged_too.error)
 
 
 def without_sizes(document):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.store import publish as exchange
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.store.store import Store
 from tests.conftest import REPOSITORY, program_environment
@@ -202,6 +203,52 @@ def test_short_links_of_equal_beginnings_differ(store):
     assert (store.link_path(keys[0]) / "f").read_text() == str(keys[0])
 
 
+@pytest.mark.parametrize("wrong", ["../../elsewhere", f"../../{digest('y')}.extracted", None])
+def test_short_links_that_are_lost_or_lead_elsewhere_are_made_again(store, wrong):
+    publish(store, "x")
+    link = store.link_path(KEY)
+    assert store.has_link(KEY)
+    link.unlink()
+    if wrong:
+        link.symlink_to(wrong)
+    assert not store.has_link(KEY)
+    assert store.make_link(KEY) == link
+    assert store.has_link(KEY) and os.path.samefile(link, store.layer_dir(KEY))
+
+
+def test_a_short_link_stays_when_a_shorter_name_becomes_free(store):
+    plain, variant = KEY, LayerKey(KEY.digest, "0" * 12)
+    for key in (plain, variant):
+        store.make_link(key)
+    longer = store.link_path(variant)
+    store.link_path(plain).unlink()
+    assert store.has_link(variant) and store.link_path(variant) == longer
+
+
+def test_a_short_link_that_another_process_makes_meanwhile_stays(store, monkeypatch):
+    """Two forms of a layer, both without a link, want the same short name."""
+    plain, variant = KEY, LayerKey(KEY.digest, "0" * 12)
+    real = Store.link_path
+
+    def overtaken(self, layer):
+        path = real(self, layer)
+        monkeypatch.undo()
+        store.make_link(variant)
+        return path
+
+    monkeypatch.setattr(Store, "link_path", overtaken)
+    store.make_link(plain)
+    assert store.has_link(plain) and store.has_link(variant)
+
+
+def test_what_is_no_link_keeps_its_name(store):
+    link = store.link_path(KEY)
+    link.mkdir()
+    publish(store, "x")
+    assert link.is_dir() and not link.is_symlink()
+    assert store.has_link(KEY) and os.path.samefile(store.link_path(KEY), store.layer_dir(KEY))
+
+
 # States
 
 
@@ -215,12 +262,33 @@ def test_states(store):
     assert not store.has_layer(KEY)
 
 
-def test_d19_an_empty_layer_is_complete(store):
+@pytest.mark.parametrize("notes", [{"content_bytes": 0, "entries": 5}, {"content_bytes": "damaged"}])
+def test_d19_an_empty_layer_is_complete(store, notes):
     with store.staging(KEY) as place:
         fill(place)
         (place.path / "f").unlink()
+        document = json.loads(place.notes.read_text()) | notes
+        place.notes.write_text(json.dumps(document))
         store.publish(place, KEY)
     assert store.has_layer(KEY)
+
+
+def test_d19_a_layer_that_keeps_all_its_content_aside_is_complete(store):
+    """As one of nothing but leftovers of AUFS."""
+    publish(store, "x")
+    (store.layer_dir(KEY) / "f").unlink()
+    store.kept_path(KEY).mkdir()
+    assert store.has_layer(KEY)
+
+
+def test_d19_an_emptied_layer_is_not_complete(store):
+    """As a failed copy of a store leaves it; by its notes it has content."""
+    publish(store, "x")
+    (store.layer_dir(KEY) / "f").unlink()
+    assert store.layer_state(KEY) is LayerState.EMPTIED
+    assert not store.has_layer(KEY) and not store.has_directory(KEY)
+    publish(store, "x", "again")
+    assert store.has_layer(KEY) and content(store) == "again"
 
 
 def test_d17_a_directory_that_is_gone_is_missing_whatever_else_is_there(store):

@@ -12,7 +12,7 @@ from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.source.interface import ResolvedImage, Source
-from msb_pull.source.open import open_source
+from msb_pull.work.pull.open import open_source
 from tests.support.imagebuild import archive_bytes, regular
 
 AMD64 = Platform("linux", "amd64")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Manifest, parse_config, parse_document
 from msb_pull.image.platform import Platform
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.rows import ImageRecord
-from msb_pull.store.keys import LayerKey
 from tests.support.imagebuild import LAYER_TYPES, OCI_CONFIG, OCI_MANIFEST, encode
 
 if TYPE_CHECKING:

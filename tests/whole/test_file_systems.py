@@ -68,6 +68,8 @@ def test_read_only(place):
     place.mount = f"mount --bind {place.folder} {place.folder} && mount -o remount,ro,bind {place.folder}"
     reading = (("ls",), ("inspect", NAME), ("verify",), ("pull", "-q", NAME), ("save", NAME, "-o", "/dev/null"))
     assert [code for code, _ in place.run(*reading)] == [0] * 5
+    # What lies in the folder is complete here, and the same: nothing is to be written.
+    assert place.run(PULL)[0][0] == 0
     for code, said in place.run(("rm", NAME), ("pull", "-f", *PULL[1:]), (*PULL[:-1], "localhost/b:1")):
         assert code == 7 and "Read-only file system" in said and len(said.splitlines()) <= 3, said
     assert place.run(("verify",))[0][0] == 0

@@ -464,3 +464,15 @@ def test_layers_stay_while_the_copy_of_an_image_that_is_lost_cannot_be_read(stor
     pull(store, "localhost/b:1", "yz")
     remove(store, "localhost/a:1")
     assert set(there(store)) == set("yz")
+
+
+def test_a_symlink_with_the_name_of_a_layer_is_left_and_not_called_removed(store, tmp_path):
+    pull(store, "localhost/a:1", "xy")
+    elsewhere = tmp_path / "elsewhere"
+    store.layer_dir(digest("x")).rename(elsewhere)
+    store.layer_dir(digest("x")).symlink_to(elsewhere)
+    removed = remove(store, "localhost/a:1")
+    assert layers(removed) == "y"
+    assert store.layer_dir(digest("x")).is_symlink() and (elsewhere / "f").exists()
+    (remark,) = removed.remarks
+    assert remark == f"{store.layer_dir(digest('x'))}: not a directory but a symlink or a file; it was left as it is"

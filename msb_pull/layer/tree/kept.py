@@ -30,14 +30,19 @@ _MUCH = 64 << 20
 
 
 class Keeper:
-    """Takes what must go out of a layer's tree, whose top directory is open as ``top``; payloads are kept."""
+    """Takes what must go out of a layer's tree, whose top directory is open as ``top``; payloads are kept.
+
+    ``filled`` returns once the files that have been made have their contents.
+    """
 
     def __init__(self, top: int) -> None:
+        self.filled: Callable[[], None] = lambda: None
         self._top = top
         self._next = -1
 
     def discard(self, directory: int, name: bytes) -> None:
         """Removes an entry of an open directory that is not itself a directory; raises OSError."""
+        self.filled()
         facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISREG(facts.st_mode) and facts.st_size and facts.st_nlink == 1:
             os.rename(name, self._place(), src_dir_fd=directory, dst_dir_fd=self._top)

@@ -137,6 +137,7 @@ class Links:
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
+            self._folders.keeper.filled()
             try:
                 self.room -= _copy_entry(source, target, directory, link.name, self.room)
             except TooMuch:

@@ -35,9 +35,22 @@ from msb_pull.layer.tree.whiteouts import remove_hollow, resolve_pairs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import NoReturn, Protocol
 
     from msb_pull.layer.tar.entry import Entry
+
+    class Filler(Protocol):
+        """Fills new files while others are made."""
+
+        def takes(self, entry: Entry) -> bool:
+            """Whether it can do all that a file needs."""
+
+        def take(self, target: int, entry: Entry, value: bytes) -> None:
+            """Has an open file get its override_stat, content and time, and closed; raises OSError, LayerError."""
+
+        def wait(self) -> None:
+            """Returns once all of that is done; raises OSError."""
+
 
 _KINDS = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 _S_IFREG = stat.S_IFREG
@@ -50,14 +63,22 @@ class TreeWriter:
 
     ``exact_modes`` says that the process's umask clears no bit that gets onto the disk, so that new files need no
     chmod; copies of what cannot be linked may take ``max_copied`` bytes. Without ``xattrs`` nothing is kept of
-    owners and modes but what the disk shows.
+    owners and modes but what the disk shows. ``filler`` does to plain files what comes after their creation.
 
     After :meth:`finish`, ``placed`` says where entries went that did not go where they said, ``turned`` where whiteouts
     did, ``links.missing`` which hard links wait for a lower layer, ``implied`` which directories had no entry, and
     ``hollow`` those of them that only whiteouts imply.
     """
 
-    def __init__(self, root: int, *, xattrs: bool = True, exact_modes: bool = False, max_copied: int = 1 << 62) -> None:
+    def __init__(
+        self,
+        root: int,
+        *,
+        xattrs: bool = True,
+        exact_modes: bool = False,
+        max_copied: int = 1 << 62,
+        filler: Filler | None = None,
+    ) -> None:
         self.placed: dict[int, bytes] = {}
         self.turned: list[tuple[bytes, bytes]] = []
         self.implied: list[bytes] = []
@@ -72,6 +93,9 @@ class TreeWriter:
         self._folders = Folders(root, xattrs=xattrs, exact_modes=exact_modes, warn=self.warnings.add)
         self.links = Links(self._folders, max_copied)
         self._known = self._folders.known
+        self._filler = filler
+        if filler is not None:
+            self._folders.keeper.filled = filler.wait
         self._marked: dict[bytes, None] = {}
         self._plinks: dict[bytes, int] = {}
         self._values = self.dress.values
@@ -92,6 +116,8 @@ class TreeWriter:
 
     def finish(self) -> None:
         """Makes the links whose targets came later, resolves whiteouts, gives directories their times."""
+        if self._filler is not None:
+            self._filler.wait()
         self.links.finish()
         needed = {path.rpartition(b"/")[0] for _, path, _ in self.links.missing}
         self.hollow = remove_hollow(self._folders, self._marked, self._folders.implied, needed)
@@ -141,6 +167,13 @@ class TreeWriter:
             target = open(name, CREATE, mode, dir_fd=folder.descriptor)
         except ValueError:
             self._refuse(entry, "the name holds a NUL byte")
+        if self._filler is not None and chunk is not None and self._filler.takes(entry):
+            value = b""
+            if self._xattrs:
+                key = (kind, entry.mode, entry.uid, entry.gid)
+                value = self._values.get(key) or self.dress.value(key, entry)
+            self._filler.take(target, entry, value)
+            return
         try:
             if not self._exact_modes:
                 os.fchmod(target, mode)

@@ -69,15 +69,18 @@ def describe() -> str:
     return ", ".join([*held, _LIMITS]) + ("" if version >= _FIRST_USABLE else f"; {_why_not(version)}")
 
 
-def enter(root: int, *, max_file_size: int) -> str:
+def enter(root: int, *, max_file_size: int, before_filter: Callable[[], None] = lambda: None) -> str:
     """Restricts this process to the open directory ``root`` for good; returns what is active, and why not all.
 
     Must run before the first byte of a layer is read, and after everything is imported. A restriction
-    that the system lacks or refuses is not an error; anything else that goes wrong raises OSError.
+    that the system lacks or refuses is not an error; anything else that goes wrong raises OSError. ``before_filter``
+    is called last before the filter of system calls, which allows no process to start another.
     """
     _limit_resources(max_file_size)
     held, refused = [], []
     for name, step in steps(root).items():
+        if step is seccomp.install:
+            before_filter()
         try:
             step()
             held.append(name)
@@ -101,6 +104,15 @@ def steps(root: int) -> dict[str, Callable[[], None]]:
         # The last, since it allows none of the others.
         "a filter of system calls": seccomp.install,
     }
+
+
+def filter_calls() -> None:
+    """Restricts a process that inherited the rest of the jail; nothing where that cannot be. Raises OSError."""
+    try:
+        seccomp.install()
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def _why_not(version: int) -> str:

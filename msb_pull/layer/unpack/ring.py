@@ -76,19 +76,29 @@ class RingWriter:
 
 
 class RingReader:
-    """The child's end; ``read`` gives what the parent wrote, slot by slot."""
+    """The child's end; ``read`` gives what the parent wrote, slot by slot.
+
+    ``view`` is all of the memory, ``size`` bytes: the byte at position n of the stream lies at n % size, since every
+    slot but the last is full. ``release`` is what happens to a slot that was read to its end.
+    """
 
     def __init__(self, memory: int, socket: int) -> None:
-        self._size = os.fstat(memory).st_size // SLOTS
-        self._view = memoryview(mmap.mmap(memory, self._size * SLOTS, prot=mmap.PROT_READ))
+        self.size = os.fstat(memory).st_size
+        self._slot_size = self.size // SLOTS
+        self.view = memoryview(mmap.mmap(memory, self.size, prot=mmap.PROT_READ))
         os.close(memory)
+        self.release = self.give_back
         self._socket = socket
         self._slot = -1
+
+    def give_back(self) -> None:
+        """Tells the parent that the slot that has been in use the longest is free."""
+        os.write(self._socket, b"\0")
 
     def read(self, size: int, /) -> memoryview:
         """The next slot, whatever the size; it is valid until the next call. Empty at the end of the stream."""
         if self._slot >= 0:
-            os.write(self._socket, b"\0")
+            self.release()
         count = b""
         while len(count) < _COUNT:
             more = os.read(self._socket, _COUNT - len(count))
@@ -96,8 +106,8 @@ class RingReader:
                 return _EMPTY
             count += more
         self._slot = (self._slot + 1) % SLOTS
-        at = self._slot * self._size
-        return self._view[at : at + int.from_bytes(count, "little")]
+        at = self._slot * self._slot_size
+        return self.view[at : at + int.from_bytes(count, "little")]
 
 
 def _memory() -> tuple[int, int]:

@@ -72,6 +72,7 @@ _CALLS: tuple[Call, ...] = (
     (14, 135, ()),  # rt_sigprocmask: the same
     (15, 139, ()),  # rt_sigreturn: coming back from a signal
     (219, 128, ()),  # restart_syscall: going on after a stop
+    (61, 260, ()),  # wait4: the end of the process that fills files
     (60, 93, ()),  # exit
     (231, 94, ()),  # exit_group
 )

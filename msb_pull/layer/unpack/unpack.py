@@ -16,6 +16,7 @@ from msb_pull.layer.tar.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
 from msb_pull.layer.tree.links import COPIES
 from msb_pull.layer.tree.tree import TreeWriter
+from msb_pull.layer.unpack.filler import Unfilled, start
 from msb_pull.layer.unpack.ring import RingReader, RingWriter
 
 TYPE_CHECKING = False
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from msb_pull.layer.tar.blocks import Stream
+    from msb_pull.layer.tar.entry import Entry
+    from msb_pull.layer.unpack.filler import Filler
 
 # What a file system cannot take of an entry is the entry's fault, not the disk's.
 _ENTRY_ERRORS = {
@@ -36,7 +39,13 @@ _PIECE = 1 << 16
 
 
 def unpack(
-    stream: Stream, root: int, record: int, options: UnpackOptions, *, exact_modes: bool = False
+    stream: Stream,
+    root: int,
+    record: int,
+    options: UnpackOptions,
+    *,
+    exact_modes: bool = False,
+    filler: Filler | None = None,
 ) -> UnpackReport:
     """Unpacks ``stream`` below the open directory ``root`` and writes its record into the open file ``record``.
 
@@ -45,7 +54,9 @@ def unpack(
     """
     writer = RecordWriter(record)
     reader = TarReader(stream, limits=options, record=writer)
-    tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes)
+    tree = TreeWriter(root, xattrs=options.xattrs, exact_modes=exact_modes, max_copied=options.max_bytes, filler=filler)
+    if filler is not None:
+        filler.reader = reader
     entry = None
     try:
         chunk = reader.chunk
@@ -59,16 +70,24 @@ def unpack(
         # Each of them is within it already.
         if reader.content_bytes > tree.links.room:
             raise LayerError(reader.entries - 1, b"", COPIES)
-    except OSError as error:
-        if entry is None:
-            raise
-        if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
-            raise LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno]) from error
-        error.filename = entry.name
-        raise
+    except (LayerError, OSError) as error:
+        # Files that were made before may be written after, and the first error counts.
+        raise _error_of((filler and filler.failure()) or error, entry, options) from error
     finally:
         tree.close()
     return _report(reader, tree)
+
+
+def _error_of(error: LayerError | OSError, entry: Entry | None, options: UnpackOptions) -> LayerError | OSError:
+    """Says what the file system did not take, and of which entry."""
+    if isinstance(error, Unfilled):
+        entry = error.entry
+    if isinstance(error, LayerError) or entry is None:
+        return error
+    if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
+        return LayerError(entry.index, entry.name, _ENTRY_ERRORS[error.errno])
+    error.filename = entry.name
+    return error
 
 
 def _is_limited(options: UnpackOptions) -> bool:
@@ -108,7 +127,7 @@ def _report(reader: TarReader, tree: TreeWriter) -> UnpackReport:
 
 def child_main() -> NoReturn:
     """The whole life of a child process; what happened goes to standard output as one JSON document."""
-    from msb_pull.layer.unpack import jail
+    from msb_pull.layer.unpack.jail import limits_memory
 
     memory, root, record = map(int, sys.argv[1:4])
     options = UnpackOptions.from_arguments(sys.argv[4:])
@@ -117,9 +136,10 @@ def child_main() -> NoReturn:
     os.umask(0o777 & ~DISK_MODES)
     # Once jailed, Python can open no more modules; the text of an error needs a codec.
     LayerError(0, b"\n\xff", "")
+    filler = None
     try:
-        state = jail.enter(root, max_file_size=options.max_bytes) if options.jail else "off"
-        report = unpack(stream, root, record, options, exact_modes=True)
+        state, filler = _enter(root, stream, options)
+        report = unpack(stream, root, record, options, exact_modes=True, filler=filler)
         report.jailed = state
         answer: dict[str, Any] = {"report": report.as_plain()}
     except LayerError as error:
@@ -127,14 +147,34 @@ def child_main() -> NoReturn:
     except MemoryError:
         what = "unpacking the layer needs more memory than allowed"
         answer = {"layer": {"index": 0, "name": b"", "what": what, "hint": None}}
-        if not jail.limits_memory():
+        if not limits_memory():
             answer = {"os": {"errno": errno.ENOMEM, "name": None}}
     except OSError as error:
         name = error.filename
         answer = {"os": {"errno": error.errno or 0, "name": name if isinstance(name, (bytes, str)) else None}}
+    if filler is not None:
+        filler.end()
     say(encode(answer))
     # Nothing needs flushing, and tearing an interpreter down costs milliseconds.
     os._exit(0)
+
+
+def _enter(root: int, ring: RingReader, options: UnpackOptions) -> tuple[str, Filler | None]:
+    """Enters the jail: what holds the process now, and the second one in there, if there can be one. Raises OSError."""
+    from msb_pull.layer.unpack import jail
+
+    fillers: list[Filler | None] = []
+
+    def split() -> None:
+        if options.filler:
+            fillers.append(start(ring, jail.filter_calls if options.jail else lambda: None))
+
+    state = "off"
+    if options.jail:
+        state = jail.enter(root, max_file_size=options.max_bytes, before_filter=split)
+    else:
+        split()
+    return state, fillers[0] if fillers else None
 
 
 _BOOTSTRAP = "from msb_pull.layer.unpack.unpack import child_main; child_main()"

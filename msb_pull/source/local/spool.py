@@ -90,17 +90,23 @@ def _spool(handle: int, label: str, scratch: Path, cancel: Cancel) -> int:
     found = compression_of(head)
     inflate = _Inflater(found, label) if found else None
     where = scratch if scratch.is_dir() else None
+    # Twice: once the file is closed and gone, what is free says nothing of why the disk was full.
+    with _told(where), tempfile.TemporaryFile(dir=where, prefix="spool-") as out, _told(where):
+        while head:
+            for piece in inflate.feed(head) if inflate else (head,):
+                cancel.check()
+                out.write(piece)
+            head = next(pieces, b"")
+        if inflate:
+            inflate.finish()
+        out.flush()
+        return os.dup(out.fileno())
+
+
+@contextlib.contextmanager
+def _told(where: Path | None) -> Iterator[None]:
     try:
-        with tempfile.TemporaryFile(dir=where, prefix="spool-") as out:
-            while head:
-                for piece in inflate.feed(head) if inflate else (head,):
-                    cancel.check()
-                    out.write(piece)
-                head = next(pieces, b"")
-            if inflate:
-                inflate.finish()
-            out.flush()
-            return os.dup(out.fileno())
+        yield
     except OSError as error:
         raise local_error(error, where or tempfile.gettempdir()) from error
 

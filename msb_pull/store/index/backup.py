@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
 from msb_pull.image.digest import Digest, chain_id
+from msb_pull.store.index.keys import LayerKey, copies_in, copy_name
 from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform
-from msb_pull.store.keys import LayerKey, copies_in, copy_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -138,16 +138,18 @@ class Database:
         # Recording or removing an image changes copy and rows in one transaction, so none may be under way.
         return self._ask(work) and self._change(work)
 
-    def check_copies(self) -> None:
-        """Raises LocalError for a copy that cannot be read, of an image that is not here: what it needs is not known.
+    def unread_copies(self) -> list[LocalError]:
+        """An error for each copy that cannot be read, of an image that is not here: what it needs is not known.
 
         So it is where the database was rebuilt from the copies, one of which was damaged.
         """
-        for path in self._ask(lambda run: self._copies.unreadable(stored.references(run))):
-            raise LocalError(
+        return [
+            LocalError(
                 f"{path}: cannot be read, and may be all that is left of an image that oci.db does not have",
                 hint="pull that image again, or remove the file if you do not need it",
             )
+            for path in self._ask(lambda run: self._copies.unreadable(stored.references(run)))
+        ]
 
     def remove(self, references: Sequence[str]) -> None:
         """Forgets images, and the rows of their layers that nothing else reaches."""

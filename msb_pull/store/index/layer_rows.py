@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 
 if TYPE_CHECKING:
     import sqlite3

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.image.platform import Platform
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.layer_rows import place_layers
-from msb_pull.store.keys import LayerKey
 
 if TYPE_CHECKING:
     from msb_pull.image.digest import Digest

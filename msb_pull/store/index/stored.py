@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import LocalError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.rows import stored_platform
-from msb_pull.store.keys import LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable

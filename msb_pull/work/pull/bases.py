@@ -16,13 +16,13 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import ContentError
+from msb_pull.ground.errors import ContentError, local_error
 from msb_pull.image.digest import chain_id
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tree.kept import keep_aside
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.work.pull.fetch import WantedLayer
 from msb_pull.work.pull.placing import Placing, State
 
@@ -165,8 +165,15 @@ class Publisher:
         """Publishes a layer that was fetched and whose lock is held, and gives up the lock.
 
         A thread of the pool calls it for a layer that takes nothing from those below, which need not be there then;
-        for others the main thread does. Raises ContentError, LocalError, OSError.
+        for others the main thread does. Raises ContentError, LocalError.
         """
+        try:
+            self._publish(placing)
+        except OSError as error:
+            # While staging is there: once it is gone, what is free says nothing of why the disk was full.
+            raise local_error(error, self._store.layers) from error
+
+    def _publish(self, placing: Placing) -> None:
         fetched = placing.fetched
         assert fetched is not None
         report, staging = fetched.report, fetched.staging

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
 from msb_pull.ground.pools import Handoff
-from msb_pull.ground.running import Throttle
+from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.report import UnpackOptions, UnpackReport
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
+
+
+# Compressed bytes from which on a second process saves more time than it costs to start, about two milliseconds.
+_WORTH_A_FILLER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +56,19 @@ class FetchedLayer:
 
 
 class LayerFetcher:
-    """Fetches the layers of one image; every method may be called from any thread of the pool."""
+    """Fetches the layers of one image; every method may be called from any thread of the pool.
 
-    def __init__(self, store: Store, source: Source, limits: Limits, *, xattrs: bool, image: str, job: Job) -> None:
+    ``total`` is how many compressed bytes all that are to be fetched have together.
+    """
+
+    def __init__(
+        self, store: Store, source: Source, limits: Limits, *, total: int, xattrs: bool, image: str, job: Job
+    ) -> None:
         self._store = store
+        self._total = total
         self._source = source
         self._limits = limits
-        self._options = UnpackOptions(
-            max_entries=limits.max_entries,
-            max_bytes=limits.max_bytes,
-            max_extension=limits.max_extension,
-            xattrs=xattrs,
-        )
+        self._xattrs = xattrs
         self._image = image
         self._job = job
 
@@ -87,13 +92,18 @@ class LayerFetcher:
             raise
 
     def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
+        # Twice: once staging is gone, what is free says nothing of why the disk was full.
+        with self._told(), contextlib.ExitStack() as attempt:
+            staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
+            with self._told(), self._kept(wanted) as keep:
+                fetched = self._unpack(wanted, staging, keep)
+            resources.enter_context(attempt.pop_all())
+            return fetched
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            with contextlib.ExitStack() as attempt:
-                staging = attempt.enter_context(self._store.staging(wanted.descriptor.digest))
-                with self._kept(wanted) as keep:
-                    fetched = self._unpack(wanted, staging, keep)
-                resources.enter_context(attempt.pop_all())
-                return fetched
+            yield
         except OSError as error:
             raise local_error(error, self._store.layers) from error
 
@@ -107,7 +117,7 @@ class LayerFetcher:
             progress=self._progress(descriptor),
             cancel=self._job.cancel,
         )
-        process = LayerProcess(staging.path, staging.record, self._options)
+        process = LayerProcess(staging.path, staging.record, self._options(descriptor))
         try:
             pipe = _Pipe(wanted, process, self._limits)
             with contextlib.ExitStack() as ending:
@@ -130,6 +140,23 @@ class LayerFetcher:
                 raise trouble
         finally:
             process.kill()
+
+    def _options(self, descriptor: Descriptor) -> UnpackOptions:
+        return UnpackOptions(
+            max_entries=self._limits.max_entries,
+            max_bytes=self._limits.max_bytes,
+            max_extension=self._limits.max_extension,
+            xattrs=self._xattrs,
+            filler=self._deserves_filler(descriptor.size),
+        )
+
+    def _deserves_filler(self, size: int) -> bool:
+        """Whether a layer of so many bytes is written by two processes.
+
+        Where several large ones come at once, all processors are busy as it is, and more processes only get into each
+        other's way. One that is larger than all others together is waited for alone in the end.
+        """
+        return size >= _WORTH_A_FILLER and processors() > 1 and 2 * size > self._total
 
     @contextlib.contextmanager
     def _kept(self, wanted: WantedLayer) -> Iterator[int | None]:

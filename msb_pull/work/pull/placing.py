@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Flag
     from msb_pull.image.digest import Digest
-    from msb_pull.store.keys import LayerKey
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.pull.fetch import FetchedLayer, WantedLayer
 

@@ -42,7 +42,7 @@ def pull_image(
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.image.manifest import check_image
-    from msb_pull.source.open import open_source
+    from msb_pull.work.pull.open import open_source
     from msb_pull.work.pull.transfer import Transfer
 
     def warn(text: str) -> None:
@@ -61,15 +61,28 @@ def pull_image(
                 return _unchanged(local, store, started)
             raise
         check_image(resolved.manifest, str(resolved.reference))
-        if argument.reference is None and options.name is None:
-            _warn_of_replacing(resolved, store, warn)
+        if argument.reference is None:
+            local = _find(resolved.reference, store)
+            if options.name is None:
+                _warn_of_replacing(local, resolved, warn)
+            if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
+                # A pull that was killed may have left something; in a store that cannot be written it stays.
+                with contextlib.suppress(OSError):
+                    store.sweep()
+                return _unchanged(local, store, started)
         work = Transfer(resolved, source, store, options, job)
         return work.plan_only(started) if options.dry_run else work.run(started)
 
 
-def _warn_of_replacing(resolved: ResolvedImage, store: Store, warn: Callable[[str], None]) -> None:
+def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
+    """Whether the store has just what a folder or an archive holds, and no policy asks for more than that."""
+    held = image.digest, image.platform, image.source
+    wanted = options.policy is Policy.MISSING and not options.force and not options.dry_run
+    return wanted and held == (resolved.digest, resolved.platform, resolved.source)
+
+
+def _warn_of_replacing(image: StoredImage | None, resolved: ResolvedImage, warn: Callable[[str], None]) -> None:
     """The name in a folder or an archive is its maker's choice, and may be that of an image from elsewhere."""
-    image = _find(resolved.reference, store)
     if image is not None and image.digest != resolved.digest:
         held = image.digest or "an image without a digest"
         warn(f"its name is {resolved.reference}, which is already here as {held}; that becomes {resolved.digest}")
@@ -88,10 +101,14 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if image is None:
         return None
     if image.digest is None:
-        held = options.policy is Policy.NEVER and all(store.layer_dir(x.key).is_dir() for x in image.layers)
+        held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
     wanted = image.platform is not None and options.wanted.accepts(image.platform)
-    return image if wanted and all(store.has_layer(x.key) for x in image.layers) else None
+    return image if wanted and _is_complete(image, store) else None
+
+
+def _is_complete(image: StoredImage, store: Store) -> bool:
+    return all(store.has_layer(layer.key) for layer in image.layers)
 
 
 def _find(reference: Reference | None, store: Store) -> StoredImage | None:
@@ -106,7 +123,7 @@ def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
     image = _find(argument.reference, store)
     if image is None:
         return None
-    missing = [layer for layer in image.layers if not store.layer_dir(layer.key).is_dir()]
+    missing = [layer for layer in image.layers if not store.has_directory(layer.key)]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"
     return f"the store has it for {image.platform}" if image.platform is not None else None
@@ -114,6 +131,10 @@ def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
 
 def _unchanged(image: StoredImage, store: Store, started: float) -> PullResult:
     reference = Reference.parse(image.reference)
+    if image.digest is not None:
+        # Where nothing can be written, this pull has done its work all the same.
+        with contextlib.suppress(OSError):
+            store.make_links(layer.key for layer in image.layers)
     layers = tuple(LayerOutcome(str(x.digest), x.size, 0, True, str(store.layer_dir(x.key))) for x in image.layers)
     return PullResult(
         reference=image.reference,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.source.interface import ResolvedImage, Source
-    from msb_pull.store.keys import LayerKey
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
 
 # How long an error of one layer may go unheard while another one is waited for, in seconds.
@@ -72,6 +72,7 @@ class Transfer:
             self._store.sweep()
             self._drop_partials()
             self._place_all(missing)
+            self._store.make_links(placing.key for placing in self._bases.stack)
             self._record()
         result = self._result(started)
         present = {str(placing.digest): placing.present for placing in self._bases.stack}
@@ -149,9 +150,12 @@ class Transfer:
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
-        self._store.check_space(sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present))
+        total = sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present)
+        self._store.check_space(total)
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
-        return LayerFetcher(self._store, self._source, options.limits, xattrs=xattrs, image=self._name, job=self._job)
+        return LayerFetcher(
+            self._store, self._source, options.limits, total=total, xattrs=xattrs, image=self._name, job=self._job
+        )
 
     def _fits(self, position: int) -> bool:
         """Whether a layer that is there belongs on top of this image's lower layers; it may be locked afterwards."""

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 _SMALL_BLOBS = 16_000_000
 _SMALL_RECORDS = 64_000
 
+# What was expected and found of a layer of which nothing is left.
+_GONE = {
+    LayerState.ABSENT: ("a directory", "nothing"),
+    LayerState.EMPTIED: ("its entries", "an empty directory"),
+}
+
 
 class Verdict(enum.StrEnum):
     """What can be said of a layer."""
@@ -158,8 +164,8 @@ class LayerCheck:
     def _look(self, prove: Prove, progress: Progress) -> LayerReport:
         key, store = self.layer.key, self.store
         state = store.layer_state(key)
-        if state is LayerState.ABSENT:
-            return self._report(Verdict.DAMAGED, [Damage(b"", "missing", "a directory", "nothing")])
+        if state in _GONE:
+            return self._report(Verdict.DAMAGED, [Damage(b"", "missing", *_GONE[state])])
         if state is not LayerState.COMPLETE and self.stacks is None:
             what = "a symlink or a file" if state is LayerState.OCCUPIED else "written by another program"
             return self._report(Verdict.UNPROVABLE, [], f"no record: {what}")

@@ -7,10 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError
+from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFoundError, local_error
 from msb_pull.ground.sizes import counted
 from msb_pull.layer.proof.task import DERIVED
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.work.verify.layers import LayerReport, Verdict
 from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_images
 
@@ -98,38 +98,45 @@ class _Repair:
     failures: list[MsbPullError] = field(default_factory=list)
 
     def record_again(self, rows: Sequence[RowsReport]) -> None:
-        """Rewrites damaged records."""
+        """Rewrites damaged records, and makes short links again."""
         for damaged in rows:
             try:
                 with self.store.database(create=True) as database:
-                    if not database.record_again(damaged.reference):
+                    if not damaged.links_alone and not database.record_again(damaged.reference):
                         raise ContentError(
                             f"{damaged.reference}: neither its rows nor their copy can be proven",
                             hint="`msb-pull pull --force` records it again",
                         )
+                    image = database.find(damaged.reference)
+                self.store.make_links(x.key for x in (image.layers if image else ()) if self.store.has_layer(x.key))
             except MsbPullError as error:
                 self.failures.append(error)
+            except OSError as error:
+                self.failures.append(local_error(error, self.store.layers))
 
     def fetch_damaged(self, references: Sequence[str], damaged: Set[str]) -> None:
         """Tries one image after the other until each damaged layer is fetched."""
-        left, needed = set(damaged), set[str]()
+        left = set(damaged)
+        needed: dict[str, ImageRecord] = {}
 
         def fetch(image: ImageRecord) -> None:
             mine = left & _forms(image)
             if image.source != "registry":
-                needed.update(mine)
+                needed.update(dict.fromkeys(mine, image))
                 return
-            needed.difference_update(mine)
+            for name in mine:
+                needed.pop(name, None)
             for keys, wanted in _keys(image, mine):
                 self._fetch(image, keys, replace(self.options, refetch=wanted))
             left.difference_update(mine)
 
         self._each(references if damaged else (), fetch)
         if needed:
+            image = next(iter(needed.values()))
             self.failures.append(
                 NotFoundError(
                     f"{counted(len(needed), 'damaged layer')} cannot be fetched: no image from a registry has them",
-                    hint="pull its image again from the folder or archive with --force",
+                    hint=f"pull {image.reference} again with --force, from {image.source}",
                 )
             )
 

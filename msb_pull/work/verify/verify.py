@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,32 +10,41 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError, MsbPullError, NotFoundError
 from msb_pull.layer.proof.task import DERIVED
 from msb_pull.store.index.database import Database
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.proven import Difference
 from msb_pull.store.index.stored import StoredLayer
-from msb_pull.store.keys import LayerKey
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from msb_pull.ground.running import Job
     from msb_pull.store.index.proven import ProvenImage
     from msb_pull.store.store import Store
 
+# How the places of short links begin in a difference.
+LINKS = "l/"
+
 
 @dataclass(frozen=True, slots=True)
 class RowsReport:
-    """An image of which something recorded is not what its manifest's digest proves."""
+    """An image of which something recorded is not what its manifest's digest proves, or a layer has no short link."""
 
     reference: str
     differences: tuple[Difference, ...]
+
+    @property
+    def links_alone(self) -> bool:
+        """Whether short links are all that is wrong."""
+        return all(x.place.startswith(LINKS) for x in self.differences)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
 
-    ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten.
+    ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten. ``unchecked`` says
+    what could not be looked at, since nothing tells what it is.
     """
 
     images: tuple[str, ...]
@@ -44,6 +54,7 @@ class VerifyReport:
     failures: tuple[MsbPullError, ...] = ()
     rows: tuple[RowsReport, ...] = ()
     mended: tuple[str, ...] = ()
+    unchecked: tuple[MsbPullError, ...] = ()
 
     @property
     def misrecorded(self) -> list[RowsReport]:
@@ -75,9 +86,16 @@ def verify_images(
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
         reports = _blamed(wanted, run_checks(checks, job.jobs))
+        unchecked = () if references else _unread_copies(store)
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)
-    return VerifyReport(names, tuple(reports), (), time.monotonic() - started, rows=rows)
+    seconds = time.monotonic() - started
+    return VerifyReport(names, tuple(reports), (), seconds, rows=rows, unchecked=unchecked)
+
+
+def _unread_copies(store: Store) -> tuple[LocalError, ...]:
+    with store.database(create=False) as database:
+        return tuple(database.unread_copies())
 
 
 def proven_images(
@@ -97,7 +115,7 @@ def proven_images(
         if missing := set(references) - {image.reference for image in proofs}:
             raise NotFoundError(f"{sorted(missing)[0]}: not in the store", hint="`msb-pull ls` shows what is")
         found = [(image, _layers(image, database)) for image in proofs]
-    for image in proofs:
+    for image, layers in found:
         if image.disordered:
             # An order that another image needed once may be left when that one has gone.
             place = Difference("oci.db: layers", "the order of the manifest", "")
@@ -106,6 +124,8 @@ def proven_images(
         if image.stale:
             text = "its copy beside the layers was missing or did not match oci.db; rewritten"
             _correct(store, image, Database.copy_again, Difference("images: copy", "what the rows say", ""), job, text)
+        if image.record is not None:
+            image.differences += _lost_links(store, layers)
     return found
 
 
@@ -124,6 +144,15 @@ def _correct(
         image.differences.append(replace(wrong, found=error.message))
     else:
         _warn(job, image, text)
+
+
+def _lost_links(store: Store, layers: Iterable[StoredLayer]) -> Iterator[Difference]:
+    """The short links of complete layers that are missing or lead elsewhere."""
+    for key in dict.fromkeys(layer.key for layer in layers):
+        if store.has_layer(key) and not store.has_link(key):
+            link = store.link_path(key)
+            there = os.readlink(link) if link.is_symlink() else "nothing"
+            yield Difference(f"{LINKS}{link.name}", store.link_target(key), there)
 
 
 def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:

@@ -16,6 +16,7 @@ import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError
 from msb_pull.layer import report
+from msb_pull.layer.child import _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
@@ -221,7 +222,7 @@ def test_d34_no_inodes(small):
     (small / "staging").mkdir()
     process = LayerProcess(small / "staging", small / "record", UnpackOptions())
     try:
-        with pytest.raises(LocalError, match=r"staging/f2.: no inodes left") as caught:
+        with pytest.raises(LocalError, match=r"staging/f\d+: no inodes left") as caught:
             feed(process, b"".join(reg(b"f%d" % i) for i in range(100)) + END)
     finally:
         process.kill()
@@ -368,8 +369,8 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
         with pytest.raises(LocalError, match=r"crashed|killed"):
             threading.Thread(target=kill_once_it_writes).start()
             process.finish()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(child(process), 0)
+    # One that is not waited for is a zombie, and writes nothing.
+    assert not _runs(child(process))
     (tmp_path / "written").unlink(missing_ok=True)
     time.sleep(0.05)
     assert not (tmp_path / "written").exists()
@@ -398,9 +399,10 @@ def test_the_child_has_a_session_an_empty_environment_and_no_other_files(start, 
         found = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
     # libffi 3.5, below ctypes, keeps its own file open.
     found = {number: target for number, target in found.items() if "/libffi.so" not in target}
-    # Root, record and the shared memory (Python keeps a descriptor of what it maps) beside the standard three.
-    assert len(found) == 6, found
-    assert sum(target.startswith("pipe:") for target in found.values()) == 2
+    # Root, record and the shared memory (Python keeps a descriptor of what it maps) beside the standard three, and two
+    # pipes to and from the second process, whose table of descriptors is the same.
+    assert len(found) == 10, found
+    assert sum(target.startswith("pipe:") for target in found.values()) == 6
     assert sum(target.startswith("socket:") for target in found.values()) == 1
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line

@@ -15,7 +15,7 @@ import pytest
 from msb_pull.ground.errors import LocalError
 from msb_pull.store.index.connect import DamagedDatabase, make
 from msb_pull.store.index.database import Database
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.store import Store
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.stores import digest, names, record, sql, stacked

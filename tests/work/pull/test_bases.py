@@ -9,7 +9,7 @@ import pytest
 
 from msb_pull.ground.running import Job
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.store.keys import LayerKey
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.store import Store
 from msb_pull.work.listing import inspect_image, list_files
 from msb_pull.work.prune import apply_prune, plan_prune, remove_images
