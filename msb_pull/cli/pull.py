@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.pull.plan import PullResult
 
+_KEPT = "what was downloaded is kept; run the same command again to continue"
+_FINISHED = "finished layers are kept; run the same command again to continue"
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -54,7 +57,6 @@ def pull_images(
         policy=Policy(settings.policy),
         force=force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
-        jobs=settings.jobs,
         limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,
@@ -119,6 +121,7 @@ def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
 
 def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
     """One image, its line and its summary; or what went wrong with it."""
+    run.session.next_step = None if options.dry_run else _KEPT if argument.reference else _FINISHED
     try:
         run.job.cancel.check()
         writes = not options.dry_run and options.policy is not Policy.NEVER
@@ -130,8 +133,6 @@ def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: Pu
         if isinstance(error, ContentError) and argument.text not in error.message:
             # A layer's digest alone does not say which of several images it belongs to.
             error.message = f"{argument.text}: {error.message}"
-        elif isinstance(error, Cancelled) and argument.reference is not None:
-            error.hint = "what was downloaded is kept; run the same command again to continue"
         return error
     if result.digest is None:
         text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"

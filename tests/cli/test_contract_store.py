@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -504,3 +505,25 @@ def test_save(full):
     assert (done.code, done.error) == (2, f"error: {message}\n  hint: {hint}\n")
     assert done.document == failed(2, "usage", message, None, hint)
     assert sorted(x.name for x in full.folder.iterdir() if "part" in x.name) == []
+
+
+INTERRUPTED = {
+    ("rm", IMAGE): "`msb-pull ls` shows which images are left, `msb-pull prune` removes layers that none of them needs",
+    ("prune", "--all", "--yes"): "run the same command again to remove what is left",
+    ("save", IMAGE, "-o", "app.tar"): "app.tar was not written; run the same command again",
+    ("save", IMAGE, "-o", "-"): "the archive is not complete; run the same command again",
+}
+
+
+@pytest.mark.parametrize("words", INTERRUPTED)
+def test_an_interruption_says_what_is_left(full, words):
+    """Here all is, since the store is locked."""
+    with holder(full.layers / ".msb-pull" / "locks"):
+        process = full.start(*words)
+        assert process.stderr.readline().startswith("waiting for ")
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert full.alike(error) == f"error: interrupted\n  hint: {INTERRUPTED[words]}\n"
+    assert full.run("ls", "-q").out == f"{IMAGE}\n"
+    assert not list(full.folder.glob("*app.tar*"))
