@@ -386,6 +386,10 @@ def test_layers_without_a_database(place):
     assert place.run("verify") == Said(6, "", f"error: {message}\n  hint: {hint}\n")
     assert not (place.home / "oci.db").exists()
     assert place.run("ls") == Said(0, "", f"warning: {message}; {hint}\nNo images.\n")
+    # The first pull of all records its image after the last layer.
+    with holder(place.layers / ".msb-pull" / "locks", kind="s"):
+        assert place.run("verify") == Said(0, "", "No images.\n")
+        assert place.run("ls") == Said(0, "", "No images.\n")
     document = place.run("verify", "--format", "json").document
     assert (document["status"], document["images"], document["error"]["message"]) == ("failed", [], message)
     elsewhere = {"MICROSANDBOX_HOME": str(place.folder / "other")}
