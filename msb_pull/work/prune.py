@@ -154,9 +154,8 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
-        images = tuple(dict.fromkeys(references))
+        images, layers, remarks = tuple(dict.fromkeys(references)), [], []
         gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
-        layers, remarks = [], []
         for key in sorted(key for key in mine if str(key) not in reached):
             state = store.layer_state(key)
             if state is LayerState.ABSENT:
