@@ -6,11 +6,13 @@ Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull
 from __future__ import annotations
 
 import contextlib
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.config import settings as config
-from msb_pull.ground.errors import MsbPullError
+from msb_pull.config.table import to_path
+from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
@@ -19,7 +21,6 @@ from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
-    import os
     import threading
     from collections.abc import Callable, Sequence
 
@@ -46,8 +47,8 @@ class Store:
     @classmethod
     def open(
         cls,
-        home: str | os.PathLike[str] | None = None,
-        layers_dir: str | os.PathLike[str] | None = None,
+        home: str | PathLike[str] | None = None,
+        layers_dir: str | PathLike[str] | None = None,
         *,
         create: bool = True,
         warn: Callable[[str], None] = lambda text: None,
@@ -56,20 +57,20 @@ class Store:
 
         The default comes from ``MICROSANDBOX_HOME``, the configuration file, or is ``~/.microsandbox``; ``layers_dir``
         likewise, where ``home`` is not given. With ``create`` missing folders are made. ``warn`` is called with what
-        a person should know of the place. Raises LocalError, UsageError.
+        a person should know of the place. Raises LocalError, UsageError, TypeError.
 
         >>> import tempfile
         >>> store = Store.open(tempfile.mkdtemp())
         >>> store.images()
         []
         """
-        settings = config.load({"home": home})
+        settings = config.load({"home": _path("home", home)})
         for text in settings.warnings:
             warn(text)
+        layers = _path("layers_dir", layers_dir)
         if home is None:
-            home, layers_dir = settings.home, layers_dir or settings.layers_dir
-        layers = Path(layers_dir) if layers_dir is not None else None
-        place = inner.Store.open(Path(home), layers, create=create, sync=settings.sync, warn=warn)
+            layers = layers or settings.layers_dir
+        place = inner.Store.open(settings.home, layers, create=create, sync=settings.sync, warn=warn)
         return cls(place, settings)
 
     @property
@@ -116,6 +117,7 @@ class Store:
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image
 
+        _check_type("image", image, str, "text")
         return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
 
 
@@ -126,6 +128,7 @@ def pull_image(
     *,
     observer: Observer = ignore,
     cancel: threading.Event | None = None,
+    jobs: int | None = None,
     registries: RegistryOptions | None = None,
     credentials: CredentialStore | None = None,
 ) -> PullResult:
@@ -133,12 +136,11 @@ def pull_image(
 
     ``image`` is what the command line takes: ``ubuntu:22.04``, ``ghcr.io/a/b@sha256:…``, ``oci:DIR:TAG``,
     ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of ``msb_pull.events``, from
-    several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second.
-    ``registries`` says how registries are reached (mirrors, certificates, rate), by default as the configuration file
-    does; ``credentials`` are by default those of the environment and of ``docker login`` and ``podman login``.
+    several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second. The settings
+    say how many ``jobs`` there are (layers at a time) and how ``registries`` are reached, unless given; ``credentials``
+    are by default those of the environment and of ``docker login`` and ``podman login``.
 
-    Raises UsageError, NotFoundError, AccessError, NetworkError, ContentError, LocalError or Cancelled; the store then
-    holds what it held before, and at most more of a partial download.
+    Raises MsbPullError, TypeError; the store then holds what it held before, and at most more of a partial download.
 
     >>> import tempfile
     >>> store = Store.open(tempfile.mkdtemp())
@@ -158,7 +160,14 @@ def pull_image(
     other:1: not in the store 3
     """
     (outcome,) = pull_images(
-        [image], store, options, observer=observer, cancel=cancel, registries=registries, credentials=credentials
+        [image],
+        store,
+        options,
+        observer=observer,
+        cancel=cancel,
+        jobs=jobs,
+        registries=registries,
+        credentials=credentials,
     )
     if isinstance(outcome, MsbPullError):
         raise outcome
@@ -172,14 +181,15 @@ def pull_images(
     *,
     observer: Observer = ignore,
     cancel: threading.Event | None = None,
+    jobs: int | None = None,
     registries: RegistryOptions | None = None,
     credentials: CredentialStore | None = None,
 ) -> list[PullResult | MsbPullError]:
     """Brings several images into the store at the same time; see :func:`pull_image`.
 
-    They share connections, tokens and threads (``options.jobs`` for all layers together, the largest first), and a
-    layer that several of them have is fetched once. Returns one outcome for each image, in the order given: its
-    result, or the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
+    They share connections, tokens and threads: ``jobs`` layers at a time of all of them, the largest first. A layer
+    that several of them have is fetched once. Returns one outcome for each image, in the order given: its result, or
+    the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
     and where the environment has a password that may be for either of two registries; nothing is asked then.
 
     >>> import tempfile
@@ -192,8 +202,11 @@ def pull_images(
     >>> lost.message
     'other:1: not in the store'
     """
+    for image in images:
+        _check_type("image", image, str, "text")
+    _check_type("store", store, Store, "a msb_pull.Store")
     wishes = options or PullOptions()
-    job = Job(observer, Cancel(cancel) if cancel else Cancel(), wishes.jobs)
+    job = Job(observer, Cancel(cancel) if cancel else Cancel(), jobs or store._settings.jobs)
     arguments = [parse_argument(image, store._settings.default_registry) for image in images]
     hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}
     if credentials is None and len(hosts) > 1:
@@ -217,6 +230,21 @@ def pull_images(
             return clients[0]
 
         return work.pull_images(arguments, store._place, client, wishes, job)
+
+
+def _path(name: str, given: object) -> Path | None:
+    if given is None:
+        return None
+    _check_type(name, given, (str, PathLike), "a path")
+    try:
+        return to_path(given)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _check_type(name: str, given: object, wanted: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name} must be {what}, not {type(given).__name__}")
 
 
 def registry_options(settings: Settings) -> RegistryOptions:

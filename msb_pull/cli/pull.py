@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.pull.plan import PullResult
 
+_KEPT = "what was downloaded is kept; run the same command again to continue"
+_FINISHED = "finished layers are kept; run the same command again to continue"
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -55,7 +58,6 @@ def pull_images(
         policy=Policy(settings.policy),
         force=force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
-        jobs=settings.jobs,
         limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,
@@ -141,8 +143,8 @@ class _Report:
         if isinstance(error, ContentError) and argument.text not in error.message:
             # A layer's digest alone does not say which of several images it belongs to.
             error.message = f"{argument.text}: {error.message}"
-        elif isinstance(error, Cancelled) and argument.reference is not None:
-            error.hint = "what was downloaded is kept; run the same command again to continue"
+        elif isinstance(error, Cancelled):
+            error.hint = self._run.session.next_step
 
     def _summarize(self, result: PullResult) -> None:
         if result.digest is None:
@@ -155,6 +157,8 @@ def _pull(
     run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
 ) -> list[PullResult | MsbPullError]:
     report = _Report(run, arguments)
+    remote = any(argument.reference for argument in arguments)
+    run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
     writes = not options.dry_run and options.policy is not Policy.NEVER
     try:
         store = run.store(create=writes)

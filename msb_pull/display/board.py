@@ -22,7 +22,7 @@ Row = list[tuple[str, str]]
 
 _LABEL = 12
 _BAR_MIN, _BAR_MAX = 6, 40
-# Free at the right edge: the `^C` that a terminal shows must not wrap, or the row above it could not be erased.
+# Free at the right edge, so that a window just made a little narrower cuts nothing off.
 _MARGIN = 2
 # Columns that follow the sizes: two blanks and the rate, and then two more and the time left.
 _RATE = 2 + 11
@@ -293,8 +293,3 @@ def _is_active(layer: _Layer) -> bool:
 def _clock(seconds: float) -> str:
     minutes, second = divmod(round(min(seconds, 359_999)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
-def total_width(row: Sequence[tuple[str, str]]) -> int:
-    """Columns that a row takes; rows hold no wide characters."""
-    return sum(len(text) for text, _ in row)

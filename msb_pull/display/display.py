@@ -79,10 +79,11 @@ class Display:
 
     def observe(self, event: Event) -> None:
         """Notes an event; never blocks on a stream. Callable from any thread."""
-        if self.quiet:
-            return
         from msb_pull.ground import events
 
+        # A warning says that the result is not quite what was asked for; that is no progress to leave out.
+        if self.quiet and not isinstance(event, events.Warned):
+            return
         with self._changed:
             # Of the progress of one layer only the newest counts; everything else is shown in order.
             key: Hashable = object()

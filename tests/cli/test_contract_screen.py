@@ -72,7 +72,7 @@ def test_several_images(place):
 
 
 def test_ctrl_c(place):
-    """The terminal writes ^C behind the last row; no row is left for that."""
+    """The terminal writes ^C where the cursor is, on the first row; nothing is left of either."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
     with screen(place, IMAGE, columns=80) as window:
         rows = window.wait(started)

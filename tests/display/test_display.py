@@ -67,11 +67,13 @@ def test_plain_lines():
     assert it.streams.stdout.getvalue() == ""
 
 
-def test_quiet_says_nothing():
-    it = display(quiet=True)
+def test_quiet_leaves_the_warnings():
+    """Somebody who wants no progress still wants to know that the image is not the one that was asked for."""
+    it = display(quiet=True, verbosity=2)
     tell_a_pull(it)
+    it.observe(e.Logged(IMAGE, 1, "a line of the log"))
     it.note("Pulled", done=True)
-    assert shown(it) == ""
+    assert shown(it) == "warning: an odd layer\n"
 
 
 def test_none_keeps_warnings_and_the_summary():
@@ -242,12 +244,12 @@ def test_rows_go_before_the_result_comes():
     it.observe(planned(100))
     it.observe(progress(0, 50, 100))
     it.settle()
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
     it.result("pinned")
     it.close()
     assert it.streams.stdout.getvalue() == "pinned\n"
     # Nothing is drawn again unless something happens.
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
 
 
 def test_questions():

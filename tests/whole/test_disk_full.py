@@ -318,7 +318,8 @@ def test_d34_without_inodes_from_the_start(tmp_path, registry):
             registry.requests.clear()
             run = home.pull(name)
             assert (run.returncode, run.stdout) == (7, ""), run.stderr
-            assert "no inodes left" in run.stderr and "0 inodes are free" in run.stderr
+            # One may be back by the time that they are counted.
+            assert "no inodes left" in run.stderr and re.search(r" [01] inodes are free", run.stderr), run.stderr
             assert "Traceback" not in run.stderr
             assert not any(registry.asked(x) for x in image.layer_digests)
             for path in used:

@@ -58,7 +58,8 @@ class Transfer:
         self._fetcher: LayerFetcher | None = None
         # All that the pool was given, and so what may hold locks.
         self._started: list[Placing] = []
-        # Written by the first thread of the pool that fails.
+        # Written by the first thread of the pool that fails. Its future alone would not do: the main thread waits for
+        # the lowest layer, and may hear from one that was stopped, which says less, before the one that failed.
         self._failure: BaseException | None = None
 
     def plan_only(self, started: float) -> PullResult:
@@ -124,6 +125,7 @@ class Transfer:
                 ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
             pool = ending.enter_context(StoppingPool(together.pool, self._job.cancel))
+            # The last one to begin should not be the one that takes longest, while the others have nothing left to do.
             for placing in sorted(missing, key=lambda placing: -placing.size):
                 self._start(pool, placing)
             for position, placing in enumerate(self._bases.stack):
@@ -214,6 +216,7 @@ class Transfer:
         try:
             placing.wait_for_lock(self._store, waiting, self._job.cancel)
         except Cancelled:
+            # A layer that failed sets the same flag; then its error is the reason, not an interruption.
             self._raise_if_over()
             raise
         finally:
