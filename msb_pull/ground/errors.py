@@ -95,7 +95,7 @@ class ContentError(MsbPullError):
 
 
 class LocalError(MsbPullError):
-    """This machine is the trouble: disk full, no permission, store locked."""
+    """Something on this machine is at fault: disk full, no permission, store locked."""
 
     exit_code = ExitCode.LOCAL
     kind = "local"
@@ -184,6 +184,7 @@ def too_large(where: str) -> LocalError:
     )
 
 
+_FEW_INODES = 8
 _SPACE_HINT = (
     "free some space (`msb-pull prune` removes what no image needs) and pull again; the pull continues where it stopped"
 )
@@ -197,7 +198,9 @@ def _what_is_full(path: str) -> tuple[str, str | None]:
         if path in ("", below):
             return "no space left", None
     free = f"{facts.f_bavail * facts.f_frsize} bytes and {facts.f_favail} inodes are free on its file system"
-    return "no inodes left for more files" if facts.f_files and not facts.f_favail else "no space left", free
+    # Not exactly none: what failed may have given one back by now.
+    few = facts.f_files and facts.f_favail < _FEW_INODES
+    return "no inodes left for more files" if few else "no space left", free
 
 
 def _facts_of(path: str) -> os.statvfs_result | None:

@@ -318,7 +318,8 @@ def test_d34_without_inodes_from_the_start(tmp_path, registry):
             registry.requests.clear()
             run = home.pull(name)
             assert (run.returncode, run.stdout) == (7, ""), run.stderr
-            assert "no inodes left" in run.stderr and "0 inodes are free" in run.stderr
+            # One may be back by the time that they are counted.
+            assert "no inodes left" in run.stderr and re.search(r" [01] inodes are free", run.stderr), run.stderr
             assert "Traceback" not in run.stderr
             assert not any(registry.asked(x) for x in image.layer_digests)
             for path in used:
@@ -345,9 +346,10 @@ def test_d34_inodes_run_out_while_unpacking(tmp_path, registry):
 def used_up(where: Path, left: int = 0) -> list[Path]:
     """Takes all inodes but so many; returns the files that hold them."""
     (where / "ballast").mkdir(exist_ok=True)
-    made = []
-    for number in range(os.statvfs(where).f_favail - left):
-        made.append(where / "ballast" / f"{number}")
+    made: list[Path] = []
+    # The file system may give those of removed files back a moment later.
+    while os.statvfs(where).f_favail > left:
+        made.append(where / "ballast" / f"{len(made)}")
         made[-1].touch()
     assert os.statvfs(where).f_favail == left
     return made

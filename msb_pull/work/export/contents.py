@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
-from msb_pull.ground.below import open_file
+from msb_pull.ground.below import Trail, open_file
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.ground.text import visible_bytes
-from msb_pull.layer.proof.stream import open_folder
 from msb_pull.layer.tree.holes import first_data
 
 if TYPE_CHECKING:
@@ -37,19 +36,21 @@ class Source:
 class Contents:
     """The open directories of an image's layers, each given with its name for people; :meth:`close` closes them.
 
-    The last directory that was read from stays open. For one thread.
+    What was read from last stays open. For one thread.
     """
 
     def __init__(self, layers: Sequence[tuple[str, int]]) -> None:
         self._layers = layers
-        self._folder: tuple[int, bytes] | None = None
-        self._handle = -1
+        # Of one layer at a time: many layers, each with a trail of its own, would hold too many descriptors.
+        self._trail: tuple[int, Trail] | None = None
 
     def close(self) -> None:
         """Closes every descriptor."""
-        for handle in [*(root for _, root in self._layers), *([self._handle] if self._folder else [])]:
-            os.close(handle)
-        self._layers, self._folder = (), None
+        if self._trail is not None:
+            self._trail[1].close()
+        for _, root in self._layers:
+            os.close(root)
+        self._layers = ()
 
     def pieces(self, source: Source) -> Iterator[tuple[int, bytes]]:
         """What a file holds, as (offset, bytes) in order and without its holes.
@@ -84,12 +85,11 @@ class Contents:
     def open(self, source: Source) -> int:
         """A descriptor to read a file; raises OSError."""
         parent, _, name = source.path.rpartition(b"/")
-        if self._folder != (source.layer, parent):
-            handle = open_folder(self._layers[source.layer][1], parent)
-            if self._folder is not None:
-                os.close(self._handle)
-            self._folder, self._handle = (source.layer, parent), handle
-        return open_file(name, self._handle)
+        if self._trail is None or self._trail[0] != source.layer:
+            if self._trail is not None:
+                self._trail[1].close()
+            self._trail = source.layer, Trail(self._layers[source.layer][1])
+        return open_file(name, self._trail[1].reach(parent))
 
     def trouble(self, source: Source, error: OSError) -> ContentError:
         """What an error of :meth:`open` or of reading means; raises LocalError for a limit of this machine."""

@@ -7,7 +7,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.below import create_file
+from msb_pull.ground.below import Trail, create_file
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
@@ -18,7 +18,6 @@ from msb_pull.layer.attributes import (
     override_stat,
     set_attribute,
 )
-from msb_pull.layer.proof.stream import open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,12 +51,12 @@ def write_directory(inodes: Sequence[Inode], root: int, how: str, progress: Call
 
 class _Writer:
     def __init__(self, root: int, how: str, progress: Callable[[int], None]) -> None:
-        self._root = root
+        self._here = Trail(root)
+        self._there = Trail(root)
         self._native = how == NATIVE
         self._how = how
         self._progress = progress
-        self._path = b""
-        self._folder = os.dup(root)
+        self._folder = self._here.reach(b"")
 
     def write(self, inodes: Sequence[Inode]) -> int:
         written = 0
@@ -67,17 +66,17 @@ class _Writer:
             # Every new name changes the time of its directory, and a closed one takes none.
             for inode in reversed(inodes):
                 if inode.kind == stat.S_IFDIR:
-                    self._enter(inode.path)
-                    self._dress(inode, self._folder)
+                    self._dress(inode, self._here.reach(inode.path))
         finally:
-            os.close(self._folder)
+            self._here.close()
+            self._there.close()
         return written
 
     def _make(self, inode: Inode) -> int:
         parent, _, name = inode.path.rpartition(b"/")
         if not inode.path:
             return 0
-        self._enter(parent)
+        self._folder = self._here.reach(parent)
         if inode.link_of is not None:
             self._link(inode.link_of, name)
         elif inode.kind == stat.S_IFDIR:
@@ -114,17 +113,8 @@ class _Writer:
 
     def _link(self, first: bytes, name: bytes) -> None:
         above, _, last = first.rpartition(b"/")
-        folder = open_folder(self._root, above)
-        try:
-            os.link(last, name, src_dir_fd=folder, dst_dir_fd=self._folder, follow_symlinks=False)
-        finally:
-            os.close(folder)
-
-    def _enter(self, path: bytes) -> None:
-        if path != self._path:
-            folder = open_folder(self._root, path)
-            os.close(self._folder)
-            self._folder, self._path = folder, path
+        folder = self._there.reach(above)
+        os.link(last, name, src_dir_fd=folder, dst_dir_fd=self._folder, follow_symlinks=False)
 
     # What is said of them
 
