@@ -29,7 +29,7 @@ pull() {
         sleep "$pause"
         code=0
         msb-pull pull "$1" || code=$?
-        [ "$code" -eq 5 ] || break # 5 is network or registry trouble; all other failures would only come again
+        [ "$code" -eq 5 ] || break # 5 is network or registry trouble; any other failure would only happen again
     done
     return "$code"
 }

@@ -15,7 +15,7 @@ used, so that ``import msb_pull`` costs nothing.
 # Spelled out, since importing typing takes longer than all else that a start needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from msb_pull.api import Store, pull_image
+    from msb_pull.api import Store, pull_image, pull_images
     from msb_pull.ground import errors as errors
     from msb_pull.ground import events as events
     from msb_pull.ground.errors import (
@@ -61,11 +61,12 @@ __all__ = [
     "errors",
     "events",
     "pull_image",
+    "pull_images",
 ]
 
 # Module -> the public names that it holds.
 _HOLDERS = {
-    "api": "Store pull_image",
+    "api": "Store pull_image pull_images",
     "ground.errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
     "UsageError",
     "image.platform": "Platform",

@@ -6,21 +6,23 @@ Nothing here prints, exits or touches signals. Every error is a :class:`msb_pull
 from __future__ import annotations
 
 import contextlib
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.config import settings as config
+from msb_pull.config.table import to_path
+from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
-from msb_pull.work.pull import pull
+from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
 
 if TYPE_CHECKING:
-    import os
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from msb_pull.work.listing import InspectedImage, ListedImage
     from msb_pull.work.pull.plan import PullResult
 
-__all__ = ["Store", "pull_image", "registry_options"]
+__all__ = ["Store", "pull_image", "pull_images", "registry_options"]
 
 
 class Store:
@@ -45,8 +47,8 @@ class Store:
     @classmethod
     def open(
         cls,
-        home: str | os.PathLike[str] | None = None,
-        layers_dir: str | os.PathLike[str] | None = None,
+        home: str | PathLike[str] | None = None,
+        layers_dir: str | PathLike[str] | None = None,
         *,
         create: bool = True,
         warn: Callable[[str], None] = lambda text: None,
@@ -55,20 +57,20 @@ class Store:
 
         The default comes from ``MICROSANDBOX_HOME``, the configuration file, or is ``~/.microsandbox``; ``layers_dir``
         likewise, where ``home`` is not given. With ``create`` missing folders are made. ``warn`` is called with what
-        a person should know of the place. Raises LocalError, UsageError.
+        a person should know of the place. Raises LocalError, UsageError, TypeError.
 
         >>> import tempfile
         >>> store = Store.open(tempfile.mkdtemp())
         >>> store.images()
         []
         """
-        settings = config.load({"home": home})
+        settings = config.load({"home": _path("home", home)})
         for text in settings.warnings:
             warn(text)
+        layers = _path("layers_dir", layers_dir)
         if home is None:
-            home, layers_dir = settings.home, layers_dir or settings.layers_dir
-        layers = Path(layers_dir) if layers_dir is not None else None
-        place = inner.Store.open(Path(home), layers, create=create, sync=settings.sync, warn=warn)
+            layers = layers or settings.layers_dir
+        place = inner.Store.open(settings.home, layers, create=create, sync=settings.sync, warn=warn)
         return cls(place, settings)
 
     @property
@@ -115,6 +117,7 @@ class Store:
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image
 
+        _check_type("image", image, str, "text")
         return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
 
 
@@ -125,6 +128,7 @@ def pull_image(
     *,
     observer: Observer = ignore,
     cancel: threading.Event | None = None,
+    jobs: int | None = None,
     registries: RegistryOptions | None = None,
     credentials: CredentialStore | None = None,
 ) -> PullResult:
@@ -132,12 +136,11 @@ def pull_image(
 
     ``image`` is what the command line takes: ``ubuntu:22.04``, ``ghcr.io/a/b@sha256:…``, ``oci:DIR:TAG``,
     ``oci-archive:FILE``, ``docker-archive:FILE``. ``observer`` is called with the events of ``msb_pull.events``, from
-    several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second.
-    ``registries`` says how registries are reached (mirrors, certificates, rate), by default as the configuration file
-    does; ``credentials`` are by default those of the environment and of ``docker login`` and ``podman login``.
+    several threads; it must be quick and must not raise. Setting ``cancel`` ends the pull within a second. The settings
+    say how many ``jobs`` there are (layers at a time) and how ``registries`` are reached, unless given; ``credentials``
+    are by default those of the environment and of ``docker login`` and ``podman login``.
 
-    Raises UsageError, NotFoundError, AccessError, NetworkError, ContentError, LocalError or Cancelled; the store then
-    holds what it held before, and at most more of a partial download.
+    Raises MsbPullError, TypeError; the store then holds what it held before, and at most more of a partial download.
 
     >>> import tempfile
     >>> store = Store.open(tempfile.mkdtemp())
@@ -156,8 +159,60 @@ def pull_image(
     ...     print(error.message, int(error.exit_code))
     other:1: not in the store 3
     """
+    (outcome,) = pull_images(
+        [image],
+        store,
+        options,
+        observer=observer,
+        cancel=cancel,
+        jobs=jobs,
+        registries=registries,
+        credentials=credentials,
+    )
+    if isinstance(outcome, MsbPullError):
+        raise outcome
+    return outcome
+
+
+def pull_images(
+    images: Sequence[str],
+    store: Store,
+    options: PullOptions | None = None,
+    *,
+    observer: Observer = ignore,
+    cancel: threading.Event | None = None,
+    jobs: int | None = None,
+    registries: RegistryOptions | None = None,
+    credentials: CredentialStore | None = None,
+) -> list[PullResult | MsbPullError]:
+    """Brings several images into the store at the same time; see :func:`pull_image`.
+
+    They share connections, tokens and threads: ``jobs`` layers at a time of all of them, the largest first. A layer
+    that several of them have is fetched once. Returns one outcome for each image, in the order given: its result, or
+    the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
+    and where the environment has a password that may be for either of two registries; nothing is asked then.
+
+    >>> import tempfile
+    >>> store = Store.open(tempfile.mkdtemp())
+    >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+    >>> from msb_pull import Policy
+    >>> found, lost = pull_images(["sample:1", "other:1"], store, PullOptions(policy=Policy.NEVER))
+    >>> found.pinned
+    'docker.io/library/sample:1@sha256:4543e47e7e5a48c78f04a48206f408d0f2335d9bdabb1ea0b6a10afa4cf529d9'
+    >>> lost.message
+    'other:1: not in the store'
+    """
+    for image in images:
+        _check_type("image", image, str, "text")
+    _check_type("store", store, Store, "a msb_pull.Store")
     wishes = options or PullOptions()
-    job = Job(observer, Cancel(cancel) if cancel else Cancel(), wishes.jobs)
+    job = Job(observer, Cancel(cancel) if cancel else Cancel(), jobs or store._settings.jobs)
+    arguments = [parse_argument(image, store._settings.default_registry) for image in images]
+    hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}
+    if credentials is None and len(hosts) > 1:
+        from msb_pull.source.registry.credentials import check_given
+
+        check_given(hosts, stdin=False)
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
@@ -168,14 +223,28 @@ def pull_image(
                 from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(store._settings)
-                host = argument.reference.registry if argument.reference is not None else None
+                host = next(iter(hosts)) if len(hosts) == 1 else None
                 who = credentials or CredentialStore(authfile=store._settings.authfile, host=host)
                 clients.append(RegistryClient(how, who, job))
                 stack.callback(clients[0].close)
             return clients[0]
 
-        argument = parse_argument(image, store._settings.default_registry)
-        return pull.pull_image(argument, store._place, client, wishes, job)
+        return work.pull_images(arguments, store._place, client, wishes, job)
+
+
+def _path(name: str, given: object) -> Path | None:
+    if given is None:
+        return None
+    _check_type(name, given, (str, PathLike), "a path")
+    try:
+        return to_path(given)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _check_type(name: str, given: object, wanted: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name} must be {what}, not {type(given).__name__}")
 
 
 def registry_options(settings: Settings) -> RegistryOptions:

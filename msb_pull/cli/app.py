@@ -83,13 +83,14 @@ def pull(
 ) -> None:
     """Pull images into the store.
 
-    For each image one line is printed: its name, pinned to the digest.
+    For each image one line is printed: its name, pinned to the digest. Lines keep the order of the arguments.
 
     IMAGE is a name in a registry (ubuntu, ghcr.io/acme/app:1, name@sha256:...), an image layout folder
     (oci:DIR[:TAG]) or an archive (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; `-` is standard input).
 
     An image that is complete in the store needs no request, and an interrupted pull continues where it stopped.
-    All images are tried; failures are listed at the end.
+    Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
+    listed at the end.
     """
     from msb_pull.cli.pull import Access, pull_images
 

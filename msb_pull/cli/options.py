@@ -120,7 +120,9 @@ Form = Annotated[
 ]
 Quiet = Annotated[
     Flag,
-    typer.Option("-q", "--quiet", help="No progress, no summary; results and errors stay.", rich_help_panel=EVERYWHERE),
+    typer.Option(
+        "-q", "--quiet", help="No progress, no summary; results, warnings and errors stay.", rich_help_panel=EVERYWHERE
+    ),
 ]
 Verbose = Annotated[
     int,

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from msb_pull.cli.run import Run
     from msb_pull.work.prune import PrunePlan
 
+_WHAT_IS_LEFT = "`msb-pull ls` shows which images are left, `msb-pull prune` removes layers that none of them needs"
+
 
 def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool, dry_run: bool, wait: bool) -> None:
     """Plans, asks, removes; prints one line for each thing removed or, in a dry run, to be removed."""
+    run.session.next_step = "nothing was removed"
     selection = parse_filters(filters) if everything else None
     store = run.store(create=False)
     if not dry_run:
@@ -35,12 +38,14 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
         run.write(_removed_document(type(plan)((), (), (), (), 0), dry_run=False), "")
         run.display.note("Nothing removed.")
         return
+    run.session.next_step = "run the same command again to remove what is left"
     _show_removed(run, apply_prune(store, plan, run.job, wait=wait))
 
 
 def remove_from_store(run: Run, images: Sequence[str]) -> None:
     """Removes images and what only they need; prints one line for each thing removed."""
     names = run.names(images)
+    run.session.next_step = _WHAT_IS_LEFT
     removed = remove_images(run.store_with(names), names, run.job)
     for remark in removed.remarks:
         run.warn(remark)

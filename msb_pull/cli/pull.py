@@ -1,4 +1,4 @@
-"""The ``pull`` command behind its options: several images one after the other, with one client for all."""
+"""The ``pull`` command behind its options: several images at the same time, with one client for all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageE
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
-from msb_pull.work.pull.pull import pull_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.pull.plan import PullResult
+
+_KEPT = "what was downloaded is kept; run the same command again to continue"
+_FINISHED = "finished layers are kept; run the same command again to continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +49,23 @@ def pull_images(
     dry_run: bool,
     allow_no_xattr: bool,
 ) -> None:
-    """Pulls each image, prints its line at once and shows failures at the end."""
+    """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
     arguments = [parse_argument(text, settings.default_registry) for text in images]
     _check(arguments, access, name)
+    run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
         force=force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
-        jobs=settings.jobs,
         limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,
         dry_run=dry_run,
     )
-    outcomes: list[tuple[ImageArgument, PullResult | MsbPullError]] = []
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        for argument in arguments:
-            outcomes.append((argument, _pull_one(run, argument, client, options)))
-            if isinstance(outcomes[-1][1], Cancelled):
-                break
-    _finish(run, outcomes)
+        outcomes = _pull(run, arguments, client, options)
+    _finish(run, list(zip(arguments, outcomes, strict=True)))
 
 
 class LazyClient:
@@ -117,29 +116,56 @@ def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
     return frozenset(x.reference.registry for x in arguments if x.reference is not None)
 
 
-def _pull_one(run: Run, argument: ImageArgument, client: LazyClient, options: PullOptions) -> PullResult | MsbPullError:
-    """One image, its line and its summary; or what went wrong with it."""
-    try:
-        run.job.cancel.check()
-        writes = not options.dry_run and options.policy is not Policy.NEVER
-        store = run.store(create=writes)
-        observe = _without_plans(run.job.observer) if options.dry_run else run.job.observer
-        result = pull_image(argument, store, client, options, replace(run.job, observer=observe))
-    except MsbPullError as error:
-        run.display.settle()
+class _Report:
+    """Says how each image ended, and prints the lines of the result in the order of the command line."""
+
+    def __init__(self, run: Run, arguments: Sequence[ImageArgument]) -> None:
+        self._run = run
+        self._arguments = arguments
+        self._outcomes: dict[int, PullResult | MsbPullError] = {}
+        self._printed = 0
+
+    def ended(self, number: int, outcome: PullResult | MsbPullError) -> None:
+        """Takes what became of the image at one position."""
+        self._outcomes[number] = outcome
+        if isinstance(outcome, MsbPullError):
+            self._explain(self._arguments[number], outcome)
+        else:
+            self._summarize(outcome)
+        # A script puts the lines beside its arguments.
+        while (following := self._outcomes.get(self._printed)) is not None:
+            self._printed += 1
+            if not isinstance(following, MsbPullError) and self._run.display.format == "text":
+                self._run.display.result(following.pinned)
+
+    def _explain(self, argument: ImageArgument, error: MsbPullError) -> None:
+        self._run.display.settle()
         if isinstance(error, ContentError) and argument.text not in error.message:
             # A layer's digest alone does not say which of several images it belongs to.
             error.message = f"{argument.text}: {error.message}"
-        elif isinstance(error, Cancelled) and argument.reference is not None:
-            error.hint = "what was downloaded is kept; run the same command again to continue"
-        return error
-    if result.digest is None:
-        text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
-        run.warn(f"{result.reference} {text}")
-    run.display.note(_summary(result), done=not result.dry_run)
-    if run.display.format == "text":
-        run.display.result(result.pinned)
-    return result
+        elif isinstance(error, Cancelled):
+            error.hint = self._run.session.next_step
+
+    def _summarize(self, result: PullResult) -> None:
+        if result.digest is None:
+            text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
+            self._run.warn(f"{result.reference} {text}")
+        self._run.display.note(_summary(result), done=not result.dry_run)
+
+
+def _pull(
+    run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
+) -> list[PullResult | MsbPullError]:
+    report = _Report(run, arguments)
+    remote = any(argument.reference for argument in arguments)
+    run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
+    writes = not options.dry_run and options.policy is not Policy.NEVER
+    try:
+        store = run.store(create=writes)
+    except MsbPullError as error:
+        return [error for _ in arguments]
+    job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
+    return work.pull_images(arguments, store, client, options, job, report.ended)
 
 
 def _without_plans(observe: Observer) -> Observer:
@@ -155,7 +181,8 @@ def _without_plans(observe: Observer) -> Observer:
 
 def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
-    for error in errors:
+    # One interruption ends many images, and one bad store is that of all.
+    for error in {(error.kind if isinstance(error, Cancelled) else id(error)): error for error in errors}.values():
         run.session.tell(error)
     if run.display.format == "json":
         run.write(_document(run.session, outcomes, errors), "")

@@ -46,6 +46,8 @@ class Session:
         self.display.format = "json" if _asks_for_json(argv) else "text"
         self.code = int(ExitCode.OK)
         self.document_written = False
+        # What an interruption leaves and how to go on: true at any moment until the command says otherwise.
+        self.next_step: str | None = None
         self._farewell_said = False
 
     def begin(self, values: Mapping[str, Any]) -> Run:
@@ -56,6 +58,7 @@ class Session:
         if form not in ("text", "json"):
             raise UsageError(f"--format: {form!r} is not one of text, json")
         settings = config.load({name: values[name] for name in values if name in TABLE})
+        _check(settings)
         self.display.configure(settings, form=form, quiet=values["quiet"], verbosity=values["verbose"])
         run = Run(self, settings)
         for text in settings.warnings:
@@ -82,7 +85,7 @@ class Session:
     def say_farewell(self) -> None:
         """The last words of a process that a signal ends before it could stop by itself."""
         if not self._farewell_said:
-            self.display.error(Cancelled("interrupted"))
+            self.display.error(Cancelled("interrupted", hint=self.next_step))
 
     def _code_of(self, error: MsbPullError) -> int:
         return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
@@ -106,6 +109,8 @@ class Session:
     def tell(self, error: MsbPullError) -> None:
         """Shows an error on standard error, with its traceback if asked for."""
         self._farewell_said = isinstance(error, Cancelled)
+        if self._farewell_said:
+            error.hint = error.hint or self.next_step
         if self.debug and not isinstance(error, Cancelled):
             self.display.trace("".join(traceback.format_exception(error)))
         self.display.error(error)
@@ -161,6 +166,23 @@ class Run:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
         codes = {int(error.exit_code) for error in errors}
         self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+
+
+def _check(settings: Settings) -> None:
+    """Raises UsageError, with the place that gave it, for a value that only the rules of images refuse."""
+    if not settings.origins.keys() & {"platform", "default_registry"}:
+        return
+    from msb_pull.image.platform import Platform
+    from msb_pull.image.reference import split_default
+
+    checks: dict[str, Callable[[str], object]] = {"platform": Platform.parse, "default_registry": split_default}
+    for name, check in checks.items():
+        if name in settings.origins:
+            try:
+                check(getattr(settings, name))
+            except UsageError as error:
+                error.message = f"{settings.origins[name]}: {error.message}"
+                raise
 
 
 def _place_of(error: OSError) -> str:

@@ -29,8 +29,10 @@ def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence
     form = _archive_format(formats)
     names = run.names(images)
     store = run.store_with(names)
+    run.session.next_step = "the archive is not complete; run the same command again"
     with _archive(run, output) as out:
         result = save_images(store, names, out, Format(form), run.job)
+    run.session.next_step = None
     if run.display.format == "json":
         run.write(_saved_document(result, output, form), "")
     where = "standard output" if output == "-" else visible(output)
@@ -66,6 +68,7 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
             return
         # Where a link leads is meant, as with any program that simply opens the file; /dev/stdout is one, too.
         path = path.resolve()
+        run.session.next_step = f"{output} was not written; run the same command again"
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with draft.open("xb") as out:

@@ -66,8 +66,9 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     from msb_pull.work.verify.repair import repair_layers
 
     settings = run.settings
+    run.session.next_step = "repaired layers stay; run the same command again to repair the rest"
     # What the pull was allowed to do without, its repair is too.
-    options = PullOptions(jobs=settings.jobs, limits=settings.limits, allow_no_xattr=True)
+    options = PullOptions(limits=settings.limits, allow_no_xattr=True)
     sources = [parse_argument(x.reference) for x in stored_images(store, report.images) if x.source == "registry"]
     with contextlib.closing(LazyClient(run, sources, Access())) as client:
         return repair_layers(store, report, client, options, run.job)

@@ -30,7 +30,7 @@ def _write_patiently(text: str) -> int:
 
 
 def version_text(*, detailed: bool) -> str:
-    """``msb-pull 0.1.0``, and with ``detailed`` where it runs, how it is jailed and which paths it would use."""
+    """``msb-pull 0.2.0``, and with ``detailed`` where it runs, how it is jailed and which paths it would use."""
     text = f"msb-pull {__version__}\n"
     return text + "".join(f"{name:<9} {value}\n" for name, value in _details()) if detailed else text
 

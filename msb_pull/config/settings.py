@@ -43,7 +43,7 @@ class Settings:
 
     ``color`` is None for "when the stream is a terminal". ``interactive`` is False inside CI, ``moving`` on a terminal
     whose cursor cannot be moved, ``unicode`` where the locale cannot show more than ASCII. ``warnings`` says what was
-    left out of them.
+    left out of them, ``origins`` which option, variable or key gave a setting.
     """
 
     home: Path
@@ -66,6 +66,7 @@ class Settings:
     moving: bool = True
     unicode: bool = True
     warnings: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -89,6 +90,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
         warnings=tuple(given.warnings),
+        origins=given.origins,
     )
 
 
@@ -101,11 +103,13 @@ class _Given:
         self._keys: Mapping[str | None, Any] = {}
         self.file: Path | None = None
         self.warnings: list[str] = []
+        self.origins: dict[str, str] = {}
         self.registries: dict[str, RegistrySettings] = {}
 
     def take(self, name: str) -> Any:
         """The value from the first place that has one, None where no place has."""
         for place, value in self._places(name):
+            self.origins[name] = place
             try:
                 return TABLE[name].parse(value)
             except ValueError as error:

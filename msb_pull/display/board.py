@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.events import Event
 
+    _OfLayer = events.LayerProgress | events.CheckProgress | events.LayerWaiting | events.LayerDone
+
 # A row is a list of pieces: text and the look it has ("" for plain).
 Row = list[tuple[str, str]]
 
 _LABEL = 12
 _BAR_MIN, _BAR_MAX = 6, 40
-# Free at the right edge: the `^C` that a terminal shows must not wrap, or the row above it could not be erased.
+# Free at the right edge, so that a window just made a little narrower cuts nothing off.
 _MARGIN = 2
 # Columns that follow the sizes: two blanks and the rate, and then two more and the time left.
 _RATE = 2 + 11
@@ -47,14 +49,27 @@ class _Layer:
         return 2 if self.done >= self.total else 0
 
 
-class Board:
-    """Takes events, gives finished lines once and live rows again and again."""
+@dataclass(slots=True)
+class _Image:
+    """The layers of an image by digest, lowest first, and its lines that wait until it has ended."""
 
-    def __init__(self, *, jobs: int, unicode: bool, color: bool) -> None:
+    layers: dict[str, _Layer] = field(default_factory=dict)
+    lines: list[Row] = field(default_factory=list)
+
+
+class Board:
+    """Takes events, gives finished lines once and live rows again and again.
+
+    With ``several`` images under way, rows stand below the name of their image, and its finished lines come together
+    when it has ended.
+    """
+
+    def __init__(self, *, jobs: int, unicode: bool, color: bool, several: bool = False) -> None:
         self._jobs = jobs
+        self._several = several
         self._unicode = unicode
         self._color = color
-        self._layers: dict[str, _Layer] = {}
+        self._images: dict[str, _Image] = {}
         self._status = ""
         self._planned = False
         self._meter = Meter()
@@ -71,59 +86,96 @@ class Board:
                 self._plan(event)
             case events.LayerProgress() | events.CheckProgress():
                 self._progress(event, now)
-            case events.LayerWaiting(digest=digest, holder=holder):
-                self._layer(digest).note = f"waiting for {visible(holder)}"
+            case events.LayerWaiting(holder=holder):
+                self._layer(event).note = f"waiting for {visible(holder)}"
             case events.LayerDone():
                 self._done(event)
-            case events.ImageDone():
-                self.clear()
+            case events.ImageDone() | events.ImageFailed():
+                self._end(event)
 
     def finished(self) -> list[Row]:
         """Lines that belong above the live rows for good, each given once."""
         lines, self._finished = self._finished, []
         return lines
 
+    def settle(self) -> None:
+        """Forgets what is under way, unless that may be more than what has come to an end."""
+        if not self._several:
+            self.clear()
+
     def clear(self) -> None:
         """Forgets everything under way."""
-        self._layers.clear()
+        self._images.clear()
         self._planned = False
         self._status = ""
         self._meter = Meter()
 
     def rows(self, width: int, height: int, now: float) -> list[Row]:
         """The live rows: at most one for each job and one for the total, and never more than the terminal has."""
-        active = [(digest, layer) for digest, layer in self._layers.items() if _is_active(layer)]
-        if not active:
+        shown = self._shown(height)
+        if not shown:
             return [_plain_row(self._status, width)] if self._status else []
-        room = max(1, min(self._jobs, height - 2))
-        shown = {digest for digest, _ in sorted(active, key=lambda item: item[1].rank)[:room]}
-        whole = self._whole()
-        layout = _Layout.of([layer for digest, layer in active if digest in shown] + [whole], width)
-        rows = [self._layer_row(digest, layer, layout, now) for digest, layer in active if digest in shown]
+        layers = self._distinct()
+        whole = _whole(layers)
+        layout = _Layout.of([layer for _, _, layer in shown] + [whole], width)
+        heading, rows = "", list[Row]()
+        for name, digest, layer in shown:
+            if name != heading and height > 3:
+                rows.append(_plain_row(visible(name), width))
+                heading = name
+            rows.append(self._layer_row(name, digest, layer, layout, now))
         # A verification learns the size of a layer when it comes to it: the total is not known before.
-        if self._planned and len(self._layers) > 1 and height > 2:
-            left = sum(not layer.finished for layer in self._layers.values())
+        if self._planned and len(layers) > 1 and height > 2:
+            left = sum(not layer.finished for layer in layers)
             tail = "" if whole.done < whole.total else f"{counted(left, 'layer')} to finish"
             rows.append(self._bar_row("total", whole, self._meter.rate(now), tail, layout))
         return rows
 
+    def _shown(self, height: int) -> list[tuple[str, str, _Layer]]:
+        """Image, digest and state of the layers that there is room for, image by image, lowest first."""
+        active = [
+            (name, digest, layer)
+            for name, image in self._images.items()
+            for digest, layer in image.layers.items()
+            if _is_active(layer)
+        ]
+        room, headed, chosen = max(1, height - 2), {""}, set[tuple[str, str]]()
+        for name, digest, _ in sorted(active, key=lambda item: item[2].rank):
+            rows = 1 + (name not in headed)
+            if len(chosen) < self._jobs and (rows <= room or not chosen):
+                room -= rows
+                headed.add(name)
+                chosen.add((name, digest))
+        return [item for item in active if item[:2] in chosen]
+
     def _plan(self, event: events.PullPlanned) -> None:
-        self.clear()
+        if not self._several:
+            self.clear()
         if all(layer.present for layer in event.layers):
             return
         self._planned = True
         # What an interrupted pull left is removed first, which takes its time on a busy disk.
         self._status = "Preparing"
-        self._finished.append([(headline(event), "")])
+        self._say(event, [(headline(event), "")])
         for layer in event.layers:
             if layer.present:
-                self._finished.append(self._checked(layer.digest, "already here"))
+                self._say(event, self._checked(layer.digest))
             else:
-                self._layers[layer.digest] = _Layer(total=layer.size)
+                self._image(event).layers[layer.digest] = _Layer(total=layer.size)
+
+    def _end(self, event: events.Event) -> None:
+        if not self._several:
+            self.clear()
+            return
+        image, self._status = self._image(event), ""
+        self._finished += image.lines
+        image.lines = []
+        if isinstance(event, events.ImageFailed):
+            image.layers.clear()
 
     def _progress(self, event: events.LayerProgress | events.CheckProgress, now: float) -> None:
         self._status = ""
-        layer = self._layer(event.digest)
+        layer = self._layer(event)
         layer.done, layer.total = event.done, event.total
         if isinstance(event, events.LayerProgress):
             layer.phase, layer.note = event.phase, ""
@@ -131,38 +183,46 @@ class Board:
             layer.phase, layer.unit = events.Phase.VERIFYING, event.unit
             layer.finished = layer.finished or event.done >= event.total
         layer.meter.add(now, event.done)
-        self._meter.add(now, sum(x.done for x in self._layers.values()))
+        self._meter.add(now, sum(x.done for x in self._distinct()))
 
     def _done(self, event: events.LayerDone) -> None:
-        layer = self._layer(event.digest)
+        layer = self._layer(event)
         self._status = ""
         layer.finished, layer.done, layer.total = True, event.size, event.size
-        self._finished.append(
-            self._checked(event.digest, "already here" if event.present else f"{format_size(event.size):>8}")
-        )
+        self._say(event, self._checked(event.digest, "" if event.present else f"{format_size(event.size):>8}"))
 
-    def _layer(self, digest: str) -> _Layer:
-        return self._layers.setdefault(digest, _Layer())
+    def _image(self, event: events.Event) -> _Image:
+        return self._images.setdefault(event.image if self._several else "", _Image())
 
-    def _checked(self, digest: str, text: str) -> Row:
-        return [("✓" if self._unicode else "*", "green"), (f" {short(digest)}  {text}", "")]
+    def _layer(self, event: _OfLayer) -> _Layer:
+        return self._image(event).layers.setdefault(event.digest, _Layer())
 
-    def _whole(self) -> _Layer:
-        layers = self._layers.values()
-        unit = next(iter(layers)).unit
-        return _Layer(sum(layer.done for layer in layers), sum(layer.total for layer in layers), unit=unit)
+    def _say(self, event: events.Event, row: Row) -> None:
+        (self._image(event).lines if self._several else self._finished).append(row)
 
-    def _layer_row(self, digest: str, layer: _Layer, layout: _Layout, now: float) -> Row:
+    def _distinct(self) -> list[_Layer]:
+        """Each layer once: of one that several images have, the one that is furthest."""
+        found: dict[str, _Layer] = {}
+        for image in self._images.values():
+            for digest, layer in image.layers.items():
+                if digest not in found or (layer.finished, layer.done) > (found[digest].finished, found[digest].done):
+                    found[digest] = layer
+        return list(found.values())
+
+    def _checked(self, digest: str, size: str = "") -> Row:
+        return [("✓" if self._unicode else "*", "green"), (f" {short(digest)}  {size or 'already here'}", "")]
+
+    def _layer_row(self, name: str, digest: str, layer: _Layer, layout: _Layout, now: float) -> Row:
         if layer.note:
             return _plain_row(f"  {short(digest):<{_LABEL}}  {layer.note}", layout.width)
-        tail = "" if layer.done < layer.total else self._after_the_last_byte(digest, layer)
+        tail = "" if layer.done < layer.total else self._after_the_last_byte(name, digest, layer)
         return self._bar_row(short(digest), layer, layer.meter.rate(now), tail, layout)
 
-    def _after_the_last_byte(self, digest: str, layer: _Layer) -> str:
+    def _after_the_last_byte(self, name: str, digest: str, layer: _Layer) -> str:
         if layer.phase is events.Phase.VERIFYING:
             return "verifying"
         # Layers are published bottom first, whatever the order in which they arrive.
-        for lower, other in self._layers.items():
+        for lower, other in self._images[name].layers.items():
             if lower == digest:
                 return "unpacking"
             if not other.finished:
@@ -218,6 +278,10 @@ def _sizes(layer: _Layer) -> str:
     return f"{layer.done}/{layer.total} {layer.unit}"
 
 
+def _whole(layers: Sequence[_Layer]) -> _Layer:
+    return _Layer(sum(layer.done for layer in layers), sum(layer.total for layer in layers), unit=layers[0].unit)
+
+
 def _plain_row(text: str, width: int) -> Row:
     return [(text[: max(width - _MARGIN, 1)], "")]
 
@@ -229,8 +293,3 @@ def _is_active(layer: _Layer) -> bool:
 def _clock(seconds: float) -> str:
     minutes, second = divmod(round(min(seconds, 359_999)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
-def total_width(row: Sequence[tuple[str, str]]) -> int:
-    """Columns that a row takes; rows hold no wide characters."""
-    return sum(len(text) for text, _ in row)

@@ -44,6 +44,8 @@ class Display:
         self.streams = streams
         self.format = "text"
         self.quiet = False
+        # Whether several images are under way at the same time, so that what is shown must say which is meant.
+        self.several = False
         self._color = color
         self._unicode = False
         # How progress is shown: bars, plain, json or none.
@@ -77,10 +79,11 @@ class Display:
 
     def observe(self, event: Event) -> None:
         """Notes an event; never blocks on a stream. Callable from any thread."""
-        if self.quiet:
-            return
         from msb_pull.ground import events
 
+        # A warning says that the result is not quite what was asked for; that is no progress to leave out.
+        if self.quiet and not isinstance(event, events.Warned):
+            return
         with self._changed:
             # Of the progress of one layer only the newest counts; everything else is shown in order.
             key: Hashable = object()
@@ -183,13 +186,20 @@ class Display:
         if self.mode == "bars":
             from msb_pull.display.bars import BarsRenderer
 
-            return BarsRenderer(self.streams.stderr, jobs=self._jobs, color=self._colored_stderr, unicode=self._unicode)
+            return BarsRenderer(
+                self.streams.stderr,
+                jobs=self._jobs,
+                color=self._colored_stderr,
+                unicode=self._unicode,
+                several=self.several,
+            )
         from msb_pull.display.lines import PlainRenderer
 
         return PlainRenderer(
             lambda text: write_aside(self.streams.stderr, text + "\n"),
             progress=self.mode == "plain",
             verbosity=self._verbosity,
+            several=self.several,
         )
 
     def _draw(self) -> None:

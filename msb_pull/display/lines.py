@@ -24,7 +24,10 @@ _RATE_EARLIEST = 0.3
 
 
 class PlainRenderer:
-    """One line per change; a line every ten seconds for a layer that takes long."""
+    """One line per change; a line every ten seconds for a layer that takes long.
+
+    With ``several`` images under way, each line says which one it is about.
+    """
 
     def __init__(
         self,
@@ -32,11 +35,13 @@ class PlainRenderer:
         *,
         progress: bool,
         verbosity: int,
+        several: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._write = write
         self._progress = progress
         self._verbosity = verbosity
+        self._several = several
         self._clock = clock
         self._told: dict[str, float] = {}
         self._meters: dict[str, Meter] = {}
@@ -52,19 +57,22 @@ class PlainRenderer:
         """Lines are always whole."""
 
     def _lines(self, event: Event) -> list[str]:
-        text = remark(event, self._verbosity)
+        text = remark(event, self._verbosity, several=self._several)
         if text is not None:
             return self._once(event, text) if isinstance(event, events.Warned) else [text]
         if not self._progress:
             return []
         if isinstance(event, (events.LayerProgress, events.CheckProgress)):
-            return self._progressed(event)
+            return [self._named(event, text) for text in self._progressed(event)]
         if isinstance(event, events.PullPlanned):
-            return _planned(event)
+            return [self._named(event, text) for text in _planned(event)]
         if isinstance(event, events.LayerDone):
             self._told.pop(event.digest, None)
         text = change(event)
-        return [] if text is None else [text]
+        return [] if text is None else [self._named(event, text)]
+
+    def _named(self, event: Event, text: str) -> str:
+        return _of_image(event, text) if self._several else text
 
     def _once(self, event: Event, text: str) -> list[str]:
         if event in self._seen:
@@ -110,10 +118,14 @@ class Meter:
         return (self._samples[-1][1] - before) / (now - since)
 
 
-def remark(event: Event, verbosity: int) -> str | None:
-    """The line of an event that is shown in every mode of progress; None for all others."""
+def remark(event: Event, verbosity: int, *, several: bool = False) -> str | None:
+    """The line of an event that is shown in every mode of progress; None for all others.
+
+    With ``several`` images under way, a warning says which one it is about.
+    """
     if isinstance(event, events.Warned):
-        return f"warning: {visible(event.text)}"
+        text = visible(event.text)
+        return f"warning: {_of_image(event, text) if several else text}"
     if isinstance(event, events.Logged):
         return visible(event.text) if event.level <= verbosity else None
     return None
@@ -163,6 +175,12 @@ def fraction(done: int, total: int) -> str:
     divisor, unit = scale(total)
     digits = 0 if divisor == 1 else 1
     return f"{done / divisor:.{digits}f}/{total / divisor:.{digits}f} {unit}"
+
+
+def _of_image(event: Event, text: str) -> str:
+    """``text`` with the name of its image before it, unless it contains that."""
+    image = visible(event.image)
+    return text if image in text else f"{image}: {text}"
 
 
 def _planned(event: events.PullPlanned) -> list[str]:

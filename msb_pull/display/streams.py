@@ -165,7 +165,7 @@ def painted(text: str, look: str, color: bool) -> str:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person sits at the other end."""
+    """Whether the stream is a terminal."""
     try:
         return stream.isatty()
     except ValueError:

@@ -51,3 +51,40 @@ def look(name: Name, directory: int, absent: tuple[int, ...] = _ABSENT) -> os.st
         if error.errno not in absent:
             raise
         return None
+
+
+# Directories that are kept open on the way to the one that was asked for last.
+_DEPTH = 32
+
+
+class Trail:
+    """Opens directories below an open one, at any depth, each from the nearest one above it that is open still.
+
+    So a walk depth first, or through the files of an archive, opens hardly any twice.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._open: list[tuple[bytes, int]] = []
+
+    def reach(self, path: bytes) -> int:
+        """A descriptor of the directory at a path ("" is the root's), valid until the next call; raises OSError."""
+        ones = self._open
+        while ones and ones[-1][0] and path != ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
+            os.close(ones.pop()[1])
+        if not ones:
+            ones.append((b"", os.dup(self._root)))
+        above, current = ones[-1]
+        rest = path[len(above) + 1 if above else 0 :]
+        for name in rest.split(b"/") if rest else ():
+            above, current = above + b"/" + name if above else name, open_directory(name, current)
+            ones.append((above, current))
+            if len(ones) > _DEPTH:
+                # The top stays, and the way back up begins near here.
+                os.close(ones.pop(1)[1])
+        return current
+
+    def close(self) -> None:
+        """Closes all but the root; may be called again."""
+        while self._open:
+            os.close(self._open.pop()[1])

@@ -95,7 +95,7 @@ class ContentError(MsbPullError):
 
 
 class LocalError(MsbPullError):
-    """This machine is the trouble: disk full, no permission, store locked."""
+    """Something on this machine is at fault: disk full, no permission, store locked."""
 
     exit_code = ExitCode.LOCAL
     kind = "local"

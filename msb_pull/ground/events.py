@@ -100,6 +100,11 @@ class ImageDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFailed(Event):
+    """One of several images that are pulled together has failed after it was planned; its error is its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoreWaiting(Event):
     """The whole store is locked by another process."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.ground.errors import exhausted
+from msb_pull.ground.errors import LocalError, exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from msb_pull.ground.running import Cancel
 
@@ -29,13 +31,55 @@ class Pool(ThreadPoolExecutor):
             raise exhausted(error) or error from None
 
 
-class StoppingPool:
-    """A thread pool that stops its work before it lets an error pass."""
+class LargestFirst:
+    """A pool of threads that takes, of all work that waits, the largest piece first."""
 
-    def __init__(self, size: int, failed: Cancel) -> None:
+    def __init__(self, size: int) -> None:
         self._pool = Pool(size, thread_name_prefix="layer")
+        self._guard = threading.Lock()
+        self._waiting: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
+        self._order = itertools.count()
+
+    def __enter__(self) -> LargestFirst:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._pool.shutdown()
+
+    def submit(self, size: int, work: Callable[[], Any]) -> Future[Any]:
+        """Hands over one piece of work; of two of one size the older goes first. Raises LocalError."""
+        future: Future[Any] = Future()
+        with self._guard:
+            heapq.heappush(self._waiting, (-size, next(self._order), future, work))
+        try:
+            self._pool.submit(self._take_largest)
+        except LocalError:
+            # A thread that is there may come to it all the same.
+            future.cancel()
+            raise
+        return future
+
+    def _take_largest(self) -> None:
+        with self._guard:
+            _, _, future, work = heapq.heappop(self._waiting)
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is for whoever waits for the future
+            future.set_exception(error)
+
+
+class StoppingPool:
+    """What one user gives to a pool, which others may use too: all of it has ended when the ``with`` block is left.
+
+    An error that leaves the block sets ``failed`` and drops what has not begun.
+    """
+
+    def __init__(self, pool: LargestFirst, failed: Cancel) -> None:
+        self._pool = pool
         self._failed = failed
-        self.submit = self._pool.submit
+        self._given: list[Future[Any]] = []
 
     def __enter__(self) -> StoppingPool:
         return self
@@ -43,7 +87,13 @@ class StoppingPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._failed.set()
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
+            self._given = [future for future in self._given if not future.cancel()]
+        wait(self._given)
+
+    def submit(self, size: int, work: Callable[[], Any]) -> Future[Any]:
+        """See :meth:`LargestFirst.submit`."""
+        self._given.append(self._pool.submit(size, work))
+        return self._given[-1]
 
 
 class Handoff:

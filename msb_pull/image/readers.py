@@ -50,7 +50,6 @@ class BlobReader:
         cancel: Cancel,
     ) -> None:
         self.fetched = 0
-        self.kept = 0
         self._digest = digest
         self._size = size
         self._open_rest = open_rest
@@ -66,7 +65,6 @@ class BlobReader:
         Raises Cancelled once work is to end, and whatever the source raises.
         """
         for chunk in self._from_kept():
-            self.kept += len(chunk)
             self._count(chunk)
             yield chunk
         if self._done == self._size:

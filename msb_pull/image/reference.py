@@ -196,12 +196,18 @@ def _names_host(first: str) -> bool:
     return "." in first or ":" in first or first == "localhost" or first != first.lower()
 
 
-def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
+def split_default(default_registry: str) -> tuple[str, str]:
+    """Host of a default registry, and the path below it ("" for none); raises UsageError."""
     host, _, prefix = default_registry.partition("/")
     if not _names_host(host) or not _HOST.fullmatch(host):
         hint = "write it like registry.example.com, or with a port like registry:5000"
         raise UsageError(f'the default registry "{_shown(default_registry)}" is not a host', hint=hint)
-    return _official(host, f"{prefix.rstrip('/')}/{repository}" if prefix else repository)
+    return host, prefix.rstrip("/")
+
+
+def _at_default(repository: str, default_registry: str) -> tuple[str, str]:
+    host, prefix = split_default(default_registry)
+    return _official(host, f"{prefix}/{repository}" if prefix else repository)
 
 
 def _official(host: str, repository: str) -> tuple[str, str]:

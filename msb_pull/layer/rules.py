@@ -107,7 +107,7 @@ def resolve(path: bytes, look: Look) -> bytes:
     return b"/".join(real)
 
 
-class Places:
+class Moves:
     """Where paths go when the contents of directories move elsewhere, or go for good; parents must move first."""
 
     def __init__(self) -> None:
@@ -134,10 +134,10 @@ class Places:
 
 def places_after(moves: Mapping[bytes, bytes], paths: Iterable[bytes]) -> dict[bytes, None]:
     """Where ``paths`` are once the contents of directories have moved; the moved ones themselves are gone."""
-    places = Places()
+    moved = Moves()
     for old in sorted(moves):
-        places.move(old, moves[old])
-    return {place: None for path in paths if path not in moves and (place := places.of(path)) is not None}
+        moved.move(old, moves[old])
+    return {place: None for path in paths if path not in moves and (place := moved.of(path)) is not None}
 
 
 # Hard links

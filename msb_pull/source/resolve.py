@@ -187,7 +187,7 @@ def _platform(
     if wanted.accepts(found):
         return found
     if explicit:
-        hint = f"leave out --platform, or say --platform {found}"
+        hint = f"pull it with --platform {found}"
         raise NotFoundError(f"{what}: no image for {wanted}", cause=f"the only image is for {found}", hint=hint)
     warn(f"{what} is for {found}, not for {wanted}")
     return found

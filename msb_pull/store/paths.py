@@ -26,13 +26,13 @@ _SHORT = 12
 
 
 class LayerState(enum.StrEnum):
-    """What the store knows of a layer's directory."""
+    """What the store knows of a layer's directory; ``OCCUPIED`` is a name that a symlink or a file has taken."""
 
     ABSENT = "absent"
     COMPLETE = "complete"
     EMPTIED = "emptied"
     FOREIGN = "foreign"
-    SYMLINK = "symlink"
+    OCCUPIED = "occupied"
 
 
 class Paths:
@@ -150,7 +150,7 @@ class Paths:
         if mode is None:
             return LayerState.ABSENT
         if not stat.S_ISDIR(mode):
-            return LayerState.SYMLINK
+            return LayerState.OCCUPIED
         noted = _mode(notes)
         if noted is None or not stat.S_ISREG(noted):
             return LayerState.FOREIGN
@@ -160,7 +160,7 @@ class Paths:
 
     def refuse_symlink(self, layer: Name) -> None:
         """Raises LocalError when a layer's name is taken by something that is not a directory."""
-        if self.layer_state(layer) is LayerState.SYMLINK:
+        if self.layer_state(layer) is LayerState.OCCUPIED:
             hint = "find out what made it, and remove it"
             raise LocalError(f"{self.layer_dir(layer)}: not a directory but a symlink or a file", hint=hint)
 

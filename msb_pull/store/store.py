@@ -217,8 +217,12 @@ class Store(Paths):
         except (FileNotFoundError, NotADirectoryError):
             return
         # Nothing in it is what a power cut may leave of a file that was just made.
-        if text and not (text.isdecimal() and int(text) <= VERSION):
-            cause = f"its version is {text[:20]!r}, this program supports {VERSION}"
+        if text and not text.isdecimal():
+            cause = f"it holds {text[:20]!r} where a number should be"
+            hint = "restore it from a backup, or remove it if no other program has changed the store"
+            raise LocalError(f"{self.own / 'version'}: damaged", cause=cause, hint=hint)
+        if text and int(text[:20]) > VERSION:
+            cause = f"the store has version {text[:20]}, this program supports {VERSION}"
             hint = "update msb-pull, or use another --home"
             raise LocalError(f"{self.layers}: laid out by a newer msb-pull", cause=cause, hint=hint)
 

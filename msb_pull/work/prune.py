@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from msb_pull.work.select import Selection
 
 _PARTIAL_AGE = 7 * 86400
-_ON = "`msb-pull prune` continues where this stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,10 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
             reached = database.layer_digests() | elsewhere
         planned = [layer for layer in plan.layers if layer.name not in reached]
         # Another prune or rm may have been faster; what it took was not freed here.
-        gone = (LayerState.ABSENT, LayerState.SYMLINK)
+        gone = (LayerState.ABSENT, LayerState.OCCUPIED)
         layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone]
         for layer in layers:
-            job.cancel.check(_ON)
+            job.cancel.check()
             remove_layer(store, LayerKey.parse(layer.name))
         if layers and store.database_path.exists():
             with store.database(create=True) as database:
@@ -151,21 +150,23 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     with store.lock_exclusive(job.tell_waiting, job.cancel):
         mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
         elsewhere = _elsewhere(store).layers
+        job.cancel.check()
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
-        layers, remarks = [], []
+        images, layers, remarks = tuple(dict.fromkeys(references)), [], []
+        gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
         for key in sorted(key for key in mine if str(key) not in reached):
             state = store.layer_state(key)
             if state is LayerState.ABSENT:
                 continue
-            job.cancel.check(_ON)
-            if state is LayerState.SYMLINK:
+            job.cancel.check(f"{gone}; `msb-pull prune` removes the layers that are left")
+            if state is LayerState.OCCUPIED:
                 remarks.append(f"{store.layer_dir(key)}: not a directory but a symlink or a file; it was left as it is")
             else:
                 layers.append(Removal(str(key), store.disk_usage(key)))
             remove_layer(store, key)
-    return PrunePlan(tuple(dict.fromkeys(references)), tuple(layers), (), (), 0, remarks=tuple(remarks))
+    return PrunePlan(images, tuple(layers), (), (), 0, remarks=tuple(remarks))
 
 
 def _elsewhere(store: Store) -> Elsewhere:
@@ -185,7 +186,7 @@ def remove_layer(store: Store, key: LayerKey) -> None:
     try:
         link = store.link_path(key)
         store.notes_path(key).unlink(missing_ok=True)
-        if store.layer_state(key) not in (LayerState.ABSENT, LayerState.SYMLINK):
+        if store.layer_state(key) not in (LayerState.ABSENT, LayerState.OCCUPIED):
             store.trash(store.layer_dir(key))
         link.unlink(missing_ok=True)
         store.record_path(key).unlink(missing_ok=True)

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError, NotFoundError, UsageError
+from msb_pull.ground.running import Cancel
 from msb_pull.ground.sizes import counted
 from msb_pull.image.platform import Platform
+from msb_pull.store.locks import Busy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,9 +63,20 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
 
 
 def lost_database(store: Store) -> ContentError | None:
-    """What to say where layers lie and nothing is left that tells of which images; None anywhere else."""
+    """What to say where layers lie and nothing is left that tells of which images; None anywhere else.
+
+    None, too, while another command is at work on the store: it may be the first pull.
+    """
     # Another home may need the layers; its images are no business of this one.
-    if store.has_images or store.homes.others() or not (layers := store.layers_there()):
+    if store.has_images or store.homes.others() or not store.layers_there():
+        return None
+    try:
+        # The first pull records its image after the last layer.
+        with store.lock_exclusive(lambda holder: None, Cancel(), wait=False):
+            layers = [] if store.has_images else store.layers_there()
+    except Busy:
+        return None
+    if not layers:
         return None
     return ContentError(
         f"{store.database_path}: missing, with {counted(len(layers), 'layer')} left in {store.layers}",

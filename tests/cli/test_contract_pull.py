@@ -91,6 +91,7 @@ def test_the_life_of_an_image(place):
     place.registry.always("/manifests/", Fault(drop=True))
     kept = f"{RESOLVING}warning: {IMAGE}: no answer from HOST; keeping the local image\n{HERE}"
     assert place.run("pull", "--policy", "newer", IMAGE) == Said(0, PINNED, kept)
+    assert place.run("pull", "-q", "--policy", "newer", IMAGE) == Said(0, PINNED, kept.splitlines(keepends=True)[1])
 
 
 def test_documents(place):
@@ -140,25 +141,50 @@ def test_documents(place):
 
 def test_several_images(shared):
     """Each is tried, lines come in the order of the arguments, the code is the common one or 1."""
-    resolving = "resolving HOST/acme/{}\n"
     two = ["HOST/acme/none:1", "HOST/acme/app:2"]
-    said = resolving.format("none:1") + resolving.format("app:2")
+    resolving = {f"resolving {image}\n" for image in two}
+    unknowns = unknown(two[0]) + unknown(two[1])
     done = shared.run("--progress", "none", *two, IMAGE)
     summary = f"Pulled {IMAGE}: 2.0 kB in Ns\n"
-    assert done == Said(3, PINNED, summary + unknown(two[0]) + unknown(two[1]))
-    assert shared.run("pull", two[0], IMAGE, two[1]) == Said(
-        3, PINNED, resolving.format("none:1") + HERE + resolving.format("app:2") + unknown(two[0]) + unknown(two[1])
-    )
-    assert shared.run("pull", *two) == Said(3, "", said + unknown(two[0]) + unknown(two[1]))
+    assert done == Said(3, PINNED, summary + unknowns)
+    for words, lines in (([two[0], IMAGE, two[1]], {HERE}), (two, set())):
+        done = shared.run("pull", *words)
+        assert (done.code, done.out) == (3, PINNED if lines else "")
+        assert done.error.endswith(unknowns)
+        # They are under way at the same time.
+        assert {*done.error.removesuffix(unknowns).splitlines(keepends=True)} == resolving | lines
     done = shared.run("-q", UNREACHABLE, two[0])
     assert done == Said(1, "", NO_ANSWER + unknown(two[0]))
+
+
+def test_several_images_at_once(place):
+    """The lines of the result keep the order of the arguments; each other line says which image it is about."""
+    added = place.add_later()
+    later, short = "HOST/acme/later:1", added.layer_digests[1][7:19]
+    done = place.run(later, IMAGE)
+    assert (done.code, done.out) == (0, f"{later}@{added.manifest_digest}\n{PINNED}")
+    lines = done.error.splitlines()
+    assert {*lines[:2]} == {f"resolving {IMAGE}", f"resolving {later}"}
+    assert lines[2:] == [
+        PULLING.strip(),
+        f"{IMAGE}: layer base done 1.6 kB",
+        f"{IMAGE}: layer top done 372 B",
+        f"Pulled {IMAGE}: 2.0 kB in Ns",
+        f"Pulling {later} (linux/amd64, 2 layers, 1.7 kB)",
+        f"{later}: layer base already here",
+        f"{later}: layer {short} done 106 B",
+        f"Pulled {later}: 106 B in Ns, 1 of 2 layers already here",
+    ]
+    assert place.registry.count("/blobs/" + place.added.layer_digests[0]) == 1
+    done = place.run("--format", "json", "-q", later, IMAGE)
+    assert [image["image"] for image in done.document["images"]] == [later, IMAGE]
 
 
 # Words after `pull`, what goes wrong at which path, exit code, error. The image has its place at the end.
 FAILURES = [
     pytest.param(["--platform", "linux/riscv64"], {}, 3, failure(
         f"{IMAGE}: no image for linux/riscv64", "the only image is for linux/amd64",
-        "leave out --platform, or say --platform linux/amd64",
+        "pull it with --platform linux/amd64",
     ), id="platform"),
     pytest.param([], {"/manifests/": Fault(status=503)}, 5, failure(
         f"{IMAGE}: HOST reports a server error", "registry answered 503 Service Unavailable", "try again later",
@@ -196,7 +222,8 @@ def test_failures(place, words, faults, code, error):
 def test_content_that_does_not_match(place):
     place.registry.always(place.added.layer_digests[1], Fault(flip=40))
     done = place.run("pull", "-q", IMAGE)
-    message, cause, hint = done.error.splitlines()
+    warning, message, cause, hint = done.error.splitlines()
+    assert warning == "warning: blob top does not match its digest; fetching it again from the start"
     assert (done.code, done.out, hint) == (6, "", f"  hint: {CHANGED}"), done.error
     assert message == "error: HOST/acme/app:1: blob top does not match its digest"
     assert cause.startswith("  cause: expected TOP, received sha256:")
@@ -206,7 +233,8 @@ def test_content_that_does_not_match(place):
 REFUSED = [
     (["pull", "HOST/UPPER/x:1"], 'invalid reference "HOST/UPPER/x:1": "UPPER" must be lower-case', 'write "upper"'),
     (["pull", ""], "invalid reference: it is empty", "name an image, like ubuntu:22.04"),
-    (["--platform", "linux/", "x"], "invalid platform 'linux/'", "write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64"),
+    (["--platform", "linux/", "x"], "--platform: invalid platform 'linux/'",
+     "write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64"),
     (["--ca-cert", "none.pem", IMAGE], "--ca-cert: none.pem: no such file", None),
     (["--as", "a:1", IMAGE], "--as works with exactly one image from a folder or an archive",
      "msb-pull pull oci:DIR --as registry.example.com/name:tag"),
@@ -277,7 +305,11 @@ def test_local_images(place, tmp_path):
         assert place.run("save", "-q", "s:1", "-o", f"{kind}.tar", "--format", kind) == Said(0, "", "")
         archive = f"{kind}-archive:{kind}.tar"
         by_name = place.run("-q", archive)
-        assert (by_name.code, by_name.error) == (0, "")
+        # The first archive's manifest is not the registry's; the second one's is the first one's.
+        replaced = by_name.error.startswith(
+            f"warning: its name is docker.io/library/s:1, which is already here as {digest}"
+        )
+        assert (by_name.code, replaced, bool(by_name.error)) == (0, kind == "oci", kind == "oci")
         assert by_name.out.startswith("docker.io/library/s:1@sha256:")
         named = place.run("-q", archive, "--as", "t:1")
         assert named == Said(0, by_name.out.replace("s:1", "t:1"), "")
@@ -322,21 +354,28 @@ def test_a_blob_that_the_registry_lacks(place):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals(place, number, code):
-    """In the middle of a layer; also as a document, and with further images left untried."""
+    """In the middle of a layer; also as a document, and for all images, which are told of once."""
+    place.registry.add_image("acme/other", "1", [])
+    place.registry.always("/acme/other/manifests/", Fault(stall_after=10))
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
     process = subprocess.Popen(
-        place.argv("--format", "json", IMAGE, "HOST/acme/none:1"), env=place.environment(),
+        place.argv("--format", "json", IMAGE, "HOST/acme/other:1"), env=place.environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    seen = [process.stderr.readline() for _ in range(2)]
+    seen = [process.stderr.readline() for _ in range(3)]
     process.send_signal(number)
     out, error = process.communicate(timeout=30)
     assert process.returncode == code
     hint = "what was downloaded is kept; run the same command again to continue"
     interrupted = {"code": code, "kind": "cancelled", "message": "interrupted", "cause": None, "hint": hint}
-    assert place.alike("".join(seen) + error) == RESOLVING + PULLING + failure("interrupted", None, hint)
+    assert {*place.alike("".join(seen)).splitlines(keepends=True)} == {
+        RESOLVING, PULLING, "resolving HOST/acme/other:1\n",
+    }  # fmt: skip
+    assert place.alike(error) == failure("interrupted", None, hint)
     assert json.loads(place.alike(out)) == {
         "status": "failed",
-        "images": [{"status": "failed", "image": IMAGE, "error": interrupted}],
+        "images": [
+            {"status": "failed", "image": image, "error": interrupted} for image in (IMAGE, "HOST/acme/other:1")
+        ],
         "error": interrupted,
     }

@@ -52,8 +52,27 @@ def test_when_all_is_well(place, env, rows):
         assert last(place, window) == expected
 
 
+def test_several_images(place):
+    """What is finished stands together, image by image; the lines of the result keep the order of the arguments."""
+    added = place.add_later()
+    later, short = "HOST/acme/later:1", added.layer_digests[1][7:19]
+    with screen(place, later, IMAGE) as window:
+        assert last(place, window) == [
+            PULLING.strip(),
+            *DONE,
+            SUMMARY,
+            f"Pulling {later} (linux/amd64, 2 layers, 1.7 kB)",
+            "✓ base  already here",
+            f"✓ {short}     106 B",
+            f"✓ Pulled {later}: 106 B in Ns, 1 of 2 layers already here",
+            f"{later}@{added.manifest_digest}",
+            PINNED.strip(),
+            "END 0",
+        ]
+
+
 def test_ctrl_c(place):
-    """The terminal writes ^C behind the last row; no row is left for that."""
+    """The terminal writes ^C where the cursor is, on the first row; nothing is left of either."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
     with screen(place, IMAGE, columns=80) as window:
         rows = window.wait(started)

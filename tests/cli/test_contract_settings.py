@@ -91,7 +91,7 @@ def test_an_image_called_like_a_command(shared):
 JOBS = "'0' is not a number from 1 to 64"
 NO_PLATFORM = (
     f"error: {IMAGE}: no image for linux/riscv64\n  cause: the only image is for linux/amd64\n"
-    "  hint: leave out --platform, or say --platform linux/amd64\n"
+    "  hint: pull it with --platform linux/amd64\n"
 )
 # Setting, its option, its variable, its line in the file, a value that fails, one that works, what is said.
 SETTINGS = [
@@ -105,6 +105,24 @@ SETTINGS = [
     ("retries", None, None, "[pull]\nretries = {!r}", "many", "2", "'many' is not a number from 0 to 1000"),
     ("timeout", None, None, "[pull]\ntimeout = {!r}", "long", "5", "'long' is not a number of seconds above 0"),
 ]  # fmt: skip
+
+
+LIKE = "write it like registry.example.com, or with a port like registry:5000"
+# What only makes sense to a later stage is told with its place as well: line in the file, environment, what is said.
+LATER = [
+    ("", {"MSB_PULL_PLATFORM": "a!"}, "MSB_PULL_PLATFORM: invalid platform 'a!'"),
+    ("platform = 'a!'", {"MSB_PULL_PLATFORM": ""}, "~/config.toml: platform: invalid platform 'a!'"),
+    ("", {"OCI_REGISTRY_DOMAIN": "a!"}, 'OCI_REGISTRY_DOMAIN: the default registry "a!" is not a host'),
+    ("default_registry = 'a!'", {}, '~/config.toml: default_registry: the default registry "a!" is not a host'),
+]
+
+
+@pytest.mark.parametrize(("line", "env", "said"), LATER)
+def test_the_place_of_a_platform_or_registry_that_is_none(place, line, env, said):
+    place.config.write_text(line)
+    hint = "write OS/ARCH or OS/ARCH/VARIANT, like linux/arm64" if "platform" in said else LIKE
+    for words in (("pull", "x"), ("ls",)):
+        assert place.run(*words, env=env) == usage(said, hint)
 
 
 @pytest.mark.parametrize(("key", "option", "variable", "line", "wrong", "right", "said"), SETTINGS)
@@ -216,7 +234,8 @@ def test_mirrors(place):
     place.config.write_text(
         f'[pull]\nretries = 0\n[registries."docker.io"]\nmirrors = ["http://127.0.0.1:1", "{place.registry.url}"]\n'
     )
-    assert place.run("-q", "app:1") == Said(0, "docker.io/library/app:1@IMAGE\n", "")
+    gone = "warning: mirror 127.0.0.1:1: connection refused; continuing without it\n"
+    assert place.run("-q", "app:1") == Said(0, "docker.io/library/app:1@IMAGE\n", gone)
     assert place.registry.asked("/manifests/1")[0].query == {"ns": ["docker.io"]}
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.support.archive import END, directory, reg
 from tests.support.contract import IMAGE, PINNED, PULLING, Said
 from tests.support.fault_registry import Fault
+from tests.support.holders import holder
 from tests.support.imagebuild import simple_layout
 from tests.support.terminal import Terminal, plain
 
@@ -384,6 +386,10 @@ def test_layers_without_a_database(place):
     assert place.run("verify") == Said(6, "", f"error: {message}\n  hint: {hint}\n")
     assert not (place.home / "oci.db").exists()
     assert place.run("ls") == Said(0, "", f"warning: {message}; {hint}\nNo images.\n")
+    # The first pull of all records its image after the last layer.
+    with holder(place.layers / ".msb-pull" / "locks", kind="s"):
+        assert place.run("verify") == Said(0, "", "No images.\n")
+        assert place.run("ls") == Said(0, "", "No images.\n")
     document = place.run("verify", "--format", "json").document
     assert (document["status"], document["images"], document["error"]["message"]) == ("failed", [], message)
     elsewhere = {"MICROSANDBOX_HOME": str(place.folder / "other")}
@@ -499,3 +505,25 @@ def test_save(full):
     assert (done.code, done.error) == (2, f"error: {message}\n  hint: {hint}\n")
     assert done.document == failed(2, "usage", message, None, hint)
     assert sorted(x.name for x in full.folder.iterdir() if "part" in x.name) == []
+
+
+INTERRUPTED = {
+    ("rm", IMAGE): "`msb-pull ls` shows which images are left, `msb-pull prune` removes layers that none of them needs",
+    ("prune", "--all", "--yes"): "run the same command again to remove what is left",
+    ("save", IMAGE, "-o", "app.tar"): "app.tar was not written; run the same command again",
+    ("save", IMAGE, "-o", "-"): "the archive is not complete; run the same command again",
+}
+
+
+@pytest.mark.parametrize("words", INTERRUPTED)
+def test_an_interruption_says_what_is_left(full, words):
+    """Here all is, since the store is locked."""
+    with holder(full.layers / ".msb-pull" / "locks"):
+        process = full.start(*words)
+        assert process.stderr.readline().startswith("waiting for ")
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert full.alike(error) == f"error: interrupted\n  hint: {INTERRUPTED[words]}\n"
+    assert full.run("ls", "-q").out == f"{IMAGE}\n"
+    assert not list(full.folder.glob("*app.tar*"))

@@ -20,11 +20,13 @@ import ctypes, sys, threading, time
 from msb_pull.cli import app as cli, pull as cli_pull, signals as cli_signals
 
 def obedient(run, images, access, **_):
+    run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     run.job.cancel.wait(1000)
     run.job.cancel.check()
 
 def stuck_in_c(run, images, access, **_):
+    run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     ctypes.CDLL(None).poll(None, 0, 1000000)
     ctypes.CDLL(None).poll(None, 0, 1000000)
@@ -34,6 +36,7 @@ def stuck_thread(run, images, access, **_):
     obedient(run, images, access)
 
 def deaf(run, images, access, **_):
+    run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     time.sleep(1000)
 
@@ -74,7 +77,7 @@ def test_what_hears_ends_in_order_and_what_does_not_by_force(behaviour, number, 
     process = start(behaviour, grace=1000 if behaviour == "obedient" else 0.5)
     out, error = interrupted(process, number)
     assert (process.returncode, out) == (code, "")
-    assert error.count("error: interrupted") == 1
+    assert error.count("error: interrupted\n  hint: a way on\n") == error.count("error:") == 1
     assert "Traceback" not in error
     assert ("ORDERLY" in error) == orderly
 

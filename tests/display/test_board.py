@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from msb_pull.display.board import Board, total_width
+from msb_pull.display.board import Board
 from msb_pull.ground import events as e
 from tests.support.events import IMAGE, digest, name, planned, progress
 
@@ -56,8 +58,8 @@ def test_rows_fit_every_width(width, unicode):
     it.take(e.LayerWaiting(IMAGE, digest(4), "msb-pull (process 4711) that makes the same layer"), 3.0)
     rows = it.rows(width, 24, 5.0)
     assert len(rows) == 5
-    # The two columns are for the `^C` of an interruption.
-    assert max(map(total_width, rows)) <= width - 2
+    # Two columns stay free.
+    assert max(map(len, texts(rows))) <= width - 2
     assert unicode or all(row.isascii() for row in texts(rows))
 
 
@@ -171,3 +173,57 @@ def test_verification_counts_entries_too():
     it = board()
     it.take(e.CheckProgress(IMAGE, digest(0), 500, 2000, "entries"), 1.0)
     assert "500/2000 entries" in texts(it.rows(80, 24, 2.0))[0]
+
+
+FIRST, SECOND = "docker.io/library/one:1", "docker.io/library/two:1"
+
+
+def of(image, event):
+    return dataclasses.replace(event, image=image)
+
+
+def test_several_images_are_shown_one_below_the_other():
+    it = Board(jobs=4, unicode=True, color=True, several=True)
+    it.take(of(FIRST, planned(100, 1_200_000, 28_300_000, present={0})), 0.0)
+    it.take(of(SECOND, planned(100, 1_200_000, 28_300_000, 6_000_000, present={0})), 0.0)
+    assert it.finished() == []
+    for second in range(4):
+        it.take(of(FIRST, progress(2, 7_000_000 * second + 400_000, 28_300_000)), float(second))
+        it.take(of(SECOND, progress(3, 1_000_000 * second, 6_000_000)), float(second))
+    it.take(of(FIRST, progress(1, 1_200_000, 1_200_000, e.Phase.UNPACKING)), 3.0)
+    assert texts(it.rows(80, 24, 3.0)) == [
+        FIRST,
+        f"  {name(1)}  ━━━━━━━━━━━━━━━━━━━━━━━━━     1.2/1.2 MB  unpacking",
+        f"  {name(2)}  ━━━━━━━━━━━━━━━━━━╸━━━━━━   21.4/28.3 MB     7.0 MB/s  0:00:01",
+        SECOND,
+        f"  {name(3)}  ━━━━━━━━━━━━╸━━━━━━━━━━━━     3.0/6.0 MB     1.0 MB/s  0:00:03",
+        # A layer that both have counts once.
+        "  total         ━━━━━━━━━━━━━━━━━━━━━━━━━   25.6/35.5 MB     8.4 MB/s  0:00:01",
+    ]
+    for number, size in ((1, 1_200_000), (2, 28_300_000)):
+        it.take(e.LayerDone(FIRST, digest(number), size, size, present=False), 3.0)
+    assert it.finished() == []
+    it.take(e.ImageDone(FIRST, "pinned", 29_500_100, 29_500_000, 3.0, 3, 1), 3.0)
+    it.settle()
+    assert texts(it.finished()) == [
+        f"Pulling {FIRST} (linux/amd64, 3 layers, 29.5 MB)",
+        f"✓ {name(0)}  already here",
+        f"✓ {name(1)}    1.2 MB",
+        f"✓ {name(2)}   28.3 MB",
+    ]
+    assert texts(it.rows(80, 24, 3.0))[0] == SECOND
+    it.take(e.ImageFailed(SECOND), 3.0)
+    assert it.rows(80, 24, 3.0) == []
+    assert texts(it.finished())[0].startswith(f"Pulling {SECOND}")
+
+
+@pytest.mark.parametrize("height", [24, 8, 6, 4, 3, 2, 1])
+def test_several_images_fit_a_small_terminal(height):
+    it = Board(jobs=8, unicode=True, color=True, several=True)
+    for image in (FIRST, SECOND):
+        it.take(of(image, planned(*[1000] * 20)), 0.0)
+        for number in range(4):
+            it.take(of(image, progress(number, 10, 1000)), 1.0)
+    rows = texts(it.rows(80, height, 2.0))
+    assert len(rows) <= height
+    assert (rows[0] == FIRST) == (height > 3)

@@ -67,11 +67,13 @@ def test_plain_lines():
     assert it.streams.stdout.getvalue() == ""
 
 
-def test_quiet_says_nothing():
-    it = display(quiet=True)
+def test_quiet_leaves_the_warnings():
+    """Somebody who wants no progress still wants to know that the image is not the one that was asked for."""
+    it = display(quiet=True, verbosity=2)
     tell_a_pull(it)
+    it.observe(e.Logged(IMAGE, 1, "a line of the log"))
     it.note("Pulled", done=True)
-    assert shown(it) == ""
+    assert shown(it) == "warning: an odd layer\n"
 
 
 def test_none_keeps_warnings_and_the_summary():
@@ -242,12 +244,12 @@ def test_rows_go_before_the_result_comes():
     it.observe(planned(100))
     it.observe(progress(0, 50, 100))
     it.settle()
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
     it.result("pinned")
     it.close()
     assert it.streams.stdout.getvalue() == "pinned\n"
     # Nothing is drawn again unless something happens.
-    assert it.streams.stderr.getvalue().endswith("\x1b[2K")
+    assert it.streams.stderr.getvalue().endswith("\r\x1b[K\x1b7\x1b[B\x1b[J\x1b8")
 
 
 def test_questions():
@@ -257,3 +259,27 @@ def test_questions():
         it.streams.stdin.seek(0)
         assert it.ask("Remove?") is expected
         assert it.streams.stderr.getvalue().startswith("Remove? [y/N] ")
+
+
+def test_plain_lines_of_several_images_say_which():
+    lines: list[str] = []
+    renderer = PlainRenderer(lines.append, progress=True, verbosity=0, several=True)
+    renderer.draw([
+        e.Resolving(IMAGE),
+        planned(5, 1_200_000, present={0}),
+        e.LayerWaiting(IMAGE, digest(1), "another image of this run"),
+        e.LayerDone(IMAGE, digest(1), 1_200_000, 1_200_000, present=False),
+        e.Retrying(IMAGE, "blob 1 from example.com", "reset", 2, 1.0),
+        e.Warned(IMAGE, "it is odd"),
+        e.Warned("", "so is this"),
+    ])  # fmt: skip
+    assert lines == [
+        f"resolving {IMAGE}",
+        f"Pulling {IMAGE} (linux/amd64, 2 layers, 1.2 MB)",
+        f"{IMAGE}: layer {name(0)} already here",
+        f"{IMAGE}: layer {name(1)} waiting for another image of this run",
+        f"{IMAGE}: layer {name(1)} done 1.2 MB",
+        f"{IMAGE}: retrying blob 1 from example.com in 1.0s (attempt 2): reset",
+        f"warning: {IMAGE}: it is odd",
+        "warning: so is this",
+    ]

@@ -1,4 +1,4 @@
-"""A step of the pipeline in a thread of its own."""
+"""A step of the pipeline in a thread of its own, and the pool that layers wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from msb_pull.ground.pools import DEPTH, Handoff
+from msb_pull.ground.pools import DEPTH, Handoff, LargestFirst, StoppingPool
+from msb_pull.ground.running import Cancel
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -82,3 +83,56 @@ def test_leaving_drops_what_waits():
         leave()
     assert seen == [b"0"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("handoff")]
+
+
+class Busy:
+    """A pool of one thread, which is kept busy until it may go on."""
+
+    def __init__(self, pool: LargestFirst) -> None:
+        self.done: list[str] = []
+        self._go_on = threading.Event()
+        begun = threading.Event()
+
+        def work() -> None:
+            begun.set()
+            assert self._go_on.wait(20)
+
+        pool.submit(0, work)
+        assert begun.wait(20)
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+def test_the_largest_of_all_that_waits_goes_first_whoever_gave_it():
+    with LargestFirst(1) as pool:
+        busy = Busy(pool)
+        with StoppingPool(pool, Cancel()) as one, StoppingPool(pool, Cancel()) as other:
+            for user, size in ((one, 3), (one, 1), (other, 2), (other, 5), (one, 3)):
+                user.submit(size, lambda size=size: busy.done.append(size))
+            busy.go_on()
+    assert busy.done == [5, 3, 3, 2, 1]
+
+
+def test_an_error_drops_what_its_user_gave_and_nothing_else():
+    with LargestFirst(1) as pool:
+        busy, failed, fine = Busy(pool), Cancel(), Cancel()
+        with StoppingPool(pool, fine) as other:
+            other.submit(1, lambda: busy.done.append("other"))
+            with pytest.raises(ValueError, match="bad"), StoppingPool(pool, failed) as one:
+                one.submit(2, lambda: busy.done.append("one"))
+                raise ValueError("bad")
+            busy.go_on()
+        assert failed.is_set()
+        assert not fine.is_set()
+    assert busy.done == ["other"]
+
+
+def test_what_work_in_a_pool_raises_is_for_the_one_who_waits():
+    def work() -> None:
+        raise ValueError("bad")
+
+    with LargestFirst(2) as pool:
+        with pytest.raises(ValueError, match="bad"):
+            pool.submit(1, work).result()
+        assert pool.submit(1, lambda: "good").result() == "good"

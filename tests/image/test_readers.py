@@ -53,7 +53,7 @@ def test_what_an_earlier_run_kept_is_not_fetched_again(tmp_path_factory: pytest.
     assert b"".join(blob.chunks()) == BLOB
     blob.verify()
     os.close(keep)
-    assert (blob.kept, blob.fetched) == (cut, len(BLOB) - cut)
+    assert blob.fetched == len(BLOB) - cut
     assert path.read_bytes() == BLOB
 
 

@@ -14,12 +14,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from msb_pull import Store
 from tests.conftest import program, program_environment
-from tests.support.fault_registry import FaultRegistry
-from tests.support.make_sample import BASE, TOP, layer_tar
+from tests.support.counting import wait_for
+from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
+from tests.support.make_sample import BASE, TOP, file, layer_tar
 from tests.support.program import run_program
 
 LAYERS = [gzip.compress(layer_tar(entries), 6, mtime=0) for entries in (BASE, TOP)]
+LATER = gzip.compress(layer_tar([file("later", "later")]), 6, mtime=0)
 IMAGE = "HOST/acme/app:1"
 PINNED = f"{IMAGE}@IMAGE\n"
 RESOLVING = f"resolving {IMAGE}\n"
@@ -54,6 +57,16 @@ class Place:
         self.added = registry.add_image("acme/app", "1", LAYERS)
         self.image = f"{registry.host}/acme/app:1"
         self.layers = self.home / "layers"
+
+    def add_later(self) -> AddedImage:
+        """Another image, HOST/acme/later:1, whose manifest comes once the first one is in the store."""
+
+        def first_is_there() -> bool:
+            return bool(Store.open(self.home).images())
+
+        added = self.registry.add_image("acme/later", "1", [LAYERS[0], LATER])
+        self.registry.script("/acme/later/manifests/", Fault(before=lambda: wait_for(first_is_there)))
+        return added
 
     def words(self, *words: str) -> list[str]:
         """The words of a command line, which may contain ``HOST``."""

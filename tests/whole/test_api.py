@@ -169,6 +169,26 @@ def test_bad_names_are_usage_errors(store):
         store.layers("none:1")
 
 
+def test_values_of_the_wrong_type(store):
+    """A program hears at once, and in the words of its call."""
+    for arguments in ((3,), (b"x",), ("x", 3)):
+        with pytest.raises(TypeError, match=r"^(home|layers_dir) must be a path, not (int|bytes)$"):
+            msb_pull.Store.open(*arguments)
+    for arguments in (("",), (store.home, "")):
+        with pytest.raises(msb_pull.UsageError, match=r"^(home|layers_dir): must not be empty$"):
+            msb_pull.Store.open(*arguments)
+    for call in (store.layers, store.lowerdir, lambda image: msb_pull.pull_image(image, store)):
+        with pytest.raises(TypeError, match=r"^image must be text, not int$"):
+            call(3)
+    with pytest.raises(TypeError, match=r"^store must be a msb_pull.Store, not str$"):
+        msb_pull.pull_image("x", "y")
+    with pytest.raises(TypeError, match=r"^platform must be a msb_pull.Platform, not str$"):
+        msb_pull.PullOptions(platform="linux/amd64")
+    with pytest.raises(ValueError, match=r"'often' is not a valid Policy"):
+        msb_pull.PullOptions(policy="often")
+    assert msb_pull.PullOptions(policy="never").policy is msb_pull.Policy.NEVER
+
+
 def test_cancel(store, registry):
     cancel = threading.Event()
     registry.script("/blobs/", Fault(stall_after=10), times=8)
@@ -216,7 +236,7 @@ import msb_pull
 from msb_pull import Store, pull_image
 
 store = Store.open("x")
-result = pull_image("a:1", store, msb_pull.PullOptions(jobs=2))
+result = pull_image("a:1", store, msb_pull.PullOptions(), jobs=2)
 reveal_type(result.pinned)
 reveal_type(store.layers("a:1"))
 reveal_type(msb_pull.events.Retrying)
@@ -241,3 +261,22 @@ def test_users_of_mypy_see_types(tmp_path):
     assert 'Module has no attribute "nonsense"' in said
     assert 'Argument 1 to "pull_image" has incompatible type "int"' in said
     assert said.count(" error: ") == 2, said
+
+
+def test_several_images_each_with_its_outcome(store, registry):
+    names = [f"{registry.host}/acme/{image}" for image in ("none:1", "app:1", "app:1")]
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    lost, made, again = msb_pull.pull_images(names, store, options)
+    assert isinstance(lost, msb_pull.NotFoundError)
+    assert (made.changed, again.changed, made.pinned) == (True, False, again.pinned)
+    assert msb_pull.pull_images([], store) == []
+    with pytest.raises(msb_pull.UsageError):
+        msb_pull.pull_images([names[1], "Not A Name"], store)
+
+
+def test_one_password_is_not_for_two_registries(store, registry, monkeypatch):
+    monkeypatch.setenv("MSB_REGISTRY_USERNAME", "bob")
+    monkeypatch.setenv("MSB_REGISTRY_PASSWORD", "sesame")
+    with pytest.raises(msb_pull.UsageError, match="one registry"):
+        msb_pull.pull_images([f"{registry.host}/acme/app:1", "localhost:1/acme/app:1"], store)
+    assert not registry.requests

@@ -254,7 +254,7 @@ def _pull(home: Home, name: str, cancel: Cancel) -> None:
     store = Store.open(home.store, home.layers)
     client = RegistryClient(options, CredentialStore.nobody({}), Job(cancel=cancel), clock=Leaps().clock())
     try:
-        wanted = PullOptions(policy=Policy.MISSING, platform=Platform.parse("linux/amd64"), jobs=4)
+        wanted = PullOptions(policy=Policy.MISSING, platform=Platform.parse("linux/amd64"))
         pull_image(parse_argument(name), store, lambda: client, wanted, Job(cancel=Cancel(cancel)))
     finally:
         client.close()

@@ -29,6 +29,7 @@ def test_nothing_half_written_stays(large, tmp_path, number, code):
     process = home.start("save", name, "-o", str(tmp_path / "image.tar"))
     wait_for(lambda: list(tmp_path.glob(".image.tar.*.part")))
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == code
+    assert error.endswith(f"hint: {tmp_path / 'image.tar'} was not written; run the same command again\n")
     assert list(tmp_path.glob("*image.tar*")) == list(tmp_path.glob(".image.tar*")) == []

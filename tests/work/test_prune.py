@@ -340,6 +340,38 @@ def test_rm_of_an_image_whose_layers_are_gone(store):
         assert database.images() == []
 
 
+def test_rm_that_is_interrupted_says_what_is_gone(store):
+    """The images go first, all of them; ``rm`` would not know them any more, and ``prune`` removes the rest."""
+    pull(store, "localhost/a:1", "xyz")
+    pull(store, "localhost/b:1", "z")
+    cancel, real = Cancel(), store.trash
+
+    def trash(path):
+        real(path)
+        cancel.set()
+
+    store.trash = trash
+    with pytest.raises(Cancelled) as caught:
+        remove_images(store, ["localhost/a:1", "localhost/b:1"], Job(cancel=cancel))
+    del store.trash
+    assert caught.value.hint == "2 images are removed; `msb-pull prune` removes the layers that are left"
+    assert len(there(store)) == 2
+    with store.database(create=False) as database:
+        assert database.images() == []
+    assert len(layers(prune(store))) == 2
+
+
+def test_rm_that_is_interrupted_before_it_begins_removes_nothing(store):
+    pull(store, "localhost/a:1", "x")
+    cancel = Cancel()
+    cancel.set()
+    with pytest.raises(Cancelled) as caught:
+        remove_images(store, ["localhost/a:1"], Job(cancel=cancel))
+    assert (caught.value.hint, there(store)) == (None, "x")
+    with store.database(create=False) as database:
+        assert len(database.images()) == 1
+
+
 # --all and its filters
 
 

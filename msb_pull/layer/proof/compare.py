@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from msb_pull.ground.below import open_directory, open_file
+from msb_pull.ground.below import Trail, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
@@ -19,7 +19,6 @@ from msb_pull.layer.attributes import (
     parse_override_stat,
 )
 from msb_pull.layer.proof.task import Damage
-from msb_pull.layer.rules import join
 from msb_pull.layer.tree.keeping import Keeping
 
 TYPE_CHECKING = False
@@ -32,8 +31,6 @@ _NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 # How many entries between two calls of ``progress``, which may also interrupt.
 _OFTEN = 512
-# Directories that are kept open on the way to the one that is being looked at.
-_DEPTH = 32
 
 
 def knows_attributes(root: int) -> bool:
@@ -67,7 +64,7 @@ class Check:
         self._shared = _shared(nodes)
         self._inodes: dict[int, int] = {}
         self._groups: dict[int, int] = {}
-        self._open_ones: list[tuple[bytes, int]] = []
+        self._trail = Trail(root)
         self._later = False
         self._keeping = Keeping(root)
 
@@ -85,7 +82,7 @@ class Check:
             while waiting:
                 path = waiting.pop()
                 try:
-                    directory = self._open(path)
+                    directory = self._trail.reach(path)
                 except OSError as error:
                     yield from self.trouble(path, error)
                     continue
@@ -95,8 +92,7 @@ class Check:
                 yield from self._look_into(path, directory, below)
                 waiting += reversed(below)
         finally:
-            for _, directory in self._open_ones:
-                os.close(directory)
+            self._trail.close()
         self._progress(len(self._seen))
         yield from self._missing()
 
@@ -166,23 +162,6 @@ class Check:
         for path, node in self.nodes.items():
             if path not in self._seen and not path.startswith(closed):
                 yield Damage(path, "missing", _kind(node.kind), "nothing")
-
-    def _open(self, path: bytes) -> int:
-        """Opens a directory from the nearest one above it that is open still; it is closed when the walk leaves it."""
-        ones = self._open_ones
-        while ones and ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
-            os.close(ones.pop()[1])
-        if not ones:
-            ones.append((b"", os.dup(self.root)))
-        above, current = ones[-1]
-        rest = path[len(above) + 1 if above else 0 :]
-        for name in rest.split(b"/") if rest else ():
-            above, current = join(above, name), open_directory(name, current)
-            ones.append((above, current))
-            if len(ones) > _DEPTH:
-                # The top stays, and the way back up begins near here.
-                os.close(ones.pop(1)[1])
-        return current
 
     def _compare(self, path: bytes, node: Node, facts: os.stat_result, name: bytes, directory: int) -> Iterator[Damage]:
         if stat.S_IFMT(facts.st_mode) != node.kind:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-from msb_pull.ground.below import open_file
+from msb_pull.ground.below import Trail, open_file
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.proof.model import content_paths
-from msb_pull.layer.proof.stream import Listener, open_folder, stream
+from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.proof.task import DERIVED, Damage
 from msb_pull.layer.tree.holes import crc_of, first_data, sha256_of
 
@@ -131,8 +131,8 @@ class Contents:
 
 def _open_below(root: int, path: bytes) -> int:
     parent, _, name = path.rpartition(b"/")
-    folder = open_folder(root, parent)
+    trail = Trail(root)
     try:
-        return open_file(name, folder)
+        return open_file(name, trail.reach(parent))
     finally:
-        os.close(folder)
+        trail.close()

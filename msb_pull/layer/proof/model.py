@@ -7,7 +7,7 @@ import stat
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.notes import hollow_after, moves_of
-from msb_pull.layer.proof.node import Node, Paths
+from msb_pull.layer.proof.node import Node, NodeIndex
 from msb_pull.layer.rules import (
     AUFS,
     OPAQUE,
@@ -67,7 +67,7 @@ class Tree:
 
     def __init__(self, record: Path | str, notes: Notes) -> None:
         self._record = record
-        self.paths = Paths()
+        self.paths = NodeIndex()
         self.nodes = self.paths.nodes
         self.placed: dict[int, bytes] = {}
         self.missing: list[tuple[int, bytes, bytes]] = []

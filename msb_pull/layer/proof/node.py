@@ -125,7 +125,7 @@ def decoded(attributes: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
     return {os.fsencode(name): a2b_base64(value) for name, value in attributes}
 
 
-class Paths:
+class NodeIndex:
     """Nodes by their paths, ``b""`` the top. Only :meth:`put` sees to it that parents are directories.
 
     Callers may replace a node in ``nodes`` itself, but not add or remove one.

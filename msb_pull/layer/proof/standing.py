@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from msb_pull.layer.notes import Notes
-    from msb_pull.layer.proof.node import Paths
+    from msb_pull.layer.proof.node import NodeIndex
     from msb_pull.layer.settle.derive import Fact
 
 
@@ -38,7 +38,7 @@ class _Facts:
 class _Place(Inside):
     """A directory of the layer as its record says."""
 
-    def __init__(self, paths: Paths, path: bytes) -> None:
+    def __init__(self, paths: NodeIndex, path: bytes) -> None:
         self._paths = paths
         self._nodes = paths.nodes
         self._path = path

@@ -6,7 +6,7 @@ import os
 
 from isal.isal_zlib import crc32
 
-from msb_pull.ground.below import open_directory, open_file
+from msb_pull.ground.below import Trail, open_file
 from msb_pull.ground.errors import raise_if_exhausted
 from msb_pull.layer.tar.record import CHECKSUM, Headers, Record
 from msb_pull.layer.tree.holes import first_data
@@ -88,18 +88,6 @@ def stream(
         headers.close()
 
 
-def open_folder(root: int, path: bytes) -> int:
-    """A descriptor of a directory below an open one, through no symlink on the way; raises OSError."""
-    current = os.dup(root)
-    for name in path.split(b"/") if path else ():
-        try:
-            following = open_directory(name, current)
-        finally:
-            os.close(current)
-        current = following
-    return current
-
-
 class _Out:
     """One buffer that everything is put into, and that is handed out whenever it is full."""
 
@@ -139,16 +127,16 @@ class _Out:
 
 
 class _Files:
-    """Reads files below an open directory without following symlinks; the last directory is kept open."""
+    """Reads files below an open directory without following symlinks."""
 
     def __init__(self, root: int, listener: Listener) -> None:
-        self._root = root
         self._listener = listener
+        self._trail = Trail(root)
         self._path = b""
-        self._directory = os.dup(root)
+        self._directory = root
 
     def close(self) -> None:
-        os.close(self._directory)
+        self._trail.close()
 
     def small(self, payload: Payload, path: bytes, out: _Out) -> bool:
         """Puts a file into the room that ``out`` has left; False, and nothing done, when it has too little.
@@ -225,9 +213,9 @@ class _Files:
     def _open(self, path: bytes) -> int:
         parent, _, name = path.rpartition(b"/")
         if parent != self._path:
-            directory = open_folder(self._root, parent)
-            os.close(self._directory)
-            self._directory, self._path = directory, parent
+            # Only once it is there: until then nothing else may be taken for the last one.
+            self._path = b"\0"
+            self._directory, self._path = self._trail.reach(parent), parent
         return open_file(name, self._directory)
 
 

@@ -25,7 +25,7 @@ from msb_pull.ground.errors import ContentError
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import IMPLIED, OVERRIDE_STAT, override_stat, parse_override_stat, user_attributes
 from msb_pull.layer.limits import MAX_NOTED, NOTE
-from msb_pull.layer.rules import OPAQUE, Places, join
+from msb_pull.layer.rules import OPAQUE, Moves, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
 from msb_pull.layer.tree.holes import sha256_of
 
@@ -95,7 +95,7 @@ def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *,
 class _Derivation:
     def __init__(self, view: MergedView, wishes: Wishes) -> None:
         self.facts: list[Fact] = []
-        self._places = Places()
+        self._moves = Moves()
         self._moved: list[bytes] = []
         self._view = view
         self._wishes = wishes
@@ -110,7 +110,7 @@ class _Derivation:
 
     def place_of(self, path: bytes) -> bytes:
         """Where something of the layer goes."""
-        place = self._places.of(path)
+        place = self._moves.of(path)
         # A directory that receives a link holds more than whiteouts, so it was not dropped.
         assert place is not None
         return place
@@ -118,7 +118,7 @@ class _Derivation:
     def directories(self) -> None:
         # Parents first: where one has moved, its children are looked for at its new place.
         for asked in sorted(self._wishes.implied):
-            path = self._places.of(asked)
+            path = self._moves.of(asked)
             if path is None:
                 continue
             if asked in self._wishes.converted or self._view.own_hides(asked):
@@ -128,6 +128,7 @@ class _Derivation:
                 self.facts.append({"kind": "merged", "path": os.fsdecode(path), "asked": os.fsdecode(asked)})
             else:
                 self._directory(asked, path)
+        # After the last move: any of them may put a marker, or a directory that has an entry, above what came before.
         self._hide()
         self._claims()
 
@@ -142,7 +143,7 @@ class _Derivation:
         if self._dropped(asked, target, self._view.look(target)):
             return
         # In an overlay a directory at ``path`` would hide the symlink, and with it all that is reached through it.
-        self._places.move(asked, target)
+        self._moves.move(asked, target)
         self._moved.append(asked)
         names = {"asked": os.fsdecode(asked), "path": os.fsdecode(path), "to": os.fsdecode(target)}
         self.note(*names.values())
@@ -158,7 +159,7 @@ class _Derivation:
         # What only this layer shows there is the directory in question itself.
         if shown is not None and shown.is_directory and (shown.layer != -1 or path not in self._wishes.implied):
             return False
-        self._places.move(asked, None)
+        self._moves.move(asked, None)
         self.facts.append({"kind": "dropped", "path": os.fsdecode(asked)})
         return True
 
@@ -168,10 +169,12 @@ class _Derivation:
 
     def _hide(self) -> None:
         """Below an opaque directory nothing of the lower layers shows, also where its marker has moved to."""
-        opaque = {self._places.of(asked) for asked in self._moved if self._view.own_hides(join(asked, OPAQUE))}
+        # The view finds markers where the layer's archive put them; a directory that moved took its own elsewhere.
+        opaque = {self._moves.of(asked) for asked in self._moved if self._view.own_hides(join(asked, OPAQUE))}
         for fact in self.facts if opaque else ():
             if fact["kind"] == "directory":
                 parent = os.fsencode(fact["path"]).rpartition(b"/")[0]
+                # The marker says nothing of its own directory, which looks as the layer below has it: hence the parent.
                 if fact["path"] and not opaque.isdisjoint((b"", *ancestry(parent))):
                     fact.update(_facts_of_directory(self._view, None))
 
@@ -185,7 +188,7 @@ class _Derivation:
                 continue
             for own in self._view.own_directories(asked):
                 seen.add(own)
-                place = None if own in self._wishes.implied else self._places.of(own)
+                place = None if own in self._wishes.implied else self._moves.of(own)
                 if place is not None and (path := os.fsdecode(place)) in dressed:
                     claims[path] = os.fsdecode(own)
         self.facts = [fact for fact in self.facts if fact["kind"] != "directory" or fact["path"] not in claims]

@@ -119,6 +119,7 @@ class MergedView:
         if not shown.path:
             top = self._directories.root(shown.layer)
             assert not isinstance(top, Inside)
+            # The caller closes what it gets, and this one is needed to the end.
             return os.dup(top)
         directory, name = self._parent(shown)
         assert not isinstance(directory, Inside)
@@ -225,6 +226,7 @@ class MergedView:
         return Shown(path, *first, tuple(inside)) if first is not None else None
 
     def _beneath(self, parent: Shown, part: bytes, path: bytes) -> Shown | None:
+        # Without the own layer its marker does not end the search, which asks what the directory looked like before.
         layers = tuple(layer for layer in parent.layers if layer != -1)
         return self._child(Shown(parent.path, parent.facts, parent.layer, layers), part, path)
 

@@ -61,6 +61,7 @@ class Authenticator:
         self._credentials = credentials
         self._clock = clock
         self._job = job
+        # By repository: a token is good for one, and another one's would be refused and cost a request each time.
         self._slots: dict[tuple[str, str], _Slot] = {}
         self._lock = threading.Lock()
 
@@ -110,6 +111,7 @@ class Authenticator:
         """
         slot = self._slot(target)
         with slot.lock:
+            # Once, also if that leads nowhere: a registry that hides what it refuses does so for each layer.
             if slot.introduced or slot.header is not None or not (self._credential(slot, target) or anybody):
                 return slot.header
             slot.introduced = True
@@ -161,6 +163,7 @@ class Authenticator:
         """
         credential = self._credential(slot, target)
         if credential is not None and credential.registry_token:
+            # It is what a token service would hand out, so none is asked; how long it is good for nobody says.
             slot.header = _bearer(
                 credential.registry_token, target, "the given token has characters that cannot be sent"
             )

@@ -6,9 +6,12 @@ each turns to its lower layer, which is the upper one of the other pull, and so 
 
 - A thread of the pool never waits for a lock: it marks a locked layer ``ELSEWHERE`` and fetches the next one.
 - Only the main thread waits. It goes bottom first, so everything below is published and unlocked by then.
-- Once it has waited for a second, it lets go of the lock of every layer that is unpacked but not published, and keeps
-  what is unpacked. The other pull may then make the same layer. When the turn of that layer comes, the main thread
-  takes its lock again, and drops its own copy if the one that is now in the store fits.
+- Once it has waited for a second, it lets go of the lock of every layer that is unpacked but not published, and lays
+  what is unpacked on the shelf. Another pull may then make the same layer. When the turn of that layer comes, the main
+  thread takes its lock again, and drops what is on the shelf if the copy that is now in the store fits.
+
+The images of one command wait for each other just as those of two processes do. But they share a shelf: what one of
+them had to let go, another one publishes, and nothing is fetched twice.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.pull.fetch import FetchedLayer, WantedLayer
+    from msb_pull.work.pull.sharing import Shelf
 
 
 class State(enum.Enum):
@@ -39,11 +43,9 @@ class State(enum.Enum):
     FETCHING = enum.auto()
     """It waits for a thread of the pool, or one works on it."""
     ELSEWHERE = enum.auto()
-    """Another pull holds its lock."""
+    """Another pull holds its lock, or may have it: what this one has unpacked, if anything, lies on the shelf."""
     FETCHED = enum.auto()
     """It is unpacked in staging, locked, and waits for the layers below."""
-    LET_GO = enum.auto()
-    """As FETCHED, but the lock was given up, and another pull may make it, too."""
     PUBLISHED = enum.auto()
     """This pull made it."""
     PRESENT = enum.auto()
@@ -65,15 +67,16 @@ class Placing:
         self.key = key
         # Written by the pool while it is FETCHING, else by main. It leaves FETCHED under the guard only.
         self.state = state
-        # Written by the pool, before ``state``; main takes it away again from what another pull published first.
+        # Written by the pool, before ``state``, or taken from the shelf; main takes it away again from what another
+        # pull published first.
         self.fetched: FetchedLayer | None = None
-        # Filled by the pool, emptied by main: the staging directory.
+        # Filled with ``fetched``, emptied by main: the staging directory.
         self.resources = contextlib.ExitStack()
         # Written by main.
         self.future: Future[None] | None = None
         self._guard = threading.Lock()
-        # Written by main, under the guard.
-        self._generous = False
+        # Written by main, under the guard: where to lay what is unpacked, while others may have the lock.
+        self._shelf: Shelf | None = None
         # Written by the pool while it is FETCHING, else by main, or by either under the guard.
         self._lock = contextlib.ExitStack()
         self._locked = False
@@ -116,22 +119,27 @@ class Placing:
         self._locked = False
         self._lock.close()
 
+    def take_from(self, shelf: Shelf) -> bool:
+        """Takes what was unpacked of this layer, if anything was, and returns whether; for who holds the lock."""
+        self.fetched = shelf.take(self.digest, self.resources)
+        return self.fetched is not None
+
     def arrived(self) -> None:
         """Called by the pool once the layer is unpacked and cannot be published yet."""
         with self._guard:
             self.state = State.FETCHED
             self._give_up()
 
-    def let_go(self) -> None:
+    def let_go(self, shelf: Shelf) -> None:
         """Gives up the lock if the layer is unpacked, or as soon as it is, until :meth:`keep`. For the main thread."""
         with self._guard:
-            self._generous = True
+            self._shelf = shelf
             self._give_up()
 
     def keep(self) -> None:
         """Ends :meth:`let_go`."""
         with self._guard:
-            self._generous = False
+            self._shelf = None
 
     def close(self) -> None:
         """Gives up the lock, and what lies in staging. No thread of the pool may be at work on it."""
@@ -139,8 +147,11 @@ class Placing:
         self.resources.close()
 
     def _give_up(self) -> None:
-        if self._generous and self.state is State.FETCHED:
-            self.state = State.LET_GO
+        if self._shelf is not None and self.state is State.FETCHED:
+            assert self.fetched is not None
+            self._shelf.put(self.digest, self.fetched, self.resources)
+            self.fetched = None
+            self.state = State.ELSEWHERE
             self.unlock()
 
     def _take(self, store: Store, waiting: Callable[[str], None], cancel: Flag, *, wait: bool) -> None:

@@ -31,7 +31,6 @@ class PullOptions:
     policy: Policy = Policy.MISSING
     force: bool = False
     platform: Platform | None = None
-    jobs: int = 4
     max_layer_size: InitVar[int | None] = None
     max_entries: InitVar[int | None] = None
     max_window: InitVar[int | None] = None
@@ -42,6 +41,10 @@ class PullOptions:
     limits: Limits = _LIMITS
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
+        # A name serves as well; compared with the members it would be none of them.
+        object.__setattr__(self, "policy", Policy(self.policy))
+        if not isinstance(self.platform, Platform | None):
+            raise TypeError(f"platform must be a msb_pull.Platform, not {type(self.platform).__name__}")
         named = {"max_bytes": max_layer_size, "max_entries": max_entries, "max_window": max_window}
         if given := {name: value for name, value in named.items() if value is not None}:
             object.__setattr__(self, "limits", Limits(**given))

@@ -20,14 +20,21 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.sharing import Together
 
 
 def pull_image(
-    argument: ImageArgument, store: Store, client: Callable[[], RegistryClient], options: PullOptions, job: Job
+    argument: ImageArgument,
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+    together: Together | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
-    ``client`` is called only when a registry must be asked. Raises the errors of ``msb_pull.errors``; after any of
+    ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
+    are any. Raises the errors of ``msb_pull.errors``; after any of
     them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
@@ -70,7 +77,7 @@ def pull_image(
                 with contextlib.suppress(OSError):
                     store.sweep()
                 return _unchanged(local, store, started)
-        work = Transfer(resolved, source, store, options, job)
+        work = Transfer(resolved, source, store, options, job, together=together)
         return work.plan_only(started) if options.dry_run else work.run(started)
 
 

@@ -16,6 +16,7 @@ from msb_pull.work.pull.bases import Bases, Publisher
 from msb_pull.work.pull.fetch import LayerFetcher
 from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import LayerOutcome, PullOptions, PullResult
+from msb_pull.work.pull.sharing import Together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ _SLICE = 0.1
 class Transfer:
     """The work on one resolved image; every method is called by the main thread, but for :meth:`_fetch`.
 
-    ``keys`` name its layers in the store, position by position, where that is settled already.
+    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Transfer:
         options: PullOptions,
         job: Job,
         keys: Sequence[LayerKey] = (),
+        together: Together | None = None,
     ) -> None:
         self._resolved = resolved
         self._source = source
         self._store = store
         self._options = options
         self._keys = keys
+        self._together = together
         self._cancel = job.cancel
         # For this pull alone: it ends, too, once a layer has failed.
         self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
@@ -55,7 +58,8 @@ class Transfer:
         self._fetcher: LayerFetcher | None = None
         # All that the pool was given, and so what may hold locks.
         self._started: list[Placing] = []
-        # Written by the first thread of the pool that fails.
+        # Written by the first thread of the pool that fails. Its future alone would not do: the main thread waits for
+        # the lowest layer, and may hear from one that was stopped, which says less, before the one that failed.
         self._failure: BaseException | None = None
 
     def plan_only(self, started: float) -> PullResult:
@@ -115,8 +119,13 @@ class Transfer:
     def _place_all(self, missing: list[Placing]) -> None:
         """Fetches what is missing, largest first, and goes through all layers, so that each finds those below."""
         with contextlib.ExitStack() as ending:
+            together = self._together or ending.enter_context(Together(self._job.jobs))
+            self._shelf = together.shelf
+            if self._together is not None:
+                ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
-            pool = ending.enter_context(StoppingPool(self._job.jobs, self._job.cancel))
+            pool = ending.enter_context(StoppingPool(together.pool, self._job.cancel))
+            # The last one to begin should not be the one that takes longest, while the others have nothing left to do.
             for placing in sorted(missing, key=lambda placing: -placing.size):
                 self._start(pool, placing)
             for position, placing in enumerate(self._bases.stack):
@@ -142,11 +151,10 @@ class Transfer:
         self._submit(pool, placing)
 
     def _submit(self, pool: StoppingPool, placing: Placing) -> None:
-        if self._fetcher is None:
-            # Only a pull that writes needs to know what the file system can do.
-            self._fetcher = self._make_fetcher()
+        # Only a pull that writes needs to know what the file system can do.
+        fetcher = self._fetcher = self._fetcher or self._make_fetcher()
         placing.state = State.FETCHING
-        placing.future = pool.submit(self._fetch, self._fetcher, placing)
+        placing.future = pool.submit(placing.size, lambda: self._fetch(fetcher, placing))
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
@@ -184,7 +192,9 @@ class Transfer:
                 placing.unlock()
                 placing.state = State.PRESENT
             else:
-                placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
+                if not placing.take_from(self._shelf):
+                    placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
+                assert placing.fetched is not None
                 if placing.fetched.report.needs_lowers:
                     placing.arrived()
                 else:
@@ -196,16 +206,17 @@ class Transfer:
             raise
 
     def _wait_for_lock(self, placing: Placing) -> None:
-        """Waits until no other process makes a layer, and lets go of what others may be waiting for meanwhile."""
+        """Waits until no other pull makes a layer, and lets go of what others may be waiting for meanwhile."""
 
         def waiting(holder: str) -> None:
             self._job.tell(events.LayerWaiting(self._name, str(placing.digest), holder))
             for other in self._started:
-                other.let_go()
+                other.let_go(self._shelf)
 
         try:
             placing.wait_for_lock(self._store, waiting, self._job.cancel)
         except Cancelled:
+            # A layer that failed sets the same flag; then its error is the reason, not an interruption.
             self._raise_if_over()
             raise
         finally:
@@ -217,13 +228,8 @@ class Transfer:
         self._await(placing)
         if placing.state is State.ELSEWHERE:
             self._wait_for_lock(placing)
-            self._submit(pool, placing)
-            self._await(placing)
-        elif placing.state is State.LET_GO:
-            self._wait_for_lock(placing)
-            if self._bases.is_there(placing.key) and self._fits(placing.position):
-                placing.state, placing.fetched = State.PRESENT, None
-        if placing.state in (State.FETCHED, State.LET_GO):
+            self._look_again(pool, placing)
+        if placing.state is State.FETCHED:
             self._publisher.publish(placing)
         placing.future = None
         placing.close()
@@ -231,6 +237,17 @@ class Transfer:
             self._name, str(placing.digest), placing.size, placing.bytes_fetched, present=placing.present
         )
         self._job.tell(done)
+
+    def _look_again(self, pool: StoppingPool, placing: Placing) -> None:
+        """Finds out what became of a layer that another pull had, or may have had, now that its lock is held."""
+        unpacked = placing.take_from(self._shelf)
+        if self._bases.is_there(placing.key) and (not unpacked or self._fits(placing.position)):
+            placing.state, placing.fetched = State.PRESENT, None
+        elif unpacked:
+            placing.state = State.FETCHED
+        else:
+            self._submit(pool, placing)
+            self._await(placing)
 
     def _await(self, placing: Placing) -> None:
         """Waits for one layer, but raises as soon as any of them fails."""

@@ -167,9 +167,9 @@ class LayerCheck:
         if state in _GONE:
             return self._report(Verdict.DAMAGED, [Damage(b"", "missing", *_GONE[state])])
         if state is not LayerState.COMPLETE and self.stacks is None:
-            what = "a symlink or a file" if state is LayerState.SYMLINK else "written by another program"
+            what = "a symlink or a file" if state is LayerState.OCCUPIED else "written by another program"
             return self._report(Verdict.UNPROVABLE, [], f"no record: {what}")
-        if state is LayerState.SYMLINK:
+        if state is LayerState.OCCUPIED:
             return self._report(Verdict.DAMAGED, [Damage(b"", "type", "a directory", "a symlink or a file")])
         if state is LayerState.FOREIGN:
             return self._report(Verdict.DAMAGED, [Damage(b"", "notes", "the notes of the layer", "nothing")])

@@ -38,7 +38,7 @@ class World:
         self.folder = folder
         self.store = Store.open(folder / "home")
 
-    def pull(self, name: str, *tars: bytes, **options):
+    def pull(self, name: str, *tars: bytes, jobs=4, **options):
         layout = self.folder / name
         if not layout.exists():
             simple_layout(layout, list(tars))
@@ -48,7 +48,7 @@ class World:
             self.store,
             no_registry,
             PullOptions(**{"policy": Policy.ALWAYS, "name": f"localhost/{name}:1", **options}),
-            Job(),
+            Job(jobs=jobs),
         )
 
     def owner(self, result) -> str:

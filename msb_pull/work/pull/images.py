@@ -1,0 +1,105 @@
+"""Pull several images at the same time: all ask at once, and their layers go through one pool."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from msb_pull.ground.errors import MsbPullError
+from msb_pull.ground.running import Cancel
+from msb_pull.work.pull.pull import pull_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from msb_pull.ground.running import Job
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.registry.registry import RegistryClient
+    from msb_pull.store.store import Store
+    from msb_pull.work.pull.plan import PullOptions, PullResult
+    from msb_pull.work.pull.sharing import Together
+
+# Images under way at the same time. Each has a thread of its own, which mostly waits, and keeps its manifests.
+_AT_ONCE = 8
+
+
+def pull_images(
+    arguments: Sequence[ImageArgument],
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+    ended: Callable[[int, PullResult | MsbPullError], None] = lambda number, outcome: None,
+) -> list[PullResult | MsbPullError]:
+    """Brings images into the store as ``pull_image`` does; returns, for each, its result or the error that ended it.
+
+    ``ended`` is called by the thread of the caller as images end, with their position. ``client`` may be called by
+    several threads, one at a time. ``job.jobs`` layers are fetched at once, of all images together.
+    """
+    if len(arguments) == 1:
+        # One image needs no threads, and one that is here already must not pay for loading what makes them.
+        outcomes = [_outcome(arguments[0], store, client, options, job, None)]
+        ended(0, outcomes[0])
+        return outcomes
+    return _pull_together(arguments, store, _one_at_a_time(client), options, job, ended)
+
+
+def _pull_together(
+    arguments: Sequence[ImageArgument],
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+    ended: Callable[[int, PullResult | MsbPullError], None],
+) -> list[PullResult | MsbPullError]:
+    from concurrent.futures import Future, as_completed
+
+    from msb_pull.ground.pools import LargestFirst, StoppingPool
+    from msb_pull.work.pull.sharing import Together
+
+    # What none of the images is to blame for ends all of them.
+    cancel = Cancel(job.cancel)
+    shared = replace(job, cancel=cancel)
+    numbers: dict[Future[PullResult | MsbPullError], int] = {}
+    former: dict[str, Future[PullResult | MsbPullError]] = {}
+    with Together(job.jobs) as together, LargestFirst(_AT_ONCE) as threads, StoppingPool(threads, cancel) as images:
+        for number, argument in enumerate(arguments):
+            same = former.get(name := str(argument.reference or argument.text))
+
+            def work(argument: ImageArgument = argument, same: Future[Any] | None = same) -> PullResult | MsbPullError:
+                if same is not None:
+                    # Named twice: by then it is here.
+                    same.exception()
+                return _outcome(argument, store, client, options, shared, together)
+
+            former[name] = future = images.submit(0, work)
+            numbers[future] = number
+        for future in as_completed(numbers):
+            ended(numbers[future], future.result())
+    return [future.result() for future in numbers]
+
+
+def _outcome(
+    argument: ImageArgument,
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+    together: Together | None,
+) -> PullResult | MsbPullError:
+    try:
+        job.cancel.check()
+        return pull_image(argument, store, client, options, job, together)
+    except MsbPullError as error:
+        return error
+
+
+def _one_at_a_time(client: Callable[[], RegistryClient]) -> Callable[[], RegistryClient]:
+    lock = threading.Lock()
+
+    def call() -> RegistryClient:
+        with lock:
+            return client()
+
+    return call

@@ -1,0 +1,57 @@
+"""What the images of one command share: the threads that fetch layers, and what one of them had to let go."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from msb_pull.ground.pools import LargestFirst
+
+if TYPE_CHECKING:
+    from msb_pull.image.digest import Digest
+    from msb_pull.work.pull.fetch import FetchedLayer
+
+
+class Shelf:
+    """Layers that were unpacked and let go, each for whoever gets its lock next; at most one of a digest.
+
+    What nobody takes is dropped when the ``with`` block is left.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[Digest, tuple[FetchedLayer, contextlib.ExitStack]] = {}
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for _, resources in self._layers.values():
+            resources.close()
+
+    def put(self, digest: Digest, fetched: FetchedLayer, resources: contextlib.ExitStack) -> None:
+        """Takes over a layer, whose lock the caller still holds, and the staging directory in ``resources``."""
+        self._layers[digest] = fetched, resources.pop_all()
+
+    def take(self, digest: Digest, resources: contextlib.ExitStack) -> FetchedLayer | None:
+        """Hands over a layer, whose lock the caller holds, with its staging directory; None when there is none."""
+        fetched, held = self._layers.pop(digest, (None, resources))
+        if fetched is not None:
+            resources.enter_context(held)
+        return fetched
+
+
+class Together:
+    """The threads, ``jobs`` of them, and the shelf, for as long as the ``with`` block lasts."""
+
+    def __init__(self, jobs: int) -> None:
+        self.pool = LargestFirst(jobs)
+        self.shelf = Shelf()
+        self._ending = contextlib.ExitStack()
+
+    def __enter__(self) -> Together:
+        self._ending.enter_context(self.shelf)
+        self._ending.enter_context(self.pool)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._ending.close()
