@@ -26,7 +26,7 @@ done
 say() { printf '%s\n' "── $*" >&2; }
 
 # Real registries, readers and shells: the tests talk to them instead of to imitations.
-packages=(btrfs-progs xfsprogs e2fsprogs dosfstools docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
+packages=(btrfs-progs xfsprogs e2fsprogs erofs-utils squashfs-tools-ng dosfstools docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
 programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 mkfs.vfat docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
 
 install_packages() {

@@ -32,6 +32,7 @@ ROOMS = {
     "store": 3,
     "image": 2,
     "config": 2,
+    "erofs": 2,
     "ground": 1,
 }
 

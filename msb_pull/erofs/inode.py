@@ -1,0 +1,34 @@
+"""What the writer asks of a tree. Whoever has such objects can have an image of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+class Inode(Protocol):
+    """One name of a tree.
+
+    ``path`` is relative without a leading slash, ``b""`` is the top. ``kind`` is one of the ``stat.S_IF…`` bits and
+    ``mode`` the other twelve. ``size`` is that of a regular file, ``target`` what a symlink names, ``device`` (major,
+    minor). ``link_of`` is the first name of the file where this is another one. ``segments`` are where (offset,
+    length) a sparse file holds data, in order and apart; None means everywhere.
+    """
+
+    path: bytes
+    kind: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    target: bytes
+    device: tuple[int, int]
+    xattrs: Mapping[bytes, bytes]
+    link_of: bytes | None
+    segments: Sequence[tuple[int, int]] | None
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """What a regular file holds, as (offset, bytes) in order and without holes."""

@@ -1,0 +1,175 @@
+"""Decides where everything lies, before anything is written: all sizes are known, contents are not needed.
+
+The order is: superblock, inodes (with the ends of files and directories that fit behind them), shared attributes,
+directories, contents. So the content passes once, and listing a tree reads one stretch of the image.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from msb_pull.erofs.attributes import Attributes
+from msb_pull.erofs.chunks import Chunks, chunks_of
+from msb_pull.erofs.format import (
+    BLOCK,
+    CHUNKED,
+    INLINE,
+    INODE,
+    NOWHERE,
+    PLAIN,
+    SLOT,
+    blocks_of,
+    device_number,
+    directory_blocks,
+)
+from msb_pull.ground.errors import ContentError
+from msb_pull.ground.text import visible_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from msb_pull.erofs.inode import Inode
+
+
+class Placed:
+    """One inode and its place. ``offset`` is that of the inode in the image, ``where`` its first block (or device),
+    ``tail`` how many bytes of its content stand behind it. ``names`` are those of a directory, with what they name."""
+
+    __slots__ = (
+        "attributes",
+        "chunks",
+        "inode",
+        "layout",
+        "links",
+        "names",
+        "number",
+        "offset",
+        "size",
+        "tail",
+        "where",
+    )
+
+    def __init__(self, inode: Inode, number: int, attributes: bytes) -> None:
+        self.inode = inode
+        self.number = number
+        self.attributes = attributes
+        self.names: dict[bytes, Placed] = {}
+        self.links = 0
+        self.size = 0
+        self.layout = PLAIN
+        self.tail = 0
+        self.where = NOWHERE
+        self.offset = 0
+        self.chunks: Chunks | None = None
+
+    @property
+    def nid(self) -> int:
+        """The number by which entries name it."""
+        return self.offset // SLOT
+
+    @property
+    def behind(self) -> int:
+        """The offset in the image of what follows the inode and its attributes."""
+        return self.offset + INODE + len(self.attributes)
+
+
+class Layout:
+    """The image of a tree: ``placed`` in the order of the tree, where the top is the first."""
+
+    def __init__(self, inodes: Iterable[Inode]) -> None:
+        held = list(inodes)
+        attributes = Attributes(held)
+        self.shared = attributes.shared
+        self.placed = _linked(held, attributes)
+        space = _Space(BLOCK)
+        for placed in self.placed:
+            placed.offset = space.take(_shape(placed))
+        self.shared_block = space.end // BLOCK
+        block = self.shared_block + blocks_of(len(self.shared))
+        for placed in sorted(self.placed, key=lambda one: one.inode.kind == stat.S_IFREG):
+            block = _give_blocks(placed, block)
+        if block > NOWHERE:
+            raise ContentError(f"{block} blocks are more than EROFS can count")
+        self.blocks = block
+
+
+def _linked(inodes: list[Inode], attributes: Attributes) -> list[Placed]:
+    """One for each inode (further names of a file have none), with links counted and directories filled."""
+    by_path: dict[bytes, Placed] = {}
+    placed: list[Placed] = []
+    for inode in inodes:
+        if inode.link_of is None:
+            new = by_path[inode.path] = Placed(inode, len(placed) + 1, attributes.of(inode))
+            placed.append(new)
+        else:
+            new = by_path[inode.path] = by_path[inode.link_of]
+        parent, _, name = inode.path.rpartition(b"/")
+        above = by_path[parent]
+        if inode.kind == stat.S_IFDIR:
+            new.names = {b".": new, b"..": above}
+            # Its name in the directory above, and its own dot; its ".." counts there.
+            new.links += 1
+        new.links += 1
+        if inode.path:
+            above.names[name] = new
+            above.links += inode.kind == stat.S_IFDIR
+    for one in placed:
+        one.names = dict(sorted(one.names.items()))
+    return placed
+
+
+def _shape(placed: Placed) -> int:
+    """Sets size and layout, and returns how many bytes the inode takes with what stands behind it."""
+    inode = placed.inode
+    head = INODE + len(placed.attributes)
+    if inode.kind == stat.S_IFREG:
+        placed.size = inode.size
+        placed.chunks = chunks_of(inode.size, inode.segments)
+    elif inode.kind == stat.S_IFLNK:
+        placed.size = len(inode.target)
+    elif inode.kind == stat.S_IFDIR:
+        *full, (_, _, used) = directory_blocks(list(placed.names))
+        placed.size = len(full) * BLOCK + used
+    else:
+        try:
+            placed.where = device_number(*inode.device) if inode.kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
+        except ValueError as error:
+            raise ContentError(f"{visible_bytes(inode.path)}: {error}") from None
+    if placed.chunks:
+        placed.layout, placed.where = CHUNKED, placed.chunks.bits
+        return head + placed.chunks.map_size
+    tail = placed.size % BLOCK
+    # The kernel reads a tail from one block.
+    if tail and head + tail <= BLOCK:
+        placed.layout, placed.tail = INLINE, tail
+    return head + placed.tail
+
+
+def _give_blocks(placed: Placed, block: int) -> int:
+    """Puts what does not stand behind the inode at ``block``, and returns the next one that is free."""
+    if placed.chunks:
+        return placed.chunks.place(block)
+    if count := blocks_of(placed.size - placed.tail):
+        placed.where = block
+    return block + count
+
+
+class _Space:
+    """Gives out slots from ``end`` on, so that what fits into one block lies in one: in the fullest that has room."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self._gaps: list[list[int]] = [[] for _ in range(BLOCK // SLOT + 1)]
+
+    def take(self, size: int) -> int:
+        slots = -(-size // SLOT)
+        for free in range(slots, len(self._gaps)):
+            if self._gaps[free]:
+                offset = self._gaps[free].pop()
+                break
+        else:
+            offset, free = self.end, blocks_of(size) * BLOCK // SLOT
+            self.end += free * SLOT
+        self._gaps[free - slots].append(offset + slots * SLOT)
+        return offset

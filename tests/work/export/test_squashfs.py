@@ -1,0 +1,100 @@
+"""SquashFS images, as the kernel shows them."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from msb_pull.ground.errors import ContentError, LocalError, UsageError
+from msb_pull.work.export.squashfs import write_squashfs
+from tests.support.erofs import folder
+from tests.support.tools import lacking, need
+
+TOP = folder(mode=0o1750, mtime_ns=5_000_000_000)
+
+
+def write_tar(out) -> None:
+    """A tree with what the program has to take over."""
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+
+        def add(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **facts: object) -> None:
+            member = tarfile.TarInfo(name)
+            member.type, member.size, member.mtime = kind, len(data), 7
+            for fact, value in facts.items():
+                setattr(member, fact, value)
+            archive.addfile(member, io.BytesIO(data))
+
+        add("./", tarfile.DIRTYPE, mode=TOP.mode, mtime=5)
+        add("file", data=b"content", mode=0o4751, uid=4_000_000_000, gid=9, pax_headers={"SCHILY.xattr.user.a": "b"})
+        add("other", tarfile.LNKTYPE, linkname="file")
+        add("null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
+        add("large", data=b"x" * 300_000, mode=0)
+
+
+def make(path: Path, write=write_tar) -> bytes:
+    with path.open("w+b", buffering=0) as out:
+        assert write_squashfs(out, write) == path.stat().st_size
+    return path.read_bytes()
+
+
+def test_same_bytes_twice(tmp_path):
+    need("tar2sqfs")
+    assert make(tmp_path / "one") == make(tmp_path / "two")
+
+
+def test_the_kernel_reads_it(tmp_path):
+    need("tar2sqfs")
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        lacking("mounting needs root on Linux")
+    make(tmp_path / "image")
+    at = tmp_path / "mounted"
+    at.mkdir()
+    run = subprocess.run(
+        ["mount", "-t", "squashfs", "-o", "loop,ro", tmp_path / "image", at], capture_output=True, text=True, timeout=60
+    )
+    if run.returncode:
+        lacking(run.stderr.strip())
+    try:
+        file, null, top = (os.lstat(at / name) for name in ("file", "null", "."))
+        assert (top.st_mode & 0o7777, top.st_uid, top.st_gid, top.st_mtime) == (TOP.mode, TOP.uid, TOP.gid, 5)
+        assert (file.st_mode, file.st_uid, file.st_gid, file.st_mtime) == (0o104751, 4_000_000_000, 9, 7)
+        assert file.st_ino == os.lstat(at / "other").st_ino
+        assert null.st_rdev == os.makedev(1, 3)
+        assert os.getxattr(at / "file", "user.a") == b"b"
+        assert (at / "large").read_bytes() == b"x" * 300_000
+        assert (at / "large").stat().st_mode & 0o7777 == 0
+    finally:
+        subprocess.run(["umount", at], check=True, timeout=60)
+
+
+def test_no_program_is_a_question_of_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(UsageError, match="tar2sqfs is not installed") as caught:
+        make(tmp_path / "image")
+    hint = "install squashfs-tools-ng (Debian, Ubuntu), squashfs-tools-ng (Fedora) or squashfs-tools-ng (Homebrew)"
+    assert caught.value.hint == hint
+
+
+def test_what_the_writer_raises_ends_the_program(tmp_path):
+    need("tar2sqfs")
+
+    def damaged(out) -> None:
+        write_tar(out)
+        raise ContentError("damaged")
+
+    with pytest.raises(ContentError, match="damaged"):
+        make(tmp_path / "image", damaged)
+
+
+def test_a_program_that_fails_is_told_of(tmp_path):
+    need("tar2sqfs")
+    with pytest.raises(LocalError, match="tar2sqfs failed") as caught:
+        make(tmp_path / "image", lambda out: [out.write(b"no archive" * 100_000) for _ in range(10)])
+    assert caught.value.cause
