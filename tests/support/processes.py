@@ -5,9 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from typing import TYPE_CHECKING
 
+from msb_pull import Store
 from tests.support.home import Home
 from tests.support.treecompare import describe, differences
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TIMES = ("created_at", "modified_at", "last_used_at", "pulled_at", "installed_on", "execution_time")
 
@@ -54,6 +59,34 @@ class State:
         assert self.links == other.links
         assert self.notes == other.notes
         assert self.records == other.records
+
+
+class ImageState:
+    """What each image is made of, whichever of them was recorded first.
+
+    That decides which form of a layer has the plain name, on which base one was made that looks the same on all, and
+    whether a form that was made for one base is right on the other, too.
+    """
+
+    def __init__(self, home: Home, images: Sequence[str]) -> None:
+        whole = State(home)
+        self.images = {}
+        used = set()
+        store = Store.open(home.store)
+        for image in images:
+            names = [path.name for path in store.layers(image)]
+            used.update(names)
+            stems = [name.removesuffix(".extracted") for name in names]
+            notes = [{**whole.notes[f"{stem}.json"], "chain": None} for stem in stems]
+            records = [whole.records[f"{stem}.tar"] for stem in stems]
+            self.images[image] = [whole.trees[name] for name in names], notes, records
+        assert used == whole.trees.keys()
+
+    def compare(self, other: ImageState) -> None:
+        for image, (trees, notes, records) in self.images.items():
+            expected = other.images[image]
+            assert [differences(*pair) for pair in zip(trees, expected[0], strict=True)] == [[]] * len(trees), image
+            assert (notes, records) == expected[1:], image
 
 
 def children(process: int) -> list[int]:
