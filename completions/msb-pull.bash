@@ -93,7 +93,7 @@ _msb_pull() {
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
-            [[ $command == export ]] && choices+=(tar dir)
+            [[ $command == export ]] && choices+=(tar dir erofs squashfs)
             ;;
         --progress) choices=(auto bars plain json none) ;;
         --color) choices=(auto always never) ;;

@@ -120,7 +120,7 @@ ExportFormat = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        metavar="tar|dir",
+        metavar="tar|dir|erofs|squashfs",
         help="What to write; default: as the name of OUT says (`OUT/` is a folder), tar on standard output. May be "
         "given twice, since text and json choose what standard output carries, as everywhere.",
         show_default=False,

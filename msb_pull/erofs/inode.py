@@ -26,9 +26,14 @@ class Inode(Protocol):
     size: int
     target: bytes
     device: tuple[int, int]
-    xattrs: Mapping[bytes, bytes]
     link_of: bytes | None
-    segments: Sequence[tuple[int, int]] | None
+
+    @property
+    def xattrs(self) -> Mapping[bytes, bytes]:
+        """Names as the kernel has them, ``security.capability`` for instance."""
+
+    @property
+    def segments(self) -> Sequence[tuple[int, int]] | None: ...
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """What a regular file holds, as (offset, bytes) in order and without holes."""

@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -119,7 +120,8 @@ def _to_path(
 def _write(
     image: StoredImage, inodes: Sequence[Inode], out: BinaryIO | int, name: str, form: Format, job: Job, how: str = ""
 ) -> tuple[int, int]:
-    task = Task(image, name, how, _progress(image.reference, inodes, job))
+    warn = partial(job.warn, image.reference)
+    task = Task(image, name, how, _progress(image.reference, inodes, job), warn)
     return len(inodes), form.write(inodes, out, task)
 
 

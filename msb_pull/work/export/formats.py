@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from msb_pull.ground.errors import UsageError
-from msb_pull.ground.text import visible
+from msb_pull.ground.text import visible, visible_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a writer is asked beside the tree: the ``image``, the ``name`` of the output ("" for a stream), how owners
-    are kept (``stat``, of a folder), and whom to tell of the bytes of each piece of content."""
+    are kept (``stat``, of a folder), whom to tell of the bytes of each piece of content, and of what is left out."""
 
     image: StoredImage
     name: str
     stat: str
     progress: Callable[[int], None]
+    warn: Callable[[str], None]
 
 
 class Sink(Protocol):
@@ -70,11 +72,33 @@ def _directory(inodes: Sequence[Inode], root: int, task: Task) -> int:
     return write_directory(inodes, root, task.stat, task.progress)
 
 
+def _erofs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
+    from msb_pull.erofs.attributes import foreign
+    from msb_pull.erofs.write import write_image
+
+    for inode in inodes:
+        if lost := foreign(inode.xattrs):
+            names = ", ".join(map(visible_bytes, lost))
+            task.warn(f'"{visible_bytes(inode.path)}": EROFS has no place for {names}; left out')
+    # The same image has the same identity wherever it is made.
+    named = hashlib.sha256(str(task.image.digest or task.image.reference).encode()).digest()
+    return write_image(out, inodes, uuid=named[:16], progress=task.progress)
+
+
+def _squashfs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
+    from msb_pull.work.export.squashfs import write_squashfs
+    from msb_pull.work.export.tar import write_tar
+
+    return write_squashfs(out, lambda pipe: write_tar(inodes, pipe, task.progress))
+
+
 # The last regular file alone, as it is; nobody has to ask for it by this name.
 FILE = Format("file", (), True, _file)
 TAR = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), True, _tar)
 DIRECTORY = Format("dir", (), False, _directory, folder=True)
-FORMATS = {form.name: form for form in (TAR, DIRECTORY)}
+EROFS = Format("erofs", (".erofs",), False, _erofs)
+SQUASHFS = Format("squashfs", (".squashfs", ".sqfs"), False, _squashfs)
+FORMATS = {form.name: form for form in (TAR, DIRECTORY, EROFS, SQUASHFS)}
 
 
 def format_of(name: str, asked: str | None, *, folder: bool = False) -> Format:
