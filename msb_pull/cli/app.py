@@ -259,10 +259,10 @@ def export(
 ) -> None:
     """Write the merged tree of an image.
 
-    All layers on each other, as a container would see them, in a tar or a folder: owners, full modes, times,
-    attributes, devices, hard links and holes are those of the image, whoever runs this. Contents are checked on the
-    way, and no network is used. The same image gives the same tar on every machine; .tar.gz and .tar.zst are
-    compressed.
+    All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
+    owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
+    Contents are checked on the way, and no network is used. The same image gives the same tar and the same EROFS image
+    on every machine; .tar.gz and .tar.zst are compressed.
     """
     if not output:
         raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")

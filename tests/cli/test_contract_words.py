@@ -60,6 +60,8 @@ OWN = {
     "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait",
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker",
+    "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"
+    "--stat native|containers|microsandbox\n-f, --force",
 }
 
 
@@ -71,7 +73,7 @@ def table(text: str) -> dict[str, set[str]]:
 
 def wanted(command: str) -> dict[str, set[str]]:
     every = table(EVERY)
-    if command == "save":
+    if command in ("save", "export"):
         # Its own --format takes the words of the common one, too.
         del every["--format text|json"]
     return every | table(OWN[command])
