@@ -160,6 +160,10 @@ class TreeWriter:
         self, folder: Folder, name: bytes, entry: Entry, kind: int, chunk: Callable[[], memoryview] | None
     ) -> None:
         mode = entry.mode & DISK_MODES | 0o600
+        value = b""
+        if self._xattrs:
+            key = (kind, entry.mode, entry.uid, entry.gid)
+            value = self._values.get(key) or self.dress.value(key, entry)
         try:
             target = open(name, CREATE, mode, dir_fd=folder.descriptor)
         except FileExistsError:
@@ -168,18 +172,13 @@ class TreeWriter:
         except ValueError:
             self._refuse(entry, "the name holds a NUL byte")
         if self._filler is not None and chunk is not None and self._filler.takes(entry):
-            value = b""
-            if self._xattrs:
-                key = (kind, entry.mode, entry.uid, entry.gid)
-                value = self._values.get(key) or self.dress.value(key, entry)
             self._filler.take(target, entry, value)
             return
         try:
             if not self._exact_modes:
                 os.fchmod(target, mode)
-            if self._xattrs:
-                key = (kind, entry.mode, entry.uid, entry.gid)
-                set_attribute(target, OVERRIDE_STAT, self._values.get(key) or self.dress.value(key, entry))
+            if value:
+                set_attribute(target, OVERRIDE_STAT, value)
                 if entry.xattrs:
                     self.dress.keep(target, entry)
             if chunk is not None:
