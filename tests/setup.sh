@@ -25,14 +25,19 @@ while (($#)); do
 done
 say() { printf '%s\n' "── $*" >&2; }
 
-# Real registries, readers and shells: the tests talk to them instead of to imitations.
-packages=(btrfs-progs xfsprogs e2fsprogs erofs-utils squashfs-tools-ng dosfstools docker-registry skopeo umoci fuse-overlayfs fuse3 podman tmux zsh fish mandoc groff libarchive-tools)
-programs=(mkfs.btrfs mkfs.xfs mkfs.ext4 mkfs.vfat docker-registry skopeo umoci fuse-overlayfs fusermount3 podman tmux zsh fish mandoc groff bsdtar)
+# Real registries, readers and shells: the tests talk to them instead of to imitations. package:one of its programs
+packages=(
+    btrfs-progs:mkfs.btrfs xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 dosfstools:mkfs.vfat
+    erofs-utils:fsck.erofs squashfs-tools-ng:tar2sqfs
+    docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
+    fuse-overlayfs:fuse-overlayfs fuse3:fusermount3
+    tmux:tmux zsh:zsh fish:fish mandoc:mandoc groff:groff libarchive-tools:bsdtar
+)
 
 install_packages() {
     local missing=() i
-    for i in "${!packages[@]}"; do
-        command -v "${programs[i]}" >/dev/null || missing+=("${packages[i]}")
+    for i in "${packages[@]}"; do
+        command -v "${i#*:}" >/dev/null || missing+=("${i%:*}")
     done
     python_can_make_environments || missing+=(python3-venv)
     ((${#missing[@]})) || return 0
