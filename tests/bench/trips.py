@@ -56,6 +56,8 @@ class Distant(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else the second packet of an answer waits for 40 ms until the first one is acknowledged.
+    disable_nagle_algorithm = True
     server: Distant
 
     def setup(self) -> None:
