@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import threading
 
 import pytest
 
@@ -71,10 +72,13 @@ def test_what_is_done_counts_no_more_and_what_is_named_twice_counts_once():
 )
 def test_the_leader_gets_two_processes_and_goes_before_the_others(tmp_path, monkeypatch, sizes, expected, processors):
     asked = []
+    # What has been fetched does not count, and so the next one might lead.
+    all_asked = threading.Barrier(len(sizes))
 
     class Process(fetch.LayerProcess):
         def __init__(self, staging, record, options: UnpackOptions) -> None:
             asked.append((options.filler, options.behind))
+            all_asked.wait(20)
             super().__init__(staging, record, options)
 
     monkeypatch.setattr(fetch, "LayerProcess", Process)
@@ -82,7 +86,6 @@ def test_the_leader_gets_two_processes_and_goes_before_the_others(tmp_path, monk
     layers = [gzip.compress(layer_tar([file("f", random.Random(size).randbytes(size))]), 1) for size in sizes]
     with FaultRegistry() as registry:
         registry.add_image("acme/app", "1", layers)
-        # One after the other, the largest first; what has been fetched does not count, so the next one may lead.
         job = Job(jobs=len(sizes))
         client = RegistryClient(RegistryOptions(retries=0), CredentialStore.nobody(), job)
         with contextlib.closing(client):
