@@ -80,6 +80,8 @@ def pull(
     creds_stdin: opt.CredsStdin = False,
     anonymous: opt.Anonymous = False,
     allow_no_xattr: opt.AllowNoXattr = False,
+    require_signature: opt.RequireSignature = None,
+    no_signature_check: opt.NoSignatureCheck = False,
 ) -> None:
     """Pull images into the store.
 
@@ -92,11 +94,17 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, pull_images
+    from msb_pull.cli.pull import Access, Signing, pull_images
 
-    access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
     pull_images(
-        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
+        run,
+        opt.needed(images, "pull"),
+        Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        force=force,
+        name=as_,
+        dry_run=dry_run,
+        allow_no_xattr=allow_no_xattr,
+        signing=Signing(tuple(require_signature or ()), no_signature_check),
     )
 
 
