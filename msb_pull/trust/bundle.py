@@ -95,7 +95,10 @@ class _Identity:
         from sigstore.errors import VerificationError
         from sigstore.verify.policy import AnyOf, OIDCIssuer, OIDCIssuerV2
 
-        AnyOf([OIDCIssuerV2(self._rule.issuer), OIDCIssuer(self._rule.issuer)]).verify(cert)
+        try:
+            AnyOf([OIDCIssuerV2(self._rule.issuer), OIDCIssuer(self._rule.issuer)]).verify(cert)
+        except VerificationError:
+            raise VerificationError(f"its certificate was not issued for {self._rule.issuer}") from None
         try:
             names = list(cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
         except x509.ExtensionNotFound:
