@@ -151,7 +151,8 @@ def inspect(
 ) -> None:
     """Show what an image is made of and where it is stored.
 
-    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    Digest, platform, who has signed it, what it runs, and for each layer its size, entries, state and directory. No
+    network is used.
     """
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
@@ -175,7 +176,8 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
     and its digest must be the one in the image's config. Prints one line per difference (layer, path, kind, expected,
-    found) and ends with code 6 if there are any.
+    found) and ends with code 6 if there are any. Kept signatures are checked again, too, and end it with code 8 where
+    an image is not signed as a rule requires.
     """
     from msb_pull.cli.verify import verify_store
 

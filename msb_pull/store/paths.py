@@ -81,7 +81,8 @@ class Paths:
 
     def has_kept_signature(self, reference: str) -> bool:
         """Whether anything is kept of the signatures of an image."""
-        return (self.homes.copies / signature_name(reference)).exists()
+        # Unlike Path.exists this takes a folder that may not be entered for one without it.
+        return os.path.exists(self.homes.copies / signature_name(reference))  # noqa: PTH110
 
     def link_path(self, layer: Name) -> Path:
         """A short symlink to the layer's directory, without a colon, for mount options.
