@@ -6,6 +6,7 @@ entry in the certificate log, the entry in the signature log with its proof, and
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from msb_pull.trust.evidence import BUNDLES, decoded
 from msb_pull.trust.statements import IN_TOTO, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cryptography.x509 import Certificate
 
     from msb_pull.config.signatures import SignatureRule
+    from msb_pull.trust.evidence import Evidence
     from msb_pull.trust.keys import PublicKey
 
 _MAX_ROOT = 1 << 20
@@ -72,14 +75,34 @@ class Authority:
 
         parse_bundle(data)
         policy = _Identity(self._rule)
-        try:
+        with _refusing("its bundle is not valid"):
             kind, statement = self._verifier.verify_dsse(Bundle.from_json(data), policy)
-        except Exception as error:  # noqa: BLE001 - those of all that it reads certificates with come through as they are
-            raise_if_exhausted(error)
-            raise Refused(f"its bundle is not valid: {clipped(str(error).partition(chr(10))[0], 160)}") from None
         if kind != IN_TOTO:
             raise Refused("its bundle holds no in-toto statement")
         return statement, policy.seen
+
+    def signer(self, evidence: Evidence) -> str:
+        """The identity of who has signed in cosign's older form; raises Refused."""
+        from msb_pull.trust.annotated import signed_with_certificate
+
+        if not evidence.certificate:
+            raise Refused("it has no certificate")
+        policy = _Identity(self._rule)
+        with _refusing("its certificate is not valid"):
+            signed_with_certificate(self._verifier, policy, evidence)
+        return policy.seen
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Makes any error a Refused: those of all that certificates and numbers are read with come through as they are."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:  # noqa: BLE001 - see above; whatever it is, this is no valid signature
+        raise_if_exhausted(error)
+        raise Refused(f"{what}: {clipped(str(error).partition(chr(10))[0], 160)}") from None
 
 
 class _Identity:

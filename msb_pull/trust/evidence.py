@@ -29,22 +29,25 @@ BUNDLES = ("application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.dev
 ARTIFACTS = (*BUNDLES, SIMPLE_SIGNING, "application/vnd.dev.cosign.artifact.sig.v1+json")
 SIGNATURE = "dev.cosignproject.cosign/signature"
 CERTIFICATE = "dev.sigstore.cosign/certificate"
+LOG = "dev.sigstore.cosign/bundle"
 # More than any image has. Who may push to a repository could otherwise keep everybody busy who pulls from it.
 MAX_SIGNATURES = 64
 MAX_BUNDLE = 1 << 20
 _MAX_SIGNATURE = 8 * 1024
+_MAX_CERTIFICATE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One signature: the ``document`` that was signed and its ``signature``, or a bundle that holds both.
 
-    ``certified``: whether a certificate came along instead of a key being known.
+    Beside one that was not made with a known key stand its ``certificate`` (PEM) and the entry of a ``log`` (JSON).
     """
 
     document: bytes
     signature: bytes | None = None
-    certified: bool = False
+    certificate: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,10 @@ class Place:
         if self.descriptor.media_type != SIMPLE_SIGNING:
             return Evidence(document)
         annotations = self.descriptor.annotations
-        return Evidence(document, _signature(annotations), CERTIFICATE in annotations)
+        certificate, log = annotations.get(CERTIFICATE, ""), annotations.get(LOG, "")
+        if max(len(certificate), len(log)) > _MAX_CERTIFICATE:
+            raise Refused("its certificate or its log entry is too long")
+        return Evidence(document, _signature(annotations), certificate, log)
 
 
 def signatures_in(data: bytes, content_type: str | None, subject: Digest | None) -> list[Place]:

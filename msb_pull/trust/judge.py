@@ -54,8 +54,9 @@ class Judge:
         if evidence.signature is None:
             return self._check_bundle(evidence.document, signed, reference)
         if self._authority is not None:
-            form = "cosign's older form with a certificate" if evidence.certified else "made with a key"
-            raise Refused(f"it is {form}, and the rule asks for a bundle")
+            identity = self._authority.signer(evidence)
+            check_payload(evidence.document, signed, reference)
+            return Signer(f"{identity} ({self.rule.issuer})")
         for key in self._keys:
             if key.verifies(evidence.document, evidence.signature):
                 check_payload(evidence.document, signed, reference)

@@ -88,6 +88,13 @@ def parse_key(data: bytes, name: str) -> PublicKey:
         key = serialization.load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"{name}: not a public key", cause=str(error).partition("\n")[0], hint=_KINDS) from None
+    return public_key(key, name)
+
+
+def public_key(key: Any, name: str) -> PublicKey:
+    """A key of ``cryptography``; raises UsageError for kinds and sizes that cosign does not sign with."""
+    from cryptography.hazmat.primitives import serialization
+
     _check_kind(key, name)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     der = key.public_bytes(serialization.Encoding.DER, spki)

@@ -63,7 +63,8 @@ class Proof:
                     "signed": str(kept.signed),
                     "document": _text(kept.evidence.document),
                     "signature": None if kept.evidence.signature is None else _text(kept.evidence.signature),
-                    "certified": kept.evidence.certified,
+                    "certificate": kept.evidence.certificate,
+                    "log": kept.evidence.log,
                     "signer": kept.signer,
                     "rule": kept.rule,
                     "key": kept.pem,
@@ -137,7 +138,8 @@ def _kept(entry: Fields) -> KeptSignature:
     evidence = Evidence(
         decoded(entry.get("document"), "document"),
         None if signature is None else decoded(signature, "signature"),
-        entry.get("certified") is True,
+        entry.text("certificate"),
+        entry.text("log"),
     )
     return KeptSignature(evidence, entry.digest("signed"), entry.text("signer"), entry.text("rule"), entry.text("key"))
 

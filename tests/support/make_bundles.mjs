@@ -103,6 +103,37 @@ async function sign(at, data, claims = {}, Builder = DSSEBundleBuilder, type = '
   return made;
 }
 
+const payload = (of) => Buffer.from(JSON.stringify({
+  critical: {
+    identity: { 'docker-reference': 'registry.example.com/acme/app' }, image: { 'docker-manifest-digest': of },
+    type: 'cosign container image signature',
+  },
+  optional: null,
+}));
+
+// As cosign 2 wrote it: document and annotations, with the log's promise.
+async function annotated(at, data, claims = {}) {
+  const { messageSignature, verificationMaterial } = await sign(at, data, claims, MessageSignatureBundleBuilder);
+  const [entry] = verificationMaterial.tlogEntries;
+  const raw = verificationMaterial.x509CertificateChain?.certificates[0] ?? verificationMaterial.certificate;
+  const certificate = new crypto.X509Certificate(Buffer.from(raw.rawBytes, 'base64'));
+  const log = {
+    SignedEntryTimestamp: entry.inclusionPromise.signedEntryTimestamp,
+    Payload: {
+      body: entry.canonicalizedBody, integratedTime: Number(entry.integratedTime), logIndex: Number(entry.logIndex),
+      logID: Buffer.from(entry.logId.keyId, 'base64').toString('hex'),
+    },
+  };
+  return {
+    document: data.toString(),
+    annotations: {
+      'dev.cosignproject.cosign/signature': messageSignature.signature,
+      'dev.sigstore.cosign/certificate': `${certificate.toString().trim()}\n`,
+      'dev.sigstore.cosign/bundle': JSON.stringify(log),
+    },
+  };
+}
+
 const write = (name, value) => fs.writeFileSync(path.join(folder, name), `${JSON.stringify(value, null, 1)}\n`);
 const [own, foreign] = [await services(), await services()];
 write('trusted_root.json', own.root);
@@ -117,7 +148,13 @@ write('other-owner.json', await sign(own, statement(), { sub: identity.replace('
 write('other-issuer.json', await sign(own, statement(), { iss: 'https://accounts.example.com' }));
 write('file.json', await sign(own, statement(), {}, MessageSignatureBundleBuilder));
 write('other-type.json', await sign(own, statement(), {}, DSSEBundleBuilder, 'application/json'));
+write('annotated.json', await annotated(own, payload(digest)));
+write('annotated-again.json', await annotated(own, payload(digest)));
+write('annotated-foreign.json', await annotated(foreign, payload(digest)));
+write('annotated-other-digest.json', await annotated(own, payload(`sha256:${'5'.repeat(64)}`)));
+write('annotated-other-owner.json', await annotated(own, payload(digest), { sub: identity.replace('acme', 'evil') }));
 own.log = own.late;
 write('expired.json', await sign(own, statement()));
+write('annotated-expired.json', await annotated(own, payload(digest)));
 own.server.close();
 foreign.server.close();

@@ -13,14 +13,25 @@ from typing import Any
 
 import pytest
 
-from msb_pull import ExitCode, Platform, PullOptions, SignatureError, SignatureRule, Store, UsageError, pull_image
+from msb_pull import (
+    ExitCode,
+    Platform,
+    PullOptions,
+    RegistryOptions,
+    SignatureError,
+    SignatureRule,
+    Store,
+    UsageError,
+    pull_image,
+)
 from msb_pull.image.digest import Digest
+from msb_pull.image.manifest import Descriptor
 from msb_pull.image.reference import Reference
-from msb_pull.trust.evidence import Evidence
+from msb_pull.trust.evidence import Evidence, Place
 from msb_pull.trust.statements import Refused
 from tests.support.fault_registry import FaultRegistry
 from tests.support.sample import SAMPLE
-from tests.support.signing import Layer, Signer, attach, bundle, payload, refer
+from tests.support.signing import ANNOTATION, SIMPLE, Layer, Signer, attach, bundle, refer
 from tests.support.tools import REQUIRE_TOOLS
 
 if importlib.util.find_spec("sigstore") is None:
@@ -247,17 +258,131 @@ def test_a_pull_without_one(registry, tmp_path, name):
     assert store.images() == []
 
 
-def test_the_older_form_is_refused_and_named(registry, tmp_path):
-    """With certificate and log entry in annotations, as cosign made them before bundles."""
-    store = Store.open(tmp_path / "home")
-    certificate = base64.b64decode(read("good.json")["verificationMaterial"]["certificate"]["rawBytes"])
-    pem = f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(certificate).decode()}-----END CERTIFICATE-----\n"
-    document = payload(f"{registry.host}/acme/app", str(DIGEST))
-    more = {"dev.sigstore.cosign/certificate": pem, "dev.sigstore.cosign/bundle": "{}"}
-    attach(registry, "acme/app", str(DIGEST), [Layer.of(Signer.make("p256"), document, **more)])
+# The older form, with certificate and log entry in annotations.
+
+SIGNATURE, CERTIFICATE, LOG = ANNOTATION, "dev.sigstore.cosign/certificate", "dev.sigstore.cosign/bundle"
+
+
+def check_annotated(judge, found: dict[str, Any]) -> str:
+    layer = Layer(found["document"].encode(), found["annotations"])
+    descriptor = Descriptor(SIMPLE, Digest.of(layer.document), len(layer.document), annotations=layer.annotations)
+    return judge.check(Place(descriptor).evidence(layer.document), DIGEST, NAME).name
+
+
+def test_annotated(judge):
+    for name in ("annotated.json", "annotated-again.json"):
+        assert ISSUER in check_annotated(judge, read(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("annotated-foreign.json", "certificate chain"),
+        ("annotated-expired.json", "not valid at validation time"),
+        ("annotated-other-digest.json", "of other content"),
+        ("annotated-other-owner.json", "certificate is for"),
+    ],
+)
+def test_annotated_ones_of_other_things(judge, name, why):
+    with pytest.raises(Refused, match=why):
+        check_annotated(judge, read(name))
+
+
+def unpacked() -> dict[str, Any]:
+    """The log entry of an annotated signature, with its body as an object."""
+    log = json.loads(read("annotated.json")["annotations"][LOG])
+    log["Payload"]["body"] = json.loads(base64.b64decode(log["Payload"]["body"]))
+    return log
+
+
+def packed(log: dict[str, Any]) -> str:
+    payload = log.get("Payload")
+    if isinstance(body := payload.get("body") if isinstance(payload, dict) else None, dict):
+        text = base64.b64encode(json.dumps(body, separators=(",", ":"), sort_keys=True).encode()).decode()
+        log = log | {"Payload": payload | {"body": text}}
+    return json.dumps(log)
+
+
+@pytest.mark.parametrize("path", list(leaves(unpacked())), ids=lambda path: ".".join(map(str, path)))
+def test_every_part_of_the_log_entry_matters(judge, path):
+    good = read("annotated.json")
+    wrong = []
+    for value in (*changed(at(unpacked(), path)), "left out"):
+        log = unpacked()
+        parent = at(log, path[:-1])
+        parent[path[-1]] = value
+        if value == "left out":
+            del parent[path[-1]]
+        try:
+            check_annotated(judge, good | {"annotations": good["annotations"] | {LOG: packed(log)}})
+        except Refused:
+            continue
+        wrong.append(value)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("other", ["annotated-again.json", "annotated-foreign.json", "annotated-other-owner.json"])
+@pytest.mark.parametrize("part", [SIGNATURE, CERTIFICATE, LOG])
+def test_parts_of_two_annotated_ones_make_none(judge, other, part):
+    good, second = read("annotated.json"), read(other)
+    good["annotations"][part] = second["annotations"][part]
+    with pytest.raises(Refused):
+        check_annotated(judge, good)
+
+
+@pytest.mark.parametrize("part", [SIGNATURE, CERTIFICATE, LOG])
+@pytest.mark.parametrize("value", ["", "x", "{}", "null", "A" * 100_000])
+def test_annotations_that_are_none(judge, part, value):
+    good = read("annotated.json")
+    good["annotations"][part] = value
+    with pytest.raises(Refused):
+        check_annotated(judge, good)
+
+
+def test_two_certificates_are_none(judge):
+    good = read("annotated.json")
+    good["annotations"][CERTIFICATE] *= 2
+    with pytest.raises(Refused, match="exactly one certificate"):
+        check_annotated(judge, good)
+
+
+def test_a_document_that_was_changed(judge):
+    good = read("annotated.json")
+    with pytest.raises(Refused, match="not made with the key"):
+        check_annotated(judge, good | {"document": good["document"] + " "})
+
+
+def test_of_another_repository(judge):
+    good = read("annotated.json")
+    layer = Layer(good["document"].encode(), good["annotations"])
+    descriptor = Descriptor(SIMPLE, Digest.of(layer.document), 1, annotations=layer.annotations)
+    with pytest.raises(Refused, match="another repository"):
+        judge.check(
+            Place(descriptor).evidence(layer.document), DIGEST, Reference.parse("registry.example.com/evil/app")
+        )
+
+
+def test_insides_that_are_not_known_are_not_used(judge, monkeypatch):
+    import sigstore
+
+    monkeypatch.setattr(sigstore, "__version__", "4.6.0")
+    with pytest.raises(Refused, match=r"needs sigstore 4\.5\.x"):
+        check_annotated(judge, read("annotated.json"))
+
+
+def test_a_pull_with_an_annotated_one(registry, tmp_path):
+    store, found = Store.open(tmp_path / "home"), read("annotated.json")
+    attach(registry, "acme/app", str(DIGEST), [Layer(found["document"].encode(), found["annotations"])])
     with pytest.raises(SignatureError) as refused:
         pull(registry, store)
-    assert "cosign's older form with a certificate" in (refused.value.cause or "")
+    assert "another repository" in (refused.value.cause or "")
+    # Under the name that it was signed for, with the test's registry as the mirror of that one.
+    options = RegistryOptions(mirrors={"registry.example.com": (registry.url,)}, retries=0)
+    wishes = PullOptions(platform=Platform.parse("linux/amd64"), signatures=(rule(),))
+    assert pull_image(str(NAME), store, wishes, registries=options).changed
+    registry.forget()
+    assert not pull_image(str(NAME), store, wishes, registries=options).changed
+    assert registry.requests == []
 
 
 def test_the_trust_root_of_now_decides(registry, tmp_path):
