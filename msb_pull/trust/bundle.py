@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import ContentError, UsageError, raise_if_exhausted
@@ -18,7 +20,6 @@ from msb_pull.trust.statements import IN_TOTO, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cryptography.x509 import Certificate
 
@@ -67,7 +68,7 @@ class Authority:
         """Reads the trust root; raises UsageError, also where the package that does so is missing."""
         assert rule.trust_root is not None
         self._rule = rule
-        self._verifier = _verifier(rule.trust_root)
+        self._verifier = _verifier(Path(rule.trust_root))
 
     def statement(self, data: bytes) -> tuple[bytes, str]:
         """The statement that a bundle holds, and the identity of who has signed it; raises Refused."""
@@ -144,6 +145,8 @@ def _verifier(path: Path) -> Any:
     except ImportError:
         hint = "pip install 'msb-pull[sigstore]'"
         raise UsageError("checking signatures with certificates needs the package sigstore", hint=hint) from None
+    # Without a handler of its own, logging writes what it has to say to standard error.
+    logging.getLogger("sigstore").addHandler(logging.NullHandler())
     hint = "it must be a trusted_root.json, as `cosign trusted-root create` writes one"
     try:
         if path.stat().st_size > _MAX_ROOT:

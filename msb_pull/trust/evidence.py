@@ -27,6 +27,7 @@ SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 BUNDLES = ("application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.dev.sigstore.bundle+json;version=0.3")
 # What an entry of a list of referrers may be called that holds signatures; cosign 2 had a type of its own for them.
 ARTIFACTS = (*BUNDLES, SIMPLE_SIGNING, "application/vnd.dev.cosign.artifact.sig.v1+json")
+EMPTY = "application/vnd.oci.empty.v1+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 CERTIFICATE = "dev.sigstore.cosign/certificate"
 LOG = "dev.sigstore.cosign/bundle"

@@ -438,6 +438,15 @@ GENUINE = {
     "a bundle that names the image": lambda case: case.state(
         subject=[{"name": case.here, "digest": {"sha256": case.digest[7:]}}]
     ),
+    "a bundle, listed by the type of its config": lambda case: list_referrers(
+        case.registry,
+        REPOSITORY,
+        case.digest,
+        [
+            referring(case.registry, REPOSITORY, case.digest, bundle(case.key, case.digest))
+            | {"artifactType": "application/vnd.oci.empty.v1+json"}
+        ],
+    ),
     "a payload that refers to the image": payload_that_refers,
 }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, SignatureError
-from msb_pull.trust.evidence import ARTIFACTS, MAX_SIGNATURES, signatures_in
+from msb_pull.image.manifest import OCI_CONFIG
+from msb_pull.trust.evidence import ARTIFACTS, EMPTY, MAX_SIGNATURES, signatures_in
 from msb_pull.trust.judge import Judge
 from msb_pull.trust.proof import KeptSignature, Proof
 from msb_pull.trust.rules import Wanted, requirements
@@ -69,10 +70,7 @@ class Gate:
         """Keeps what was checked beside the recorded image; where nothing can be written that is an error if needed."""
         if proof is None:
             return
-        try:
-            data = proof.dump()
-        except Refused as error:
-            raise self._refusal(str(error)) from None
+        data = self._dumped(proof)
         try:
             with store.database(create=True) as database:
                 database.keep_signature(str(self._reference), proof.digest, data)
@@ -95,7 +93,16 @@ class Gate:
         search = _Search(attached)
         signed = [*(digest for digest, _ in indexes), manifest]
         kept = [self._judged(judge, search, signed) for judge in self.judges]
-        return Proof(manifest, tuple(kept), tuple(data for _, data in indexes))
+        proof = Proof(manifest, tuple(kept), tuple(data for _, data in indexes))
+        self._dumped(proof)
+        return proof
+
+    def _dumped(self, proof: Proof) -> bytes:
+        """What is to be kept; raises SignatureError where that is too much, best before anything is fetched."""
+        try:
+            return proof.dump()
+        except Refused as error:
+            raise self._refusal(str(error)) from None
 
     def _judged(self, judge: Judge, search: _Search, candidates: Sequence[Digest]) -> KeptSignature:
         for signed in candidates:
@@ -202,5 +209,8 @@ class _Search:
 
 
 def _may_sign(entry: Descriptor) -> bool:
-    """Whether an entry of a list of referrers may be a signature; the list need not say what its entries are."""
-    return entry.artifact_type is None or entry.artifact_type in ARTIFACTS
+    """Whether an entry of a list of referrers may be a signature.
+
+    The list need not say what its entries are, and some registries take the type of a manifest's config for its own.
+    """
+    return entry.artifact_type in (None, *ARTIFACTS, EMPTY, OCI_CONFIG)
