@@ -154,7 +154,7 @@ def _verify_document(report: VerifyReport) -> dict[str, Any]:
     return {
         "images": list(report.images),
         "seconds": round(report.seconds, 3),
-        "signatures": [
+        "unsigned": [
             {"image": name, "message": error.message, "cause": error.cause} for name, error in report.unsigned
         ],
         "records": [

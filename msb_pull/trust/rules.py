@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 from msb_pull.config.signatures import SignatureRule
 from msb_pull.ground.errors import SignatureError
+from msb_pull.image.reference import DEFAULT_REGISTRY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from msb_pull.image.reference import Reference
+
+# Where Docker Hub can be reached, too.
+_DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,18 @@ def requirements(reference: Reference, wanted: Wanted) -> list[SignatureRule]:
 
 def matching(reference: Reference, rules: Sequence[SignatureRule]) -> SignatureRule | None:
     """The first rule that means the image, by ``registry/repository`` alone or with tag or digest behind it."""
-    # Hosts know no case, so that another spelling must not be another image.
-    registry = reference.registry.lower().removesuffix(":443")
-    bare = f"{registry}/{reference.repository}"
+    bare = f"{_host(reference.registry)}/{reference.repository}"
     tagged = f"{bare}:{reference.tag}" if reference.tag else bare
     names = {bare, tagged, f"{tagged}@{reference.digest}" if reference.digest else bare}
     for rule in rules:
         host, slash, rest = rule.images.partition("/")
-        pattern = host.lower().removesuffix(":443") + slash + rest
+        pattern = _host(host) + slash + rest
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
             return rule
     return None
+
+
+def _host(name: str) -> str:
+    """One spelling of a registry's host, so that another one is no way around a rule."""
+    host = name.lower().removesuffix(":443")
+    return DEFAULT_REGISTRY if host in _DOCKER_HUB else host

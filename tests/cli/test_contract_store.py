@@ -255,7 +255,7 @@ def test_damage_and_repair(place):
     done = place.run("verify", "--format", "json").document
     assert isinstance(done.pop("seconds"), float)
     proven = [layer_document("BASE", "proven", 16835, 34), layer_document("TOP", "proven", 93, 8)]
-    assert done == {"status": "ok", "images": [IMAGE], "signatures": [], "records": [], "layers": proven}
+    assert done == {"status": "ok", "images": [IMAGE], "unsigned": [], "records": [], "layers": proven}
     expected = damaged(place)
     assert place.run("verify") == expected
     assert place.run("verify", "-q", "--quick") == expected
@@ -264,7 +264,7 @@ def test_damage_and_repair(place):
     lines = [line.split("\t")[1:] for line in expected.out.splitlines()]
     assert done == {
         "images": [IMAGE],
-        "signatures": [],
+        "unsigned": [],
         "records": [],
         "layers": [layer_document("BASE", "damaged", 16835, 34, *lines), proven[1]],
         **failed(6, "content", "1 of 2 layers damaged", None, "`msb-pull verify --repair` fetches them again"),

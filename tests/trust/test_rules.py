@@ -37,6 +37,8 @@ def rule(images: str, **fields) -> SignatureRule:
         ("ghcr.io/acme/*", "GHCR.io/acme/app:1", True),
         ("GHCR.IO/acme/*", "ghcr.io/acme/app:1", True),
         ("ghcr.io/acme/*", "ghcr.io:443/acme/app:1", True),
+        ("docker.io/library/*", "registry-1.docker.io/library/ubuntu", True),
+        ("index.docker.io/library/*", "ubuntu", True),
         ("ghcr.io/acme/app:[0-9]*", "ghcr.io/acme/app:1", True),
         ("ghcr.io/acme/app:[0-9]*", "ghcr.io/acme/app:dev", False),
         ("localhost/*", "localhost/app", True),

@@ -223,6 +223,9 @@ def test_a_new_key_makes_the_kept_signature_worthless(world):
     done = world.home.run("verify")
     assert done.returncode == ExitCode.UNSIGNED
     assert done.stdout.startswith(f"{world.name}\tsignature\trecord\t")
+    document = json.loads(world.home.run("verify", "--format", "json").stdout)
+    assert [x["image"] for x in document["unsigned"]] == [world.name]
+    assert (document["status"], document["error"]["code"]) == ("failed", 8)
 
 
 def changes(kept: dict) -> dict[str, object]:
