@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
@@ -54,6 +55,7 @@ def pull_image(
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
+    from msb_pull.ground.running import start_thread
     from msb_pull.work.pull.open import open_source
 
     if argument.reference is not None and argument.reference.doubt is not None:
@@ -63,6 +65,7 @@ def pull_image(
         job.tell(Resolving(argument.text))
         if enough and local is not None and gate is not None:
             return _signed_at_home(gate, local, source, store, options, started)
+        start_thread(_load_transfer, "loading")
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)
         except NetworkError as error:
@@ -88,7 +91,6 @@ def _move(
 ) -> PullResult:
     """Brings an image that was found into the store, once its signatures are as they must be."""
     from msb_pull.image.manifest import check_image
-    from msb_pull.work.pull.transfer import Transfer
 
     check_image(resolved.manifest, str(resolved.reference))
     local = _find(resolved.reference, store) if argument.reference is None else None
@@ -101,6 +103,8 @@ def _move(
             store.sweep()
         result = _unchanged(local, store, started)
     else:
+        from msb_pull.work.pull.transfer import Transfer
+
         work = Transfer(resolved, source, store, options, job, together=together)
         result = work.plan_only(started) if options.dry_run else work.run(started)
     if gate is not None and not options.dry_run:
@@ -133,6 +137,13 @@ def _signed_at_home(
     if not options.dry_run:
         gate.keep(proof, store, needed=False)
     return _unchanged(image, store, started)
+
+
+def _load_transfer() -> None:
+    """Takes 20 ms, and an answer of a registry often as long."""
+    # What is missing is so again for who needs it.
+    with contextlib.suppress(ImportError, OSError, MemoryError):
+        import_module("msb_pull.work.pull.transfer")
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
