@@ -40,7 +40,7 @@ _msb_pull() {
     local commands='pull ls inspect verify prune rm save export'
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
-        [pull]='-f --force --as -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
+        [pull]='-f --force --as -n --dry-run --lock --locked --upgrade --lock-platform --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
             --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
@@ -58,7 +58,8 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output '
+        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output
+        --lock --locked --lock-platform '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -89,7 +90,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --lock | --locked | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
@@ -98,7 +99,7 @@ _msb_pull() {
         --progress) choices=(auto bars plain json none) ;;
         --color) choices=(auto always never) ;;
         --policy) choices=(missing always newer never) ;;
-        --platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
+        --platform | --lock-platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
         --stat) choices=(native containers microsandbox) ;;
         --sort) choices=(name size pulled) ;;
         --filter)

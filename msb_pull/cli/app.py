@@ -66,6 +66,8 @@ msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
+msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -74,6 +76,10 @@ def pull(
     force: opt.Force = False,
     as_: opt.As = None,
     dry_run: opt.DryRunPull = False,
+    lock: opt.Lock = None,
+    locked: opt.Locked = None,
+    upgrade: opt.Upgrade = False,
+    lock_platforms: opt.LockPlatforms = None,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
     ca_cert: opt.CaCert = None,
@@ -92,12 +98,12 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, pull_images
+    from msb_pull.cli.pull import Access, LockChoice, pull_images
 
     access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
-    pull_images(
-        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
-    )
+    choice = LockChoice(lock, locked, upgrade, tuple(lock_platforms or ()))
+    words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
+    pull_images(run, words, access, choice, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr)
 
 
 @command(

@@ -19,7 +19,8 @@ class ResolvedImage:
     """One image for one platform, manifest and config verified and parsed.
 
     ``reference`` is the name it is recorded under, ``digest`` that of ``manifest_bytes`` (the platform's manifest,
-    never the index), ``source`` a short text that says where it came from (``registry``, ``oci:DIR`` …).
+    never the index), ``source`` a short text that says where it came from (``registry``, ``oci:DIR`` …), ``top`` the
+    digest of the document that the name led to, be it this manifest or an index.
     """
 
     reference: Reference
@@ -30,6 +31,7 @@ class ResolvedImage:
     config_bytes: bytes
     config: ImageConfig
     source: str
+    top: Digest | None = None
 
 
 class BlobStream(Protocol):

@@ -47,13 +47,15 @@ def resolve_image(
     explicit: bool,
     source: str,
     warn: Callable[[str], None],
+    stated: Platform | None = None,
 ) -> ResolvedImage:
     """Walks from the top document through indexes to a manifest and its config.
 
-    See :meth:`msb_pull.source.interface.Source.resolve`.
+    ``stated`` is what a top document that is a manifest itself is known to be for. See
+    :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
-    found = _Walk(documents, platform, what, warn).start()
+    found = _Walk(documents, platform, what, warn).start(stated)
     config_bytes, config = _read_config(documents, found.manifest, what)
     return ResolvedImage(
         reference=reference,
@@ -64,6 +66,7 @@ def resolve_image(
         config_bytes=config_bytes,
         config=config,
         source=source,
+        top=found.top,
     )
 
 
@@ -72,6 +75,7 @@ class _Found:
     """A manifest, and the platform that the index said it is for."""
 
     digest: Digest
+    top: Digest
     data: bytes
     manifest: Manifest
     stated: Platform | None
@@ -88,9 +92,9 @@ class _Walk:
         self._looked_into: set[Digest] = set()
         self._offered: list[Platform] = []
 
-    def start(self) -> _Found:
+    def start(self, stated: Platform | None) -> _Found:
         data, content_type, digest = self._documents.top()
-        return self._read(data, content_type, (digest,), None)
+        return self._read(data, content_type, (digest,), stated)
 
     def _open(self, entry: Descriptor, above: tuple[Digest, ...]) -> _Found:
         if entry.digest in above or len(above) > _MAX_DEPTH:
@@ -101,7 +105,7 @@ class _Walk:
     def _read(self, data: bytes, content_type: str | None, path: tuple[Digest, ...], stated: Platform | None) -> _Found:
         document = parse_document(data, content_type, self._what, self._warn)
         if not isinstance(document, Index):
-            return _Found(path[-1], data, document, stated)
+            return _Found(path[-1], path[0], data, document, stated)
         candidates = document.images()
         try:
             chosen = choose(candidates, self._platform)

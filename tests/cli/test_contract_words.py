@@ -53,6 +53,10 @@ OWN = {
 --allow-no-xattr
 --as REF
 -n, --dry-run
+--lock FILE
+--locked FILE
+--upgrade
+--lock-platform OS/ARCH[/VARIANT]
 """,
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",

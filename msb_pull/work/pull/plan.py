@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING
 
 from msb_pull.ground.limits import Limits
 from msb_pull.image.platform import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from msb_pull.image.digest import Digest
 
 _LIMITS = Limits()
 
@@ -21,11 +27,38 @@ class Policy(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """What a name is to mean, whatever its tag says by now.
+
+    ``manifest`` is the one to take, and nothing is asked where the store has it. Where it is not known yet, the image
+    is looked up in ``index``, or by its tag. ``platform`` is what the manifest is for, where an index said so. ``also``
+    names platforms whose manifests are looked up and not pulled.
+    """
+
+    manifest: Digest | None = None
+    index: Digest | None = None
+    platform: Platform | None = None
+    also: tuple[Platform, ...] = ()
+
+    @property
+    def target(self) -> Digest | None:
+        """What to ask a registry for; None is the tag."""
+        known = (self.index, self.manifest) if self.also else (self.manifest, self.index)
+        return known[0] or known[1]
+
+    @property
+    def stated(self) -> Platform | None:
+        """What the target is for, if that is known."""
+        return self.platform if self.target == self.manifest else None
+
+
+@dataclass(frozen=True, slots=True)
 class PullOptions:
     """How to pull. ``platform`` None means this machine's; ``name`` is what ``--as`` gives.
 
     ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
-    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
+    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them. ``pins``, by the
+    canonical names of images, say what these mean instead of their tags.
     """
 
     policy: Policy = Policy.MISSING
@@ -39,6 +72,7 @@ class PullOptions:
     dry_run: bool = False
     refetch: frozenset[str] = frozenset()
     limits: Limits = _LIMITS
+    pins: Mapping[str, Pin] = field(default_factory=dict, hash=False)
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
         # A name serves as well; compared with the members it would be none of them.
@@ -68,7 +102,11 @@ class LayerOutcome:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept."""
+    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept.
+
+    ``top`` is the digest of what the name led to (an index, or the manifest), where that was asked; ``also`` has the
+    digests of manifests that were only looked up, by platform.
+    """
 
     reference: str
     pinned: str
@@ -80,3 +118,5 @@ class PullResult:
     seconds: float
     changed: bool
     dry_run: bool = False
+    top: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict, hash=False)

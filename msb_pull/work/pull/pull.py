@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
-from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+from msb_pull.work.pull.plan import LayerOutcome, Pin, Policy, PullOptions, PullResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
@@ -34,21 +35,22 @@ def pull_image(
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of
-    them the store holds what it held before, and at most more of a partial download.
+    are any. Raises the errors of ``msb_pull.errors``; after any of them the store holds what it held before, and at
+    most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
         raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
     local = find_local(argument, store, options)
-    if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
+    pin = _pin_of(argument, options)
+    settled = pin is None or not pin.also
+    if local is not None and settled and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
         hint = "pull it without `--policy never`"
-        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
+        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
-    from msb_pull.image.manifest import check_image
     from msb_pull.work.pull.open import open_source
     from msb_pull.work.pull.transfer import Transfer
 
@@ -57,17 +59,16 @@ def pull_image(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         warn(argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
+    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
         try:
-            resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+            resolved, also = _resolve(source, options, pin)
         except NetworkError as error:
             if options.policy is Policy.NEWER and local is not None:
                 job.warn(argument.text, f"{error.message}; keeping the local image")
                 return _unchanged(local, store, started)
             raise
-        check_image(resolved.manifest, str(resolved.reference))
         if argument.reference is None:
             local = _find(resolved.reference, store)
             if options.name is None:
@@ -78,7 +79,44 @@ def pull_image(
                     store.sweep()
                 return _unchanged(local, store, started)
         work = Transfer(resolved, source, store, options, job, together=together)
-        return work.plan_only(started) if options.dry_run else work.run(started)
+        result = work.plan_only(started) if options.dry_run else work.run(started)
+    return replace(result, also=also) if also else result
+
+
+def _pin_of(argument: ImageArgument, options: PullOptions) -> Pin | None:
+    return options.pins.get(str(argument.reference)) if options.pins and argument.reference else None
+
+
+def _resolve(source: Source, options: PullOptions, pin: Pin | None) -> tuple[ResolvedImage, Mapping[str, str]]:
+    """The image that a source has, and the digests of the manifests that are to be looked up beside it."""
+    from msb_pull.image.manifest import check_image
+
+    try:
+        resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+    except NotFoundError as error:
+        if pin is not None and pin.target is not None:
+            error.hint = "if the registry no longer has it, renew the lock file with --lock FILE --upgrade"
+        raise
+    check_image(resolved.manifest, str(resolved.reference))
+    return resolved, _look_up(source, resolved, pin) if pin is not None else {}
+
+
+def _look_up(source: Source, resolved: ResolvedImage, pin: Pin) -> dict[str, str]:
+    """The manifests for further platforms; raises UsageError where what was found is not what the pin says."""
+    if pin.manifest not in (None, resolved.digest):
+        raise UsageError(
+            f"{resolved.reference}: {pin.manifest} is not its manifest for one platform",
+            cause=f"{pin.target} leads to {resolved.digest}",
+            hint="renew what pins it, as with --lock FILE --upgrade",
+        )
+    also = {}
+    for platform in pin.also:
+        try:
+            also[str(platform)] = str(source.resolve(platform, explicit=True).digest)
+        except NotFoundError as error:
+            error.hint = f"it was to be locked for {platform} as well: leave that out, or its line in the lock file"
+            raise
+    return also
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
@@ -107,10 +145,13 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     image = _find(reference, store)
     if image is None:
         return None
+    pin = _pin_of(argument, options)
+    if pin is not None and (pin.manifest is None or image.digest != pin.manifest):
+        return None
     if image.digest is None:
         held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
-    wanted = image.platform is not None and options.wanted.accepts(image.platform)
+    wanted = pin is not None or (image.platform is not None and options.wanted.accepts(image.platform))
     return image if wanted and _is_complete(image, store) else None
 
 
@@ -125,11 +166,13 @@ def _find(reference: Reference | None, store: Store) -> StoredImage | None:
         return database.find(str(reference))
 
 
-def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+def _what_is_there(argument: ImageArgument, store: Store, pin: Pin | None) -> str | None:
     """Why an image that the store knows is not taken; None when it does not know it."""
     image = _find(argument.reference, store)
     if image is None:
         return None
+    if pin is not None and pin.manifest not in (None, image.digest):
+        return f"the store has it as {image.digest}, wanted is {pin.manifest}"
     missing = [layer for layer in image.layers if not store.has_directory(layer.key)]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"

@@ -299,4 +299,5 @@ class Transfer:
             seconds=time.monotonic() - started,
             changed=not all(x.present for x in distinct),
             dry_run=self._options.dry_run,
+            top=str(resolved.top) if resolved.top else None,
         )
