@@ -295,14 +295,16 @@ def _summary(result: PullResult) -> str:
     present = sum(layer.present for layer in layers.values())
     name = result.reference
     if result.dry_run:
-        missing = [layer for layer in layers.values() if not layer.present]
+        missing = [layer for layer in layers.values() if not (layer.present or layer.reused)]
         size = format_size(sum(layer.size for layer in missing))
         what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
         return f"Would fetch {what} for {name} ({result.platform})"
     if not result.changed:
         return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
-    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}"
+    reused = sum(layer.reused for layer in layers.values())
+    made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{made}"
 
 
 def _document(
@@ -346,6 +348,7 @@ def _fields(result: PullResult) -> dict[str, Any]:
                 "size_bytes": layer.size,
                 "fetched_bytes": layer.fetched,
                 "present": layer.present,
+                "reused": layer.reused,
                 "path": layer.path,
             }
             for layer in result.layers

@@ -72,4 +72,7 @@ class Source(Protocol):
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """Opens a blob of the image at ``offset`` bytes; callable from several threads at once."""
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Whether it is known, without asking anybody, that the blob is not there."""
+
     def close(self) -> None: ...

@@ -5,30 +5,25 @@ from __future__ import annotations
 import enum
 import io
 import json
-import os
 import tarfile
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from msb_pull.ground import events
-from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.ground.running import Throttle
-from msb_pull.ground.text import visible_bytes
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
-from msb_pull.layer.proof.model import content_paths
-from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.tree.kept import Kept
-from msb_pull.work.recorded import recorded_layer
+from msb_pull.work.recorded import layer_stream, recorded_layer
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from msb_pull.ground.running import Job
+    from msb_pull.layer.proof.node import Node
     from msb_pull.layer.tar.record import Record
     from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
@@ -163,35 +158,22 @@ class _Archive:
         if name not in self._there:
             record, nodes = recorded_layer(self._store, layer, self._job)
             self._there[name] = record.length
-            pieces = self._pieces(layer, record, content_paths(nodes))
+            pieces = self._pieces(layer, record, nodes)
             self._tar.addfile(_member(name, record.length), _Stream(pieces))
             # A reader that has got as much as it wanted does not ask for the end, where the digest is compared.
             for _ in pieces:
                 pass
         return self._there[name]
 
-    def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
+    def _pieces(self, layer: StoredLayer, record: Record, nodes: dict[bytes, Node]) -> Iterator[bytes]:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
         progress = self._progress(layer, record.length)
         progress(0)
         hasher = layer.diff_id.hasher()
-
-        def refuse(path: bytes, expected: str, found: str) -> None:
-            raise ContentError(
-                f'layer {layer.digest.short}: "{visible_bytes(path)}" is damaged (expected {expected}, found {found})',
-                hint="`msb-pull verify --repair` repairs it",
-            )
-
-        root = open_directory(self._store.layer_dir(layer.key))
-        kept = Kept(os.fspath(self._store.kept_path(layer.key)))
-        try:
-            for piece in stream(record, root, paths, Listener(refuse), kept=kept):
-                hasher.update(piece)
-                progress(len(piece))
-                yield bytes(piece)
-        finally:
-            kept.close()
-            os.close(root)
+        for piece in layer_stream(self._store, layer.key, record, nodes):
+            hasher.update(piece)
+            progress(len(piece))
+            yield bytes(piece)
         if hasher.hexdigest() != layer.diff_id.hex:
             raise ContentError(
                 f"layer {layer.digest.short}: its stream no longer matches its diff_id",

@@ -196,6 +196,9 @@ class LocalImage(Documents, Protocol):
     def reference(self) -> Reference:
         """What to record it under."""
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether a blob is there."""
+
     def open(self, descriptor: Descriptor) -> Extent:
         """A blob, whose size has been compared with the descriptor's."""
 
@@ -235,6 +238,10 @@ class LocalSource:
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`."""
         return FileBlob(self._image().open(descriptor), f"{self._label}: blob {descriptor.digest.short}", offset)
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return not self._image().has(descriptor)
 
     def close(self) -> None:
         """Closes the files."""

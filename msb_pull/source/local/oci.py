@@ -47,6 +47,10 @@ class LayoutImage:
         self._chosen = self._choose(index, wanted, folder)
         self.reference = recorded_name(files.label, name, self._chosen)
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
+        return self._files.has(_blob_name(descriptor.digest))
+
     def open(self, descriptor: Descriptor) -> Extent:
         """See :class:`msb_pull.source.local.files.LocalImage`."""
         return open_checked(self._files, _blob_name(descriptor.digest), descriptor)

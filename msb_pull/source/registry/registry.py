@@ -150,6 +150,10 @@ class RegistrySource:
             document=document,
         )
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`; only a request would tell."""
+        return False
+
     def close(self) -> None:
         """Nothing is held: connections belong to the client."""
 

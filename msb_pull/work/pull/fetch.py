@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.twins import Twins
 
 
 # Compressed bytes from which on a second process saves more time than it costs to start, about two milliseconds.
@@ -47,12 +48,16 @@ class WantedLayer:
 
 @dataclass(frozen=True, slots=True)
 class FetchedLayer:
-    """A layer that lies in staging, verified twice, and what is still to be said about it."""
+    """A layer that lies in staging, verified, and what is still to be said about it.
+
+    ``reused``: it was made from one that the store has under another digest.
+    """
 
     staging: Staging
     report: UnpackReport
     tar_bytes: int
     fetched: int
+    reused: bool = False
 
 
 class LayerFetcher:
@@ -62,7 +67,16 @@ class LayerFetcher:
     """
 
     def __init__(
-        self, store: Store, source: Source, limits: Limits, *, total: int, xattrs: bool, image: str, job: Job
+        self,
+        store: Store,
+        source: Source,
+        limits: Limits,
+        *,
+        total: int,
+        xattrs: bool,
+        image: str,
+        job: Job,
+        twins: Twins,
     ) -> None:
         self._store = store
         self._total = total
@@ -71,6 +85,7 @@ class LayerFetcher:
         self._xattrs = xattrs
         self._image = image
         self._job = job
+        self._twins = twins
 
     def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
@@ -78,6 +93,8 @@ class LayerFetcher:
         A blob that does not match its digest is fetched once more from its first byte, since proxies and partial files
         go bad; the second mismatch is final. Raises ContentError, NetworkError, AccessError, LocalError, Cancelled.
         """
+        if (reused := self._reuse(wanted, resources)) is not None:
+            return reused
         try:
             return self._fetch_once(wanted, resources)
         except DigestMismatch as error:
@@ -90,6 +107,29 @@ class LayerFetcher:
             if not self._source.remote:
                 error.hint = COPY_AGAIN
             raise
+
+    def _reuse(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer | None:
+        """Makes the layer from one with the same content, where that saves fetching it; None where it must be fetched.
+
+        Raises what :meth:`fetch` does.
+        """
+        twin, descriptor = self._twins.find(wanted), wanted.descriptor
+        if twin is None:
+            return None
+        try:
+            with self._told(), contextlib.ExitStack() as attempt:
+                staging = attempt.enter_context(self._store.staging(descriptor.digest))
+                process = LayerProcess(staging.path, staging.record, self._options(descriptor))
+                try:
+                    progress = self._progress(descriptor)
+                    report, tar_bytes = self._twins.unpack(twin, wanted, process, progress, self._job.cancel)
+                finally:
+                    process.kill()
+                resources.enter_context(attempt.pop_all())
+                return FetchedLayer(staging, report, tar_bytes, 0, reused=True)
+        except ContentError as error:
+            self._warn(f"layer {descriptor.digest.short} could not be made from one with the same content: {error}")
+            return None
 
     def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         # Twice: once staging is gone, what is free says nothing of why the disk was full.

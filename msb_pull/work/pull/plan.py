@@ -91,13 +91,17 @@ class PullOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayerOutcome:
-    """One layer of the result: compressed ``size`` and ``fetched`` bytes, and where it lies."""
+    """One layer of the result: compressed ``size`` and ``fetched`` bytes, and where it lies.
+
+    ``reused``: it was made from a layer that the store had under another digest, as in another compression.
+    """
 
     digest: str
     size: int
     fetched: int
     present: bool
     path: str
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
