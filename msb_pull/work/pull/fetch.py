@@ -26,24 +26,16 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.limits import Limits
     from msb_pull.ground.running import Job
-    from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.plan import WantedLayer
     from msb_pull.work.pull.twins import Twins
 
 
 # Compressed bytes from which on a second process saves more time than it costs to start, about two milliseconds.
 _WORTH_A_FILLER = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class WantedLayer:
-    """One distinct layer to fetch: its blob and the digest of its tar stream."""
-
-    descriptor: Descriptor
-    diff_id: Digest
 
 
 @dataclass(frozen=True, slots=True)

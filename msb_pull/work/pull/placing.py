@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
     from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
-    from msb_pull.work.pull.fetch import FetchedLayer, WantedLayer
+    from msb_pull.work.pull.fetch import FetchedLayer
+    from msb_pull.work.pull.plan import WantedLayer
     from msb_pull.work.pull.sharing import Shelf
 
 

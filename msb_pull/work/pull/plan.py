@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from msb_pull.image.digest import Digest
+    from msb_pull.image.manifest import Descriptor
 
 _LIMITS = Limits()
 
@@ -87,6 +88,14 @@ class PullOptions:
     def wanted(self) -> Platform:
         """The platform to choose: the one named, else this machine's."""
         return self.platform or Platform.host()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedLayer:
+    """One distinct layer to fetch: its blob and the digest of its tar stream."""
+
+    descriptor: Descriptor
+    diff_id: Digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from msb_pull.ground.pools import LargestFirst
 
 if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
-    from msb_pull.work.pull.fetch import FetchedLayer, WantedLayer
+    from msb_pull.work.pull.fetch import FetchedLayer
+    from msb_pull.work.pull.plan import WantedLayer
 
 
 class Shelf:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.unpack.unpack import LayerProcess
     from msb_pull.source.interface import Source
     from msb_pull.store.store import Store
-    from msb_pull.work.pull.fetch import WantedLayer
+    from msb_pull.work.pull.plan import WantedLayer
 
 
 def contradicts(store: Store, key: LayerKey, diff_id: Digest) -> bool:
