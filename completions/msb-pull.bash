@@ -47,7 +47,7 @@ _msb_pull() {
         [verify]='--quick --repair --authfile'
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
-        [save]='-o --output'
+        [save]='-o --output --without'
         [export]='-o --output --path --stat -f --force'
     )
 
@@ -59,7 +59,7 @@ _msb_pull() {
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
         --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output
-        --lock --locked --lock-platform '
+        --lock --locked --lock-platform --without '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -90,7 +90,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | --lock | --locked | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --lock | --locked | --without | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)

@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output --lock --locked --lock-platform
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output --lock --locked --lock-platform --without
                 set skip yes
             case '-*'
             case '*'
@@ -102,6 +102,7 @@ complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of 
 
 complete -c msb-pull -n '__msb_pull_is save' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is save' -l format -x -a 'oci docker text json' -d 'Kind of archive'
+complete -c msb-pull -n '__msb_pull_is save' -l without -r -F -a '(__msb_pull_images)' -d 'What the other side has'
 complete -c msb-pull -n '__msb_pull_is export' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs squashfs text json' -d 'What to write'
 complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers microsandbox' -d 'How a folder keeps owners'

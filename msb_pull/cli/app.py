@@ -229,19 +229,28 @@ def rm(run: Run, images: opt.Images = None) -> None:
     examples="""\
 msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
     from msb_pull.cli.save import save_archive
 
-    save_archive(run, opt.needed(images, "save"), output, form or [])
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
 
 
 @command(

@@ -146,6 +146,16 @@ SaveFormat = Annotated[
         show_default=False,
     ),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="IMAGE|FILE",
+        help="Leave out the layers of this image, or of an archive or layout that was handed over before. May be given "
+        "several times.",
+        show_default=False,
+    ),
+]
 ExportOutput = Annotated[
     Text,
     typer.Option(

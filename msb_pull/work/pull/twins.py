@@ -45,7 +45,7 @@ class Twins:
     """
 
     def __init__(self, store: Store, source: Source, *, off: bool) -> None:
-        """For layers of ``source``; none is found where they are ``off``."""
+        """For layers of ``source``; where they are ``off``, only for those that it lacks."""
         self._store = store
         self._source = source
         self._off = off
@@ -58,7 +58,7 @@ class Twins:
 
         None as well where its blob is at hand, which has both digests.
         """
-        if self._off or not (self._source.remote or self._source.lacks(wanted.descriptor)):
+        if not self._source.lacks(wanted.descriptor) and (self._off or not self._source.remote):
             return None
         digest, diff_id = wanted.descriptor.digest, str(wanted.diff_id)
         if self._is_there(plain := LayerKey(digest)) and noted_diff_id(self._store.notes_path(plain)) == diff_id:
