@@ -103,7 +103,9 @@ def pull(
     access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
     choice = LockChoice(lock, locked, upgrade, tuple(lock_platforms or ()))
     words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
-    pull_images(run, words, access, choice, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr)
+    pull_images(
+        run, words, access, choice=choice, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
+    )
 
 
 @command(

@@ -72,8 +72,8 @@ def pull_images(
     run: Run,
     images: Sequence[str],
     access: Access,
-    choice: LockChoice,
     *,
+    choice: LockChoice,
     force: bool,
     name: str | None,
     dry_run: bool,
@@ -133,10 +133,10 @@ def _write_lock(
     for change in changes:
         what = f"{change.image} {change.platform or 'index'}"
         run.display.note(f"{what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
-    if not changes:
-        run.display.note(f"{shown} says so already" if pulled else f"{shown} was left as it is")
-    else:
+    if changes:
         run.display.note(f"{'Wrote' if write else 'Would write'} {shown}", done=write)
+    elif pulled:
+        run.display.note(f"{shown} says so already")
     listed = [
         {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
         for x in changes

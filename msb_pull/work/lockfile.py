@@ -132,7 +132,7 @@ def update(path: Path, found: Mapping[str, LockedImage], *, write: bool = True) 
             lock = LockFile.load(path, create=True)
             changes = _merge(lock, found)
             text = lock.text().encode("ascii")
-            if write and (changes or not path.exists()):
+            if write and changes:
                 _write(path, text)
     except OSError as error:
         raise local_error(error, path.parent) from error

@@ -201,6 +201,12 @@ def test_one_image_that_fails_leaves_out_itself_alone(tmp_path, registry):
     assert bad not in (home.folder / "images.lock").read_text()
 
 
+def test_no_image_no_file(tmp_path, registry):
+    home = machine(tmp_path, "one")
+    done = home.pull("--lock", "images.lock", f"{registry.host}/acme/none:1")
+    assert done.returncode == 3 and not (home.folder / "images.lock").exists()
+
+
 def test_a_lone_manifest_has_no_index(tmp_path, registry):
     name = f"{registry.host}/acme/app:1"
     image = registry.add_image("acme/app", "1", [layer("alone")])

@@ -113,7 +113,7 @@ class LayerFetcher:
                 staging = attempt.enter_context(self._store.staging(descriptor.digest))
                 process = LayerProcess(staging.path, staging.record, self._options(descriptor))
                 try:
-                    progress = self._progress(descriptor)
+                    progress = self._progress(descriptor, events.Phase.UNPACKING)
                     report, tar_bytes = self._twins.unpack(twin, wanted, process, progress, self._job.cancel)
                 finally:
                     process.kill()
@@ -206,13 +206,15 @@ class LayerFetcher:
     def _warn(self, text: str) -> None:
         self._job.warn(self._image, text)
 
-    def _progress(self, descriptor: Descriptor) -> Callable[[int], None]:
+    def _progress(
+        self, descriptor: Descriptor, before: events.Phase = events.Phase.DOWNLOADING
+    ) -> Callable[[int], None]:
         digest, total = str(descriptor.digest), descriptor.size
         throttle = Throttle()
 
         def report(done: int) -> None:
             if throttle.passes(last=done == total):
-                phase = events.Phase.UNPACKING if done == total else events.Phase.DOWNLOADING
+                phase = events.Phase.UNPACKING if done == total else before
                 self._job.tell(events.LayerProgress(self._image, digest, phase, done, total))
 
         return report

@@ -61,8 +61,11 @@ class Twins:
         if not self._source.lacks(wanted.descriptor) and (self._off or not self._source.remote):
             return None
         digest, diff_id = wanted.descriptor.digest, str(wanted.diff_id)
-        if self._is_there(plain := LayerKey(digest)) and noted_diff_id(self._store.notes_path(plain)) == diff_id:
-            return plain
+        if self._is_there(plain := LayerKey(digest)):
+            # Whatever was there when it was asked first: a lie must not take the place of what was downloaded since.
+            noted = noted_diff_id(self._store.notes_path(plain))
+            if noted is not None:
+                return plain if noted == diff_id else None
         with self._lock:
             if self._noted is None:
                 keys = layers_noted(self._store.notes_path(plain).parent)

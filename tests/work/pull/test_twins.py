@@ -12,16 +12,19 @@ import pytest
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.running import Job
+from msb_pull.image.digest import Digest
+from msb_pull.image.manifest import Descriptor
 from msb_pull.image.platform import Platform
-from msb_pull.image.reference import parse_argument
+from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.layer.notes import noted_diff_id
 from msb_pull.source.registry.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.store import Store
 from msb_pull.work.pull.images import pull_images
-from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.plan import PullOptions, WantedLayer
 from msb_pull.work.pull.pull import pull_image
+from msb_pull.work.pull.twins import Twins
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import verify_images
 from tests.support.archive import END, directory, reg
@@ -243,6 +246,20 @@ def test_d40_the_truth_is_not_replaced_by_a_lie(machine):
     with pytest.raises(ContentError, match="does not match its diff_id"):
         machine.pull("lie")
     assert machine.verdicts("known", "honest") == {Verdict.PROVEN}
+
+
+def test_the_truth_may_come_while_a_lie_is_under_way(machine):
+    machine.add("known", [ONE])
+    machine.add("honest", [TWO])
+    blob = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.parse(digest_of(gz(TWO))), len(gz(TWO)))
+    machine.pull("known")
+    source = RegistryClient(RegistryOptions(), CredentialStore.nobody(), Job()).source(Reference.parse("r.example/a:1"))
+    twins = Twins(machine.store, source, off=False)
+    lied = WantedLayer(blob, Digest.parse(digest_of(ONE)))
+    assert twins.find(lied) is not None
+    machine.pull("honest")
+    assert twins.find(lied) is None
+    assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey(blob.digest)
 
 
 def test_a_lie_about_a_layer_that_was_lost(machine):
