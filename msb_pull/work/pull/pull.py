@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
@@ -51,8 +52,8 @@ def pull_image(
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
+    from msb_pull.ground.running import start_thread
     from msb_pull.work.pull.open import open_source
-    from msb_pull.work.pull.transfer import Transfer
 
     def warn(text: str) -> None:
         job.warn(argument.text, text)
@@ -62,6 +63,7 @@ def pull_image(
     opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
+        start_thread(_load_transfer, "loading")
         try:
             resolved, also = _resolve(source, options, pin)
         except NetworkError as error:
@@ -78,6 +80,8 @@ def pull_image(
                 with contextlib.suppress(OSError):
                     store.sweep()
                 return _unchanged(local, store, started)
+        from msb_pull.work.pull.transfer import Transfer
+
         work = Transfer(resolved, source, store, options, job, together=together)
         result = work.plan_only(started) if options.dry_run else work.run(started)
     return replace(result, also=also) if also else result
@@ -117,6 +121,13 @@ def _look_up(source: Source, resolved: ResolvedImage, pin: Pin) -> dict[str, str
             error.hint = f"it was to be locked for {platform} as well: leave that out, or its line in the lock file"
             raise
     return also
+
+
+def _load_transfer() -> None:
+    """Takes 20 ms, and an answer of a registry often as long."""
+    # What is missing is so again for who needs it.
+    with contextlib.suppress(ImportError, OSError, MemoryError):
+        import_module("msb_pull.work.pull.transfer")
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
