@@ -12,7 +12,9 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.digest import Digest
+from msb_pull.image.reference import Reference
 from msb_pull.store.store import Store
+from msb_pull.work.export.export import ExportOptions, export_image
 from msb_pull.work.pull.transfer import Transfer
 from msb_pull.work.save import Format, save_images
 from msb_pull.work.verify.layers import Verdict
@@ -87,8 +89,11 @@ def test_an_image_of_which_a_lie_has_a_layer_is_not_complete(machine, tmp_path):
     other.store = Store.open(tmp_path / "other", machine.store.layers)
     other.pull("known")
     assert other.pull("lie").layers[0].reused
+    name = f"{machine.registry.host}/acme/app:honest"
     with pytest.raises(ContentError, match="diff_id"):
-        save_images(machine.store, [f"{machine.registry.host}/acme/app:honest"], io.BytesIO(), Format.OCI, Job())
+        save_images(machine.store, [name], io.BytesIO(), Format.OCI, Job())
+    with pytest.raises(ContentError, match="diff_id"):
+        export_image(machine.store, Reference.parse(name), io.BytesIO(), ExportOptions(), Job())
     with pytest.raises(NotFoundError):
         machine.pull("honest", policy="never")
     assert machine.pull("honest").changed
