@@ -32,7 +32,7 @@ ROOMS = {
     "store": 3,
     "image": 2,
     "config": 2,
-    "erofs": 2,
+    "disk": 2,
     "ground": 1,
 }
 

@@ -73,8 +73,8 @@ def _directory(inodes: Sequence[Inode], root: int, task: Task) -> int:
 
 
 def _erofs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
-    from msb_pull.erofs.attributes import foreign
-    from msb_pull.erofs.write import write_image
+    from msb_pull.disk.erofs.attributes import foreign
+    from msb_pull.disk.erofs.write import write_image
 
     for inode in inodes:
         if lost := foreign(inode.xattrs):

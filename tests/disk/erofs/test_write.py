@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msb_pull.erofs.attributes import foreign
-from msb_pull.erofs.write import write_image
+from msb_pull.disk.erofs.attributes import foreign
+from msb_pull.disk.erofs.write import write_image
 from msb_pull.ground.errors import ContentError
 from tests.support.erofs import SECOND, Image, Inode, facts_of, folder, in_order
 from tests.support.tools import lacking, need
