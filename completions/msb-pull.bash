@@ -48,7 +48,7 @@ _msb_pull() {
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
         [save]='-o --output'
-        [export]='-o --output --path --stat -f --force'
+        [export]='-o --output --path --size --stat -f --force'
     )
 
     # The words up to the cursor, split at blanks alone.
@@ -58,7 +58,7 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output '
+        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --size --stat -o --output '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -93,7 +93,7 @@ _msb_pull() {
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
-            [[ $command == export ]] && choices+=(tar dir erofs squashfs)
+            [[ $command == export ]] && choices+=(tar dir erofs squashfs ext4)
             ;;
         --progress) choices=(auto bars plain json none) ;;
         --color) choices=(auto always never) ;;

@@ -99,9 +99,10 @@ complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of 
 complete -c msb-pull -n '__msb_pull_is save' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is save' -l format -x -a 'oci docker text json' -d 'Kind of archive'
 complete -c msb-pull -n '__msb_pull_is export' -s o -l output -r -F -d 'Where to write'
-complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs squashfs text json' -d 'What to write'
+complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs squashfs ext4 text json' -d 'What to write'
 complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers microsandbox' -d 'How a folder keeps owners'
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
+complete -c msb-pull -n '__msb_pull_is export' -l size -x -d 'Size of an ext4 file system'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 

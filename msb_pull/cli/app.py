@@ -244,6 +244,7 @@ def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: o
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder
+msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
 msb-pull export app:1 -o - | podman import - app:flat""",
@@ -255,21 +256,22 @@ def export(
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
     stat: opt.Stat = None,
+    size: opt.Size = None,
     force: opt.Replace = False,
 ) -> None:
     """Write the merged tree of an image.
 
     All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
     owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
-    Contents are checked on the way, and no network is used. The same image gives the same tar and the same EROFS image
-    on every machine; .tar.gz and .tar.zst are compressed.
+    Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
+    every machine; .tar.gz and .tar.zst are compressed.
     """
     if not output:
         raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")
     from msb_pull.cli.export import export_tree
 
     name = opt.needed([image] if image else [], "export")[0]
-    export_tree(run, name, output, form or [], paths=paths or [], how=stat, force=force)
+    export_tree(run, name, output, form or [], paths=paths or [], how=stat, size=size, force=force)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

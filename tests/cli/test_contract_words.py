@@ -60,8 +60,8 @@ OWN = {
     "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait",
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker",
-    "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"
-    "--stat native|containers|microsandbox\n-f, --force",
+    "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs|ext4\n--path PATH\n"
+    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force",
 }
 
 

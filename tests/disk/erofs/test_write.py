@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from msb_pull.disk.erofs.attributes import foreign
 from msb_pull.disk.erofs.write import write_image
 from msb_pull.ground.errors import ContentError
-from tests.support.erofs import SECOND, Image, Inode, facts_of, folder, in_order
-from tests.support.tools import lacking, need
+from tests.support.disktrees import FACTS, MEBI, facts_seen, linked_first, loop_mounted, traps, trees
+from tests.support.erofs import Image, Inode, facts_of, folder, in_order
+from tests.support.tools import need
 
 UUID = bytes(range(16))
-MEBI = 1 << 20
 
 
 def image_of(inodes: list[Inode]) -> bytes:
@@ -31,63 +27,6 @@ def image_of(inodes: list[Inode]) -> bytes:
     stored = [one for one in inodes if one.kind == stat.S_IFREG and one.link_of is None]
     assert sum(done) == sum(len(piece) for one in stored for _, piece in one.pieces())
     return out.getvalue()
-
-
-def traps() -> list[Inode]:
-    """All that an image can hold, and where sizes or numbers end."""
-    capability = bytes.fromhex("0100000200200000000000000000000000000000")
-    acl = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000500ffffffff")
-    long = b"n" * 251
-    return [
-        folder(mode=0o1755, mtime_ns=5 * SECOND + 7, xattrs={b"user.top": b"1"}),
-        *(Inode(b"size-%d" % size, content=os.urandom(size)) for size in (0, 1, 4031, 4032, 4033, 4095, 4096, 4097)),
-        Inode(b"large", content=os.urandom(3 * MEBI + 5)),
-        Inode(b"!before-dot", content=b"sorts before ."),
-        Inode(b"-x"),
-        Inode(b".hidden"),
-        Inode(b"mode-0", mode=0),
-        Inode(b"set-uid", mode=0o6755, uid=4_000_000_000, gid=4_000_000_001),
-        Inode(b"old", mtime_ns=-SECOND * 86400 * 365 * 30 - 1),
-        Inode(b"new", mtime_ns=SECOND * 86400 * 365 * 400 + 999_999_999),
-        folder(b"closed", mode=0o555),
-        folder(b"empty"),
-        folder(b"deep"),
-        folder(b"deep/\xff\xfe"),
-        Inode(b"deep/\xff\xfe/\xe4\xf6 not UTF-8", content=b"x"),
-        *(Inode(b"deep/%s-%03d" % (long, number), content=b"%d" % number) for number in range(60)),
-        Inode(b"symlink", stat.S_IFLNK, 0o777, target=b"deep/\xff"),
-        Inode(b"long-symlink", stat.S_IFLNK, 0o777, target=b"t" * 4050),
-        Inode(b"null", stat.S_IFCHR, 0o666, device=(1, 3)),
-        Inode(b"disk", stat.S_IFBLK, 0o660, device=(259, 70000)),
-        Inode(b"fifo", stat.S_IFIFO, 0o600),
-        Inode(b"link-a", content=b"linked" * 1000),
-        Inode(b"deep/link-b", link_of=b"link-a"),
-        Inode(b"empty/link-c", link_of=b"link-a"),
-        Inode(b"capable", xattrs={b"security.capability": capability, b"user.a": b"", b"trusted.t": b"only"}),
-        Inode(b"also", xattrs={b"security.capability": capability}),
-        Inode(b"acl", xattrs={b"system.posix_acl_access": acl}),
-        Inode(b"many", content=b"y" * 4000, xattrs={b"user.%d" % one: b"v" * 90 for one in range(30)}),
-        Inode(b"heavy", content=b"z", xattrs={b"user.%s" % (b"h" * 250): os.urandom(9000)}),
-        Inode(b"hollow", segments=(), length=10 * MEBI + 1),
-        Inode(
-            b"sparse", content=b"s", segments=((0, 1), (3 * MEBI + 17, 70_000), (9 * MEBI, MEBI + 1)), length=11 * MEBI
-        ),
-        Inode(b"one-hole", content=b"h", segments=((100, 100),), length=300),
-    ]
-
-
-def linked_first(inodes: list[Inode]) -> list[Inode]:
-    """Of names of one file the first in order is the one that the others refer to."""
-    order = in_order(inodes)
-    for one in order:
-        if one.link_of is not None:
-            names = [two for two in order if one.link_of in (two.path, two.link_of)]
-            first, held = names[0], next(two for two in names if two.link_of is None)
-            if first is not held:
-                first.content, held.content = held.content, b""
-            for two in names:
-                two.link_of = None if two is first else first.path
-    return order
 
 
 def test_every_kind_reads_back():
@@ -153,66 +92,9 @@ def test_more_attributes_than_fit_are_refused():
 
 # Random trees
 
-NAMES = st.binary(min_size=1, max_size=255).map(lambda name: name.replace(b"/", b"_").replace(b"\0", b"-"))
-XATTRS = st.dictionaries(
-    st.binary(min_size=1, max_size=20).map(lambda name: b"user." + name.replace(b"\0", b"-")),
-    st.one_of(st.just(b"label"), st.binary(max_size=60), st.integers(0, 5000).map(bytes)),
-    max_size=4,
-)
-FACTS = st.fixed_dictionaries(
-    {
-        "mode": st.integers(0, 0o7777),
-        "uid": st.integers(0, 2**32 - 1),
-        "gid": st.integers(0, 2**32 - 1),
-        "mtime_ns": st.integers(-(2**62), 2**62),
-        "xattrs": XATTRS,
-    }
-)
-SIZES = st.one_of(st.sampled_from([0, 1, 4095, 4096, 4097, 8192]), st.integers(0, 20_000))
-SEGMENTS = st.lists(st.tuples(st.integers(1, 200_000), st.integers(1, 9000)), max_size=5)
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> list[Inode]:
-    inodes = [folder(**draw(FACTS))]
-    taken = {b""}
-    for _ in range(draw(st.integers(0, 25))):
-        above = draw(st.sampled_from([one.path for one in inodes if one.kind == stat.S_IFDIR]))
-        name = draw(NAMES)
-        path = above + b"/" + name if above else name
-        if name in (b".", b"..") or path in taken:
-            continue
-        taken.add(path)
-        kind = draw(
-            st.sampled_from([stat.S_IFREG] * 3 + [stat.S_IFDIR] * 2 + [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
-        )
-        one = Inode(path, kind, **draw(FACTS))
-        if kind == stat.S_IFREG:
-            fill(draw, one, [two.path for two in inodes if two.kind == kind and two.link_of is None])
-        one.target = b"t" * draw(st.integers(1, 4095)) if kind == stat.S_IFLNK else b""
-        one.device = (
-            draw(st.tuples(st.integers(0, 4095), st.integers(0, 2**20 - 1))) if kind == stat.S_IFCHR else (0, 0)
-        )
-        inodes.append(one)
-    return linked_first(inodes)
-
-
-def fill(draw: st.DrawFn, one: Inode, others: list[bytes]) -> None:
-    form = draw(st.sampled_from(["whole", "sparse", "link"]))
-    if form == "link" and others:
-        one.link_of = draw(st.sampled_from(others))
-    elif form == "sparse":
-        end, segments = 0, []
-        for gap, length in draw(SEGMENTS):
-            segments.append((end + gap, length))
-            end += gap + length
-        one.content, one.segments, one.length = b"s", tuple(segments), end + draw(st.integers(0, 50_000))
-    else:
-        one.content = b"c" * draw(SIZES)
-
 
 @settings(max_examples=60, deadline=None)
-@given(trees())
+@given(trees(FACTS))
 def test_any_tree_reads_back(tree):
     assert Image(image_of(tree)).read() == facts_of(tree)
 
@@ -235,47 +117,8 @@ def test_fsck_finds_nothing(made):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.fixture
-def mounted(made, tmp_path):
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        lacking("mounting needs root on Linux")
-    run = subprocess.run(
-        ["mount", "-t", "erofs", "-o", "loop,ro", made[0], tmp_path], capture_output=True, text=True, timeout=60
-    )
-    if "unknown filesystem" in run.stderr or "failed to setup loop" in run.stderr:
-        lacking(run.stderr.strip())
-    assert run.returncode == 0, run.stderr
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=60)
-
-
-def test_the_kernel_reads_all_of_it(made, mounted: Path):
-    found, groups = {}, {}
-    top = os.fsencode(mounted)
-    for path in paths_below(top):
-        facts = os.lstat(path)
-        groups.setdefault(facts.st_ino, set()).add(path[len(top) + 1 :])
-    for path in paths_below(top):
-        facts, kind = os.lstat(path), stat.S_IFMT(os.lstat(path).st_mode)
-        content = None
-        if kind == stat.S_IFREG:
-            content = Path(os.fsdecode(path)).read_bytes()
-        elif kind == stat.S_IFLNK:
-            content = os.readlink(path)
-        device = None
-        if kind in (stat.S_IFCHR, stat.S_IFBLK):
-            device = (os.major(facts.st_rdev), os.minor(facts.st_rdev))
-        names = os.listxattr(path, follow_symlinks=False)
-        xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
-        owner = (facts.st_uid, facts.st_gid, facts.st_mtime_ns)
-        group = frozenset(groups[facts.st_ino])
-        relative = path[len(top) + 1 :]
-        links = facts.st_nlink
-        found[relative] = (kind, stat.S_IMODE(facts.st_mode), *owner, links, group, content, device, xattrs)
-    wanted = facts_of(made[1])
+def test_the_kernel_reads_all_of_it(made, tmp_path):
+    with loop_mounted(made[0], "erofs", tmp_path) as where:
+        found, wanted = facts_seen(where), facts_of(made[1])
     assert found.keys() == wanted.keys()
     assert {path: (found[path], wanted[path]) for path in found if found[path] != wanted[path]} == {}
-
-
-def paths_below(top: bytes) -> list[bytes]:
-    return [top, *(os.path.join(at, name) for at, folders, files in os.walk(top) for name in folders + files)]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 
 import pytest
 
 from msb_pull import ContentError, ExportOptions, UsageError
 from tests.conftest import need
-from tests.support.exports import NAME, all_facts, by_umoci, layout, store_of
+from tests.support.exports import NAME, all_facts, by_umoci, layout, needs_root, store_of
 from tests.support.treecompare import describe
-
-needs_root = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
-)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from msb_pull import Cancelled, ContentError, ExportOptions, LocalError, NotFoundError, UsageError
-from tests.conftest import RIG, need
+from tests.conftest import need
 from tests.support.archive import directory, hardlink, reg, symlink
 from tests.support.exports import (
     BOTTOM,
@@ -29,15 +29,13 @@ from tests.support.exports import (
     all_facts,
     by_umoci,
     layout,
+    needs_root,
+    real_layout,
     sparse,
     store_of,
     untarred,
 )
 from tests.support.treecompare import describe, differences
-
-needs_root = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
-)
 
 
 @pytest.fixture
@@ -72,12 +70,7 @@ def test_gnu_tar_makes_of_it_what_umoci_makes_of_the_image(store, tmp_path):
 @pytest.mark.parametrize("name", ["debian", "python", "node"])
 def test_real_images(tmp_path, name):
     need("umoci")
-    source = RIG / "layouts" / name
-    if not source.is_dir():
-        pytest.skip(f"no layouts of real images below {RIG}")
-    tag = json.loads((source / "index.json").read_bytes())["manifests"][0]["annotations"][
-        "org.opencontainers.image.ref.name"
-    ]
+    source, tag = real_layout(name)
     store = store_of(tmp_path / "home", (source, NAME))
     store.export(NAME, tmp_path / "out.tar")
     ours = describe(untarred(tmp_path / "out.tar", tmp_path / "ours"))
