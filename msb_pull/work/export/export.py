@@ -16,6 +16,7 @@ from msb_pull.ground.running import Throttle
 from msb_pull.work.export.directory import chosen_stat
 from msb_pull.work.export.formats import FILE, TAR, Task, format_of
 from msb_pull.work.export.place import file_draft, folder_draft, output_path, unwritten
+from msb_pull.work.export.single import single_file
 from msb_pull.work.export.tree import merged_tree
 from msb_pull.work.listing import find_image
 
@@ -79,11 +80,21 @@ def export_image(
                 raise UsageError(f"--size: {form.name} is as large as its content", hint="it is for --format ext4")
             entries, written = _to_path(store, image, Path(out), form, options, job)
         else:
-            with merged_tree(store, image, job) as tree:
-                form, inodes = _for_stream(tree, options)
-                entries, written = len(inodes), form.write(inodes, out, _task(image, inodes, job))
+            form, entries, written = _to_stream(store, image, out, options, job)
     digest = str(image.digest) if image.digest else None
     return ExportResult(image.reference, digest, form.name, entries, written, time.monotonic() - started)
+
+
+def _to_stream(
+    store: Store, image: StoredImage, out: BinaryIO, options: ExportOptions, job: Job
+) -> tuple[Format, int, int]:
+    if options.format is None and len(options.paths) == 1:
+        with single_file(store, image, os.fsencode(options.paths[0])) as inode:
+            if inode is not None:
+                return FILE, 1, FILE.write([inode], out, _task(image, [inode], job))
+    with merged_tree(store, image, job) as tree:
+        form, inodes = _for_stream(tree, options)
+        return form, len(inodes), form.write(inodes, out, _task(image, inodes, job))
 
 
 def _for_stream(tree: MergedTree, options: ExportOptions) -> tuple[Format, list[Inode]]:

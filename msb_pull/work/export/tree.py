@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.layer.proof.node import Node
+    from msb_pull.layer.rules import Look
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
@@ -121,7 +122,8 @@ class MergedTree:
         try:
             asked = clean(path) if path.strip(b"/") else b""
             parent, _, last = asked.rpartition(b"/")
-            real = resolve(asked, self._look) if followed else join(resolve(parent, self._look), last)
+            at = looker(self._root)
+            real = resolve(asked, at) if followed else join(resolve(parent, at), last)
         except ValueError as error:
             raise UsageError(f"--path {visible_bytes(path)}: {error}") from None
         if look(self._root, real) is None:
@@ -129,11 +131,17 @@ class MergedTree:
             raise NotFoundError(what, hint=f"`msb-pull inspect --files {self._reference}` lists all")
         return real
 
-    def _look(self, path: bytes) -> bytes | bool | None:
-        name = look(self._root, path)
+
+def looker(root: Name) -> Look:
+    """How :func:`msb_pull.layer.rules.resolve` looks at a merged tree."""
+
+    def at(path: bytes) -> bytes | bool | None:
+        name = look(root, path)
         if name is None:
             return None
         return name.node.link if name.node.kind == stat.S_IFLNK else name.children is not None
+
+    return at
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ EARLIEST, LATEST = -(2**31) * SECOND, (2**34 - 2**31 - 1) * SECOND
 
 def make(path: Path, inodes: list[Inode], size: int | None = None) -> int:
     done: list[int] = []
+    # A loop device that is about to go may still have the blocks of the former file.
+    path.unlink(missing_ok=True)
     with path.open("w+b", buffering=0) as out:
         made = write_image(out, in_order(inodes), uuid=UUID, size=size, progress=done.append)
     assert made == path.stat().st_size
