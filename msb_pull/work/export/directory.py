@@ -7,7 +7,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.below import Trail, create_file
+from msb_pull.ground.below import Trail, create_file, open_file
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
@@ -18,6 +18,7 @@ from msb_pull.layer.attributes import (
     override_stat,
     set_attribute,
 )
+from msb_pull.layer.tree.holes import share_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class _Writer:
         self._here = Trail(root)
         self._there = Trail(root)
         self._native = how == NATIVE
+        self._shares = True
         self._how = how
         self._progress = progress
         self._folder = self._here.reach(b"")
@@ -95,13 +97,21 @@ class _Writer:
         handle = create_file(name, self._folder)
         try:
             if inode.kind == stat.S_IFREG:
-                self._fill(inode, handle)
+                self._fill(inode, handle, name)
             self._dress(inode, handle)
         finally:
             os.close(handle)
         return inode.stored if inode.kind == stat.S_IFREG else 0
 
-    def _fill(self, inode: Inode, handle: int) -> None:
+    def _fill(self, inode: Inode, handle: int, name: bytes) -> None:
+        if self._shared(inode, handle):
+            copy = open_file(name, self._folder)
+            try:
+                for _, piece in inode.pieces(copy):
+                    self._progress(len(piece))
+            finally:
+                os.close(copy)
+            return
         for offset, piece in inode.pieces():
             view = memoryview(piece)
             while view:
@@ -110,6 +120,20 @@ class _Writer:
             self._progress(len(piece))
         if inode.segments is not None:
             os.ftruncate(handle, inode.size)
+
+    def _shared(self, inode: Inode, handle: int) -> bool:
+        """Whether the new file shares the blocks of the layer's: nothing is written then, and neither sees the other's
+        changes. Other copies in the kernel gain nothing, since what was copied has to be read for its checksum."""
+        if not self._shares or not inode.stored:
+            return False
+        original = inode.open()
+        if original is None:
+            return False
+        try:
+            self._shares = share_blocks(original, handle)
+        finally:
+            os.close(original)
+        return self._shares
 
     def _link(self, first: bytes, name: bytes) -> None:
         above, _, last = first.rpartition(b"/")
