@@ -52,14 +52,14 @@ class Contents:
             os.close(root)
         self._layers = ()
 
-    def pieces(self, source: Source, copy: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """What a file holds, as (offset, bytes) in order and without its holes; with ``copy`` what that one holds.
+    def pieces(self, source: Source) -> Iterator[tuple[int, bytes]]:
+        """What a file holds, as (offset, bytes) in order and without its holes.
 
         Raises ContentError, at the latest after the last piece, for a file that is not what its layer's record says.
         """
         _, _, expected, _, sparse = source.payload
         try:
-            handle = self.open(source) if copy is None else os.dup(copy)
+            handle = self.open(source)
             try:
                 if (size := os.fstat(handle).st_size) != source.size:
                     raise self._damage(source, f"{source.size} bytes", f"{size} bytes")

@@ -7,7 +7,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.below import Trail, create_file, open_file
+from msb_pull.ground.below import Trail, create_file
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Who reads what is kept of owners, full modes and devices: the kernel; macOS libkrun and fuse-overlayfs; Microsandbox.
 NATIVE, CONTAINERS, MICROSANDBOX = STATS = ("native", "containers", "microsandbox")
+# Smaller files are written faster than blocks are shared.
+_WORTH_SHARING = 1 << 17
 _MSB_OVERRIDE_STAT = b"user.msb.override_stat"
 
 
@@ -97,23 +99,16 @@ class _Writer:
         handle = create_file(name, self._folder)
         try:
             if inode.kind == stat.S_IFREG:
-                self._fill(inode, handle, name)
+                self._fill(inode, handle)
             self._dress(inode, handle)
         finally:
             os.close(handle)
         return inode.stored if inode.kind == stat.S_IFREG else 0
 
-    def _fill(self, inode: Inode, handle: int, name: bytes) -> None:
-        if self._shared(inode, handle):
-            copy = open_file(name, self._folder)
-            try:
-                for _, piece in inode.pieces(copy):
-                    self._progress(len(piece))
-            finally:
-                os.close(copy)
-            return
+    def _fill(self, inode: Inode, handle: int) -> None:
+        shared = self._shared(inode, handle)
         for offset, piece in inode.pieces():
-            view = memoryview(piece)
+            view = memoryview(b"" if shared else piece)
             while view:
                 count = os.pwrite(handle, view, offset)
                 view, offset = view[count:], offset + count
@@ -123,8 +118,9 @@ class _Writer:
 
     def _shared(self, inode: Inode, handle: int) -> bool:
         """Whether the new file shares the blocks of the layer's: nothing is written then, and neither sees the other's
-        changes. Other copies in the kernel gain nothing, since what was copied has to be read for its checksum."""
-        if not self._shares or not inode.stored:
+        changes. The layer's file, which has the same blocks, is read for its checksum all the same, so other copies in
+        the kernel gain nothing."""
+        if not self._shares or inode.stored < _WORTH_SHARING:
             return False
         original = inode.open()
         if original is None:

@@ -65,18 +65,17 @@ class Inode:
         """How many bytes :meth:`pieces` gives."""
         return self.size if self.segments is None else sum(length for _, length in self.segments)
 
-    def pieces(self, copy: int | None = None) -> Iterator[tuple[int, bytes]]:
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
         """What a regular file holds, as (offset, bytes) in order and without holes; each call reads it again.
 
-        With ``copy`` that open file is read instead. Raises ContentError, at the latest after the last piece, for a
-        file that is not what the image has.
+        Raises ContentError, at the latest after the last piece, for a file that is not what the image has.
         """
-        return self._contents.pieces(self._source, copy) if self._source is not None else iter(())
+        return self._contents.pieces(self._source) if self._source is not None else iter(())
 
     def open(self) -> int | None:
         """A descriptor to read the file itself in its layer, None where it holds nothing; raises ContentError.
 
-        Whoever copies it has to compare the copy: :meth:`pieces` does.
+        Whoever reads it this way has to compare what was read: :meth:`pieces` does.
         """
         if self._source is None:
             return None
