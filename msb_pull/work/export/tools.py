@@ -44,8 +44,8 @@ def find_tool(name: str, packages: Packages) -> str:
 def feed(command: Sequence[str], out: BinaryIO, write: Callable[[IO[bytes]], object]) -> None:
     """Runs a program that makes the file ``out`` (``/dev/fd/N`` in the command) of what ``write`` puts into a pipe.
 
-    Raises LocalError with the program's last words when it fails, OSError where the disk is full, and what ``write`` raises once the program has
-    ended.
+    Raises LocalError with the program's last words when it fails, OSError where the disk is full, and what ``write``
+    raises once the program has ended.
     """
     with tempfile.TemporaryFile() as said:
         try:
