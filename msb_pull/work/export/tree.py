@@ -43,8 +43,17 @@ class Inode:
         *("segments", "size", "target", "uid", "xattrs"),
     )
 
-    def __init__(self, path: bytes, node: Node, link_of: bytes | None, contents: Contents, source: Source | None):
-        uid, gid, mode = parse_override_stat(node.override)
+    def __init__(
+        self,
+        path: bytes,
+        node: Node,
+        link_of: bytes | None,
+        contents: Contents,
+        source: Source | None,
+        said: tuple[int | None, int | None, int | None] | None = None,
+    ) -> None:
+        """``said`` is what the node's override_stat says, where that has been parsed already."""
+        uid, gid, mode = said or parse_override_stat(node.override)
         self.path = path
         self.kind = stat.S_IFMT(mode or 0)
         self.mode = stat.S_IMODE(mode or 0)
@@ -107,11 +116,16 @@ class MergedTree:
             names = (name for name in names if name.path in ways or name.path.startswith(inside))
         first: dict[int, bytes] = {}
         inodes = []
+        # There are few of them, and many who have one.
+        said: dict[bytes, tuple[int | None, int | None, int | None]] = {}
         for name in names:
+            override = name.node.override
+            if override not in said:
+                said[override] = parse_override_stat(override)
             shared = first.setdefault(id(name.node), name.path)
             source = self._sources.get(id(name.node))
             link_of = shared if shared != name.path else None
-            inodes.append(Inode(name.path, name.node, link_of, self._contents, source))
+            inodes.append(Inode(name.path, name.node, link_of, self._contents, source, said[override]))
         return inodes
 
     def real_path(self, path: bytes, *, followed: bool = False) -> bytes:
