@@ -41,7 +41,8 @@ _msb_pull() {
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
         [pull]='-f --force --as -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
-            --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
+            --creds-stdin --anonymous --authfile --require-signature --no-signature-check
+            --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
         [verify]='--quick --repair --authfile'
@@ -58,7 +59,7 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --size --stat -o --output '
+        --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --size --stat -o --output '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -89,7 +90,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --require-signature | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)

@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output
                 set skip yes
             case '-*'
             case '*'
@@ -74,6 +74,8 @@ complete -c msb-pull -n '__msb_pull_is pull' -l ca-cert -r -F -d 'Trust these au
 complete -c msb-pull -n '__msb_pull_is pull' -l creds-stdin -d 'Read user:password from standard input'
 complete -c msb-pull -n '__msb_pull_is pull' -l anonymous -d 'Use no credentials'
 complete -c msb-pull -n '__msb_pull_is pull verify' -l authfile -r -F -d 'Credentials'
+complete -c msb-pull -n '__msb_pull_is pull' -l require-signature -r -F -d 'Only images signed with this key'
+complete -c msb-pull -n '__msb_pull_is pull' -l no-signature-check -d 'Check no signatures'
 complete -c msb-pull -n '__msb_pull_is pull' -l allow-no-xattr -d 'Accept a file system without user attributes'
 complete -c msb-pull -n '__msb_pull_is pull' -l limit-rate -x -d 'Most bytes a second'
 complete -c msb-pull -n '__msb_pull_is pull' -l max-layer-size -x -d 'Largest unpacked layer'

@@ -80,6 +80,8 @@ def pull(
     creds_stdin: opt.CredsStdin = False,
     anonymous: opt.Anonymous = False,
     allow_no_xattr: opt.AllowNoXattr = False,
+    require_signature: opt.RequireSignature = None,
+    no_signature_check: opt.NoSignatureCheck = False,
 ) -> None:
     """Pull images into the store.
 
@@ -92,11 +94,17 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, pull_images
+    from msb_pull.cli.pull import Access, Signing, pull_images
 
-    access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
     pull_images(
-        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
+        run,
+        opt.needed(images, "pull"),
+        Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        force=force,
+        name=as_,
+        dry_run=dry_run,
+        allow_no_xattr=allow_no_xattr,
+        signing=Signing(tuple(require_signature or ()), no_signature_check),
     )
 
 
@@ -143,7 +151,8 @@ def inspect(
 ) -> None:
     """Show what an image is made of and where it is stored.
 
-    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    Digest, platform, who has signed it, what it runs, and for each layer its size, entries, state and directory. No
+    network is used.
     """
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
@@ -167,7 +176,8 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
     and its digest must be the one in the image's config. Prints one line per difference (layer, path, kind, expected,
-    found) and ends with code 6 if there are any.
+    found) and ends with code 6 if there are any. Kept signatures are checked again, too, and end it with code 8 where
+    an image is not signed as a rule requires.
     """
     from msb_pull.cli.verify import verify_store
 

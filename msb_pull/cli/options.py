@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from msb_pull.config.table import Setting
 
+# A section of a help page.
+SIGNATURES = "Signatures"
+
 Flag = bool
 Text = str | None
 
@@ -67,6 +70,25 @@ AllowNoXattr = Annotated[
 ]
 As = Annotated[
     Text, typer.Option("--as", metavar="REF", help="Record an image from a folder or an archive under this name.")
+]
+RequireSignature = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require-signature",
+        metavar="KEY",
+        help="Only images signed with this public key (PEM), or one of several. Rules of the configuration file hold, "
+        "too.",
+        rich_help_panel=SIGNATURES,
+        show_default=False,
+    ),
+]
+NoSignatureCheck = Annotated[
+    Flag,
+    typer.Option(
+        "--no-signature-check",
+        help="Check no signatures; refused (exit code 8) where a rule of the configuration file asks for one.",
+        rich_help_panel=SIGNATURES,
+    ),
 ]
 DryRunPull = Annotated[
     Flag, typer.Option("-n", "--dry-run", help="Show what would be fetched and how much; write nothing.")

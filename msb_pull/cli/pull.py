@@ -39,6 +39,14 @@ class Access:
     anonymous: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What was asked for on signatures, beside the rules of the settings."""
+
+    keys: tuple[str, ...] = ()
+    unchecked: bool = False
+
+
 def pull_images(
     run: Run,
     images: Sequence[str],
@@ -48,6 +56,7 @@ def pull_images(
     name: str | None,
     dry_run: bool,
     allow_no_xattr: bool,
+    signing: Signing,
 ) -> None:
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
@@ -62,6 +71,9 @@ def pull_images(
         allow_no_xattr=allow_no_xattr,
         name=name,
         dry_run=dry_run,
+        signatures=settings.signatures,
+        require_signature=signing.keys,
+        no_signature_check=signing.unchecked,
     )
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
         outcomes = _pull(run, arguments, client, options)

@@ -53,6 +53,8 @@ OWN = {
 --allow-no-xattr
 --as REF
 -n, --dry-run
+--require-signature KEY
+--no-signature-check
 """,
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",

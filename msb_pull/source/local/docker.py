@@ -51,6 +51,9 @@ class DockerImage:
             raise ContentError(f"{self._files.label}: it has no blob {descriptor.digest.short}")
         return extent
 
+    def attached(self) -> None:
+        """Such an archive has no place for signatures, and its manifest was made from it."""
+
     def close(self) -> None:
         """Closes the files."""
         self._files.close()

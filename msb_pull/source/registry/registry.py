@@ -22,7 +22,7 @@ from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
 from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
-from msb_pull.source.resolve import resolve_image, verified, with_digest
+from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
     from msb_pull.source.http.answer import Answer
-    from msb_pull.source.interface import BlobStream, ResolvedImage, Source
+    from msb_pull.source.interface import Attached, BlobStream, ResolvedImage, Source
     from msb_pull.source.registry.credentials import CredentialStore
 
 
@@ -133,6 +133,10 @@ class RegistrySource:
     def close(self) -> None:
         """Nothing is held: connections belong to the client."""
 
+    def attached(self) -> Attached:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return self
+
     # What resolve_image asks for
 
     def top(self) -> tuple[bytes, str | None, Digest]:
@@ -162,10 +166,30 @@ class RegistrySource:
                 trouble = error
         raise trouble
 
+    # What lies beside the image
+
+    def tagged(self, tag: str) -> tuple[bytes, str | None] | None:
+        """See :class:`msb_pull.source.interface.Attached`."""
+        try:
+            return self._fetch_manifest(tag, None)[:2]
+        except NotFoundError:
+            return None
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """See :class:`msb_pull.source.interface.Attached`: by the API, else by the tag that stands in for it."""
+        found: tuple[bytes, str | None] | None
+        try:
+            found = self._fetch_manifest(str(digest), None, kind="referrers")[:2]
+        except (NotFoundError, AccessError, NetworkError, ContentError) as error:
+            # Registries without it answer with any error, or with a page.
+            self._client.job.log(self._what, f"no list of referrers: {error.cause or error.message}")
+            found = self.tagged(referrers_tag(digest))
+        return referrers_in(found, self._what)
+
     # Endpoints
 
     def _fetch_manifest(
-        self, name: str, digest: Digest | None, size: int | None = None
+        self, name: str, digest: Digest | None, size: int | None = None, *, kind: str = "manifests"
     ) -> tuple[bytes, str | None, str]:
         """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document."""
 
@@ -187,7 +211,7 @@ class RegistrySource:
             try:
                 return self._client.requester.get(
                     self._target(endpoint),
-                    "manifests",
+                    kind,
                     name,
                     {"Accept": ACCEPT},
                     accept=frozenset({200}),

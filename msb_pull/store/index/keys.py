@@ -60,6 +60,11 @@ def copy_name(reference: str) -> str:
     return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"
 
 
+def signature_name(reference: str) -> str:
+    """The name of the file beside it with what was checked of the image's signatures."""
+    return copy_name(reference).removesuffix(".json") + ".signature"
+
+
 def copies_in(folder: Path) -> Iterator[Path]:
     """The files with copies of images in a folder that may be missing."""
     with suppress(FileNotFoundError, NotADirectoryError):

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import InitVar, dataclass
+from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
 from msb_pull.image.platform import Platform
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from msb_pull.config.signatures import SignatureRule
 
 _LIMITS = Limits()
 
@@ -26,6 +33,10 @@ class PullOptions:
 
     ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
     ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
+
+    ``signatures`` are the rules about signatures, the first that matches counts; None means those of the settings,
+    where there are any. ``require_signature`` are files with public keys, one of which must have signed every image,
+    ``no_signature_check`` goes without a check where no rule asks for one.
     """
 
     policy: Policy = Policy.MISSING
@@ -39,15 +50,27 @@ class PullOptions:
     dry_run: bool = False
     refetch: frozenset[str] = frozenset()
     limits: Limits = _LIMITS
+    signatures: tuple[SignatureRule, ...] | None = None
+    require_signature: tuple[str | PathLike[str], ...] = ()
+    no_signature_check: bool = False
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
         # A name serves as well; compared with the members it would be none of them.
         object.__setattr__(self, "policy", Policy(self.policy))
         if not isinstance(self.platform, Platform | None):
             raise TypeError(f"platform must be a msb_pull.Platform, not {type(self.platform).__name__}")
+        if not isinstance(self.require_signature, tuple):
+            raise TypeError("require_signature must be a tuple of paths")
+        if self.require_signature and self.no_signature_check:
+            raise UsageError("--require-signature and --no-signature-check exclude each other")
         named = {"max_bytes": max_layer_size, "max_entries": max_entries, "max_window": max_window}
         if given := {name: value for name, value in named.items() if value is not None}:
             object.__setattr__(self, "limits", Limits(**given))
+
+    @property
+    def checks_signatures(self) -> bool:
+        """Whether any image may have to be signed."""
+        return bool(self.signatures or self.require_signature)
 
     @property
     def wanted(self) -> Platform:

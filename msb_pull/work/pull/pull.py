@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
+from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
 from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
     from msb_pull.work.pull.sharing import Together
+    from msb_pull.work.pull.signatures import Gate
 
 
 def pull_image(
@@ -35,54 +36,107 @@ def pull_image(
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of
-    them the store holds what it held before, and at most more of a partial download.
+    are any. Raises the errors of ``msb_pull.errors``; after any of them the store holds what it held before, and at
+    most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
         raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
+    named = argument.reference or (Reference.parse(options.name) if options.name else None)
+    gate = _gate(named, options, job)
     local = find_local(argument, store, options)
-    if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
+    enough = local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER)
+    if enough and local is not None and (gate is None or gate.holds_for(local, store)):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
+        if local is not None and gate is not None:
+            raise gate.refuse_unkept()
         hint = "pull it without `--policy never`"
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
-    from msb_pull.image.manifest import check_image
     from msb_pull.work.pull.open import open_source
 
-    def warn(text: str) -> None:
-        job.warn(argument.text, text)
-
     if argument.reference is not None and argument.reference.doubt is not None:
-        warn(argument.reference.doubt)
+        job.warn(argument.text, argument.reference.doubt)
     opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
+        if enough and local is not None and gate is not None:
+            return _signed_at_home(gate, local, source, store, options, started)
         start_thread(_load_transfer, "loading")
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)
         except NetworkError as error:
-            if options.policy is Policy.NEWER and local is not None:
+            if options.policy is Policy.NEWER and local is not None and (not gate or gate.holds_for(local, store)):
                 job.warn(argument.text, f"{error.message}; keeping the local image")
                 return _unchanged(local, store, started)
             raise
-        check_image(resolved.manifest, str(resolved.reference))
         if argument.reference is None:
-            local = _find(resolved.reference, store)
-            if options.name is None:
-                _warn_of_replacing(local, resolved, warn)
-            if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
-                # A pull that was killed may have left something; in a store that cannot be written it stays.
-                with contextlib.suppress(OSError):
-                    store.sweep()
-                return _unchanged(local, store, started)
+            gate = gate or _gate(resolved.reference, options, job)
+        return _move(argument, resolved, source, gate, store, options, job, together, started)
+
+
+def _move(
+    argument: ImageArgument,
+    resolved: ResolvedImage,
+    source: Source,
+    gate: Gate | None,
+    store: Store,
+    options: PullOptions,
+    job: Job,
+    together: Together | None,
+    started: float,
+) -> PullResult:
+    """Brings an image that was found into the store, once its signatures are as they must be."""
+    from msb_pull.image.manifest import check_image
+
+    check_image(resolved.manifest, str(resolved.reference))
+    local = _find(resolved.reference, store) if argument.reference is None else None
+    if argument.reference is None and options.name is None:
+        _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
+    proof = gate.check(source, resolved) if gate is not None else None
+    if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
+        # A pull that was killed may have left something; in a store that cannot be written it stays.
+        with contextlib.suppress(OSError):
+            store.sweep()
+        result = _unchanged(local, store, started)
+    else:
         from msb_pull.work.pull.transfer import Transfer
 
         work = Transfer(resolved, source, store, options, job, together=together)
-        return work.plan_only(started) if options.dry_run else work.run(started)
+        result = work.plan_only(started) if options.dry_run else work.run(started)
+    if gate is not None and not options.dry_run:
+        gate.keep(proof, store, needed=result.changed)
+    return result
+
+
+def _gate(reference: Reference | None, options: PullOptions, job: Job) -> Gate | None:
+    """What the rules about signatures want of an image; None without rules, or while its name is not known."""
+    if reference is None or not options.checks_signatures:
+        return None
+    from msb_pull.work.pull.signatures import gate_for
+
+    return gate_for(reference, options, job)
+
+
+def _signed_at_home(
+    gate: Gate, image: StoredImage, source: Source, store: Store, options: PullOptions, started: float
+) -> PullResult:
+    """Asks for nothing but the signature of an image that is complete here, and keeps it; raises SignatureError."""
+    assert image.digest is not None
+    try:
+        proof = gate.check_stored(source, image.digest)
+    except SignatureError:
+        # Most are signed under the index that the name stands for. If that is another one by now, it proves nothing.
+        resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+        if resolved.digest != image.digest or not resolved.indexes:
+            raise
+        proof = gate.check(source, resolved)
+    if not options.dry_run:
+        gate.keep(proof, store, needed=False)
+    return _unchanged(image, store, started)
 
 
 def _load_transfer() -> None:
