@@ -66,6 +66,8 @@ msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
+msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -74,6 +76,10 @@ def pull(
     force: opt.Force = False,
     as_: opt.As = None,
     dry_run: opt.DryRunPull = False,
+    lock: opt.Lock = None,
+    locked: opt.Locked = None,
+    upgrade: opt.Upgrade = False,
+    lock_platforms: opt.LockPlatforms = None,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
     ca_cert: opt.CaCert = None,
@@ -94,12 +100,14 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, Signing, pull_images
+    from msb_pull.cli.pull import Access, LockChoice, Signing, pull_images
 
+    words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
     pull_images(
         run,
-        opt.needed(images, "pull"),
+        words,
         Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        choice=LockChoice(lock, locked, upgrade, tuple(lock_platforms or ())),
         force=force,
         name=as_,
         dry_run=dry_run,
@@ -233,19 +241,28 @@ def rm(run: Run, images: opt.Images = None) -> None:
     examples="""\
 msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
     from msb_pull.cli.save import save_archive
 
-    save_archive(run, opt.needed(images, "save"), output, form or [])
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
 
 
 @command(
