@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Elsewhere
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
-from msb_pull.work.select import stored_images
+from msb_pull.work.select import Selection, lost_database, lost_images, stored_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from msb_pull.ground.running import Job
     from msb_pull.store.index.stored import StoredImage
+    from msb_pull.ground.errors import ContentError
     from msb_pull.store.store import Store
-    from msb_pull.work.select import Selection
 
 _PARTIAL_AGE = 7 * 86400
 
@@ -41,7 +42,8 @@ class PrunePlan:
 
     ``leftovers`` counts what interrupted runs left in staging, and dangling short links; ``leftover_size`` in bytes.
     ``versions`` says which version of each image was meant: one that was pulled again meanwhile stays. ``remarks`` say
-    what stays: for the sake of a home that cannot be looked into, or since it is no directory.
+    what stays: for the sake of a home that cannot be looked into, or since it is no directory. ``everything`` says that
+    all images are to go, so also those that nothing tells of any more.
     """
 
     images: tuple[str, ...]
@@ -52,6 +54,7 @@ class PrunePlan:
     leftover_size: int = 0
     versions: frozenset[tuple[str, str, str]] = frozenset()
     remarks: tuple[str, ...] = ()
+    everything: bool = False
 
     @property
     def size(self) -> int:
@@ -70,7 +73,8 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
 
     Left alone: images that another program has recorded too, every layer that a remaining row or an image of another
     home reaches, and every directory that neither a record of ours nor an image that goes knows. ``now`` is seconds
-    since 1970. Raises LocalError where layers would go and it cannot be known what another home needs.
+    since 1970. Raises LocalError where layers would go and it cannot be known what another home needs, ContentError
+    where the database is lost and nothing tells of their images.
     """
     with store.database(create=False) as database:
         stored = database.images()
@@ -82,6 +86,9 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
     there = [(key, str(key)) for key in store.layers_there()]
     going = [key for key, name in there if name in known or (name not in kept and _is_ours(store, key))]
     remarks: tuple[str, ...] = ()
+    everything = selection == Selection()
+    if going and not everything:
+        _refuse(lost_database(store))
     # Without a layer to remove, other homes need not be readable.
     if going or doomed:
         elsewhere = _elsewhere(store)
@@ -98,6 +105,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         leftover_size=sum(_size(path) for path in leftovers),
         versions=frozenset(_version(image) for image in doomed),
         remarks=remarks,
+        everything=everything,
     )
 
 
@@ -108,6 +116,8 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
     False, Cancelled between two removals.
     """
     with store.lock_exclusive(job.tell_waiting, job.cancel, wait=wait):
+        if plan.layers and not plan.everything:
+            _refuse(lost_images(store))
         elsewhere = _elsewhere(store).layers if plan.layers or plan.images else set()
         images = _forget(store, plan)
         with store.database(create=False) as database:
@@ -156,7 +166,9 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
             reached = database.layer_digests() | elsewhere
         images, layers, remarks = tuple(dict.fromkeys(references)), [], []
         gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
-        for key in sorted(key for key in mine if str(key) not in reached):
+        going = sorted(key for key in mine if str(key) not in reached)
+        _mark(store, going)
+        for key in going:
             state = store.layer_state(key)
             if state is LayerState.ABSENT:
                 continue
@@ -167,6 +179,24 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
                 layers.append(Removal(str(key), store.disk_usage(key)))
             remove_layer(store, key)
     return PrunePlan(images, tuple(layers), (), (), 0, remarks=tuple(remarks))
+
+
+def _mark(store: Store, keys: Iterable[LayerKey]) -> None:
+    """Lets prune recognize the directories of Microsandbox, too, if an interruption leaves some of them.
+
+    Where a full disk does not even take an empty file, only that is lost.
+    """
+    for key in keys:
+        if store.layer_state(key) is LayerState.FOREIGN:
+            with contextlib.suppress(OSError):
+                store.record_path(key).touch(mode=0o600)
+
+
+def _refuse(lost: ContentError | None) -> None:
+    """Raises ``lost``, if there is something to say: every layer would pass for one that no image needs."""
+    if lost is not None:
+        lost.hint = f"{lost.hint}; `msb-pull prune --all` removes them"
+        raise lost
 
 
 def _elsewhere(store: Store) -> Elsewhere:
