@@ -20,9 +20,9 @@ from msb_pull.work.select import Selection, lost_database, lost_images, stored_i
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from msb_pull.ground.errors import ContentError
     from msb_pull.ground.running import Job
     from msb_pull.store.index.stored import StoredImage
-    from msb_pull.ground.errors import ContentError
     from msb_pull.store.store import Store
 
 _PARTIAL_AGE = 7 * 86400
