@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
-from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import plan_prune
+from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.select import parse_filters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.cli.run import Run
-    from msb_pull.work.prune import PrunePlan
+    from msb_pull.work.prune.plan import PrunePlan
 
 _WHAT_IS_LEFT = "`msb-pull ls` shows which images are left, `msb-pull prune` removes layers that none of them needs"
 

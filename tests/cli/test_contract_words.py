@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
+from msb_pull.config.file import REGISTRY_KEYS, SETTING_TABLES, TOP_KEYS
 from msb_pull.config.table import TABLE
 from tests.conftest import REPOSITORY, need
 from tests.support.program import run_program
@@ -145,7 +145,7 @@ def test_keys_of_the_file_stand_in_usage():
     section = USAGE.partition("\n## Configuration\n")[2].partition("\n| variable")[0]
     example, _, below = section.partition("```toml\n")[2].partition("```")
     keys = set(re.findall(r"^(\w+) = ", example, re.M)) | set(re.findall(r"`(\w+)`", below))
-    assert keys == {*TOP_KEYS, *PULL_KEYS, *REGISTRY_KEYS}
+    assert keys == {*TOP_KEYS, *REGISTRY_KEYS}.union(*SETTING_TABLES.values())
 
 
 def offered(shell: str, command: str) -> set[str]:

@@ -15,7 +15,9 @@ from msb_pull.ground.errors import Cancelled, ContentError, LocalError, NotFound
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.store.store import Store
-from msb_pull.work.prune import PrunePlan, apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import PrunePlan, plan_prune
+from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.select import Selection, parse_filters
 from tests.support.stores import NEVER, digest, fill, microsandbox_pull, names, publish, pull, record, sql, stacked
 
