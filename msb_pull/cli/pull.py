@@ -12,6 +12,7 @@ from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageE
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.events import Event, Observer
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.prune.plan import PrunePlan
     from msb_pull.work.pull.plan import PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
@@ -64,8 +66,8 @@ def pull_images(
         dry_run=dry_run,
     )
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        outcomes = _pull(run, arguments, client, options)
-    _finish(run, list(zip(arguments, outcomes, strict=True)))
+        outcomes, pruned = _pull(run, arguments, client, options)
+    _finish(run, list(zip(arguments, outcomes, strict=True)), pruned)
 
 
 class LazyClient:
@@ -155,7 +157,7 @@ class _Report:
 
 def _pull(
     run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
-) -> list[PullResult | MsbPullError]:
+) -> tuple[list[PullResult | MsbPullError], PrunePlan | None]:
     report = _Report(run, arguments)
     remote = any(argument.reference for argument in arguments)
     run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
@@ -163,9 +165,17 @@ def _pull(
     try:
         store = run.store(create=writes)
     except MsbPullError as error:
-        return [error for _ in arguments]
+        return [error for _ in arguments], None
     job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
-    return work.pull_images(arguments, store, client, options, job, report.ended)
+    with InUse(store.uses, job) as in_use:
+        outcomes = work.pull_images(arguments, store, client, options, job, report.ended, in_use)
+        settings = run.settings
+        pruned = work.prune_after(store, outcomes, job, keep=settings.keep, min_free=settings.min_free)
+    if pruned is not None:
+        from msb_pull.cli.prune import say_what_fits
+
+        say_what_fits(run, pruned)
+    return outcomes, pruned
 
 
 def _without_plans(observe: Observer) -> Observer:
@@ -179,13 +189,18 @@ def _without_plans(observe: Observer) -> Observer:
     return observer
 
 
-def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
+def _finish(
+    run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], pruned: PrunePlan | None
+) -> None:
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
     # One interruption ends many images, and one bad store is that of all.
     for error in {(error.kind if isinstance(error, Cancelled) else id(error)): error for error in errors}.values():
         run.session.tell(error)
     if run.display.format == "json":
-        run.write(_document(run.session, outcomes, errors), "")
+        document = _document(run.session, outcomes, errors)
+        if pruned is not None:
+            document["pruned"] = {"images": list(pruned.images), "freed_bytes": pruned.size, "left_bytes": pruned.left}
+        run.write(document, "")
     if errors:
         run.fail(errors)
 

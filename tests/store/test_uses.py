@@ -16,7 +16,7 @@ from msb_pull.store.index.keys import copy_name
 from msb_pull.store.store import Store
 from msb_pull.store.uses import InUse
 from tests.support.counting import wait_for
-from tests.support.stores import microsandbox_pull, pull, record, sql
+from tests.support.stores import age, microsandbox_pull, pull, record, sql
 
 NAME = "localhost/a:1"
 DAY = 86400
@@ -38,20 +38,9 @@ def last(store, reference: str = NAME) -> float:
         return store.uses.last(database.find(reference))
 
 
-def age(store, seconds: float, reference: str = NAME) -> float:
-    """Makes all that tells of the last use that old; returns the time."""
-    then = int(time.time() - seconds)
-    os.utime(copy(store, reference), (then, then))
-    with sql(store.database_path) as run:
-        text = datetime.fromtimestamp(then, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        run.execute("UPDATE images SET last_used_at = ? WHERE reference = ?", (text, reference))
-        run.execute("UPDATE msb_pull_images SET pulled_at = ? WHERE reference = ?", (text, reference))
-    return then
-
-
 def test_a_pull_is_a_use_and_a_touch_is_one(store):
     assert last(store) > time.time() - DAY
-    then = age(store, DAY)
+    then = age(store, NAME, DAY)
     assert last(store) == then
     store.uses.touch(NAME)
     assert last(store) > then + DAY / 2
@@ -71,7 +60,7 @@ def test_a_touch_writes_at_most_once_a_minute(store, monkeypatch):
 
 def test_a_use_that_the_rows_tell_of_counts(store):
     """Microsandbox writes its column when it uses an image."""
-    then = age(store, 2 * DAY)
+    then = age(store, NAME, 2 * DAY)
     with sql(store.database_path) as run:
         text = datetime.fromtimestamp(then + DAY, UTC).strftime("%Y-%m-%d %H:%M:%S")
         run.execute("UPDATE images SET last_used_at = ?", (text,))
@@ -80,7 +69,7 @@ def test_a_use_that_the_rows_tell_of_counts(store):
 
 @pytest.mark.parametrize("text", ["soon", "", None, "9999-01-01 00:00:00"])
 def test_rows_that_make_no_sense_are_no_use(store, text):
-    then = age(store, DAY)
+    then = age(store, NAME, DAY)
     with sql(store.database_path) as run:
         run.execute("UPDATE images SET last_used_at = ?", (text,))
     assert then <= last(store) <= time.time()
@@ -97,7 +86,7 @@ def test_a_lost_database_does_not_make_all_images_alike(store):
     made = dataclasses.replace(record("localhost/b:1", "x"), pulled_at=datetime.now(UTC) - timedelta(days=9))
     with store.database(create=True) as database:
         database.record(made)
-    times = {name: age(store, days * DAY, name) for name, days in ((NAME, 3), ("localhost/b:1", 8))}
+    times = {name: age(store, name, days * DAY) for name, days in ((NAME, 3), ("localhost/b:1", 8))}
     # The pull of the one is as long ago as its copy says, and a touch came later.
     for file in store.home.glob("oci.db*"):
         file.unlink()

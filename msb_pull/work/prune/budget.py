@@ -28,20 +28,28 @@ class Budget:
         return self.keep is not None or self.min_free is not None
 
     def excess(self, store: Store, taken: int, freed: int = 0) -> int:
-        """How many bytes have to go from a store that takes ``taken``, of which ``freed`` are still on the disk.
+        """How many bytes have to go from a store that takes ``taken``, once ``freed``, still on the disk, are gone.
 
-        Raises LocalError where a file system that does not say how large it is must have a part of it free.
+        It may be more than there are, where others fill the file system. Raises LocalError where that must have
+        something free and does not say how much it has.
         """
-        over = 0 if self.keep is None else taken - self.keep
+        return max(0, *self._over(store, taken, freed))
+
+    def limit(self, store: Store, taken: int) -> int | None:
+        """How many bytes a store may take that takes ``taken``, None for any; raises LocalError, as :meth:`excess`."""
+        return max(taken - max(self._over(store, taken, 0)), 0) if self else None
+
+    def _over(self, store: Store, taken: int, freed: int) -> list[int]:
+        """By how much each limit is passed, negative where it is not reached."""
+        over = [] if self.keep is None else [taken - self.keep]
         if self.min_free is not None:
             size, free = file_system(store)
             if not size:
-                raise LocalError(
-                    f"{store.layers}: its file system does not say how much is free", hint="use --keep instead"
-                )
+                hint = "use a budget in bytes (--keep) instead"
+                raise LocalError(f"{store.layers}: its file system does not say how much is free", hint=hint)
             wanted = self.min_free.of(size) if isinstance(self.min_free, Percent) else self.min_free
-            over = max(over, wanted - free - freed)
-        return max(over, 0)
+            over.append(wanted - free - freed)
+        return over
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +106,12 @@ def choose(candidates: Sequence[Candidate], needed: Set[str], sizes: Mapping[str
 def file_system(store: Store) -> tuple[int, int]:
     """Bytes of the file system that the layers lie on, and how many of them are free for this user; raises LocalError.
 
-    Some network file systems say nothing of their size: then it is 0.
+    Some network file systems say nothing of their size: then it is 0. Of a store that is not there, it is the one where
+    it would be.
     """
+    folder = next((x for x in (store.layers, *store.layers.parents) if x.exists()), store.layers)
     try:
-        facts = os.statvfs(store.layers)
+        facts = os.statvfs(folder)
     except OSError as error:
-        raise local_error(error, store.layers) from error
+        raise local_error(error, folder) from error
     return facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
     from msb_pull.work.pull.sharing import Together
 
 
@@ -30,16 +31,20 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    in_use: InUse | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of
-    them the store holds what it held before, and at most more of a partial download.
+    are any; ``in_use`` keeps the image from being pruned while the command goes on. Raises the errors of
+    ``msb_pull.errors``; after any of them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
         raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
+    if in_use is not None and argument.reference is not None and not options.dry_run:
+        # Before it is looked for: what is found is then there until the end.
+        in_use.add(str(argument.reference))
     local = find_local(argument, store, options)
     if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
@@ -69,6 +74,8 @@ def pull_image(
             raise
         check_image(resolved.manifest, str(resolved.reference))
         if argument.reference is None:
+            if in_use is not None and not options.dry_run:
+                in_use.add(str(resolved.reference))
             local = _find(resolved.reference, store)
             if options.name is None:
                 _warn_of_replacing(local, resolved, warn)

@@ -100,6 +100,16 @@ def test_what_must_be_free_counts_as_well(monkeypatch, tmp_path):
     assert Budget(min_free=Percent(11)).excess(store, 100) == 10_000
     assert Budget(keep=30, min_free=100_300).excess(store, 100) == 300
     assert Budget(keep=30, min_free=100_030).excess(store, 100) == 70
+    for keep, part, expected in (
+        (30, None, 30),
+        (None, 100_030, 70),
+        (90, 100_030, 70),
+        (None, 99_000, 1100),
+        (9, 1, 9),
+    ):
+        assert Budget(keep=keep, min_free=part).limit(store, 100) == expected
+    assert Budget(min_free=Percent(50)).limit(store, 100) == 0
+    assert Budget().limit(store, 100) is None and Budget().excess(store, 100) == 0
     facts.f_blocks = facts.f_bavail = 0
     assert Budget(keep=30).excess(store, 100) == 70
     with pytest.raises(LocalError, match="does not say how much is free"):
