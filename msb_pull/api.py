@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
+    from msb_pull.image.reference import ImageArgument
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
@@ -148,6 +149,19 @@ class Store:
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_image(self._place, reference, where, options or ExportOptions(), job)
 
+    def _pull(
+        self,
+        arguments: Sequence[ImageArgument],
+        client: Callable[[], RegistryClient],
+        options: PullOptions,
+        job: Job,
+    ) -> list[PullResult | MsbPullError]:
+        with InUse(self._place.uses, job) as in_use:
+            outcomes = work.pull_images(arguments, self._place, client, options, job, in_use=in_use)
+            limits = self._settings
+            work.prune_after(self._place, outcomes, job, keep=limits.keep, min_free=limits.min_free)
+        return outcomes
+
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image
 
@@ -266,11 +280,7 @@ def pull_images(
                 stack.callback(clients[0].close)
             return clients[0]
 
-        with InUse(store._place.uses, job) as in_use:
-            outcomes = work.pull_images(arguments, store._place, client, wishes, job, in_use=in_use)
-            limits = store._settings
-            work.prune_after(store._place, outcomes, job, keep=limits.keep, min_free=limits.min_free)
-            return outcomes
+        return store._pull(arguments, client, wishes, job)
 
 
 def _path(name: str, given: object) -> Path | None:

@@ -246,7 +246,7 @@ _ALL = (
     Setting(
         "min_free",
         to_part,
-        "SIZE|N%",
+        "SIZE",
         "The same until the file system of the store has this much free, such as 5GB or 10%; default: store.min_free "
         "of the configuration file.",
         key="store.min_free",

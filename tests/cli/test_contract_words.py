@@ -57,7 +57,8 @@ OWN = {
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",
     "verify": f"--quick\n--repair\n{AUTHFILE}",
-    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait",
+    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait\n--keep SIZE\n--min-free SIZE",
+    "df": "",
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"

@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import threading
-import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -92,15 +91,13 @@ def pull(store: Store, reference: str, layers: str) -> ImageRecord:
     return made
 
 
-def age(store: Store, reference: str, seconds: float) -> float:
-    """Makes all that tells of the last use of an image that old; returns the time."""
-    then = int(time.time() - seconds)
-    os.utime(store.homes.copies / copy_name(reference), (then, then))
-    text = datetime.fromtimestamp(then, UTC).strftime(TIME)
+def set_used(store: Store, reference: str, when: int) -> None:
+    """Makes all that tells of the last use of an image say this time, in seconds since 1970."""
+    os.utime(store.homes.copies / copy_name(reference), (when, when))
+    text = datetime.fromtimestamp(when, UTC).strftime(TIME)
     with sql(store.database_path) as run:
         run.execute("UPDATE images SET last_used_at = ? WHERE reference = ?", (text, reference))
         run.execute("UPDATE msb_pull_images SET pulled_at = ? WHERE reference = ?", (text, reference))
-    return then
 
 
 def names(digests) -> str:

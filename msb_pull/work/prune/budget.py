@@ -33,7 +33,7 @@ class Budget:
         It may be more than there are, where others fill the file system. Raises LocalError where that must have
         something free and does not say how much it has.
         """
-        return max(0, *self._over(store, taken, freed))
+        return max([0, *self._over(store, taken, freed)])
 
     def limit(self, store: Store, taken: int) -> int | None:
         """How many bytes a store may take that takes ``taken``, None for any; raises LocalError, as :meth:`excess`."""

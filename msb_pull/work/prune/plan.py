@@ -17,7 +17,7 @@ from msb_pull.work.prune.usage import measure, partials, scan, size_of
 from msb_pull.work.select import Selection, lost_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable
 
     from msb_pull.ground.errors import ContentError
     from msb_pull.store.index.stored import StoredImage
@@ -109,11 +109,11 @@ def _chosen(store: Store, fit: Fit, usage: Usage, excess: int, going: Collection
     """The images and unfinished downloads that make the store fit; ``going`` go in any case."""
     with store.database(create=False) as database:
         stored = database.images()
-        needed = database.layer_digests() - _layer_names(stored)
+        needed = database.layer_digests() - _reached(stored)
     needed |= elsewhere(store).layers
     candidates = [Candidate(x.changed, x.name, size=x.size) for x in usage.partials if x.name not in going]
     for image in stored:
-        names = frozenset(_layer_names([image]))
+        names = frozenset(_reached([image]))
         if (
             _is_only_ours(image)
             and fit.may_remove(image.reference)
@@ -123,7 +123,8 @@ def _chosen(store: Store, fit: Fit, usage: Usage, excess: int, going: Collection
             candidates.append(Candidate(store.uses.last(image), image.reference, names))
         else:
             needed |= names
-    sizes = {name: usage.of(name) for name in (*usage.layers, *usage.records)}
+    known = _layer_names(stored)
+    sizes = {x: usage.of(x) for x in usage.layers if x in known or _is_ours(store, LayerKey.parse(x))}
     return choose(candidates, needed, sizes, excess)
 
 
@@ -139,10 +140,10 @@ def _plan(
     """The plan without the images that ``takes`` chooses; ``more`` names downloads that go whatever their age."""
     with store.database(create=False) as database:
         stored = database.images()
-        reached = database.layer_digests() - _layer_names(stored)
+        reached = database.layer_digests() - _reached(stored)
     doomed = [image for image in stored if _is_only_ours(image) and takes(image)]
     names = {image.reference for image in doomed}
-    kept = reached | _layer_names(image for image in stored if image.reference not in names)
+    kept = reached | _reached(image for image in stored if image.reference not in names)
     known = _layer_names(doomed) - kept
     there = [(key, str(key)) for key in store.layers_there()]
     going = [key for key, name in there if name in known or (name not in kept and _is_ours(store, key))]
@@ -218,8 +219,13 @@ def _is_only_ours(image: StoredImage) -> bool:
     return image.digest is not None and not image.shared
 
 
-def _layer_names(images: Iterable[StoredImage] | Sequence[StoredImage]) -> set[str]:
+def _layer_names(images: Iterable[StoredImage]) -> set[str]:
     return {str(layer.key) for image in images for layer in image.layers}
+
+
+def _reached(images: Iterable[StoredImage]) -> set[str]:
+    """The names of all layers that images reach: of one with a form of its own, Microsandbox takes the plain one."""
+    return {name for image in images for layer in image.layers for name in (str(layer.key), str(layer.digest))}
 
 
 def _is_ours(store: Store, key: LayerKey) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
 
 _SIZES = "sizes.json"
+_DRAFT = "sizes"
 # A store of 20,000 layers has as many bytes in that file.
 _MOST_BYTES = 4 << 20
 # What tells that a folder is still the one that was measured: its inode, and when its facts last changed.
@@ -85,7 +86,8 @@ def measure(store: Store, known: Mapping[str, tuple[_Stamp, int]] | None = None)
             layers=layers,
             records=records,
             partials=tuple(partials(store)),
-            staging=sum(size_of(entry.path) for entry in scan(store.own / "staging")),
+            # But for the draft of what is remembered, which anybody may be writing now.
+            staging=sum(size_of(x.path) for x in scan(store.own / "staging") if not x.name.startswith(_DRAFT)),
             stamps=stamps,
         )
     except OSError as error:
@@ -119,7 +121,7 @@ def remembered(store: Store) -> dict[str, tuple[_Stamp, int]]:
 def remember(store: Store, usage: Usage) -> None:
     """Keeps the sizes of complete layers for the next time; where nothing can be written there is none."""
     document = {name: [*stamp, usage.layers[name]] for name, stamp in usage.stamps.items()}
-    with contextlib.suppress(OSError), store.places.private("sizes") as draft:
+    with contextlib.suppress(OSError), store.places.private(_DRAFT) as draft:
         draft.write_text(json.dumps(document), encoding="ascii")
         os.replace(draft, store.own / _SIZES)
 

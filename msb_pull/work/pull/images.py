@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, local_error
 from msb_pull.ground.running import Cancel
+from msb_pull.image.reference import Reference
 from msb_pull.work.pull.pull import pull_image
 
 if TYPE_CHECKING:
@@ -127,9 +128,14 @@ def _outcome(
 ) -> PullResult | MsbPullError:
     try:
         job.cancel.check()
+        if options.dry_run:
+            return pull_image(argument, store, client, options, job, together)
+        named = argument.reference or (Reference.parse(options.name) if options.name else None)
+        if in_use is not None and named is not None:
+            # Before it is looked for: what is found is then there until the end.
+            in_use.add(str(named))
         result = pull_image(argument, store, client, options, job, together, in_use)
-        if not options.dry_run:
-            store.uses.touch(result.reference)
+        store.uses.touch(result.reference)
         return result
     except MsbPullError as error:
         return error

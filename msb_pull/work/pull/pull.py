@@ -42,9 +42,6 @@ def pull_image(
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
         raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
-    if in_use is not None and argument.reference is not None and not options.dry_run:
-        # Before it is looked for: what is found is then there until the end.
-        in_use.add(str(argument.reference))
     local = find_local(argument, store, options)
     if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
         return _unchanged(local, store, started)
@@ -73,9 +70,9 @@ def pull_image(
                 return _unchanged(local, store, started)
             raise
         check_image(resolved.manifest, str(resolved.reference))
+        if in_use is not None:
+            in_use.add(str(resolved.reference))
         if argument.reference is None:
-            if in_use is not None and not options.dry_run:
-                in_use.add(str(resolved.reference))
             local = _find(resolved.reference, store)
             if options.name is None:
                 _warn_of_replacing(local, resolved, warn)

@@ -19,11 +19,13 @@ from msb_pull.work.prune.plan import plan_to_fit
 from msb_pull.work.prune.report import report_disk
 from msb_pull.work.prune.usage import measure, remember, remembered
 from msb_pull.work.select import Selection, parse_filters
-from tests.support.stores import NEVER, age, digest, microsandbox_pull, names, publish, pull
+from tests.support.stores import NEVER, digest, microsandbox_pull, names, publish, pull, set_used
 
 A, B, C = (f"localhost/{name}:1" for name in "abc")
 SIZE = 100_000
 DAY = 86400
+# Long ago.
+THEN = 1_700_000_000
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def store(tmp_path):
             if not made.has_layer(digest(name)):
                 publish(made, name, "x" * SIZE)
         pull(made, reference, layers)
-        age(made, reference, days * DAY)
+        set_used(made, reference, THEN - days * DAY)
     return made
 
 
@@ -110,6 +112,8 @@ def test_an_unfinished_download_goes_in_its_turn(store):
     for name, days in (("old", 2.5), ("new", 0.5)):
         (store.own / "partial" / name).write_bytes(b"x" * SIZE)
         os.utime(store.own / "partial" / name, (time.time() - days * DAY,) * 2)
+    for days, reference in enumerate([C, B, A], 1):
+        set_used(store, reference, int(time.time()) - days * DAY)
     before = total(store)
     done = prune_to_fit(store, fit(before - one(store) - 1), Job())
     assert (done.images, [x.name for x in done.partials]) == ((A,), ["partial/old"])
