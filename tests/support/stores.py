@@ -93,11 +93,13 @@ def pull(store: Store, reference: str, layers: str) -> ImageRecord:
 
 def set_used(store: Store, reference: str, when: int) -> None:
     """Makes all that tells of the last use of an image say this time, in seconds since 1970."""
-    os.utime(store.homes.copies / copy_name(reference), (when, when))
     text = datetime.fromtimestamp(when, UTC).strftime(TIME)
     with sql(store.database_path) as run:
         run.execute("UPDATE images SET last_used_at = ? WHERE reference = ?", (text, reference))
         run.execute("UPDATE msb_pull_images SET pulled_at = ? WHERE reference = ?", (text, reference))
+    with store.database(create=True) as database:
+        database.copy_again(reference)
+    os.utime(store.homes.copies / copy_name(reference), (when, when))
 
 
 def names(digests) -> str:
