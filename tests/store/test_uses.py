@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import threading
 import time
@@ -117,6 +118,18 @@ def test_what_has_no_copy_and_what_cannot_be_written_is_passed_over(store, tmp_p
     os.utime(path, (1, 1), follow_symlinks=False)
     store.uses.touch(NAME)
     assert os.stat(tmp_path / "elsewhere").st_mtime == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC])
+def test_where_nothing_can_be_written_a_touch_is_silent(store, monkeypatch, number):
+    set_used(store, NAME, THEN)
+
+    def refuse(path, **more):
+        raise OSError(number, "refused", path)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    store.uses.touch(NAME)
+    assert last(store) == THEN
 
 
 def is_free(store) -> bool:

@@ -68,9 +68,12 @@ def prune_after_pull(store: Store, fit: Fit, job: Job) -> PrunePlan | None:
     remember(store, usage)
     if not fit.budget.excess(store, usage.total):
         return None
-    with contextlib.suppress(Busy), store.lock_exclusive(job.tell_waiting, job.cancel, wait=False):
-        return _fit(store, fit, job, measure(store, remembered(store)))
-    return None
+    try:
+        with store.lock_exclusive(job.tell_waiting, job.cancel, wait=False):
+            return _fit(store, fit, job, measure(store, remembered(store)))
+    except Busy as error:
+        job.log("", f"the store takes more than it may, but {error.message}: its last pull makes it fit")
+        return None
 
 
 def _fit(store: Store, fit: Fit, job: Job, usage: Usage) -> PrunePlan:
