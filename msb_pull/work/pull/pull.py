@@ -74,15 +74,11 @@ def pull_image(
         check_image(resolved.manifest, str(resolved.reference))
         if in_use is not None:
             in_use.add(str(resolved.reference))
-        if argument.reference is None:
-            local = _find(resolved.reference, store)
-            if options.name is None:
-                _warn_of_replacing(local, resolved, warn)
-            if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
-                # A pull that was killed may have left something; in a store that cannot be written it stays.
-                with contextlib.suppress(OSError):
-                    store.sweep()
-                return _unchanged(local, store, started)
+        if argument.reference is None and (same := _same(resolved, store, options, warn)):
+            # A pull that was killed may have left something; in a store that cannot be written it stays.
+            with contextlib.suppress(OSError):
+                store.sweep()
+            return _unchanged(same, store, started)
         from msb_pull.work.pull.transfer import Transfer
 
         work = Transfer(resolved, source, store, options, job, together=together)
@@ -94,6 +90,16 @@ def _load_transfer() -> None:
     # What is missing is so again for who needs it.
     with contextlib.suppress(ImportError, OSError, MemoryError):
         import_module("msb_pull.work.pull.transfer")
+
+
+def _same(
+    resolved: ResolvedImage, store: Store, options: PullOptions, warn: Callable[[str], None]
+) -> StoredImage | None:
+    """The image as the database has it, if it is complete and just what a folder or an archive holds."""
+    local = _find(resolved.reference, store)
+    if options.name is None:
+        _warn_of_replacing(local, resolved, warn)
+    return local if local and _is_same(local, resolved, options) and _is_complete(local, store) else None
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:
