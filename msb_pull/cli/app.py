@@ -66,6 +66,8 @@ msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
+msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -74,12 +76,18 @@ def pull(
     force: opt.Force = False,
     as_: opt.As = None,
     dry_run: opt.DryRunPull = False,
+    lock: opt.Lock = None,
+    locked: opt.Locked = None,
+    upgrade: opt.Upgrade = False,
+    lock_platforms: opt.LockPlatforms = None,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
     ca_cert: opt.CaCert = None,
     creds_stdin: opt.CredsStdin = False,
     anonymous: opt.Anonymous = False,
     allow_no_xattr: opt.AllowNoXattr = False,
+    require_signature: opt.RequireSignature = None,
+    no_signature_check: opt.NoSignatureCheck = False,
 ) -> None:
     """Pull images into the store.
 
@@ -92,11 +100,19 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, pull_images
+    from msb_pull.cli.pull import Access, LockChoice, Signing, pull_images
 
-    access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
+    words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
     pull_images(
-        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
+        run,
+        words,
+        Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        choice=LockChoice(lock, locked, upgrade, tuple(lock_platforms or ())),
+        force=force,
+        name=as_,
+        dry_run=dry_run,
+        allow_no_xattr=allow_no_xattr,
+        signing=Signing(tuple(require_signature or ()), no_signature_check),
     )
 
 
@@ -143,7 +159,8 @@ def inspect(
 ) -> None:
     """Show what an image is made of and where it is stored.
 
-    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    Digest, platform, who has signed it, what it runs, and for each layer its size, entries, state and directory. No
+    network is used.
     """
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
@@ -167,7 +184,8 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
     and its digest must be the one in the image's config. Prints one line per difference (layer, path, kind, expected,
-    found) and ends with code 6 if there are any.
+    found) and ends with code 6 if there are any. Kept signatures are checked again, too, and end it with code 8 where
+    an image is not signed as a rule requires.
     """
     from msb_pull.cli.verify import verify_store
 
@@ -245,19 +263,28 @@ def rm(run: Run, images: opt.Images = None) -> None:
     examples="""\
 msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
     from msb_pull.cli.save import save_archive
 
-    save_archive(run, opt.needed(images, "save"), output, form or [])
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
 
 
 @command(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from msb_pull.config.signatures import SignatureRule
     from msb_pull.ground.sizes import Percent
 
 # Setting -> its field in Limits.
@@ -59,6 +60,7 @@ class Settings:
     keep: int | None = None
     min_free: int | Percent | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    signatures: tuple[SignatureRule, ...] = ()
     progress: str = "auto"
     color: bool | None = None
     interactive: bool = True
@@ -85,6 +87,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     return Settings(
         **found,
         registries=given.registries,
+        signatures=given.signatures,
         interactive=not environ.get("CI"),
         moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
@@ -104,6 +107,7 @@ class _Given:
         self.warnings: list[str] = []
         self.origins: dict[str, str] = {}
         self.registries: dict[str, RegistrySettings] = {}
+        self.signatures: tuple[SignatureRule, ...] = ()
 
     def take(self, name: str) -> Any:
         """The value from the first place that has one, None where no place has."""
@@ -126,6 +130,10 @@ class _Given:
         self.file = path
         self._keys = document.keys
         self.registries = {name: _registry(path, name, table) for name, table in document.registries.items()}
+        if document.signatures is not None:
+            from msb_pull.config.signatures import parse_rules
+
+            self.signatures = parse_rules(path, document.signatures)
 
     def _places(self, name: str) -> list[tuple[str, Any]]:
         setting = TABLE[name]

@@ -67,7 +67,7 @@ def look(store: Store, turn: int, budgets: list[int]) -> None:
 
 
 @pytest.mark.timeout(120 + 5 * ROUNDS)
-def test_d39_a_store_keeps_to_its_budget_whatever_goes_on(tmp_path):
+def test_d41_a_store_keeps_to_its_budget_whatever_goes_on(tmp_path):
     context = multiprocessing.get_context("spawn")
     turns = max(1, ROUNDS // (PROCESSES * EACH))
     barrier, answers = context.Barrier(PROCESSES + 1), context.Queue()

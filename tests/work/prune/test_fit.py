@@ -233,7 +233,7 @@ def test_layers_are_measured_once(store, monkeypatch):
     assert whole.total == counted(store)
 
 
-def test_d42_a_layer_that_is_another_one_now_is_measured_again(store):
+def test_d44_a_layer_that_is_another_one_now_is_measured_again(store):
     remember(store, measure(store))
     publish(store, "x", "x" * 3 * SIZE, replace=True)
     assert measure(store, remembered(store)).total == counted(store)
@@ -263,7 +263,7 @@ def test_a_directory_that_another_program_is_filling_is_not_remembered(store):
         "1",
     ],
 )
-def test_d42_remembered_sizes_that_make_no_sense_are_none(store, text):
+def test_d44_remembered_sizes_that_make_no_sense_are_none(store, text):
     (store.own / "sizes.json").write_text(text)
     assert remembered(store) == {}
     assert prune_after_pull(store, fit(total(store)), Job()) is None

@@ -363,7 +363,7 @@ def test_rm_that_is_interrupted_says_what_is_gone(store):
     assert len(layers(prune(store))) == 2
 
 
-def test_d41_rm_of_an_image_of_microsandbox_that_is_interrupted_leaves_to_prune_what_it_says(store):
+def test_d43_rm_of_an_image_of_microsandbox_that_is_interrupted_leaves_to_prune_what_it_says(store):
     for name in "pqr":
         foreign(store, name)
     microsandbox_pull(store.database_path, "localhost/theirs:1", "pqr")
@@ -501,7 +501,7 @@ def test_a_symlink_with_the_name_of_a_layer_is_left_and_not_called_removed(store
     assert remark == f"{store.layer_dir(digest('x'))}: not a directory but a symlink or a file; it was left as it is"
 
 
-def test_d40_layers_stay_where_the_database_is_lost(store):
+def test_d42_layers_stay_where_the_database_is_lost(store):
     """Nothing is left that tells of their images, so all of them would pass for nobody's."""
     pull(store, "localhost/a:1", "xy")
     plan = plan_prune(store, Selection(references=("b",)))
