@@ -195,8 +195,10 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 @command(
     app,
     usage="[OPTIONS]",
+    settings=("keep", "min_free"),
     examples="""\
 msb-pull prune
+msb-pull prune --keep 20GB
 msb-pull prune --dry-run --all --filter until=720h
 msb-pull prune --yes""",
 )
@@ -213,12 +215,32 @@ def prune(
     Removes layers, their records, and downloads not resumed for a week. Shows what would go and how much
     space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
     does not know are kept.
+
+    With --keep or --min-free whole images go as well, least recently used first, until the store fits: never one that
+    a running pull uses. `msb-pull df` shows what the store takes.
     """
-    if filters and not everything:
-        raise UsageError("--filter only works together with --all", hint="msb-pull prune --all --filter until=720h")
     from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull df
+msb-pull df --format json | jq .total_bytes""",
+)
+def df(run: Run) -> None:
+    """Show what the store takes on its disk.
+
+    What the layers of images take, each counted once, and which of them several images share; records, unfinished
+    downloads, what `msb-pull prune` would give back, and what is free. Where the configuration file has a budget for
+    the store (`[store]`), also how full that is.
+    """
+    from msb_pull.cli.ls import show_usage
+
+    show_usage(run)
 
 
 @command(

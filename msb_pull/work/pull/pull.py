@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
     from msb_pull.work.pull.sharing import Together
     from msb_pull.work.pull.signatures import Gate
 
@@ -33,12 +34,13 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    in_use: InUse | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of them the store holds what it held before, and at
-    most more of a partial download.
+    are any; ``in_use`` keeps the image from being pruned while the command goes on. Raises the errors of
+    ``msb_pull.errors``; after any of them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
@@ -81,7 +83,7 @@ def pull_image(
             raise
         if argument.reference is None:
             gate = gate or _gate(resolved.reference, options, job)
-        result = _move(argument, resolved, source, gate, store, options, job, together, started)
+        result = _move(argument, resolved, source, gate, store, options, job, together, in_use, started)
     return replace(result, also=also) if also else result
 
 
@@ -94,12 +96,15 @@ def _move(
     options: PullOptions,
     job: Job,
     together: Together | None,
+    in_use: InUse | None,
     started: float,
 ) -> PullResult:
     """Brings an image that was found into the store, once its signatures are as they must be."""
     from msb_pull.image.manifest import check_image
 
     check_image(resolved.manifest, str(resolved.reference))
+    if in_use is not None:
+        in_use.add(str(resolved.reference))
     local = _find(resolved.reference, store) if argument.reference is None else None
     if argument.reference is None and options.name is None:
         _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
