@@ -29,6 +29,7 @@ from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.microsandbox import FakeMicrosandbox
+from tests.support.processes import gone
 
 pytestmark = pytest.mark.timeout(120)
 MANIFESTS, BLOBS = "/manifests/", "/blobs/"
@@ -294,7 +295,7 @@ def test_a_signal_ends_both(world, number, when):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number and "interrupted" in errors
-    assert not os.path.exists(f"/proc/{note.read_text()}")
+    assert gone(int(note.read_text()))
     assert [name for name in world.left() if not name.startswith("sha256:")] == []
 
 
