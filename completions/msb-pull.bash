@@ -40,14 +40,15 @@ _msb_pull() {
     local commands='pull ls inspect verify prune rm save export'
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
-        [pull]='-f --force --as --to --msb -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
-            --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
+        [pull]='-f --force --as --to --msb -n --dry-run --lock --locked --upgrade --lock-platform --policy --platform -j --jobs
+            --plain-http --tls-no-verify --ca-cert --creds-stdin --anonymous --authfile --require-signature
+            --no-signature-check --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
         [verify]='--quick --repair --authfile'
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
-        [save]='-o --output'
+        [save]='-o --output --without'
         [export]='-o --output --path --stat -f --force --to --msb --authfile'
     )
 
@@ -58,7 +59,8 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output '
+        --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output
+        --lock --locked --lock-platform --without '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -89,7 +91,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | --msb | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --msb | --require-signature | --lock | --locked | --without | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
@@ -98,7 +100,7 @@ _msb_pull() {
         --progress) choices=(auto bars plain json none) ;;
         --color) choices=(auto always never) ;;
         --policy) choices=(missing always newer never) ;;
-        --platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
+        --platform | --lock-platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
         --stat) choices=(native containers microsandbox) ;;
         --to) choices=(microsandbox) ;;
         --sort) choices=(name size pulled) ;;

@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output --lock --locked --lock-platform --without
                 set skip yes
             case '-*'
             case '*'
@@ -65,6 +65,10 @@ complete -c msb-pull -n '__msb_pull_is ls inspect verify rm save export' -a '(__
 
 complete -c msb-pull -n '__msb_pull_is pull' -s f -l force -d 'Fetch and unpack every layer again'
 complete -c msb-pull -n '__msb_pull_is pull' -l as -x -d 'Name for a local image'
+complete -c msb-pull -n '__msb_pull_is pull' -l lock -r -F -d 'Write a lock file'
+complete -c msb-pull -n '__msb_pull_is pull' -l locked -r -F -d 'Pull what a lock file says'
+complete -c msb-pull -n '__msb_pull_is pull' -l upgrade -d 'Renew the lock file'
+complete -c msb-pull -n '__msb_pull_is pull' -l lock-platform -x -a 'linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386' -d 'Lock this platform too'
 complete -c msb-pull -n '__msb_pull_is pull' -l policy -x -a 'missing always newer never' -d 'When to ask the registry'
 complete -c msb-pull -n '__msb_pull_is pull' -l platform -x -a 'linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386' -d 'Platform to choose'
 complete -c msb-pull -n '__msb_pull_is pull' -s j -l jobs -x -d 'Layers at once'
@@ -74,6 +78,8 @@ complete -c msb-pull -n '__msb_pull_is pull' -l ca-cert -r -F -d 'Trust these au
 complete -c msb-pull -n '__msb_pull_is pull' -l creds-stdin -d 'Read user:password from standard input'
 complete -c msb-pull -n '__msb_pull_is pull' -l anonymous -d 'Use no credentials'
 complete -c msb-pull -n '__msb_pull_is pull verify export' -l authfile -r -F -d 'Credentials'
+complete -c msb-pull -n '__msb_pull_is pull' -l require-signature -r -F -d 'Only images signed with this key'
+complete -c msb-pull -n '__msb_pull_is pull' -l no-signature-check -d 'Check no signatures'
 complete -c msb-pull -n '__msb_pull_is pull' -l allow-no-xattr -d 'Accept a file system without user attributes'
 complete -c msb-pull -n '__msb_pull_is pull' -l limit-rate -x -d 'Most bytes a second'
 complete -c msb-pull -n '__msb_pull_is pull' -l max-layer-size -x -d 'Largest unpacked layer'
@@ -98,6 +104,7 @@ complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of 
 
 complete -c msb-pull -n '__msb_pull_is save' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is save' -l format -x -a 'oci docker text json' -d 'Kind of archive'
+complete -c msb-pull -n '__msb_pull_is save' -l without -r -F -a '(__msb_pull_images)' -d 'What the other side has'
 complete -c msb-pull -n '__msb_pull_is export' -s o -l output -r -F -d 'Where to write'
 complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs squashfs text json' -d 'What to write'
 complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers microsandbox' -d 'How a folder keeps owners'

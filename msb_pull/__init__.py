@@ -16,6 +16,7 @@ used, so that ``import msb_pull`` costs nothing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from msb_pull.api import Store, pull_image, pull_images
+    from msb_pull.config.signatures import SignatureRule
     from msb_pull.ground import errors as errors
     from msb_pull.ground import events as events
     from msb_pull.ground.errors import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         MsbPullError,
         NetworkError,
         NotFoundError,
+        SignatureError,
         UsageError,
     )
     from msb_pull.ground.version import __version__
@@ -59,6 +61,8 @@ __all__ = [
     "PullOptions",
     "PullResult",
     "RegistryOptions",
+    "SignatureError",
+    "SignatureRule",
     "Store",
     "UsageError",
     "__version__",
@@ -71,8 +75,9 @@ __all__ = [
 # Module -> the public names that it holds.
 _HOLDERS = {
     "api": "Store pull_image pull_images",
+    "config.signatures": "SignatureRule",
     "ground.errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
-    "UsageError",
+    "SignatureError UsageError",
     "image.platform": "Platform",
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",

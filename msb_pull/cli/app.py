@@ -8,7 +8,7 @@ import typer
 
 from msb_pull.cli import options as opt
 from msb_pull.cli.group import Group, command, usage_error
-from msb_pull.cli.run import Run, Session
+from msb_pull.cli.run import Access, Run, Session
 from msb_pull.cli.signals import Interrupts
 from msb_pull.display.streams import Streams
 from msb_pull.ground.errors import Cancelled, UsageError
@@ -70,6 +70,8 @@ msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
 msb-pull pull --to microsandbox ubuntu:22.04
+msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
+msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -79,12 +81,18 @@ def pull(
     as_: opt.As = None,
     to: opt.PullTo = None,
     dry_run: opt.DryRunPull = False,
+    lock: opt.Lock = None,
+    locked: opt.Locked = None,
+    upgrade: opt.Upgrade = False,
+    lock_platforms: opt.LockPlatforms = None,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
     ca_cert: opt.CaCert = None,
     creds_stdin: opt.CredsStdin = False,
     anonymous: opt.Anonymous = False,
     allow_no_xattr: opt.AllowNoXattr = False,
+    require_signature: opt.RequireSignature = None,
+    no_signature_check: opt.NoSignatureCheck = False,
 ) -> None:
     """Pull images into the store.
 
@@ -97,11 +105,16 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, Wishes, pull_images
+    from msb_pull.cli.pull import LockChoice, Signing, Wishes, pull_images
 
-    access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
-    wanted = Wishes(force=force, name=as_, to=to, dry_run=dry_run, allow_no_xattr=allow_no_xattr)
-    pull_images(run, opt.needed(images, "pull"), access, wanted)
+    pull_images(
+        run,
+        list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull"),
+        Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        wishes=Wishes(force=force, name=as_, to=to, dry_run=dry_run, allow_no_xattr=allow_no_xattr),
+        choice=LockChoice(lock, locked, upgrade, tuple(lock_platforms or ())),
+        signing=Signing(tuple(require_signature or ()), no_signature_check),
+    )
 
 
 @command(
@@ -147,7 +160,8 @@ def inspect(
 ) -> None:
     """Show what an image is made of and where it is stored.
 
-    Digest, platform, what it runs, and for each layer its size, entries, state and directory. No network is used.
+    Digest, platform, who has signed it, what it runs, and for each layer its size, entries, state and directory. No
+    network is used.
     """
     chosen = [name for name, wanted in (("layers", layers), ("lowerdir", lowerdir), ("files", files)) if wanted]
     if len(chosen) > 1:
@@ -171,7 +185,8 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 
     Without IMAGE all layers of the store are checked. The tar stream of each layer is recreated from the store,
     and its digest must be the one in the image's config. Prints one line per difference (layer, path, kind, expected,
-    found) and ends with code 6 if there are any.
+    found) and ends with code 6 if there are any. Kept signatures are checked again, too, and end it with code 8 where
+    an image is not signed as a rule requires.
     """
     from msb_pull.cli.verify import verify_store
 
@@ -227,19 +242,28 @@ def rm(run: Run, images: opt.Images = None) -> None:
     examples="""\
 msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
     from msb_pull.cli.save import save_archive
 
-    save_archive(run, opt.needed(images, "save"), output, form or [])
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
 
 
 @command(

@@ -54,7 +54,7 @@ def export_images(run: Run, given: ExportArguments) -> None:
 
 
 def _to_microsandbox(run: Run, images: Sequence[str], folder: str | None, *, force: bool) -> None:
-    from msb_pull.cli.pull import Access, LazyClient
+    from msb_pull.cli.run import Access, LazyClient
     from msb_pull.work.microsandbox.program import find_msb
     from msb_pull.work.microsandbox.stored import Stored
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.display.tables import ago, facts, rfc3339, table
 from msb_pull.ground.sizes import counted, format_size
-from msb_pull.ground.text import visible_bytes
+from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import Reference
 from msb_pull.work.listing import InspectedImage, InspectedLayer, inspect_image, list_files
 
@@ -68,6 +68,7 @@ def _page(image: InspectedImage, *, color: bool) -> str:
         ("Pulled", f"{ago(image.pulled_at, now)}, {rfc3339(image.pulled_at)}"),
         *([("Source", image.source)] if image.source else []),
         *([("Created", image.created)] if image.created else []),
+        *(("Signed by", visible(f"{x.signer}, as {x.rule} required")) for x in image.signatures),
         *((title, shown) for title, key in _CONFIG if (shown := _shown_value(image.config.get(key)))),
     ]
     rows = [_layer_row(number, layer) for number, layer in enumerate(image.layers, start=1)]
@@ -110,6 +111,15 @@ def _document(image: InspectedImage) -> dict[str, Any]:
         "pulled_at": rfc3339(image.pulled_at),
         "source": image.source,
         "created": image.created,
+        "signatures": [
+            {
+                "signer": x.signer,
+                "signed": x.signed,
+                "rule": x.rule,
+                "checked_at": rfc3339(x.checked_at) if x.checked_at else None,
+            }
+            for x in image.signatures
+        ],
         "config": _config_document(image),
         "layers": [
             {

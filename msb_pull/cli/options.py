@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msb_pull.config.table import ACCESS, EVERYWHERE, LIMITS, TABLE
+from msb_pull.config.table import ACCESS, EVERYWHERE, LIMITS, LOCKS, TABLE
 from msb_pull.ground.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.config.table import Setting
+
+# A section of a help page.
+SIGNATURES = "Signatures"
 
 Flag = bool
 Text = str | None
@@ -68,6 +71,61 @@ AllowNoXattr = Annotated[
 As = Annotated[
     Text, typer.Option("--as", metavar="REF", help="Record an image from a folder or an archive under this name.")
 ]
+RequireSignature = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require-signature",
+        metavar="KEY",
+        help="Only images signed with this public key (PEM), or one of several. Rules of the configuration file hold, "
+        "too.",
+        rich_help_panel=SIGNATURES,
+        show_default=False,
+    ),
+]
+NoSignatureCheck = Annotated[
+    Flag,
+    typer.Option(
+        "--no-signature-check",
+        help="Check no signatures; refused (exit code 8) where a rule of the configuration file asks for one.",
+        rich_help_panel=SIGNATURES,
+    ),
+]
+Lock = Annotated[
+    Text,
+    typer.Option(
+        "--lock",
+        metavar="FILE",
+        help="Write what the images are now into a lock file. What it says of them already stays, and is pulled.",
+        rich_help_panel=LOCKS,
+    ),
+]
+Locked = Annotated[
+    Text,
+    typer.Option(
+        "--locked",
+        metavar="FILE",
+        help="Pull exactly what a lock file says, all of it where no IMAGE is named. No tag is asked for.",
+        rich_help_panel=LOCKS,
+    ),
+]
+Upgrade = Annotated[
+    Flag,
+    typer.Option(
+        "--upgrade",
+        help="With --lock: renew the images, all of the file where no IMAGE is named, for all its platforms.",
+        rich_help_panel=LOCKS,
+    ),
+]
+LockPlatforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lock-platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="With --lock: lock this platform as well, without pulling it. May be given several times.",
+        show_default=False,
+        rich_help_panel=LOCKS,
+    ),
+]
 DryRunPull = Annotated[
     Flag, typer.Option("-n", "--dry-run", help="Show what would be fetched and how much; write nothing.")
 ]
@@ -107,6 +165,16 @@ SaveFormat = Annotated[
         metavar="oci|docker",
         help="Kind of archive; default: oci. `docker` is for `docker load`. May be given twice, since text and json "
         "choose what standard output carries, as everywhere.",
+        show_default=False,
+    ),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="IMAGE|FILE",
+        help="Leave out the layers of this image, or of an archive or layout that was handed over before. May be given "
+        "several times.",
         show_default=False,
     ),
 ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.display.streams import read_secret
+from msb_pull.cli.run import LazyClient, hosts_of
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size
+from msb_pull.ground.text import visible
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.work.pull import images as work
@@ -17,27 +18,15 @@ from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from msb_pull.cli.run import Run, Session
+    from msb_pull.cli.run import Access, Run, Session
     from msb_pull.ground.events import Event, Observer
-    from msb_pull.source.registry.credentials import CredentialStore
-    from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.pull.locked import Beside
     from msb_pull.work.pull.plan import Delivered, PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
 _FINISHED = "finished layers are kept; run the same command again to continue"
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How the registries of the named images are to be reached."""
-
-    plain_http: bool = False
-    tls_no_verify: bool = False
-    ca_cert: str | None = None
-    creds_stdin: bool = False
-    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +40,119 @@ class Wishes:
     allow_no_xattr: bool = False
 
 
-def pull_images(run: Run, images: Sequence[str], access: Access, wishes: Wishes) -> None:
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What was asked for on signatures, beside the rules of the settings."""
+
+    keys: tuple[str, ...] = ()
+    unchecked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LockChoice:
+    """The lock file that is to be written (``lock``) or obeyed (``locked``), and how."""
+
+    lock: str | None = None
+    locked: str | None = None
+    upgrade: bool = False
+    platforms: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises UsageError for options that do not go together."""
+        if self.lock is not None and self.locked is not None:
+            raise UsageError("--lock and --locked: choose one", hint="--lock adds what --locked would refuse")
+        for option, given in ("--upgrade", self.upgrade), ("--lock-platform", self.platforms):
+            if given and self.lock is None:
+                raise UsageError(f"{option} only works together with --lock FILE")
+
+    def path(self) -> Path:
+        """The one file that was named; raises UsageError."""
+        from msb_pull.config.table import to_path
+
+        try:
+            return to_path(self.locked if self.lock is None else self.lock)
+        except ValueError as error:
+            raise UsageError(f"{'--locked' if self.lock is None else '--lock'}: {error}") from None
+
+
+def pull_images(
+    run: Run,
+    images: Sequence[str],
+    access: Access,
+    *,
+    wishes: Wishes,
+    choice: LockChoice,
+    signing: Signing,
+) -> None:
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
-    arguments = [parse_argument(text, settings.default_registry) for text in images]
+    platform = Platform.parse(settings.platform) if settings.platform else None
+    beside = _beside(run, choice, images, platform or Platform.host())
+    arguments = [parse_argument(text, settings.default_registry) for text in (beside.images if beside else images)]
     _check(arguments, access, wishes.name)
     run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
         force=wishes.force,
-        platform=Platform.parse(settings.platform) if settings.platform else None,
+        platform=platform,
         limits=settings.limits,
         allow_no_xattr=wishes.allow_no_xattr,
         name=wishes.name,
         dry_run=wishes.dry_run,
+        signatures=settings.signatures,
+        require_signature=signing.keys,
+        no_signature_check=signing.unchecked,
         to=wishes.to,
         msb=settings.msb,
+        pins=beside.pins if beside else {},
     )
     pull = _pull_of(options)
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
         outcomes = _pull(run, arguments, client, options, pull)
-    _finish(run, list(zip(arguments, outcomes, strict=True)))
+    paired = list(zip(arguments, outcomes, strict=True))
+    _finish(run, paired, _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {})
+
+
+def _beside(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> Beside | None:
+    """What a lock file says for this pull; None without one. Raises UsageError, LocalError."""
+    choice.check()
+    settings = run.settings
+    if choice.lock is None and choice.locked is None:
+        return None
+    from msb_pull.work.pull.locked import beside_locked, beside_locking
+
+    path = choice.path()
+    if choice.lock is None:
+        return beside_locked(path, images, platform, settings.default_registry)
+    if settings.policy == Policy.NEVER:
+        raise UsageError("--lock and --policy never exclude each other: only a registry says what is to be locked")
+    also = [Platform.parse(text) for text in choice.platforms]
+    return beside_locking(path, images, platform, also, settings.default_registry, upgrade=choice.upgrade)
+
+
+def _write_lock(
+    run: Run, beside: Beside, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], *, write: bool
+) -> dict[str, Any]:
+    """Puts what was pulled into the lock file, says what is new in it, and returns that for the document."""
+    if beside.locking is None:
+        return {}
+    from msb_pull.work.lockfile import update
+
+    pulled = {str(x.reference): result for x, result in outcomes if not isinstance(result, MsbPullError)}
+    changes = update(beside.path, beside.locking.found(pulled), write=write)
+    shown = visible(str(beside.path))
+    for change in changes:
+        what = f"{change.image} {change.platform or 'index'}"
+        run.display.note(f"{what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
+    if changes:
+        run.display.note(f"{'Wrote' if write else 'Would write'} {shown}", done=write)
+    elif pulled:
+        run.display.note(f"{shown} says so already")
+    listed = [
+        {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
+        for x in changes
+    ]
+    return {"lock": {"file": str(beside.path), "changes": listed}}
 
 
 def _pull_of(options: PullOptions) -> work.Pull:
@@ -80,54 +161,6 @@ def _pull_of(options: PullOptions) -> work.Pull:
     from msb_pull.work.microsandbox.pull import pull_into
 
     return pull_into(options)
-
-
-class LazyClient:
-    """One registry client for the whole run, made when the first registry must be asked (it loads requests)."""
-
-    def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
-        self._run = run
-        self._hosts = _hosts(arguments)
-        self._access = access
-        self._client: RegistryClient | None = None
-
-    def __call__(self) -> RegistryClient:
-        if self._client is None:
-            from msb_pull.source.registry.registry import RegistryClient
-
-            self._client = RegistryClient(self._options(), self._credentials(), self._run.job)
-        return self._client
-
-    def close(self) -> None:
-        """Closes the connections, if there are any."""
-        if self._client is not None:
-            self._client.close()
-
-    def _options(self) -> RegistryOptions:
-        from msb_pull.api import registry_options
-
-        access, listed = self._access, registry_options(self._run.settings)
-        return replace(
-            listed,
-            plain_http=listed.plain_http | (self._hosts if access.plain_http else set()),
-            tls_no_verify=listed.tls_no_verify | (self._hosts if access.tls_no_verify else set()),
-            ca_certs={**listed.ca_certs, **(dict.fromkeys(self._hosts, access.ca_cert) if access.ca_cert else {})},
-        )
-
-    def _credentials(self) -> CredentialStore:
-        from msb_pull.source.registry.credentials import CredentialStore, check_given
-
-        if self._access.anonymous:
-            return CredentialStore.nobody()
-        check_given(self._hosts, stdin=self._access.creds_stdin)
-        host = next(iter(self._hosts)) if len(self._hosts) == 1 else None
-        if self._access.creds_stdin:
-            return CredentialStore.from_text(read_secret(self._run.display.streams.stdin), host=host)
-        return CredentialStore(authfile=self._run.settings.authfile, host=host)
-
-
-def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
-    return frozenset(x.reference.registry for x in arguments if x.reference is not None)
 
 
 class _Report:
@@ -195,13 +228,15 @@ def _without_plans(observe: Observer) -> Observer:
     return observer
 
 
-def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
+def _finish(
+    run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], more: Mapping[str, Any]
+) -> None:
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
     # One interruption ends many images, and one bad store is that of all.
     for error in {(error.kind if isinstance(error, Cancelled) else id(error)): error for error in errors}.values():
         run.session.tell(error)
     if run.display.format == "json":
-        run.write(_document(run.session, outcomes, errors), "")
+        run.write({**_document(run.session, outcomes, errors), **more}, "")
     if errors:
         run.fail(errors)
 
@@ -221,7 +256,7 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
         raise UsageError(f"--ca-cert: {access.ca_cert}: no such file")
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
         raise UsageError("standard input can only be read once", hint="save the archive to a file and name that file")
-    hosts = _hosts(arguments)
+    hosts = hosts_of(arguments)
     if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
         from msb_pull.source.registry.credentials import check_given
 
@@ -233,7 +268,7 @@ def _summary(result: PullResult) -> str:
     present = sum(layer.present for layer in layers.values())
     name = result.reference
     if result.dry_run:
-        missing = [layer for layer in layers.values() if not layer.present]
+        missing = [layer for layer in layers.values() if not (layer.present or layer.reused)]
         size = format_size(sum(layer.size for layer in missing))
         what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
         return f"Would fetch {what} for {name} ({result.platform})"
@@ -241,7 +276,9 @@ def _summary(result: PullResult) -> str:
     if not result.changed:
         return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)}){elsewhere}"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
-    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{elsewhere}"
+    reused = sum(layer.reused for layer in layers.values())
+    made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{made}{elsewhere}"
 
 
 def _elsewhere(delivered: Delivered | None) -> str:
@@ -293,6 +330,7 @@ def _fields(result: PullResult) -> dict[str, Any]:
                 "size_bytes": layer.size,
                 "fetched_bytes": layer.fetched,
                 "present": layer.present,
+                "reused": layer.reused,
                 "path": layer.path,
             }
             for layer in result.layers

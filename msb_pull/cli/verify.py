@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.display.lines import short_name
@@ -36,12 +37,14 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         report = VerifyReport((), (), (), 0.0, unchecked=(lost,) if lost else ())
     else:
         report = verify_images(store, names, run.job, quick=quick)
+        report = replace(report, unsigned=_unsigned(run, store, report))
         if repair and (report.damaged or report.misrecorded):
             report = _repair(run, store, report)
     for layer in report.layers:
         if layer.remark:
             run.warn(f"layer {short_name(layer.digest)}: {layer.remark}")
     lines = [_rows_line(x.reference, difference) for x in report.rows for difference in x.differences]
+    lines += ["\t".join((name, "signature", "record", "signed", visible(x.cause or ""))) for name, x in report.unsigned]
     lines += [_damage_line(layer, damage) for layer in report.layers for damage in layer.damages]
     error = _error(report, repair=repair)
     document = {"status": "failed" if error else "ok", **_verify_document(report)}
@@ -49,7 +52,8 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         document["error"] = run.session.document_of(error)
     run.write(document, "\n".join(lines))
     if error:
-        for failure in (*report.failures, *report.unchecked):
+        unsigned = [x for _, x in report.unsigned]
+        for failure in (*report.failures, *report.unchecked, *unsigned):
             if failure is not error:
                 run.session.tell(failure)
         run.session.tell(error)
@@ -60,8 +64,22 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
         run.display.note("No images.")
 
 
+def _unsigned(run: Run, store: Store, report: VerifyReport) -> tuple[tuple[str, MsbPullError], ...]:
+    """The images that are not signed as required; nothing is loaded for it where nothing is asked for or kept."""
+    # What is recorded of the others is wrong, which was said.
+    sound = sorted(set(report.images) - {x.reference for x in report.rows})
+    stored = stored_images(store, sound) if sound else []
+    if not run.settings.signatures:
+        stored = [image for image in stored if store.has_kept_signature(image.reference)]
+    if not stored:
+        return ()
+    from msb_pull.work.signed import unsigned_images
+
+    return tuple(unsigned_images(store, stored, run.settings.signatures))
+
+
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
-    from msb_pull.cli.pull import Access, LazyClient
+    from msb_pull.cli.run import Access, LazyClient
     from msb_pull.work.pull.plan import PullOptions
     from msb_pull.work.verify.repair import repair_layers
 
@@ -77,6 +95,8 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
 def _error(report: VerifyReport, *, repair: bool) -> MsbPullError | None:
     """What is still wrong, with damage first."""
     if not report.damaged and not report.misrecorded:
+        if report.unsigned:
+            return report.unsigned[0][1]
         unreadable = report.having(Verdict.UNREADABLE)
         if not unreadable:
             return report.unchecked[0] if report.unchecked else None
@@ -134,6 +154,9 @@ def _verify_document(report: VerifyReport) -> dict[str, Any]:
     return {
         "images": list(report.images),
         "seconds": round(report.seconds, 3),
+        "unsigned": [
+            {"image": name, "message": error.message, "cause": error.cause} for name, error in report.unsigned
+        ],
         "records": [
             {
                 "image": rows.reference,

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 TOP_KEYS = tuple(x.key for x in TABLE.values() if x.key and not x.key.startswith("pull."))
 PULL_KEYS = tuple(x.key.removeprefix("pull.") for x in TABLE.values() if x.key and x.key.startswith("pull."))
 REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
-TABLES = ("pull", "registries")
+TABLES = ("pull", "registries", "signatures")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """``keys``: key with its table (``pull.policy``) -> value; ``registries``: host -> its table. Values unchecked."""
+    """``keys``: key with its table (``pull.policy``) -> value; ``registries``: host -> its table. Values unchecked.
+
+    ``signatures`` are the rules about them, None where there are none.
+    """
 
     keys: Mapping[str | None, Any]
     registries: Mapping[str, Mapping[str, Any]]
+    signatures: Any = None
 
 
 def default_path(environ: Mapping[str, str]) -> Path | None:
@@ -93,7 +97,7 @@ def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
         registries[host] = _table(path, prefix, value)
         for key in registries[host]:
             _known(path, f"{prefix}.", key, REGISTRY_KEYS, elsewhere={})
-    return Document(keys, registries)
+    return Document(keys, registries, raw.get("signatures"))
 
 
 def _table(path: Path, name: str, value: Any) -> Mapping[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from msb_pull.config.signatures import SignatureRule
+
 # Setting -> its field in Limits.
 _LIMITS = {"max_layer_size": "max_bytes", "max_entries": "max_entries", "max_window": "max_window"}
 
@@ -56,6 +58,7 @@ class Settings:
     authfile: Path | None = None
     msb: str = "msb"
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    signatures: tuple[SignatureRule, ...] = ()
     progress: str = "auto"
     color: bool | None = None
     interactive: bool = True
@@ -82,6 +85,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     return Settings(
         **found,
         registries=given.registries,
+        signatures=given.signatures,
         interactive=not environ.get("CI"),
         moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
@@ -101,6 +105,7 @@ class _Given:
         self.warnings: list[str] = []
         self.origins: dict[str, str] = {}
         self.registries: dict[str, RegistrySettings] = {}
+        self.signatures: tuple[SignatureRule, ...] = ()
 
     def take(self, name: str) -> Any:
         """The value from the first place that has one, None where no place has."""
@@ -123,6 +128,10 @@ class _Given:
         self.file = path
         self._keys = document.keys
         self.registries = {name: _registry(path, name, table) for name, table in document.registries.items()}
+        if document.signatures is not None:
+            from msb_pull.config.signatures import parse_rules
+
+            self.signatures = parse_rules(path, document.signatures)
 
     def _places(self, name: str) -> list[tuple[str, Any]]:
         setting = TABLE[name]

@@ -23,6 +23,7 @@ COLOR_MODES = ("auto", "always", "never")
 # Sections of a help page.
 ACCESS = "Registry and credentials"
 LIMITS = "Limits"
+LOCKS = "Lock file"
 EVERYWHERE = "Options of every command"
 _DEFAULT = Limits()
 _MAX_JOBS = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from msb_pull.display.lines import Meter, fraction, headline, short
+from msb_pull.display.lines import Meter, fraction, headline, outcome, short
 from msb_pull.ground import events
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
@@ -193,7 +193,7 @@ class Board:
         layer = self._layer(event)
         self._status = ""
         layer.finished, layer.done, layer.total = True, event.size, event.size
-        self._say(event, self._checked(event.digest, "" if event.present else f"{format_size(event.size):>8}"))
+        self._say(event, self._checked(event.digest, outcome(event) or f"{format_size(event.size):>8}"))
 
     def _image(self, event: events.Event) -> _Image:
         return self._images.setdefault(event.image if self._several else "", _Image())

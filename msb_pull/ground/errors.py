@@ -7,6 +7,7 @@ MsbPullError                 exit 1
 ├── NetworkError             exit 5   trying again may help
 ├── ContentError             exit 6   digest mismatch, hostile or broken layer, damage
 ├── LocalError               exit 7   disk full, no permission, store locked, a limit of the system
+├── SignatureError           exit 8   not signed as required
 └── Cancelled                exit 130 or 143
 """
 
@@ -35,6 +36,7 @@ class ExitCode(enum.IntEnum):
     NETWORK = 5
     CONTENT = 6
     LOCAL = 7
+    UNSIGNED = 8
     INTERRUPTED = 130
 
 
@@ -99,6 +101,13 @@ class LocalError(MsbPullError):
 
     exit_code = ExitCode.LOCAL
     kind = "local"
+
+
+class SignatureError(MsbPullError):
+    """An image is not signed as a rule requires, or a rule refuses it."""
+
+    exit_code = ExitCode.UNSIGNED
+    kind = "unsigned"
 
 
 class Cancelled(MsbPullError):

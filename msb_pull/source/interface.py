@@ -19,7 +19,8 @@ class ResolvedImage:
     """One image for one platform, manifest and config verified and parsed.
 
     ``reference`` is the name it is recorded under, ``digest`` that of ``manifest_bytes`` (the platform's manifest,
-    never the index), ``source`` a short text that says where it came from (``registry``, ``oci:DIR`` …).
+    never the index), ``source`` a short text that says where it came from (``registry``, ``oci:DIR`` …). ``indexes``
+    are the documents on the way to the manifest with their digests, the one that the name led to first.
     """
 
     reference: Reference
@@ -30,6 +31,12 @@ class ResolvedImage:
     config_bytes: bytes
     config: ImageConfig
     source: str
+    indexes: tuple[tuple[Digest, bytes], ...] = ()
+
+    @property
+    def top(self) -> Digest:
+        """Of the document that the name led to, be it the manifest or an index."""
+        return self.indexes[0][0] if self.indexes else self.digest
 
 
 class BlobStream(Protocol):
@@ -51,6 +58,22 @@ class BlobStream(Protocol):
     ) -> None: ...
 
 
+class Attached(Protocol):
+    """What lies beside an image: signatures, and other documents about it."""
+
+    def tagged(self, tag: str) -> tuple[bytes, str | None] | None:
+        """The manifest under a tag of the same repository and its Content-Type, None where there is none."""
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """What refers to this content (distribution-spec, "Listing Referrers"), as far as its list says."""
+
+    def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
+        """A manifest, compared with its descriptor, and its Content-Type."""
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, compared with its descriptor."""
+
+
 class Source(Protocol):
     """Where one image comes from.
 
@@ -69,5 +92,11 @@ class Source(Protocol):
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """Opens a blob of the image at ``offset`` bytes; callable from several threads at once."""
+
+    def attached(self) -> Attached | None:
+        """Where to look for signatures, None where there can be none."""
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Whether it is known, without asking anybody, that the blob is not there."""
 
     def close(self) -> None: ...

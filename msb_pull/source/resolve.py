@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
 
+# Digests and documents, the one that the name led to first.
+_Indexes: TypeAlias = "tuple[tuple[Digest, bytes], ...]"
+
 # image-spec allows indexes in indexes; real ones have two levels.
 _MAX_DEPTH = 4
+TAG_LENGTH = 128
 # Indexes that do not say what their entries are for have a handful of them.
 _MAX_LOOKED_INTO = 32
 
@@ -47,13 +51,15 @@ def resolve_image(
     explicit: bool,
     source: str,
     warn: Callable[[str], None],
+    stated: Platform | None = None,
 ) -> ResolvedImage:
     """Walks from the top document through indexes to a manifest and its config.
 
-    See :meth:`msb_pull.source.interface.Source.resolve`.
+    ``stated`` is what a top document that is a manifest itself is known to be for. See
+    :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
-    found = _Walk(documents, platform, what, warn).start()
+    found = _Walk(documents, platform, what, warn).start(stated)
     config_bytes, config = _read_config(documents, found.manifest, what)
     return ResolvedImage(
         reference=reference,
@@ -64,17 +70,19 @@ def resolve_image(
         config_bytes=config_bytes,
         config=config,
         source=source,
+        indexes=found.indexes,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A manifest, and the platform that the index said it is for."""
+    """A manifest, the platform that the index said it is for, and the indexes that led to it."""
 
     digest: Digest
     data: bytes
     manifest: Manifest
     stated: Platform | None
+    indexes: _Indexes
 
 
 class _Walk:
@@ -88,28 +96,31 @@ class _Walk:
         self._looked_into: set[Digest] = set()
         self._offered: list[Platform] = []
 
-    def start(self) -> _Found:
+    def start(self, stated: Platform | None) -> _Found:
         data, content_type, digest = self._documents.top()
-        return self._read(data, content_type, (digest,), None)
+        return self._read(data, content_type, digest, (), stated)
 
-    def _open(self, entry: Descriptor, above: tuple[Digest, ...]) -> _Found:
-        if entry.digest in above or len(above) > _MAX_DEPTH:
+    def _open(self, entry: Descriptor, above: _Indexes) -> _Found:
+        if any(entry.digest == digest for digest, _ in above) or len(above) > _MAX_DEPTH:
             raise ContentError(f"{self._what}: its indexes are nested too deeply or in a loop")
         data, content_type = self._documents.manifest(entry)
-        return self._read(data, content_type, (*above, entry.digest), entry.platform)
+        return self._read(data, content_type, entry.digest, above, entry.platform)
 
-    def _read(self, data: bytes, content_type: str | None, path: tuple[Digest, ...], stated: Platform | None) -> _Found:
+    def _read(
+        self, data: bytes, content_type: str | None, digest: Digest, above: _Indexes, stated: Platform | None
+    ) -> _Found:
         document = parse_document(data, content_type, self._what, self._warn)
         if not isinstance(document, Index):
-            return _Found(path[-1], data, document, stated)
+            return _Found(digest, data, document, stated, above)
         candidates = document.images()
+        path = (*above, (digest, data))
         try:
             chosen = choose(candidates, self._platform)
         except NotFoundError:
             return self._look_inside(candidates, path)
         return self._open(chosen, path)
 
-    def _look_inside(self, candidates: Sequence[Descriptor], path: tuple[Digest, ...]) -> _Found:
+    def _look_inside(self, candidates: Sequence[Descriptor], path: _Indexes) -> _Found:
         """The best of what the entries lead to that have no platform; raises NotFoundError."""
         best: tuple[int, _Found] | None = None
         self._offered += [entry.platform for entry in candidates if entry.platform]
@@ -168,6 +179,21 @@ def with_digest(data: bytes, digest: Digest, what: str, part: str, hint: str = O
         cause = f"expected {digest}, received {found}"
         raise ContentError(f"{what}: its {part} does not match its digest", cause=cause, hint=hint)
     return data
+
+
+def referrers_tag(digest: Digest) -> str:
+    """The tag under which a list of referrers lies where a registry makes none (distribution-spec)."""
+    return f"{digest.algorithm}-{digest.hex}"[:TAG_LENGTH]
+
+
+def referrers_in(found: tuple[bytes, str | None] | None, what: str) -> tuple[Descriptor, ...]:
+    """The entries of a list of referrers, none where there is no list; raises ContentError."""
+    if found is None:
+        return ()
+    document = parse_document(*found, what)
+    if not isinstance(document, Index):
+        raise ContentError(f"{what}: its list of referrers is not an index")
+    return document.manifests
 
 
 def _platform(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import LocalError
 from msb_pull.image.digest import InvalidDigest
 from msb_pull.store.homes import Homes
-from msb_pull.store.index.keys import LayerKey, copies_in
+from msb_pull.store.index.keys import LayerKey, copies_in, signature_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -67,6 +67,22 @@ class Paths:
     def partial_path(self, layer: Name) -> Path:
         """What has arrived of a blob so far."""
         return self.own / "partial" / str(layer)
+
+    def kept_signature(self, reference: str, limit: int) -> bytes | None:
+        """What was checked of the signatures of an image; None where nothing is kept, or more than ``limit`` bytes."""
+        path = self.homes.copies / signature_name(reference)
+        try:
+            # A FIFO in its place would be waited for.
+            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                data = file.read(limit + 1)
+        except OSError:
+            return None
+        return data if len(data) <= limit else None
+
+    def has_kept_signature(self, reference: str) -> bool:
+        """Whether anything is kept of the signatures of an image."""
+        # Unlike Path.exists this takes a folder that may not be entered for one without it.
+        return os.path.exists(self.homes.copies / signature_name(reference))  # noqa: PTH110
 
     def link_path(self, layer: Name) -> Path:
         """A short symlink to the layer's directory, without a colon, for mount options.

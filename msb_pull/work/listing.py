@@ -61,8 +61,21 @@ class InspectedLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedSignature:
+    """A signature that was checked when the image was pulled: by whom, of what, which rule asked for it, and when."""
+
+    signer: str
+    signed: str
+    rule: str
+    checked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectedImage:
-    """An image with its layers in the manifest's order; ``config`` is the inner object of its configuration."""
+    """An image with its layers in the manifest's order; ``config`` is the inner object of its configuration.
+
+    ``signatures`` are those that were checked and kept; `verify` checks them again.
+    """
 
     reference: str
     digest: str | None
@@ -73,6 +86,7 @@ class InspectedImage:
     created: str | None
     config: Mapping[str, Any]
     layers: tuple[InspectedLayer, ...]
+    signatures: tuple[InspectedSignature, ...] = ()
 
     def directories(self) -> list[str]:
         """The layer directories, bottom first; raises NotFoundError when one is missing."""
@@ -147,6 +161,7 @@ def inspect_image(store: Store, reference: Reference) -> InspectedImage:
         created=config.get("created") if isinstance(config.get("created"), str) else None,
         config=inner if isinstance(inner, dict) else {},
         layers=tuple(_inspected(store, layer) for layer in image.layers),
+        signatures=_signatures(store, image) if store.has_kept_signature(image.reference) else (),
     )
 
 
@@ -213,6 +228,20 @@ def _inspected(store: Store, layer: StoredLayer) -> InspectedLayer:
         path=store.layer_dir(layer.key),
         link=store.link_path(layer.key) if store.has_link(layer.key) else None,
     )
+
+
+def _signatures(store: Store, image: StoredImage) -> tuple[InspectedSignature, ...]:
+    from msb_pull.trust.statements import Refused
+    from msb_pull.work.signed import kept_proof
+
+    try:
+        proof = kept_proof(store, image)
+    except Refused:
+        # `verify` says so.
+        return ()
+    kept = proof.signatures if proof is not None else ()
+    when = proof.checked_at if proof is not None else None
+    return tuple(InspectedSignature(x.signer, str(x.signed), x.rule, when) for x in kept)
 
 
 def _configuration(image: StoredImage) -> Mapping[str, Any]:

@@ -142,7 +142,7 @@ def test_inspect(full):
         assert re.fullmatch("sha256:[0-9a-f]{64}", layer.pop("diff_id"))
     assert document == {
         "reference": IMAGE, "digest": "IMAGE", "platform": "linux/amd64", "size_bytes": 2254, "source": "registry",
-        "created": None,
+        "created": None, "signatures": [],
         "config": {
             "env": [], "entrypoint": [], "cmd": [], "workdir": "", "user": "", "ports": [], "volumes": [],
             "stop_signal": None, "labels": {},
@@ -255,7 +255,7 @@ def test_damage_and_repair(place):
     done = place.run("verify", "--format", "json").document
     assert isinstance(done.pop("seconds"), float)
     proven = [layer_document("BASE", "proven", 16835, 34), layer_document("TOP", "proven", 93, 8)]
-    assert done == {"status": "ok", "images": [IMAGE], "records": [], "layers": proven}
+    assert done == {"status": "ok", "images": [IMAGE], "unsigned": [], "records": [], "layers": proven}
     expected = damaged(place)
     assert place.run("verify") == expected
     assert place.run("verify", "-q", "--quick") == expected
@@ -264,6 +264,7 @@ def test_damage_and_repair(place):
     lines = [line.split("\t")[1:] for line in expected.out.splitlines()]
     assert done == {
         "images": [IMAGE],
+        "unsigned": [],
         "records": [],
         "layers": [layer_document("BASE", "damaged", 16835, 34, *lines), proven[1]],
         **failed(6, "content", "1 of 2 layers damaged", None, "`msb-pull verify --repair` fetches them again"),
@@ -496,7 +497,7 @@ def test_save(full):
         assert isinstance(done.pop("seconds"), float)
         assert done == {
             "status": "ok", "file": path.name, "format": kind, "size_bytes": path.stat().st_size,
-            "images": [{"reference": IMAGE, "layers": 2}],
+            "images": [{"reference": IMAGE, "layers": 2, "left_out": 0}],
         }  # fmt: skip
         with tarfile.open(path) as archive:
             assert member in archive.getnames()

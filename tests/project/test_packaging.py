@@ -252,5 +252,7 @@ def test_the_dependencies_are_those_that_are_imported():
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module)
     tops = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"msb_pull", "compression"}
-    asked = {Requirement(text).name.partition(".")[0] for text in PROJECT["dependencies"]}
+    extras = PROJECT["optional-dependencies"]
+    every = (*PROJECT["dependencies"], *extras["sign"], *extras["sigstore"])
+    asked = {Requirement(text).name.partition(".")[0] for text in every} - {PROJECT["name"]}
     assert tops == asked

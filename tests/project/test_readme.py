@@ -58,12 +58,14 @@ def test_exit_codes_are_all_listed():
 
 
 def test_configuration_example_is_read(tmp_path):
-    (example,) = code("toml", USAGE)
+    signatures, example = code("toml", USAGE)
     path = tmp_path / "config.toml"
-    path.write_text(example)
+    path.write_text(example + signatures)
     settings = config.load({"config": str(path)}, {})
     assert settings.registries.keys() == tomllib.loads(example)["registries"].keys()
     assert settings.limit_rate == 50_000_000
+    assert [bool(x.keys) for x in settings.signatures] == [True, False, False, False]
+    assert settings.signatures[1].trust_root == tmp_path / "trusted_root.json"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -41,7 +41,8 @@ STACKS = {"one": "abcd", "two": "dcba", "three": "agbh", "four": "hbga", "five":
 def images(registry: FaultRegistry) -> dict[str, str]:
     """What is printed for each image, by the name to pull."""
     layers = {"g": layer_tar([*BASE, file("a/implied", "x")]), "h": layer_tar([*TOP, file("b/implied", "y")])}
-    for name, count, size in (("a", 60, 800), ("b", 8, 20_000), ("c", 1, 200), ("d", 30, 3000)):
+    # The last one is large enough for two processes.
+    for name, count, size in (("a", 60, 800), ("b", 8, 20_000), ("c", 1, 200), ("d", 30, 45_000)):
         files = [file(f"{name}/f{i}", random.Random(f"{name}{i}").randbytes(size)) for i in range(count)]
         layers[name] = layer_tar([folder("./"), folder(name), *files])
     packed = {name: gzip.compress(tar, 6, mtime=0) for name, tar in layers.items()}

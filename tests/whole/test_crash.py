@@ -41,7 +41,8 @@ def many(name: str, count: int, size: int) -> bytes:
 def images(registry: FaultRegistry) -> list[str]:
     """Two images with layers in common, one of them twice in an image, and some that take facts from those below."""
     base, top = layer_tar(BASE), layer_tar(TOP)
-    large, small = many("large", 300, 3000), many("small", 60, 1500)
+    # Of more than a mebibyte, and larger than all others together, so that two processes write it.
+    large, small = many("large", 450, 3000), many("small", 60, 1500)
     derived = layer_tar(
         [
             file("lib/through-a-symlink", "lands in usr/lib"),

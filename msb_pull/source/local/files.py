@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
-    from msb_pull.source.interface import BlobStream, ResolvedImage
+    from msb_pull.source.interface import Attached, BlobStream, ResolvedImage
 
 _NOT_FOLLOWED = (errno.ELOOP, errno.ENOTDIR)
 _MAX_ZEROS = 1 << 20
@@ -196,6 +196,12 @@ class LocalImage(Documents, Protocol):
     def reference(self) -> Reference:
         """What to record it under."""
 
+    def attached(self) -> Attached | None:
+        """See :class:`msb_pull.source.interface.Source`."""
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether a blob is there."""
+
     def open(self, descriptor: Descriptor) -> Extent:
         """A blob, whose size has been compared with the descriptor's."""
 
@@ -235,6 +241,14 @@ class LocalSource:
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`."""
         return FileBlob(self._image().open(descriptor), f"{self._label}: blob {descriptor.digest.short}", offset)
+
+    def attached(self) -> Attached | None:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return self._image().attached()
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return not self._image().has(descriptor)
 
     def close(self) -> None:
         """Closes the files."""

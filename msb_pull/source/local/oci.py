@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from msb_pull.image.manifest import OCI_INDEX, Descriptor, Index, parse_document
 from msb_pull.image.readers import COPY_AGAIN
 from msb_pull.source.local.files import FolderFiles, LocalSource, open_checked
 from msb_pull.source.local.naming import Named, ambiguous, matching, not_found, read_name, recorded_name
-from msb_pull.source.resolve import verified
+from msb_pull.source.resolve import referrers_in, referrers_tag, verified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 REF_NAME = "org.opencontainers.image.ref.name"
 # containerd and Docker keep the full name here, and only the tag in the other one.
 CONTAINERD_NAME = "io.containerd.image.name"
+# What cosign calls the manifests that it saves beside an image, signatures first.
+COSIGN_KINDS = ("dev.cosignproject.cosign/sigs", "dev.cosignproject.cosign/atts")
+ATTACHED_TAG = re.compile(r"sha256-[a-f0-9]{64}(\.(sig|att|sbom))?", re.ASCII)
 
 
 class LayoutImage:
@@ -44,12 +48,34 @@ class LayoutImage:
             raise ContentError(f"{files.label}: index.json is not an index")
         # A descriptor of an index and the JSON it was read from stand at the same position.
         self._raw = load_json(data, files.label, "index.json")["manifests"] or []
+        self._every = index.manifests
         self._chosen = self._choose(index, wanted, folder)
         self.reference = recorded_name(files.label, name, self._chosen)
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
+        return self._files.has(blob_name(descriptor.digest))
+
     def open(self, descriptor: Descriptor) -> Extent:
         """See :class:`msb_pull.source.local.files.LocalImage`."""
-        return open_checked(self._files, _blob_name(descriptor.digest), descriptor)
+        return open_checked(self._files, blob_name(descriptor.digest), descriptor)
+
+    def attached(self) -> LayoutImage:
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
+        return self
+
+    def tagged(self, tag: str) -> tuple[bytes, str | None] | None:
+        """See :class:`msb_pull.source.interface.Attached`; `cosign save` gives signatures no tag but a kind."""
+        kind = COSIGN_KINDS[0] if tag.endswith(".sig") else None
+        for entry in self._every:
+            if _ref_name(entry) == tag or (kind and entry.annotations.get("kind") == kind):
+                return self.manifest(entry)
+        return None
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """See :class:`msb_pull.source.interface.Attached`: all that has a type, and the list that stands in for it."""
+        typed = tuple(entry for entry in self._every if entry.artifact_type)
+        return typed or referrers_in(self.tagged(referrers_tag(digest)), self._files.label)
 
     def close(self) -> None:
         """Closes the files."""
@@ -72,17 +98,13 @@ class LayoutImage:
         return self.blob(descriptor), descriptor.media_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; its descriptor may contain it (image-spec, ``data``)."""
-        name = _blob_name(descriptor.digest)
-        what = f"{self._files.label}: {name}"
-        if descriptor.data is not None and not self._files.has(name):
-            return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
-        return verified(self.open(descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
+        """A small blob, verified."""
+        return read_blob(self._files, descriptor)
 
     def _choose(self, index: Index, wanted: str | None, folder: str | None) -> Sequence[Named[tuple[int, Descriptor]]]:
         """The entries that are meant: one image, or the same one for several platforms."""
         label = self._files.label
-        possible = {id(entry) for entry in index.images()}
+        possible = {id(entry) for entry in index.images() if not _is_attached(entry)}
         every = [_named(number, entry, folder) for number, entry in enumerate(index.manifests)]
         images = [entry for entry in every if id(entry.item[1]) in possible]
         # Where nothing but artifacts is left they are taken, for the error that says what they are.
@@ -98,6 +120,16 @@ class LayoutImage:
         if len({image.item[1].digest for image in candidates}) > 1 and not _for_platforms(candidates):
             raise ambiguous(label, candidates)
         return candidates
+
+
+def _ref_name(entry: Descriptor) -> str:
+    """The tag of an entry, which some programs write behind the repository."""
+    return entry.annotations.get(REF_NAME, "").rpartition(":")[2]
+
+
+def _is_attached(entry: Descriptor) -> bool:
+    """Whether an entry holds signatures or the like of another, in the manner of cosign, which calls them images."""
+    return entry.annotations.get("kind") in COSIGN_KINDS or ATTACHED_TAG.fullmatch(_ref_name(entry)) is not None
 
 
 def open_layout(argument: ImageArgument, name: str | None, job: Job) -> LocalSource:
@@ -151,5 +183,18 @@ def _for_platforms(images: Sequence[Named[tuple[int, Descriptor]]]) -> bool:
     return len({image.words for image in images}) == 1 and all(image.item[1].platform for image in images)
 
 
-def _blob_name(digest: Digest) -> str:
+def read_blob(files: Files, descriptor: Descriptor) -> bytes:
+    """A small blob of a layout, verified; its descriptor may contain it (image-spec, ``data``).
+
+    Raises ContentError, LocalError.
+    """
+    name = blob_name(descriptor.digest)
+    what = f"{files.label}: {name}"
+    if descriptor.data is not None and not files.has(name):
+        return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
+    return verified(open_checked(files, name, descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
+
+
+def blob_name(digest: Digest) -> str:
+    """Where a layout has a blob."""
     return f"blobs/{digest.algorithm}/{digest.hex}"

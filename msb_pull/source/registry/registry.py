@@ -22,7 +22,7 @@ from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
 from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
-from msb_pull.source.resolve import resolve_image, verified, with_digest
+from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
     from msb_pull.source.http.answer import Answer
-    from msb_pull.source.interface import BlobStream, ResolvedImage, Source
+    from msb_pull.source.interface import Attached, BlobStream, ResolvedImage, Source
     from msb_pull.source.registry.credentials import CredentialStore
 
 
@@ -77,9 +77,12 @@ class RegistryClient:
         limiter = Limiter(options.limit_rate, clock, job.cancel)
         self.downloads = Downloads(self.requester, limiter, Connections(options.connections), patience)
 
-    def source(self, reference: Reference) -> Source:
-        """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address."""
-        return RegistrySource(self, reference)
+    def source(self, reference: Reference, target: Digest | None = None, platform: Platform | None = None) -> Source:
+        """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address.
+
+        ``target`` is the document to ask for instead of the tag, ``platform`` what it is for, where that is known.
+        """
+        return RegistrySource(self, reference, target, platform)
 
     def close(self) -> None:
         """Ends all connections."""
@@ -91,9 +94,18 @@ class RegistrySource:
 
     remote = True
 
-    def __init__(self, client: RegistryClient, reference: Reference) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        reference: Reference,
+        target: Digest | None = None,
+        platform: Platform | None = None,
+    ) -> None:
         self._client = client
         self._reference = reference
+        self._target_digest = target or reference.digest
+        self._stated = platform
+        self._top: tuple[bytes, str | None, Digest] | None = None
         self._what = str(reference)
         options = client.options
         self._endpoints = endpoints(reference.registry, options.mirrors, options.plain_http)
@@ -104,7 +116,15 @@ class RegistrySource:
 
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """See :class:`msb_pull.source.interface.Source`."""
-        return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
+        return resolve_image(
+            self._reference,
+            self,
+            platform,
+            explicit=explicit,
+            source="registry",
+            warn=self._warn,
+            stated=self._stated,
+        )
 
     def open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for.
@@ -130,19 +150,28 @@ class RegistrySource:
             document=document,
         )
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`; only a request would tell."""
+        return False
+
     def close(self) -> None:
         """Nothing is held: connections belong to the client."""
+
+    def attached(self) -> Attached:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return self
 
     # What resolve_image asks for
 
     def top(self) -> tuple[bytes, str | None, Digest]:
-        """The manifest or index that the reference names."""
-        wanted = self._reference.digest
-        data, content_type, header = self._fetch_manifest(self._reference.target, wanted)
-        if wanted is not None:
-            return data, content_type, wanted
-        self._compare_header(data, header)
-        return data, content_type, Digest.of(data)
+        """The manifest or index that the reference names: the same for every platform, though the tag may move."""
+        if self._top is None:
+            wanted = self._target_digest
+            data, content_type, header = self._fetch_manifest(str(wanted or self._reference.tag), wanted)
+            if wanted is None:
+                self._compare_header(data, header)
+            self._top = data, content_type, wanted or Digest.of(data)
+        return self._top
 
     def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
         """A manifest that an index names, always by its digest: the tag may have moved meanwhile."""
@@ -162,10 +191,30 @@ class RegistrySource:
                 trouble = error
         raise trouble
 
+    # What lies beside the image
+
+    def tagged(self, tag: str) -> tuple[bytes, str | None] | None:
+        """See :class:`msb_pull.source.interface.Attached`."""
+        try:
+            return self._fetch_manifest(tag, None)[:2]
+        except NotFoundError:
+            return None
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """See :class:`msb_pull.source.interface.Attached`: by the API, else by the tag that stands in for it."""
+        found: tuple[bytes, str | None] | None
+        try:
+            found = self._fetch_manifest(str(digest), None, kind="referrers")[:2]
+        except (NotFoundError, AccessError, NetworkError, ContentError) as error:
+            # Registries without it answer with any error, or with a page.
+            self._client.job.log(self._what, f"no list of referrers: {error.cause or error.message}")
+            found = self.tagged(referrers_tag(digest))
+        return referrers_in(found, self._what)
+
     # Endpoints
 
     def _fetch_manifest(
-        self, name: str, digest: Digest | None, size: int | None = None
+        self, name: str, digest: Digest | None, size: int | None = None, *, kind: str = "manifests"
     ) -> tuple[bytes, str | None, str]:
         """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document."""
 
@@ -187,7 +236,7 @@ class RegistrySource:
             try:
                 return self._client.requester.get(
                     self._target(endpoint),
-                    "manifests",
+                    kind,
                     name,
                     {"Accept": ACCEPT},
                     accept=frozenset({200}),

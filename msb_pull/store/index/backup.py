@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, raise_if_exhausted
 from msb_pull.image.digest import Digest, chain_id
-from msb_pull.store.index.keys import LayerKey, copies_in, copy_name
+from msb_pull.store.index.keys import LayerKey, copies_in, copy_name, signature_name
 from msb_pull.store.index.rows import TIME, ImageRecord, stored_platform
 
 if TYPE_CHECKING:
@@ -48,23 +48,16 @@ class Backup:
             "source": image.source,
             "pulled_at": (image.pulled_at or datetime.now(UTC)).strftime(TIME),
         }
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(image.reference)
-        draft = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.new")
-        try:
-            with open(draft, "x", encoding="ascii") as file:
-                json.dump(document, file)
-                if self._sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        self._write(self._path(image.reference), json.dumps(document).encode("ascii"))
+
+    def save_signature(self, reference: str, data: bytes) -> None:
+        """Keeps what was checked of the signatures of an image, in place of what was kept before; raises OSError."""
+        self._write(self._folder / signature_name(reference), data)
 
     def remove(self, reference: str) -> None:
         """Forgets an image; one that is not there is fine."""
         self._path(reference).unlink(missing_ok=True)
+        (self._folder / signature_name(reference)).unlink(missing_ok=True)
 
     def find(self, reference: str) -> ImageRecord | None:
         """The copy of one image, None where there is none; raises OSError, one of ``UNSOUND`` when it is damaged."""
@@ -115,6 +108,20 @@ class Backup:
 
     def _path(self, reference: str) -> Path:
         return self._folder / copy_name(reference)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.new")
+        try:
+            with open(draft, "xb") as file:
+                file.write(data)
+                if self._sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def layers_in(folder: Path, *, damaged: bool) -> set[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from msb_pull.image.digest import Digest
     from msb_pull.store.index.backup import Backup
     from msb_pull.store.index.layer_rows import Run
     from msb_pull.store.index.proven import ProvenImage
@@ -78,6 +79,18 @@ class Database:
                 f"{image.reference}: Microsandbox will stack its layers in the wrong order: it keeps one order for "
                 "all images, and another image stacks the same layers the other way round"
             )
+
+    def keep_signature(self, reference: str, digest: Digest, data: bytes) -> bool:
+        """Keeps what was checked of the signatures of an image, if that is still what its name stands for here."""
+
+        def work(run: Run) -> bool:
+            image = stored.find_image(run, reference)
+            if image is None or image.digest != digest:
+                return False
+            self._copies.save_signature(reference, data)
+            return True
+
+        return self._change(work)
 
     def find(self, reference: str) -> StoredImage | None:
         """The image recorded under a canonical reference."""

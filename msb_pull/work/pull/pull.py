@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
+from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
-from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+from msb_pull.work.pull.plan import LayerOutcome, Pin, Policy, PullOptions, PullResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
     from msb_pull.work.pull.receiving import Receive
     from msb_pull.work.pull.sharing import Together
+    from msb_pull.work.pull.signatures import Gate
 
 
 def pull_image(
@@ -37,52 +39,85 @@ def pull_image(
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any; ``receive`` is entered once the image is resolved. Raises the errors of ``msb_pull.errors``; after any of
-    them the store holds what it held before, and at most more of a partial download.
+    are any; ``receive`` is entered once the image is resolved, and signed as it must be. Raises the errors of
+    ``msb_pull.errors``; after any of them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
         raise UsageError("--force and --policy never exclude each other: one fetches in any case, the other in none")
+    named = argument.reference or (Reference.parse(options.name) if options.name else None)
+    gate = _gate(named, options, job)
     local = find_local(argument, store, options)
-    if local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER):
+    pin = _pin_of(argument, options)
+    if pin is not None and gate is not None:
+        # Most are signed under the index.
+        pin = replace(pin, by_index=True)
+    settled = pin is None or not pin.also
+    enough = local is not None and settled and not options.force and options.policy in (Policy.MISSING, Policy.NEVER)
+    if enough and local is not None and (gate is None or gate.holds_for(local, store)):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
+        if local is not None and gate is not None:
+            raise gate.refuse_unkept()
         hint = "pull it without `--policy never`"
-        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
+        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
-    from msb_pull.image.manifest import check_image
     from msb_pull.work.pull.open import open_source
 
-    def warn(text: str) -> None:
-        job.warn(argument.text, text)
-
     if argument.reference is not None and argument.reference.doubt is not None:
-        warn(argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
+        job.warn(argument.text, argument.reference.doubt)
+    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
+        if enough and local is not None and gate is not None:
+            return _signed_at_home(gate, local, source, store, options, started)
         start_thread(_load_transfer, "loading")
         try:
-            resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+            resolved, also = _resolve(source, options, pin)
         except NetworkError as error:
-            if options.policy is Policy.NEWER and local is not None:
+            if options.policy is Policy.NEWER and local is not None and (not gate or gate.holds_for(local, store)):
                 job.warn(argument.text, f"{error.message}; keeping the local image")
                 return _unchanged(local, store, started)
             raise
-        check_image(resolved.manifest, str(resolved.reference))
         if argument.reference is None:
-            local = _find(resolved.reference, store)
-            if options.name is None:
-                _warn_of_replacing(local, resolved, warn)
-            if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
-                # A pull that was killed may have left something; in a store that cannot be written it stays.
-                with contextlib.suppress(OSError):
-                    store.sweep()
-                with receive(resolved, source, job) if receive else contextlib.nullcontext():
-                    return _unchanged(local, store, started)
-        return _transfer(resolved, source, store, options, job, together, receive, started)
+            gate = gate or _gate(resolved.reference, options, job)
+        result = _move(argument, resolved, source, gate, store, options, job, together, receive, started)
+    return replace(result, also=also) if also else result
+
+
+def _move(
+    argument: ImageArgument,
+    resolved: ResolvedImage,
+    source: Source,
+    gate: Gate | None,
+    store: Store,
+    options: PullOptions,
+    job: Job,
+    together: Together | None,
+    receive: Receive | None,
+    started: float,
+) -> PullResult:
+    """Brings an image that was found into the store, once its signatures are as they must be."""
+    from msb_pull.image.manifest import check_image
+
+    check_image(resolved.manifest, str(resolved.reference))
+    local = _find(resolved.reference, store) if argument.reference is None else None
+    if argument.reference is None and options.name is None:
+        _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
+    proof = gate.check(source, resolved) if gate is not None else None
+    if local is not None and _is_same(local, resolved, options) and _is_complete(local, store):
+        # A pull that was killed may have left something; in a store that cannot be written it stays.
+        with contextlib.suppress(OSError):
+            store.sweep()
+        with receive(resolved, source, job) if receive else contextlib.nullcontext():
+            result = _unchanged(local, store, started)
+    else:
+        result = _transfer(resolved, source, store, options, job, together, receive, started)
+    if gate is not None and not options.dry_run:
+        gate.keep(proof, store, needed=result.changed)
+    return result
 
 
 def _transfer(
@@ -104,6 +139,66 @@ def _transfer(
     with receive(resolved, source, job) as taking:
         transfer = Transfer(resolved, source, store, options, taking.job, together=together, arrived=taking.arrived)
         return transfer.run(started)
+
+
+def _gate(reference: Reference | None, options: PullOptions, job: Job) -> Gate | None:
+    """What the rules about signatures want of an image; None without rules, or while its name is not known."""
+    if reference is None or not options.checks_signatures:
+        return None
+    from msb_pull.work.pull.signatures import gate_for
+
+    return gate_for(reference, options, job)
+
+
+def _signed_at_home(
+    gate: Gate, image: StoredImage, source: Source, store: Store, options: PullOptions, started: float
+) -> PullResult:
+    """Asks for nothing but the signature of an image that is complete here, and keeps it; raises SignatureError."""
+    assert image.digest is not None
+    try:
+        proof = gate.check_stored(source, image.digest)
+    except SignatureError:
+        # Most are signed under the index that the name stands for. If that is another one by now, it proves nothing.
+        resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+        if resolved.digest != image.digest or not resolved.indexes:
+            raise
+        proof = gate.check(source, resolved)
+    if not options.dry_run:
+        gate.keep(proof, store, needed=False)
+    return _unchanged(image, store, started)
+
+
+def _pin_of(argument: ImageArgument, options: PullOptions) -> Pin | None:
+    return options.pins.get(str(argument.reference)) if options.pins and argument.reference else None
+
+
+def _resolve(source: Source, options: PullOptions, pin: Pin | None) -> tuple[ResolvedImage, Mapping[str, str]]:
+    """The image that a source has, and the digests of the manifests that are to be looked up beside it."""
+    try:
+        resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+    except NotFoundError as error:
+        if pin is not None and pin.target is not None:
+            error.hint = "if the registry no longer has it, renew the lock file with --lock FILE --upgrade"
+        raise
+    return resolved, _look_up(source, resolved, pin) if pin is not None else {}
+
+
+def _look_up(source: Source, resolved: ResolvedImage, pin: Pin) -> dict[str, str]:
+    """The manifests for further platforms; raises UsageError where what was found is not what the pin says."""
+    if pin.manifest not in (None, resolved.digest):
+        raise UsageError(
+            f"{resolved.reference}: {pin.manifest} is not its manifest for one platform",
+            cause=f"{pin.target} leads to {resolved.digest}",
+            hint="renew what pins it, as with --lock FILE --upgrade",
+        )
+    also = {}
+    for platform in pin.also:
+        try:
+            also[str(platform)] = str(source.resolve(platform, explicit=True).digest)
+        except NotFoundError as error:
+            error.hint = f"it was to be locked for {platform} as well: leave that out, or its line in the lock file"
+            raise
+    return also
 
 
 def _load_transfer() -> None:
@@ -139,10 +234,13 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     image = _find(reference, store)
     if image is None:
         return None
+    pin = _pin_of(argument, options)
+    if pin is not None and (pin.manifest is None or image.digest != pin.manifest):
+        return None
     if image.digest is None:
         held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
-    wanted = image.platform is not None and options.wanted.accepts(image.platform)
+    wanted = pin is not None or (image.platform is not None and options.wanted.accepts(image.platform))
     return image if wanted and _is_complete(image, store) else None
 
 
@@ -157,11 +255,13 @@ def _find(reference: Reference | None, store: Store) -> StoredImage | None:
         return database.find(str(reference))
 
 
-def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+def _what_is_there(argument: ImageArgument, store: Store, pin: Pin | None) -> str | None:
     """Why an image that the store knows is not taken; None when it does not know it."""
     image = _find(argument.reference, store)
     if image is None:
         return None
+    if pin is not None and pin.manifest not in (None, image.digest):
+        return f"the store has it as {image.digest}, wanted is {pin.manifest}"
     missing = [layer for layer in image.layers if not store.has_directory(layer.key)]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"

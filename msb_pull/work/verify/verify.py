@@ -44,7 +44,8 @@ class VerifyReport:
     """What was verified; ``repaired`` lists layers that were fetched again, ``failures`` why others could not be.
 
     ``rows`` are the images whose records are damaged, ``mended`` those of them that were rewritten. ``unchecked`` says
-    what could not be looked at, since nothing tells what it is.
+    what could not be looked at, since nothing tells what it is; ``unsigned`` are the images that are not signed as the
+    rules require, and why.
     """
 
     images: tuple[str, ...]
@@ -55,6 +56,7 @@ class VerifyReport:
     rows: tuple[RowsReport, ...] = ()
     mended: tuple[str, ...] = ()
     unchecked: tuple[MsbPullError, ...] = ()
+    unsigned: tuple[tuple[str, MsbPullError], ...] = ()
 
     @property
     def misrecorded(self) -> list[RowsReport]:
