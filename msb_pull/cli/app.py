@@ -196,8 +196,10 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 @command(
     app,
     usage="[OPTIONS]",
+    settings=("keep", "min_free"),
     examples="""\
 msb-pull prune
+msb-pull prune --keep 20GB
 msb-pull prune --dry-run --all --filter until=720h
 msb-pull prune --yes""",
 )
@@ -214,12 +216,32 @@ def prune(
     Removes layers, their records, and downloads not resumed for a week. Shows what would go and how much
     space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
     does not know are kept.
+
+    With --keep or --min-free whole images go as well, least recently used first, until the store fits: never one that
+    a running pull uses. `msb-pull df` shows what the store takes.
     """
-    if filters and not everything:
-        raise UsageError("--filter only works together with --all", hint="msb-pull prune --all --filter until=720h")
     from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull df
+msb-pull df --format json | jq .total_bytes""",
+)
+def df(run: Run) -> None:
+    """Show what the store takes on its disk.
+
+    What the layers of images take, each counted once, and which of them several images share; records, unfinished
+    downloads, what `msb-pull prune` would give back, and what is free. Where the configuration file has a budget for
+    the store (`[store]`), also how full that is.
+    """
+    from msb_pull.cli.ls import show_usage
+
+    show_usage(run)
 
 
 @command(
@@ -273,6 +295,7 @@ def save(
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder
+msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
 msb-pull export app:1 -o - | podman import - app:flat
@@ -286,18 +309,19 @@ def export(
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
     stat: opt.Stat = None,
+    size: opt.Size = None,
     force: opt.Replace = False,
 ) -> None:
     """Write the merged tree of an image, or hand images to another program.
 
     All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
     owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
-    Contents are checked on the way, and no network is used. The same image gives the same tar and the same EROFS image
-    on every machine; .tar.gz and .tar.zst are compressed.
+    Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
+    every machine; .tar.gz and .tar.zst are compressed.
     """
     from msb_pull.cli.export import ExportArguments, export_images
 
-    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, force)
+    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, size, force)
     export_images(run, given)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, UsageError
-from msb_pull.ground.sizes import counted, format_size
+from msb_pull.ground.sizes import counted, format_size, parse_size
 from msb_pull.ground.text import visible
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.work.export.export import ExportOptions, export_image
@@ -32,6 +32,7 @@ class ExportArguments:
     formats: Sequence[str] = ()
     paths: Sequence[str] = ()
     stat: str | None = None
+    size: str | None = None
     force: bool = False
 
     @property
@@ -112,7 +113,13 @@ def _export_to(run: Run, given: ExportArguments, where: str) -> None:
     word, colon, folder = where.partition(":")
     if word not in _PLACES:
         raise UsageError(f"--to: {word!r} is not one of {', '.join(_PLACES)}")
-    unfit = {"-o": given.output, "--format": given.kinds, "--path": given.paths, "--stat": given.stat}
+    unfit = {
+        "-o": given.output,
+        "--format": given.kinds,
+        "--path": given.paths,
+        "--stat": given.stat,
+        "--size": given.size,
+    }
     for option, value in unfit.items():
         if value:
             raise UsageError(f"--to and {option}: choose one")
@@ -127,7 +134,7 @@ def _export_tree(run: Run, given: ExportArguments, image: str, output: str) -> N
     if len(kinds) > 1:
         raise UsageError(f"--format: choose one of {' and '.join(kinds)}")
     form = kinds[0] if kinds else None
-    options = ExportOptions(format=form, paths=given.paths, stat=given.stat, force=given.force)
+    options = ExportOptions(format=form, paths=given.paths, stat=given.stat, size=_bytes(given.size), force=given.force)
     store = run.store_with([str(reference)])
     if output == "-":
         with run.binary_output("export", "a file system") as out:
@@ -140,6 +147,13 @@ def _export_tree(run: Run, given: ExportArguments, image: str, output: str) -> N
     size = f"{counted(result.entries, 'name')}, {format_size(result.bytes)}"
     name = visible(str(reference))
     run.display.note(f"Exported {name} to {where}: {result.format}, {size} in {result.seconds:.1f}s", done=True)
+
+
+def _bytes(size: str | None) -> int | None:
+    try:
+        return None if size is None else parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"--size: {error}") from None
 
 
 def _document(result: ExportResult, output: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ ExportFormat = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        metavar="tar|dir|erofs|squashfs",
+        metavar="tar|dir|erofs|squashfs|ext4",
         help="What to write; default: as the name of OUT says (`OUT/` is a folder), tar on standard output. May be "
         "given twice, since text and json choose what standard output carries, as everywhere.",
         show_default=False,
@@ -211,6 +211,15 @@ Stat = Annotated[
         metavar="native|containers|microsandbox",
         help="How a folder keeps owners, modes and devices: themselves (default for root), in the attribute of libkrun "
         "and fuse-overlayfs (default for others), or in that of Microsandbox.",
+    ),
+]
+Size = Annotated[
+    Text,
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="How large an ext4 file system is, such as 4GiB; default: what it holds plus a tenth plus 64MiB. The file "
+        "has holes where nothing is.",
     ),
 ]
 PullTo = Annotated[

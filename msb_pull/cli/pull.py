@@ -13,6 +13,7 @@ from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from msb_pull.cli.run import Access, Run, Session
     from msb_pull.ground.events import Event, Observer
+    from msb_pull.work.prune.plan import PrunePlan
     from msb_pull.work.pull.locked import Beside
     from msb_pull.work.pull.plan import Delivered, PullResult
 
@@ -108,9 +110,17 @@ def pull_images(
     )
     pull = _pull_of(options)
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        outcomes = _pull(run, arguments, client, options, pull)
+        outcomes, pruned = _pull(run, arguments, client, options, pull)
     paired = list(zip(arguments, outcomes, strict=True))
-    _finish(run, paired, _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {})
+    locked = _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {}
+    _finish(run, paired, {**_pruned_fields(pruned), **locked})
+
+
+def _pruned_fields(pruned: PrunePlan | None) -> dict[str, Any]:
+    """What went so that the store fits, for the document."""
+    if pruned is None:
+        return {}
+    return {"pruned": {"images": list(pruned.images), "freed_bytes": pruned.size, "left_bytes": pruned.left}}
 
 
 def _beside(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> Beside | None:
@@ -204,7 +214,7 @@ class _Report:
 
 def _pull(
     run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions, pull: work.Pull
-) -> list[PullResult | MsbPullError]:
+) -> tuple[list[PullResult | MsbPullError], PrunePlan | None]:
     report = _Report(run, arguments)
     remote = any(argument.reference for argument in arguments)
     run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
@@ -212,9 +222,17 @@ def _pull(
     try:
         store = run.store(create=writes)
     except MsbPullError as error:
-        return [error for _ in arguments]
+        return [error for _ in arguments], None
     job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
-    return work.pull_images(arguments, store, client, options, job, report.ended, pull)
+    with InUse(store.uses, job) as in_use:
+        outcomes = work.pull_images(arguments, store, client, options, job, report.ended, in_use, pull)
+        settings = run.settings
+        pruned = work.prune_after(store, outcomes, job, keep=settings.keep, min_free=settings.min_free)
+    if pruned is not None:
+        from msb_pull.cli.prune import say_what_fits
+
+        say_what_fits(run, pruned)
+    return outcomes, pruned
 
 
 def _without_plans(observe: Observer) -> Observer:

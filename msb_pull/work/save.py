@@ -88,6 +88,8 @@ def save_images(
         raise UsageError("--without only works with --format oci: `docker load` needs all layers")
     started = time.monotonic()
     images = stored_images(store, references)
+    for image in images:
+        store.uses.touch(image.reference)
     with store.lock_shared(job.tell_waiting, job.cancel), _Archive(store, out, job, without) as archive:
         saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
     return SaveResult(tuple(saved), archive.out.count, time.monotonic() - started)

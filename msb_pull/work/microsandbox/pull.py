@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
     from msb_pull.work.pull.images import Pull
     from msb_pull.work.pull.plan import PullOptions, PullResult
     from msb_pull.work.pull.sharing import Together
@@ -49,9 +50,10 @@ def pull_into(options: PullOptions) -> Pull:
         options: PullOptions,
         job: Job,
         together: Together | None = None,
+        in_use: InUse | None = None,
     ) -> PullResult:
         taker = _Taker(program, store, force=options.force)
-        result = pull_image(argument, store, client, options, job, together, taker.receive)
+        result = pull_image(argument, store, client, options, job, together, in_use, taker.receive)
         if options.dry_run or result.digest is None:
             return result
         delivered = taker.delivered or _deliver_stored(program, store, client, options, job, result)

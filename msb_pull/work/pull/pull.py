@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
     from msb_pull.work.pull.receiving import Receive
     from msb_pull.work.pull.sharing import Together
     from msb_pull.work.pull.signatures import Gate
@@ -34,13 +35,15 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    in_use: InUse | None = None,
     receive: Receive | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any; ``receive`` is entered once the image is resolved, and signed as it must be. Raises the errors of
-    ``msb_pull.errors``; after any of them the store holds what it held before, and at most more of a partial download.
+    are any; ``in_use`` keeps the image from being pruned while the command goes on; ``receive`` is entered once the
+    image is resolved, and signed as it must be. Raises the errors of ``msb_pull.errors``; after any of them the store
+    holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
@@ -83,7 +86,7 @@ def pull_image(
             raise
         if argument.reference is None:
             gate = gate or _gate(resolved.reference, options, job)
-        result = _move(argument, resolved, source, gate, store, options, job, together, receive, started)
+        result = _move(argument, resolved, source, gate, store, options, job, together, in_use, receive, started)
     return replace(result, also=also) if also else result
 
 
@@ -96,6 +99,7 @@ def _move(
     options: PullOptions,
     job: Job,
     together: Together | None,
+    in_use: InUse | None,
     receive: Receive | None,
     started: float,
 ) -> PullResult:
@@ -103,6 +107,8 @@ def _move(
     from msb_pull.image.manifest import check_image
 
     check_image(resolved.manifest, str(resolved.reference))
+    if in_use is not None:
+        in_use.add(str(resolved.reference))
     local = _find(resolved.reference, store) if argument.reference is None else None
     if argument.reference is None and options.name is None:
         _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
