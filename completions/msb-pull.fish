@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --keep --min-free --path --stat -o --output --lock --locked --lock-platform --without
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --keep --min-free --path --size --stat --to --msb -o --output --lock --locked --lock-platform --without
                 set skip yes
             case '-*'
             case '*'
@@ -78,7 +78,7 @@ complete -c msb-pull -n '__msb_pull_is pull' -l tls-no-verify -d 'Accept any cer
 complete -c msb-pull -n '__msb_pull_is pull' -l ca-cert -r -F -d 'Trust these authorities'
 complete -c msb-pull -n '__msb_pull_is pull' -l creds-stdin -d 'Read user:password from standard input'
 complete -c msb-pull -n '__msb_pull_is pull' -l anonymous -d 'Use no credentials'
-complete -c msb-pull -n '__msb_pull_is pull verify' -l authfile -r -F -d 'Credentials'
+complete -c msb-pull -n '__msb_pull_is pull verify export' -l authfile -r -F -d 'Credentials'
 complete -c msb-pull -n '__msb_pull_is pull' -l require-signature -r -F -d 'Only images signed with this key'
 complete -c msb-pull -n '__msb_pull_is pull' -l no-signature-check -d 'Check no signatures'
 complete -c msb-pull -n '__msb_pull_is pull' -l allow-no-xattr -d 'Accept a file system without user attributes'
@@ -114,6 +114,8 @@ complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers 
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
 complete -c msb-pull -n '__msb_pull_is export' -l size -x -d 'Size of an ext4 file system'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
+complete -c msb-pull -n '__msb_pull_is pull export' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is pull export' -l msb -r -F -d 'Program of Microsandbox'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 
 complete -c msb-pull -l home -r -a '(__fish_complete_directories)' -d 'Where images live'

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
-    from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+    from msb_pull.work.pull.plan import Delivered, LayerOutcome, Policy, PullOptions, PullResult
 
 __all__ = [
     "AccessError",
@@ -46,6 +46,7 @@ __all__ = [
     "ContentError",
     "Credential",
     "CredentialStore",
+    "Delivered",
     "ExitCode",
     "ExportOptions",
     "ExportResult",
@@ -81,7 +82,7 @@ _HOLDERS = {
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",
     "work.listing": "ListedImage",
-    "work.pull.plan": "LayerOutcome Policy PullOptions PullResult",
+    "work.pull.plan": "Delivered LayerOutcome Policy PullOptions PullResult",
     "source.registry.auth_file": "Credential",
     "source.registry.credentials": "CredentialStore",
     "source.registry.registry": "RegistryOptions",

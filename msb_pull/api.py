@@ -22,10 +22,11 @@ from msb_pull.store import store as inner
 from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.pull import pull_image as pull_one
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage
-    from msb_pull.work.pull.plan import PullResult
+    from msb_pull.work.pull.plan import Delivered, PullResult
 
 __all__ = ["Store", "pull_image", "pull_images", "registry_options"]
 
@@ -150,15 +151,46 @@ class Store:
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_image(self._place, reference, where, options or ExportOptions(), job)
 
+    def deliver(
+        self,
+        image: str,
+        place: str = "microsandbox",
+        *,
+        msb: str | None = None,
+        force: bool = False,
+        observer: Observer = ignore,
+        cancel: threading.Event | None = None,
+        registries: RegistryOptions | None = None,
+        credentials: CredentialStore | None = None,
+    ) -> Delivered:
+        """Hands an image that was pulled before to another program; nothing is done where that has it.
+
+        ``msb`` is Microsandbox's program, a name or a path. The image's source is asked for its blobs again; where it
+        cannot give them, layers are made again from the store, and the result says so. With ``force`` it is handed over
+        though it is there. The rest is as in :func:`pull_image`. Raises NotFoundError, ContentError for what is
+        damaged, UsageError without the program, LocalError, Cancelled.
+        """
+        from msb_pull.work.microsandbox.program import PLACE, find_msb
+        from msb_pull.work.microsandbox.stored import Stored
+
+        if place != PLACE:
+            raise UsageError(f"place: {place!r} is not one of {PLACE}")
+        reference = Reference.parse(image, self._settings.default_registry)
+        job = Job(observer, Cancel(cancel) if cancel else Cancel())
+        program = find_msb(msb or self._settings.msb)
+        with _client(self, {reference.registry}, job, registries, credentials) as client:
+            return Stored(self._place, program, client, job, force=force).deliver(str(reference))
+
     def _pull(
         self,
         arguments: Sequence[ImageArgument],
         client: Callable[[], RegistryClient],
         options: PullOptions,
         job: Job,
+        pull: work.Pull,
     ) -> list[PullResult | MsbPullError]:
         with InUse(self._place.uses, job) as in_use:
-            outcomes = work.pull_images(arguments, self._place, client, options, job, in_use=in_use)
+            outcomes = work.pull_images(arguments, self._place, client, options, job, in_use=in_use, pull=pull)
             limits = self._settings
             work.prune_after(self._place, outcomes, job, keep=limits.keep, min_free=limits.min_free)
         return outcomes
@@ -267,11 +299,28 @@ def pull_images(
         from msb_pull.source.registry.credentials import check_given
 
         check_given(hosts, stdin=False)
+    pull: work.Pull = pull_one
+    if wishes.to is not None:
+        from msb_pull.work.microsandbox.pull import pull_into
+
+        pull = pull_into(replace(wishes, msb=wishes.msb or store._settings.msb))
+    with _client(store, hosts, job, registries, credentials) as client:
+        return store._pull(arguments, client, wishes, job, pull)
+
+
+@contextlib.contextmanager
+def _client(
+    store: Store,
+    hosts: Collection[str],
+    job: Job,
+    registries: RegistryOptions | None,
+    credentials: CredentialStore | None,
+) -> Iterator[Callable[[], RegistryClient]]:
+    """Makes a client when the first registry must be asked: a pull that finds everything loads no requests."""
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
         def client() -> RegistryClient:
-            """Made when the first registry must be asked: a pull that finds everything loads no requests."""
             if not clients:
                 from msb_pull.source.registry.credentials import CredentialStore
                 from msb_pull.source.registry.registry import RegistryClient
@@ -283,7 +332,7 @@ def pull_images(
                 stack.callback(clients[0].close)
             return clients[0]
 
-        return store._pull(arguments, client, wishes, job)
+        yield client
 
 
 def _path(name: str, given: object) -> Path | None:

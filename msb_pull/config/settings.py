@@ -57,6 +57,7 @@ class Settings:
     limit_rate: int | None = None
     limits: Limits = field(default_factory=Limits)
     authfile: Path | None = None
+    msb: str = "msb"
     keep: int | None = None
     min_free: int | Percent | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)

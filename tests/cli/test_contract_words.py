@@ -52,6 +52,8 @@ OWN = {
 --max-window SIZE
 --allow-no-xattr
 --as REF
+--to WHERE
+--msb PROGRAM # MSB_PATH
 -n, --dry-run
 --require-signature KEY
 --no-signature-check
@@ -68,7 +70,8 @@ OWN = {
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker\n--without IMAGE|FILE",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs|ext4\n--path PATH\n"
-    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force",
+    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH\n"
+    + AUTHFILE,
 }
 
 

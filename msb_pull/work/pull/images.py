@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from msb_pull.work.pull.plan import PullOptions, PullResult
     from msb_pull.work.pull.sharing import Together
 
+    Pull = Callable[
+        [ImageArgument, Store, Callable[[], RegistryClient], PullOptions, Job, Together | None, InUse | None],
+        PullResult,
+    ]
+
 # Images under way at the same time. Each has a thread of its own, which mostly waits, and keeps its manifests.
 _AT_ONCE = 8
 
@@ -36,19 +41,21 @@ def pull_images(
     job: Job,
     ended: Callable[[int, PullResult | MsbPullError], None] = lambda number, outcome: None,
     in_use: InUse | None = None,
+    pull: Pull = pull_image,
 ) -> list[PullResult | MsbPullError]:
     """Brings images into the store as ``pull_image`` does; returns, for each, its result or the error that ended it.
 
     ``ended`` is called by the thread of the caller as images end, with their position. ``client`` may be called by
     several threads, one at a time. As many layers as ``job`` says are fetched at once, of all images together.
-    ``in_use`` keeps the images from being pruned, as long as the caller likes.
+    ``in_use`` keeps the images from being pruned, as long as the caller likes. ``pull`` does the
+    work on each.
     """
     if len(arguments) == 1:
         # One image needs no threads, and one that is here already must not pay for loading what makes them.
-        outcomes = [_outcome(arguments[0], store, client, options, job, None, in_use)]
+        outcomes = [_outcome(pull, arguments[0], store, client, options, job, None, in_use)]
         ended(0, outcomes[0])
         return outcomes
-    return _pull_together(arguments, store, _one_at_a_time(client), options, job, ended, in_use)
+    return _pull_together(arguments, store, _one_at_a_time(client), options, job, ended, in_use, pull)
 
 
 def prune_after(
@@ -89,6 +96,7 @@ def _pull_together(
     job: Job,
     ended: Callable[[int, PullResult | MsbPullError], None],
     in_use: InUse | None,
+    pull: Pull,
 ) -> list[PullResult | MsbPullError]:
     from concurrent.futures import Future, as_completed
 
@@ -108,7 +116,7 @@ def _pull_together(
                 if same is not None:
                     # Named twice: by then it is here.
                     same.exception()
-                return _outcome(argument, store, client, options, shared, together, in_use)
+                return _outcome(pull, argument, store, client, options, shared, together, in_use)
 
             former[name] = future = images.submit(0, work)
             numbers[future] = number
@@ -118,6 +126,7 @@ def _pull_together(
 
 
 def _outcome(
+    pull: Pull,
     argument: ImageArgument,
     store: Store,
     client: Callable[[], RegistryClient],
@@ -129,12 +138,12 @@ def _outcome(
     try:
         job.cancel.check()
         if options.dry_run:
-            return pull_image(argument, store, client, options, job, together)
+            return pull(argument, store, client, options, job, together, None)
         named = argument.reference or (Reference.parse(options.name) if options.name else None)
         if in_use is not None and named is not None:
             # Before it is looked for: what is found is then there until the end.
             in_use.add(str(named))
-        result = pull_image(argument, store, client, options, job, together, in_use)
+        result = pull(argument, store, client, options, job, together, in_use)
         store.uses.touch(result.reference)
         return result
     except MsbPullError as error:
