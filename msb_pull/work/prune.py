@@ -88,6 +88,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         kept |= elsewhere.layers
         remarks = elsewhere.remarks(set(map(str, going)))
     layers = [Removal(str(key), store.disk_usage(key)) for key in going if str(key) not in kept]
+    views = _shown_by_podman(store, names, (layer.name for layer in layers))
     leftovers = store.places.leftovers()
     return PrunePlan(
         images=tuple(sorted(names)),
@@ -97,7 +98,7 @@ def plan_prune(store: Store, selection: Selection | None, *, now: float | None =
         leftovers=len(leftovers) + len(_dead_links(store)),
         leftover_size=sum(_size(path) for path in leftovers),
         versions=frozenset(_version(image) for image in doomed),
-        remarks=remarks,
+        remarks=(*remarks, *views),
     )
 
 
@@ -116,6 +117,7 @@ def apply_prune(store: Store, plan: PrunePlan, job: Job, *, wait: bool = True, n
         # Another prune or rm may have been faster; what it took was not freed here.
         gone = (LayerState.ABSENT, LayerState.OCCUPIED)
         layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone]
+        _hide_from_podman(store, images, (layer.name for layer in layers), job)
         for layer in layers:
             job.cancel.check()
             remove_layer(store, LayerKey.parse(layer.name))
@@ -150,13 +152,18 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     with store.lock_exclusive(job.tell_waiting, job.cancel):
         mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
         elsewhere = _elsewhere(store).layers
+        for text in _shown_by_podman(store, references, ()):
+            job.warn("", text)
         job.cancel.check()
+        _hide_from_podman(store, references, (), job)
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | elsewhere
+        unreached = sorted(key for key in mine if str(key) not in reached)
+        _hide_from_podman(store, (), map(str, unreached), job)
         images, layers, remarks = tuple(dict.fromkeys(references)), [], []
         gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
-        for key in sorted(key for key in mine if str(key) not in reached):
+        for key in unreached:
             state = store.layer_state(key)
             if state is LayerState.ABSENT:
                 continue
@@ -175,6 +182,23 @@ def _elsewhere(store: Store) -> Elsewhere:
         for error in database.unread_copies():
             raise error
     return Elsewhere(store.homes)
+
+
+def _shown_by_podman(store: Store, images: Iterable[str], layers: Iterable[str]) -> list[str]:
+    """What to say of images that podman shows, and will no longer."""
+    if not (store.own / "podman").is_dir():
+        return []
+    from msb_pull.work.podman.views import Leaving, remarks
+
+    return remarks(store, Leaving(frozenset(images), frozenset(layers)))
+
+
+def _hide_from_podman(store: Store, images: Iterable[str], layers: Iterable[str], job: Job) -> None:
+    """Before anything goes podman must not see it any more; raises LocalError."""
+    if (store.own / "podman").is_dir():
+        from msb_pull.work.podman.views import Leaving, hide
+
+        hide(store, Leaving(frozenset(images), frozenset(layers)), job)
 
 
 def remove_layer(store: Store, key: LayerKey) -> None:
