@@ -77,7 +77,7 @@ def remarks(store: Store, leaving: Leaving) -> list[str]:
             found.append(f"podman's view {visible(str(path))} cannot be read: {error.strerror}")
             continue
         if names := [image.reference for image in _going(view, leaving, store)] if view else []:
-            found.append(f"podman's view {visible(str(path))} shows {', '.join(names)}, and will no longer")
+            found.append(f"podman's view {visible(str(path))} shows {', '.join(names)}: it will no longer, and what podman has made from that stops working")
     return found
 
 
