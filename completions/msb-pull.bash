@@ -48,7 +48,7 @@ _msb_pull() {
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
         [save]='-o --output'
-        [export]='-o --output --path --stat -f --force'
+        [export]='-o --output --path --stat -f --force --to --msb'
     )
 
     # The words up to the cursor, split at blanks alone.
@@ -58,7 +58,7 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output '
+        --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
         case $prev in
@@ -89,7 +89,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --msb | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
@@ -100,6 +100,7 @@ _msb_pull() {
         --policy) choices=(missing always newer never) ;;
         --platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
         --stat) choices=(native containers microsandbox) ;;
+        --to) choices=(microsandbox) ;;
         --sort) choices=(name size pulled) ;;
         --filter)
             choices=(reference= platform= until= incomplete=true)

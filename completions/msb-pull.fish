@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat --to --msb -o --output
                 set skip yes
             case '-*'
             case '*'
@@ -103,6 +103,8 @@ complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs sq
 complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers microsandbox' -d 'How a folder keeps owners'
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
+complete -c msb-pull -n '__msb_pull_is export' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is export' -l msb -r -F -d 'Program of Microsandbox'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 
 complete -c msb-pull -l home -r -a '(__fish_complete_directories)' -d 'Where images live'

@@ -240,36 +240,37 @@ def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: o
 
 @command(
     app,
-    usage="[OPTIONS] IMAGE -o OUT",
+    usage="[OPTIONS] IMAGE -o OUT | IMAGE... --to WHERE",
+    settings=("msb",),
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
-msb-pull export app:1 -o - | podman import - app:flat""",
+msb-pull export app:1 -o - | podman import - app:flat
+msb-pull export ubuntu:22.04 app:1 --to microsandbox""",
 )
 def export(
     run: Run,
-    image: opt.Image = None,
+    images: opt.Images = None,
     output: opt.ExportOutput = None,
+    to: opt.ExportTo = None,
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
     stat: opt.Stat = None,
     force: opt.Replace = False,
 ) -> None:
-    """Write the merged tree of an image.
+    """Write the merged tree of an image, or hand images to another program.
 
     All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
     owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
     Contents are checked on the way, and no network is used. The same image gives the same tar and the same EROFS image
     on every machine; .tar.gz and .tar.zst are compressed.
     """
-    if not output:
-        raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")
-    from msb_pull.cli.export import export_tree
+    from msb_pull.cli.export import ExportArguments, export_images
 
-    name = opt.needed([image] if image else [], "export")[0]
-    export_tree(run, name, output, form or [], paths=paths or [], how=stat, force=force)
+    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, force)
+    export_images(run, given)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

@@ -145,7 +145,16 @@ Stat = Annotated[
         "and fuse-overlayfs (default for others), or in that of Microsandbox.",
     ),
 ]
-Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]
+ExportTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Put images where another program keeps its own, instead of into a file: `microsandbox`, through "
+        "`msb load`.",
+    ),
+]
+Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT, or load what is there already.")]
 
 
 Form = Annotated[

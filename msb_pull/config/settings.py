@@ -59,6 +59,7 @@ class Settings:
     limit_rate: int | None = None
     limits: Limits = field(default_factory=Limits)
     authfile: Path | None = None
+    msb: str = "msb"
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     progress: str = "auto"
     color: bool | None = None

@@ -238,6 +238,13 @@ _ALL = (
         variable="REGISTRY_AUTH_FILE",
     ),
     Setting(
+        "msb",
+        to_text,
+        "PROGRAM",
+        "Microsandbox's program, for --to microsandbox; default: `msb` in PATH.",
+        variable="MSB_PATH",
+    ),
+    Setting(
         "progress",
         one_of(PROGRESS_MODES),
         "|".join(PROGRESS_MODES),

@@ -61,7 +61,7 @@ OWN = {
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"
-    "--stat native|containers|microsandbox\n-f, --force",
+    "--stat native|containers|microsandbox\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH",
 }
 
 
