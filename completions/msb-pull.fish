@@ -103,7 +103,7 @@ complete -c msb-pull -n '__msb_pull_is export' -l format -x -a 'tar dir erofs sq
 complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers microsandbox' -d 'How a folder keeps owners'
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
-complete -c msb-pull -n '__msb_pull_is export' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is export' -l to -x -a 'microsandbox podman' -d 'Hand to another program'
 complete -c msb-pull -n '__msb_pull_is export' -l msb -r -F -d 'Program of Microsandbox'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 

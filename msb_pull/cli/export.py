@@ -103,9 +103,17 @@ def _load_fields(result: LoadResult) -> dict[str, Any]:
     }
 
 
+def _to_podman(run: Run, images: Sequence[str], folder: str | None, *, force: bool) -> None:
+    from msb_pull.cli.podman import show_in_podman
+
+    # What is shown already is brought up to date in any case.
+    del force
+    show_in_podman(run, images, folder)
+
+
 # What ``--to`` can say -> what puts images there: it is given the images as they were typed, what follows a colon
 # behind the word (None for nothing), and whether to do again what was done.
-_PLACES: dict[str, Callable[..., None]] = {"microsandbox": _to_microsandbox}
+_PLACES: dict[str, Callable[..., None]] = {"microsandbox": _to_microsandbox, "podman": _to_podman}
 
 
 def _export_to(run: Run, given: ExportArguments, where: str) -> None:

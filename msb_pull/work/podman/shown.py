@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import ContentError, MsbPullError, NotFoundError
+from msb_pull.ground.errors import MsbPullError, NotFoundError
 from msb_pull.image.digest import Digest
-from msb_pull.image.documents import load_json
 from msb_pull.image.reference import Reference
 from msb_pull.layer.notes import Notes
 from msb_pull.store.index.keys import LayerKey
+from msb_pull.work.podman.readable import check_readable, utc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 # containers-storage, drivers/overlay: the length of a short link's name, in digits of base 32.
 _SHORT = 26
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _TYPED = {"key": str, "diff_id": str, "tar_bytes": int, "bytes": int, "media_type": str}
 
 
@@ -93,7 +90,7 @@ class ShownImage:
     def parse(cls, document: Mapping[str, Any]) -> ShownImage:
         """Reads what :meth:`document` wrote; raises ValueError, TypeError, KeyError for anything else."""
         created = document["created"]
-        if created is not None and not _TIME.fullmatch(created):
+        if created is not None and utc(created) != created:
             raise ValueError("a time that is none")
         return cls(
             _reference(document["reference"]),
@@ -123,23 +120,22 @@ def short_name(layer_id: str) -> str:
 def shown_image(store: Store, image: StoredImage) -> ShownImage:
     """What to show of a stored image.
 
-    Raises NotFoundError where a layer is not complete, or the image has no documents; ContentError where its config is
-    one that podman cannot read, since then it could not even list the others.
+    Raises NotFoundError where a layer is not complete, or the image has no documents; ContentError where podman cannot
+    read them.
     """
     if image.manifest_bytes is None or image.config_bytes is None or image.digest is None:
         raise NotFoundError(
             f"{image.reference}: only Microsandbox has recorded it, and without its manifest",
             hint=f"`msb-pull pull --force {image.reference}` records it",
         )
-    config = load_json(image.config_bytes, image.reference, "config")
-    _check_times(image.reference, config)
+    created = check_readable(image.reference, image.manifest_bytes, image.config_bytes)
     return ShownImage(
         image.reference,
         image.digest,
         Digest.of(image.config_bytes),
         len(image.manifest_bytes),
         len(image.config_bytes),
-        _utc(config.get("created")),
+        created,
         tuple(_shown_layer(store, image.reference, layer) for layer in image.layers),
     )
 
@@ -152,30 +148,6 @@ def _shown_layer(store: Store, reference: str, layer: StoredLayer) -> ShownLayer
         )
     notes = Notes.load(store.notes_path(layer.key))
     return ShownLayer(layer.key, layer.diff_id, notes.tar_bytes, layer.size, layer.media_type)
-
-
-def _check_times(reference: str, config: Mapping[str, Any]) -> None:
-    """Go's reader of a config refuses the whole of it for a time that is none."""
-    history = config.get("history") or []
-    times = [config.get("created"), *(entry.get("created") for entry in history if isinstance(entry, dict))]
-    for time in times:
-        if time is not None and _utc(time) is None:
-            raise ContentError(
-                f"{reference}: its config has a time that podman cannot read",
-                cause=f"{str(time)[:60]!r} is not like 2006-01-02T15:04:05Z",
-                hint="without this image the export shows the others",
-            )
-
-
-def _utc(time: Any) -> str | None:
-    """A time of RFC 3339 in UTC and whole seconds, None for anything else."""
-    if not isinstance(time, str) or not _TIME.fullmatch(time):
-        return None
-    try:
-        moment = datetime.fromisoformat(re.sub(r"\.\d+", "", time)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(len("2006-01-02T15:04:05Z"), "0")
 
 
 def _layer(document: Mapping[str, Any]) -> ShownLayer:

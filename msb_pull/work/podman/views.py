@@ -76,8 +76,10 @@ def remarks(store: Store, leaving: Leaving) -> list[str]:
         except OSError as error:
             found.append(f"podman's view {visible(str(path))} cannot be read: {error.strerror}")
             continue
-        if names := [image.reference for image in _going(view, leaving, store)] if view else []:
-            found.append(f"podman's view {visible(str(path))} shows {', '.join(names)}: it will no longer, and what podman has made from that stops working")
+        going = [image.reference for image in _going(view, leaving, store)] if view else []
+        if going:
+            what = "it will no longer, and what podman has made from that stops working"
+            found.append(f"podman's view {visible(str(path))} shows {', '.join(going)}: {what}")
     return found
 
 
