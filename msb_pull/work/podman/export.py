@@ -54,11 +54,11 @@ def export_to_podman(store: Store, references: Sequence[Reference], folder: Path
     with store.lock_shared(job.tell_waiting, job.cancel):
         stored = [find_image(store, reference) for reference in references]
         wanted = {image.reference: shown_image(store, image) for image in stored}
-        _register(store, path, job)
         with locked(path, job):
             # Another export may have been first.
             check_free(path, store)
             former = _former(store, path, job)
+            _register(store, path, job)
             view = View(path, str(store.home), str(store.layers), former.images if former else ())
             others = _others(store, view, wanted, job)
             images = {image.reference: shown for image, shown in others} | wanted

@@ -21,11 +21,13 @@ import stat
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.below import create_file, look, open_directory, open_file
+from msb_pull.image.digest import Digest
+from msb_pull.image.documents import DOCUMENT_LIMIT
 from msb_pull.work.podman import documents
 from msb_pull.work.podman.shown import short_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from msb_pull.work.podman.shown import ShownImage, ShownLayer
@@ -74,8 +76,10 @@ class Folder:
             place = _made(image, self._open[IMAGES])
             try:
                 for name, digest in files.items():
-                    if digest in contents:
-                        _write(name, contents[digest], place)
+                    # What is shown already lies here under one name at least.
+                    content = contents.get(digest) or _content(digest, files, place)
+                    if content is not None:
+                        _write(name, content, place)
             finally:
                 os.close(place)
 
@@ -93,9 +97,8 @@ class Folder:
             if name not in stacks:
                 self._remove_layer(name)
         for name in _names(self._open[IMAGES]):
-            if name not in files:
-                self._remove_image(name)
-        for place in self._open.values():
+            self._clear_image(name, files.get(name, ()))
+        for place in (*self._open.values(), self._handle):
             _unlink(_DRAFT, place)
 
     def _lay_out(self, layer_id: str, layer: ShownLayer, below: Sequence[str]) -> None:
@@ -143,19 +146,20 @@ class Folder:
             if facts is not None:
                 self.busy.append(name)
 
-    def _remove_image(self, name: str) -> None:
+    def _clear_image(self, name: str, needed: Collection[str]) -> None:
         try:
             place = open_directory(name, self._open[IMAGES])
         except OSError:
             return
         try:
             for file in _all_names(place):
-                if file in ("manifest", _DRAFT) or file.startswith("="):
+                if file not in needed and (file in ("manifest", _DRAFT) or file.startswith("=")):
                     _unlink(file, place)
         finally:
             os.close(place)
-        with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=self._open[IMAGES])
+        if not needed:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=self._open[IMAGES])
 
     def _publish(self, place: str, what: str, content: bytes) -> None:
         if not _write(f"{what}.json", content, self._open[place]):
@@ -193,6 +197,12 @@ def _read(name: str, directory: int, size: int) -> bytes | None:
         return os.read(handle, size) if stat.S_ISREG(os.fstat(handle).st_mode) else None
     finally:
         os.close(handle)
+
+
+def _content(digest: str, files: Mapping[str, str], directory: int) -> bytes | None:
+    """A document that lies in a directory under one of its names."""
+    found = (_read(name, directory, DOCUMENT_LIMIT) for name, known in files.items() if known == digest)
+    return next((data for data in found if data is not None and str(Digest.of(data)) == digest), None)
 
 
 def _write(name: str, content: bytes, directory: int) -> bool:
