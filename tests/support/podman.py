@@ -1,4 +1,4 @@
-"""Views for podman: what must hold of one at every moment, and podman itself with stores of its own."""
+"""Views for podman: stores to make them of, what must hold at every moment, and podman itself with its own storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,56 @@ from pathlib import Path
 
 import pytest
 
+from msb_pull import PullOptions, pull_image
+from msb_pull import Store as Program
+from msb_pull.ground.events import Warned
+from msb_pull.ground.running import Job
+from msb_pull.image.reference import Reference
+from msb_pull.store.store import Store
+from msb_pull.work.podman.export import export_to_podman
+from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from tests.support.archive import directory, reg
 from tests.support.tools import lacking, need
+
+A, B = "localhost/a:1", "localhost/b:1"
+BASE = [directory(b"etc", mtime=1), reg(b"etc/base", b"base")]
+
+
+def copied(old: Path, new: Path) -> Path:
+    return shutil.copytree(old, new, symlinks=True)
+
+
+def pull(home: Path, name: str, folder: Path, **options) -> None:
+    pull_image(f"oci:{folder}", Program.open(home), PullOptions(name=name, **options))
+
+
+def export(home: Path, *names: str, folder: Path | None = None, job: Job | None = None):
+    return export_to_podman(Store.open(home), [Reference.parse(name) for name in names], folder, job or Job())
+
+
+def remove(home: Path, *names: str, job: Job | None = None):
+    return remove_images(Store.open(home), names, job or Job())
+
+
+def prune(home: Path):
+    store = Store.open(home)
+    return apply_prune(store, plan_prune(store, None), Job())
+
+
+def hearing() -> tuple[list[str], Job]:
+    heard: list[str] = []
+    return heard, Job(observer=lambda event: heard.append(event.text) if isinstance(event, Warned) else None)
+
+
+def everything(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for base, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(base, name)
+            key = str(path.relative_to(folder))
+            if not name.endswith(".lock"):
+                found[key] = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+    return found
 
 
 def shown(folder: Path) -> list[str]:
