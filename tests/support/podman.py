@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -113,9 +114,9 @@ class Podman:
         if not os.access("/dev/fuse", os.W_OK):
             lacking("there is no /dev/fuse here")
         self.folder = folder
-        self._places = [
-            f"--{name}={folder / place}" for name, place in (("root", "s"), ("runroot", "r"), ("tmpdir", "t"))
-        ]
+        # podman takes no long path for it.
+        self._running = Path(tempfile.mkdtemp(prefix="podman-"))
+        self._places = [f"--root={folder / 's'}", f"--runroot={self._running}", f"--tmpdir={folder / 't'}"]
         self._options = [
             *("--storage-driver=overlay", "--cgroup-manager=cgroupfs", "--events-backend=none"),
             f"--storage-opt=overlay.mount_program={shutil.which('fuse-overlayfs')}",
@@ -151,3 +152,7 @@ class Podman:
         self._containers = []
         # podman keeps its storage's own folder mounted on itself.
         subprocess.run(["umount", "-l", self.folder / "s" / "overlay"], capture_output=True, check=False)
+
+    def remove(self) -> None:
+        self.close()
+        shutil.rmtree(self._running)
