@@ -40,7 +40,7 @@ _msb_pull() {
     local commands='pull ls inspect verify prune rm save export'
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
-        [pull]='-f --force --as -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
+        [pull]='-f --force --as --to --msb -n --dry-run --policy --platform -j --jobs --plain-http --tls-no-verify --ca-cert
             --creds-stdin --anonymous --authfile --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
@@ -48,7 +48,7 @@ _msb_pull() {
         [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
         [rm]=''
         [save]='-o --output'
-        [export]='-o --output --path --stat -f --force --to --msb'
+        [export]='-o --output --path --stat -f --force --to --msb --authfile'
     )
 
     # The words up to the cursor, split at blanks alone.

@@ -60,12 +60,16 @@ def _root(
 @command(
     app,
     usage="[OPTIONS] IMAGE...",
-    settings=("policy", "platform", "jobs", "authfile", "limit_rate", "max_layer_size", "max_entries", "max_window"),
+    settings=(
+        *("policy", "platform", "jobs", "msb", "authfile", "limit_rate", "max_layer_size", "max_entries"),
+        "max_window",
+    ),
     examples="""\
 msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --to microsandbox ubuntu:22.04
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -73,6 +77,7 @@ def pull(
     images: opt.Images = None,
     force: opt.Force = False,
     as_: opt.As = None,
+    to: opt.PullTo = None,
     dry_run: opt.DryRunPull = False,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
@@ -92,12 +97,11 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, pull_images
+    from msb_pull.cli.pull import Access, Wishes, pull_images
 
     access = Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous)
-    pull_images(
-        run, opt.needed(images, "pull"), access, force=force, name=as_, dry_run=dry_run, allow_no_xattr=allow_no_xattr
-    )
+    wanted = Wishes(force=force, name=as_, to=to, dry_run=dry_run, allow_no_xattr=allow_no_xattr)
+    pull_images(run, opt.needed(images, "pull"), access, wanted)
 
 
 @command(
@@ -241,7 +245,7 @@ def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: o
 @command(
     app,
     usage="[OPTIONS] IMAGE -o OUT | IMAGE... --to WHERE",
-    settings=("msb",),
+    settings=("msb", "authfile"),
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
-from msb_pull.image.reference import Reference
+from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.work.export.export import ExportOptions, export_image
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from msb_pull.cli.run import Run
     from msb_pull.work.export.export import ExportResult
-    from msb_pull.work.microsandbox.stored import LoadResult
+    from msb_pull.work.pull.plan import Delivered
 
 _SHOWN = ("text", "json")
 
@@ -53,54 +54,53 @@ def export_images(run: Run, given: ExportArguments) -> None:
 
 
 def _to_microsandbox(run: Run, images: Sequence[str], folder: str | None, *, force: bool) -> None:
+    from msb_pull.cli.pull import Access, LazyClient
     from msb_pull.work.microsandbox.program import find_msb
-    from msb_pull.work.microsandbox.stored import load_images
+    from msb_pull.work.microsandbox.stored import Stored
 
     if folder is not None:
         raise UsageError("--to microsandbox takes no folder", hint="Microsandbox keeps images where MSB_HOME says")
     names = run.names(images)
     program = find_msb(run.settings.msb)
     store = run.store_with(names)
-    run.session.next_step = "Microsandbox has none of the image that was under way; run the same command again"
-    outcomes = load_images(store, names, program, run.job, force=force)
+    run.session.next_step = "Microsandbox has nothing new of what was under way; run the same command again"
+    with contextlib.closing(LazyClient(run, [parse_argument(name) for name in names], Access())) as client:
+        outcomes = Stored(store, program, client, run.job, force=force).deliver_all(names)
     run.session.next_step = None
+    _show_delivered(run, names, outcomes)
+
+
+def _show_delivered(run: Run, names: Sequence[str], outcomes: Sequence[Delivered | MsbPullError]) -> None:
+    """Says of each image what another program has now, or why it has not."""
+    from msb_pull.cli.pull import delivered_fields
+
     errors = [outcome for outcome in outcomes if isinstance(outcome, MsbPullError)]
-    for outcome in outcomes:
+    for name, outcome in zip(names, outcomes, strict=True):
         if isinstance(outcome, MsbPullError):
             run.session.tell(outcome)
         else:
-            _tell_loaded(run, outcome)
-    document = [
+            _tell_delivered(run, visible(name), outcome)
+    documents = [
         {"status": "failed", "image": name, "error": run.session.document_of(outcome)}
         if isinstance(outcome, MsbPullError)
-        else {"status": "ok", "image": name, **_load_fields(outcome)}
+        else {"status": "ok", "image": name, **delivered_fields(outcome)}
         for name, outcome in zip(names, outcomes, strict=True)
     ]
     if run.display.format == "json":
-        run.write({"status": "failed" if errors else "ok", "to": "microsandbox", "images": document}, "")
+        run.write({"status": "failed" if errors else "ok", "images": documents}, "")
     if errors:
         run.fail(errors)
 
 
-def _tell_loaded(run: Run, result: LoadResult) -> None:
-    name = visible(result.reference)
-    if not result.changed:
+def _tell_delivered(run: Run, name: str, delivered: Delivered) -> None:
+    if not delivered.changed:
         run.display.note(f"Microsandbox has {name} already", done=True)
         return
-    if result.recreated:
-        run.warn(f"{name}: its layers were made again from the store, so its digest is not the registry's")
-    run.display.note(f"Loaded {name} into Microsandbox in {result.seconds:.1f}s", done=True)
+    if delivered.recreated:
+        from msb_pull.cli.pull import recreated
 
-
-def _load_fields(result: LoadResult) -> dict[str, Any]:
-    """What a document says of an image that Microsandbox has now."""
-    return {
-        "reference": result.reference,
-        "digest": result.digest,
-        "changed": result.changed,
-        "recreated": result.recreated,
-        "seconds": round(result.seconds, 3),
-    }
+        run.warn(recreated(name))
+    run.display.note(f"Loaded {name} into Microsandbox in {delivered.seconds:.1f}s", done=True)
 
 
 def _to_podman(run: Run, images: Sequence[str], folder: str | None, *, force: bool) -> None:

@@ -145,6 +145,15 @@ Stat = Annotated[
         "and fuse-overlayfs (default for others), or in that of Microsandbox.",
     ),
 ]
+PullTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Also put images where another program keeps its own, while they arrive: `microsandbox`, through "
+        "`msb load`.",
+    ),
+]
 ExportTo = Annotated[
     Text,
     typer.Option(

@@ -31,9 +31,8 @@ def show_in_podman(run: Run, images: Sequence[str], folder: str | None) -> None:
         run.write(
             {
                 "status": "ok",
-                "to": "podman",
                 "folder": str(result.folder),
-                "images": names,
+                "images": [{"status": "ok", "image": name} for name in names],
                 "shown": list(result.images),
                 "first": result.first,
                 "storage_conf": result.storage_conf,

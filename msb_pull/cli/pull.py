@@ -14,6 +14,7 @@ from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
+from msb_pull.work.pull.pull import pull_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.events import Event, Observer
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
-    from msb_pull.work.pull.plan import PullResult
+    from msb_pull.work.pull.plan import Delivered, PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
 _FINISHED = "finished layers are kept; run the same command again to continue"
@@ -39,33 +40,46 @@ class Access:
     anonymous: bool = False
 
 
-def pull_images(
-    run: Run,
-    images: Sequence[str],
-    access: Access,
-    *,
-    force: bool,
-    name: str | None,
-    dry_run: bool,
-    allow_no_xattr: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is to be done with the images, beside what settings say."""
+
+    force: bool = False
+    name: str | None = None
+    to: str | None = None
+    dry_run: bool = False
+    allow_no_xattr: bool = False
+
+
+def pull_images(run: Run, images: Sequence[str], access: Access, wishes: Wishes) -> None:
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
     arguments = [parse_argument(text, settings.default_registry) for text in images]
-    _check(arguments, access, name)
+    _check(arguments, access, wishes.name)
     run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
-        force=force,
+        force=wishes.force,
         platform=Platform.parse(settings.platform) if settings.platform else None,
         limits=settings.limits,
-        allow_no_xattr=allow_no_xattr,
-        name=name,
-        dry_run=dry_run,
+        allow_no_xattr=wishes.allow_no_xattr,
+        name=wishes.name,
+        dry_run=wishes.dry_run,
+        to=wishes.to,
+        msb=settings.msb,
     )
+    pull = _pull_of(options)
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        outcomes = _pull(run, arguments, client, options)
+        outcomes = _pull(run, arguments, client, options, pull)
     _finish(run, list(zip(arguments, outcomes, strict=True)))
+
+
+def _pull_of(options: PullOptions) -> work.Pull:
+    if options.to is None:
+        return pull_image
+    from msb_pull.work.microsandbox.pull import pull_into
+
+    return pull_into(options)
 
 
 class LazyClient:
@@ -150,11 +164,13 @@ class _Report:
         if result.digest is None:
             text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
             self._run.warn(f"{result.reference} {text}")
+        if result.delivered is not None and result.delivered.recreated:
+            self._run.warn(recreated(result.reference))
         self._run.display.note(_summary(result), done=not result.dry_run)
 
 
 def _pull(
-    run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
+    run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions, pull: work.Pull
 ) -> list[PullResult | MsbPullError]:
     report = _Report(run, arguments)
     remote = any(argument.reference for argument in arguments)
@@ -165,7 +181,7 @@ def _pull(
     except MsbPullError as error:
         return [error for _ in arguments]
     job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
-    return work.pull_images(arguments, store, client, options, job, report.ended)
+    return work.pull_images(arguments, store, client, options, job, report.ended, pull)
 
 
 def _without_plans(observe: Observer) -> Observer:
@@ -221,10 +237,17 @@ def _summary(result: PullResult) -> str:
         size = format_size(sum(layer.size for layer in missing))
         what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
         return f"Would fetch {what} for {name} ({result.platform})"
+    elsewhere = _elsewhere(result.delivered)
     if not result.changed:
-        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
+        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)}){elsewhere}"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
-    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}"
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{elsewhere}"
+
+
+def _elsewhere(delivered: Delivered | None) -> str:
+    if delivered is None:
+        return ""
+    return "; loaded into Microsandbox" if delivered.changed else "; Microsandbox has it already"
 
 
 def _document(
@@ -252,6 +275,7 @@ def _common(errors: Sequence[MsbPullError], count: int) -> MsbPullError:
 
 
 def _fields(result: PullResult) -> dict[str, Any]:
+    elsewhere = {"delivered": delivered_fields(result.delivered)} if result.delivered else {}
     return {
         "reference": result.reference,
         "pinned": result.pinned,
@@ -262,6 +286,7 @@ def _fields(result: PullResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "changed": result.changed,
         "dry_run": result.dry_run,
+        **elsewhere,
         "layers": [
             {
                 "digest": layer.digest,
@@ -272,4 +297,20 @@ def _fields(result: PullResult) -> dict[str, Any]:
             }
             for layer in result.layers
         ],
+    }
+
+
+def recreated(name: str) -> str:
+    """What to say of an image that another program has, but not as its registry does."""
+    return f"{name}: its layers were made again from the store, so its digest is not the registry's"
+
+
+def delivered_fields(delivered: Delivered) -> dict[str, Any]:
+    """What a document says of an image that another program has now."""
+    return {
+        "place": delivered.place,
+        "digest": delivered.digest,
+        "changed": delivered.changed,
+        "recreated": delivered.recreated,
+        "seconds": round(delivered.seconds, 3),
     }

@@ -83,6 +83,8 @@ class Board:
                 self._status = f"Resolving {visible(image)}"
             case events.StoreWaiting(holder=holder):
                 self._status = f"Waiting for {visible(holder)}"
+            case events.Delivering(image=image, place=place):
+                self._status = f"Loading {visible(image)} into {visible(place)}"
             case events.PullPlanned():
                 self._plan(event)
             case events.LayerProgress() | events.CheckProgress() | events.ExportProgress():

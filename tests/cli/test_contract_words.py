@@ -52,6 +52,8 @@ OWN = {
 --max-window SIZE
 --allow-no-xattr
 --as REF
+--to WHERE
+--msb PROGRAM # MSB_PATH
 -n, --dry-run
 """,
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
@@ -61,7 +63,7 @@ OWN = {
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"
-    "--stat native|containers|microsandbox\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH",
+    f"--stat native|containers|microsandbox\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH\n{AUTHFILE}",
 }
 
 

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, UsageError, raise_if_exhausted
+from msb_pull.image.reference import Reference
 
 if TYPE_CHECKING:
     from msb_pull.ground.running import Cancel
 
+# What ``--to`` and events call it.
+PLACE = "microsandbox"
+NAME = "msb"
 _INSTALL = "install Microsandbox (`curl -fsSL https://install.microsandbox.dev | sh`), or name its program with --msb"
 # Where that script puts it; a shell that was open before does not look there.
 _INSTALLED = "~/.microsandbox/bin"
@@ -43,25 +47,31 @@ def find_msb(given: str) -> str:
     return found
 
 
-def loaded_digest(program: str, reference: str) -> str | None:
-    """The manifest digest of an image that Microsandbox has under this name; None when it has none, or cannot say.
+def has_image(program: str, reference: str, digest: str) -> bool:
+    """Whether Microsandbox lists an image under this name, however it was typed, with this manifest.
 
-    Raises LocalError when the program cannot be run.
+    False as well where the program cannot say. Raises LocalError when it cannot be run.
     """
-    command = [program, "image", "inspect", "--format", "json", reference]
+    command = [program, "image", "ls", "--format", "json"]
     try:
         told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
-        raise LocalError(f"{program} does not answer", cause=f"{' '.join(command[1:3])} took too long") from None
+        raise LocalError(f"{program} does not answer", cause="`image ls` took too long") from None
     except OSError as error:
         raise _not_run(program, error) from error
-    if told.returncode:
-        return None
     try:
-        digest = json.loads(told.stdout)["digest"]
+        listed = json.loads(told.stdout) if told.returncode == 0 else []
+        same = [image["reference"] for image in listed if image["digest"] == digest]
     except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return any(_canonical(name) == reference for name in same)
+
+
+def _canonical(name: object) -> str | None:
+    try:
+        return str(Reference.parse(name)) if isinstance(name, str) else None
+    except UsageError:
         return None
-    return digest if isinstance(digest, str) else None
 
 
 class Loading:

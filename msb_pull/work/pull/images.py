@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from msb_pull.work.pull.plan import PullOptions, PullResult
     from msb_pull.work.pull.sharing import Together
 
+    Pull = Callable[[ImageArgument, Store, Callable[[], RegistryClient], PullOptions, Job, Together | None], PullResult]
+
 # Images under way at the same time. Each has a thread of its own, which mostly waits, and keeps its manifests.
 _AT_ONCE = 8
 
@@ -31,18 +33,20 @@ def pull_images(
     options: PullOptions,
     job: Job,
     ended: Callable[[int, PullResult | MsbPullError], None] = lambda number, outcome: None,
+    pull: Pull = pull_image,
 ) -> list[PullResult | MsbPullError]:
     """Brings images into the store as ``pull_image`` does; returns, for each, its result or the error that ended it.
 
     ``ended`` is called by the thread of the caller as images end, with their position. ``client`` may be called by
-    several threads, one at a time. ``job.jobs`` layers are fetched at once, of all images together.
+    several threads, one at a time. ``job.jobs`` layers are fetched at once, of all images together. ``pull`` does the
+    work on each.
     """
     if len(arguments) == 1:
         # One image needs no threads, and one that is here already must not pay for loading what makes them.
-        outcomes = [_outcome(arguments[0], store, client, options, job, None)]
+        outcomes = [_outcome(pull, arguments[0], store, client, options, job, None)]
         ended(0, outcomes[0])
         return outcomes
-    return _pull_together(arguments, store, _one_at_a_time(client), options, job, ended)
+    return _pull_together(arguments, store, _one_at_a_time(client), options, job, ended, pull)
 
 
 def _pull_together(
@@ -52,6 +56,7 @@ def _pull_together(
     options: PullOptions,
     job: Job,
     ended: Callable[[int, PullResult | MsbPullError], None],
+    pull: Pull,
 ) -> list[PullResult | MsbPullError]:
     from concurrent.futures import Future, as_completed
 
@@ -71,7 +76,7 @@ def _pull_together(
                 if same is not None:
                     # Named twice: by then it is here.
                     same.exception()
-                return _outcome(argument, store, client, options, shared, together)
+                return _outcome(pull, argument, store, client, options, shared, together)
 
             former[name] = future = images.submit(0, work)
             numbers[future] = number
@@ -81,6 +86,7 @@ def _pull_together(
 
 
 def _outcome(
+    pull: Pull,
     argument: ImageArgument,
     store: Store,
     client: Callable[[], RegistryClient],
@@ -90,7 +96,7 @@ def _outcome(
 ) -> PullResult | MsbPullError:
     try:
         job.cancel.check()
-        return pull_image(argument, store, client, options, job, together)
+        return pull(argument, store, client, options, job, together)
     except MsbPullError as error:
         return error
 

@@ -25,7 +25,8 @@ class PullOptions:
     """How to pull. ``platform`` None means this machine's; ``name`` is what ``--as`` gives.
 
     ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
-    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
+    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them. ``to`` is where
+    the image is to go as well (``microsandbox``), by the program ``msb`` (a name or a path; None: what settings say).
     """
 
     policy: Policy = Policy.MISSING
@@ -39,6 +40,8 @@ class PullOptions:
     dry_run: bool = False
     refetch: frozenset[str] = frozenset()
     limits: Limits = _LIMITS
+    to: str | None = None
+    msb: str | None = None
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
         # A name serves as well; compared with the members it would be none of them.
@@ -67,8 +70,26 @@ class LayerOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of an image at ``place``, another program (``microsandbox``).
+
+    ``digest`` is that of the manifest that it has now, ``changed`` False where it had that before. ``recreated`` says
+    that the layers were made again from the store, not compressed, so that the digest is not the registry's.
+    """
+
+    place: str
+    digest: str
+    changed: bool
+    recreated: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class PullResult:
-    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept."""
+    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept.
+
+    ``delivered`` says what became of the image elsewhere, if it was to go there too.
+    """
 
     reference: str
     pinned: str
@@ -80,3 +101,4 @@ class PullResult:
     seconds: float
     changed: bool
     dry_run: bool = False
+    delivered: Delivered | None = None

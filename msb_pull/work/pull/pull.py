@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.interface import ResolvedImage
+    from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.receiving import Receive
     from msb_pull.work.pull.sharing import Together
 
 
@@ -30,11 +31,12 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    receive: Receive | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of
+    are any; ``receive`` is entered once the image is resolved. Raises the errors of ``msb_pull.errors``; after any of
     them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
@@ -50,7 +52,6 @@ def pull_image(
     from msb_pull.ground.events import Resolving
     from msb_pull.image.manifest import check_image
     from msb_pull.work.pull.open import open_source
-    from msb_pull.work.pull.transfer import Transfer
 
     def warn(text: str) -> None:
         job.warn(argument.text, text)
@@ -76,9 +77,30 @@ def pull_image(
                 # A pull that was killed may have left something; in a store that cannot be written it stays.
                 with contextlib.suppress(OSError):
                     store.sweep()
-                return _unchanged(local, store, started)
-        work = Transfer(resolved, source, store, options, job, together=together)
-        return work.plan_only(started) if options.dry_run else work.run(started)
+                with receive(resolved, source, job) if receive else contextlib.nullcontext():
+                    return _unchanged(local, store, started)
+        return _transfer(resolved, source, store, options, job, together, receive, started)
+
+
+def _transfer(
+    resolved: ResolvedImage,
+    source: Source,
+    store: Store,
+    options: PullOptions,
+    job: Job,
+    together: Together | None,
+    receive: Receive | None,
+    started: float,
+) -> PullResult:
+    from msb_pull.work.pull.transfer import Transfer
+
+    if options.dry_run:
+        return Transfer(resolved, source, store, options, job).plan_only(started)
+    if receive is None:
+        return Transfer(resolved, source, store, options, job, together=together).run(started)
+    with receive(resolved, source, job) as taking:
+        transfer = Transfer(resolved, source, store, options, taking.job, together=together, arrived=taking.arrived)
+        return transfer.run(started)
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.receiving import Arrived
 
 # How long an error of one layer may go unheard while another one is waited for, in seconds.
 _SLICE = 0.1
@@ -32,7 +33,8 @@ _SLICE = 0.1
 class Transfer:
     """The work on one resolved image; every method is called by the main thread, but for :meth:`_fetch`.
 
-    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others.
+    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others;
+    ``arrived`` hears of each blob.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Transfer:
         job: Job,
         keys: Sequence[LayerKey] = (),
         together: Together | None = None,
+        arrived: Arrived | None = None,
     ) -> None:
         self._resolved = resolved
         self._source = source
@@ -51,6 +54,7 @@ class Transfer:
         self._options = options
         self._keys = keys
         self._together = together
+        self._arrived = arrived
         self._cancel = job.cancel
         # For this pull alone: it ends, too, once a layer has failed.
         self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
@@ -162,7 +166,14 @@ class Transfer:
         self._store.check_space(total)
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
         return LayerFetcher(
-            self._store, self._source, options.limits, total=total, xattrs=xattrs, image=self._name, job=self._job
+            self._store,
+            self._source,
+            options.limits,
+            total=total,
+            xattrs=xattrs,
+            image=self._name,
+            job=self._job,
+            arrived=self._arrived,
         )
 
     def _fits(self, position: int) -> bool:

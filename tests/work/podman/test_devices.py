@@ -15,7 +15,7 @@ from tests.support.podman import export, pull
 DEVICES = [hdr(b"null", typ=b"3", mode=0o666, major=1, minor=3), hdr(b"pipe", typ=b"6", mode=0o622), reg(b"f", b"f")]
 
 
-def test_devices_get_their_type_as_a_word(home, tmp_path):
+def test_e20_devices_get_their_type_as_a_word(home, tmp_path):
     far = [hdr(b"far", typ=b"4", mode=0o660, uid=4_000_000_000, gid=4_000_000_000, major=200, minor=300)]
     pull(home, "localhost/dev:1", layout(tmp_path / "dev", DEVICES + far))
     export(home, "localhost/dev:1")
