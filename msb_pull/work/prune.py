@@ -188,7 +188,7 @@ def _shown_by_podman(store: Store, images: Iterable[str], layers: Iterable[str])
     """What to say of images that podman shows, and will no longer."""
     if not (store.own / "podman").is_dir():
         return []
-    from msb_pull.work.podman.views import Leaving, remarks
+    from msb_pull.store.podman.views import Leaving, remarks
 
     return remarks(store, Leaving(frozenset(images), frozenset(layers)))
 
@@ -196,7 +196,7 @@ def _shown_by_podman(store: Store, images: Iterable[str], layers: Iterable[str])
 def _hide_from_podman(store: Store, images: Iterable[str], layers: Iterable[str], job: Job) -> None:
     """Before anything goes podman must not see it any more; raises LocalError."""
     if (store.own / "podman").is_dir():
-        from msb_pull.work.podman.views import Leaving, hide
+        from msb_pull.store.podman.views import Leaving, hide
 
         hide(store, Leaving(frozenset(images), frozenset(layers)), job)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from tests.conftest import RIG
 
@@ -85,18 +86,27 @@ class Microsandbox:
 
     def __init__(self, home: Path, program: Path) -> None:
         self.home, self.program = home, program
-        self.environment = {"MSB_HOME": str(home), "HOME": str(home), "PATH": "/usr/bin:/bin"}
 
     @property
     def words(self) -> tuple[str, ...]:
         """What to add to a command line."""
         return "--to", "microsandbox", "--msb", str(self.program)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells it where its home is."""
+        return {"MSB_HOME": str(self.home)}
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """One command of it, without any network but this machine's."""
-        return subprocess.run(
-            [str(self.program), *words], env=self.environment, capture_output=True, text=True, timeout=300
-        )
+        """One command of it."""
+        return subprocess.run([str(self.program), *words], env=self._everything(), **_TOLD)
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Starts one command of it, in a session of its own."""
+        return subprocess.Popen(
+            [str(self.program), *words], env=self._everything(), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def images(self) -> dict[str, str]:
         """Its images: name to digest."""
@@ -104,15 +114,46 @@ class Microsandbox:
         assert listed.returncode == 0, listed.stderr
         return {image["reference"]: image["digest"] for image in json.loads(listed.stdout)}
 
+    def inspect(self, name: str) -> dict:
+        """What it says of an image, but for the time, and for types of layers: it has names of its own for these."""
+        told = self.run("image", "inspect", "--format", "json", name)
+        assert told.returncode == 0, told.stderr
+        document = json.loads(told.stdout)
+        del document["created_at"]
+        for layer in document["layers"]:
+            layer["media_type"] = layer["media_type"].rpartition("tar")[2].replace(".", "+")
+        return document
+
+    def saved(self, name: str) -> str:
+        """The checksum of what it saves of an image."""
+        with tempfile.NamedTemporaryFile(dir=self.home.parent) as out:
+            done = self.run("save", "-q", "-o", out.name, name)
+            assert done.returncode == 0, done.stderr
+            return checksum(Path(out.name))
+
+    def artefacts(self) -> dict[str, str]:
+        """The checksums of layers and merged metadata."""
+        kinds = [path for kind in ("layers", "fsmeta") for path in (self.home / "cache" / kind).glob("*.erofs")]
+        return {path.name: checksum(path) for path in kinds}
+
+    def left(self) -> list[str]:
+        """What it keeps while it works."""
+        return [path.name for path in (self.home / "cache" / "tmp").iterdir() if path.suffix != ".lock"]
+
+    def _everything(self) -> dict[str, str]:
+        return {**os.environ, **self.environment}
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as held:
+        return hashlib.file_digest(held, "sha256").hexdigest()
+
+
+_TOLD: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
+
 
 def real_programs() -> list[Path]:
     """The rig's program, and those of other versions that ``MSB_PROGRAMS`` names, with colons between them."""
     found = [*RIG.glob("venv/lib/python3*/site-packages/microsandbox/_bundled/bin/msb"), *MORE]
     return [path for path in found if path.is_file()]
-
-
-def need_real_program() -> Path:
-    """The rig's program; skips the test without it."""
-    if not (found := real_programs()):
-        pytest.skip(f"no msb below {RIG}")
-    return found[0]

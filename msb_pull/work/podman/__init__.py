@@ -1,1 +1,1 @@
-"""A read-only store for podman and buildah, made of links to the layers of ours (`additionalimagestores`)."""
+"""Export to podman: which images are shown in a view, and what podman must be told of it."""

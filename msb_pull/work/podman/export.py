@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import ContentError, NotFoundError, local_error
 from msb_pull.ground.text import visible
 from msb_pull.image.digest import Digest
+from msb_pull.store.podman.view import View, check_free, locked, read_view, rewrite, view_folder
+from msb_pull.store.podman.views import folders, register
 from msb_pull.work.listing import find_image
 from msb_pull.work.podman.conf import storage_conf
 from msb_pull.work.podman.devices import show_devices
-from msb_pull.work.podman.shown import shown_image
-from msb_pull.work.podman.view import View, check_free, locked, read_view, rewrite, view_folder
-from msb_pull.work.podman.views import folders, register
+from msb_pull.work.podman.images import shown_image
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import Reference
     from msb_pull.store.index.stored import StoredImage
+    from msb_pull.store.podman.shown import ShownImage
     from msb_pull.store.store import Store
-    from msb_pull.work.podman.shown import ShownImage
 
 _READ_ONLY = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
 

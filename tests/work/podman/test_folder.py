@@ -10,8 +10,8 @@ import shutil
 import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError, MsbPullError, UsageError
+from msb_pull.store.podman.shown import ShownImage
 from msb_pull.store.store import Store
-from msb_pull.work.podman.shown import ShownImage
 from msb_pull.work.prune import plan_prune
 from msb_pull.work.select import Selection
 from tests.support.podman import A, B, everything, export, hearing, remove, shown

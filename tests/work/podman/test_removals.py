@@ -90,7 +90,7 @@ def test_nothing_is_removed_while_podman_would_go_on_showing_it(home, monkeypatc
     def refuse(*arguments, **named):
         raise PermissionError(13, "Permission denied", "overlay-images/images.json")
 
-    monkeypatch.setattr("msb_pull.work.podman.folder._write", refuse)
+    monkeypatch.setattr("msb_pull.store.podman.folder._write", refuse)
     with pytest.raises(LocalError, match="podman's view"):
         remove(home, A)
     monkeypatch.undo()

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import MsbPullError, NotFoundError
+from msb_pull.ground.errors import MsbPullError
 from msb_pull.image.digest import Digest
 from msb_pull.image.reference import Reference
-from msb_pull.layer.notes import Notes
 from msb_pull.store.index.keys import LayerKey
-from msb_pull.work.podman.readable import check_readable, utc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from msb_pull.store.index.stored import StoredImage, StoredLayer
-    from msb_pull.store.store import Store
 
 # containers-storage, drivers/overlay: the length of a short link's name, in digits of base 32.
 _SHORT = 26
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _TYPED = {"key": str, "diff_id": str, "tar_bytes": int, "bytes": int, "media_type": str}
 
 
@@ -90,7 +88,7 @@ class ShownImage:
     def parse(cls, document: Mapping[str, Any]) -> ShownImage:
         """Reads what :meth:`document` wrote; raises ValueError, TypeError, KeyError for anything else."""
         created = document["created"]
-        if created is not None and utc(created) != created:
+        if created is not None and not _TIME.fullmatch(created):
             raise ValueError("a time that is none")
         return cls(
             _reference(document["reference"]),
@@ -115,39 +113,6 @@ def layer_ids(diff_ids: list[Digest]) -> list[str]:
 def short_name(layer_id: str) -> str:
     """The name of a layer's short link: as containers-storage draws them at random, but the same each time."""
     return base64.b32encode(hashlib.sha256(layer_id.encode()).digest()).decode("ascii")[:_SHORT]
-
-
-def shown_image(store: Store, image: StoredImage) -> ShownImage:
-    """What to show of a stored image.
-
-    Raises NotFoundError where a layer is not complete, or the image has no documents; ContentError where podman cannot
-    read them.
-    """
-    if image.manifest_bytes is None or image.config_bytes is None or image.digest is None:
-        raise NotFoundError(
-            f"{image.reference}: only Microsandbox has recorded it, and without its manifest",
-            hint=f"`msb-pull pull --force {image.reference}` records it",
-        )
-    created = check_readable(image.reference, image.manifest_bytes, image.config_bytes)
-    return ShownImage(
-        image.reference,
-        image.digest,
-        Digest.of(image.config_bytes),
-        len(image.manifest_bytes),
-        len(image.config_bytes),
-        created,
-        tuple(_shown_layer(store, image.reference, layer) for layer in image.layers),
-    )
-
-
-def _shown_layer(store: Store, reference: str, layer: StoredLayer) -> ShownLayer:
-    if not store.has_layer(layer.key):
-        raise NotFoundError(
-            f"{reference}: layer {layer.digest.short} is not complete",
-            hint=f"`msb-pull pull --force {reference}` fetches it",
-        )
-    notes = Notes.load(store.notes_path(layer.key))
-    return ShownLayer(layer.key, layer.diff_id, notes.tar_bytes, layer.size, layer.media_type)
 
 
 def _layer(document: Mapping[str, Any]) -> ShownLayer:

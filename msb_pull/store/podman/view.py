@@ -13,8 +13,8 @@ from msb_pull.ground.below import open_file
 from msb_pull.ground.errors import ContentError, LocalError, UsageError, local_error
 from msb_pull.ground.text import visible
 from msb_pull.store.locks import Locks
-from msb_pull.work.podman.folder import IMAGES, LAYERS, TREES, Folder, write_json
-from msb_pull.work.podman.shown import ShownImage
+from msb_pull.store.podman.folder import IMAGES, LAYERS, TREES, Folder, write_json
+from msb_pull.store.podman.shown import ShownImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError, LocalError, local_error
 from msb_pull.ground.text import visible
-from msb_pull.work.podman.view import locked, read_view, rewrite
+from msb_pull.store.podman.view import locked, read_view, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from msb_pull.ground.running import Job
+    from msb_pull.store.podman.shown import ShownImage
+    from msb_pull.store.podman.view import View
     from msb_pull.store.store import Store
-    from msb_pull.work.podman.shown import ShownImage
-    from msb_pull.work.podman.view import View
 
 _LIMIT = 4096
 

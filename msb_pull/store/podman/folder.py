@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.below import create_file, look, open_directory, open_file
 from msb_pull.image.digest import Digest
 from msb_pull.image.documents import DOCUMENT_LIMIT
-from msb_pull.work.podman import documents
-from msb_pull.work.podman.shown import short_name
+from msb_pull.store.podman import documents
+from msb_pull.store.podman.shown import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from msb_pull.work.podman.shown import ShownImage, ShownLayer
+    from msb_pull.store.podman.shown import ShownImage, ShownLayer
 
 LAYERS, IMAGES, TREES, LINKS = "overlay-layers", "overlay-images", "overlay", "l"
 # The draft of a file that was being written when its writer ended.

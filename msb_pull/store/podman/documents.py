@@ -10,13 +10,13 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from msb_pull.work.podman.shown import layer_ids
+from msb_pull.store.podman.shown import layer_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from msb_pull.work.podman.shown import ShownImage, ShownLayer
+    from msb_pull.store.podman.shown import ShownImage, ShownLayer
 
 # archive.Compression of containers/storage.
 _GZIP, _ZSTD = 2, 4
