@@ -26,7 +26,7 @@ NAME = "msb"
 _INSTALL = "install Microsandbox (`curl -fsSL https://install.microsandbox.dev | sh`), or name its program with --msb"
 # Where that script puts it; a shell that was open before does not look there.
 _INSTALLED = "~/.microsandbox/bin"
-_TOO_OLD = "`msb load` came with Microsandbox 0.5; `msb --version` says what is installed"
+_TOO_OLD = "Microsandbox before 0.5.5 has no `load`; `msb --version` says what is installed"
 # What clap, which reads its arguments, ends with where it does not know one.
 _UNKNOWN_ARGUMENT = 2
 # How long what happens elsewhere (an interruption, its end) may go unheard, in seconds.

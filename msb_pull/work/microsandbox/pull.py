@@ -34,7 +34,8 @@ def pull_into(options: PullOptions) -> Pull:
 
     Where Microsandbox has the image, and nothing is to be forced, that is all. What is in the store only is fetched
     from its source again, but with ``never`` made again from the store. Where either part fails, the other is ended:
-    Microsandbox has loaded nothing then, and the store has what was complete. Raises UsageError for another place, and
+    Microsandbox has loaded nothing then, unless all was verified and it was faster than what went wrong in the store,
+    and the store has what was complete. Raises UsageError for another place, and
     where there is no program.
     """
     if options.to != PLACE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -9,16 +10,26 @@ import os
 import random
 import signal
 import tarfile
+import threading
 
 import pytest
 
 import msb_pull
+from msb_pull.ground.running import Job
+from msb_pull.image.reference import parse_argument
+from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+from msb_pull.store.store import Store
+from msb_pull.work.pull import fetch
+from msb_pull.work.pull.pull import pull_image
+from msb_pull.work.pull.receiving import Taking
 from tests.conftest import REPOSITORY
 from tests.support.counting import wait_for
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.microsandbox import FakeMicrosandbox
+from tests.support.processes import gone
 
 pytestmark = pytest.mark.timeout(120)
 MANIFESTS, BLOBS = "/manifests/", "/blobs/"
@@ -284,7 +295,7 @@ def test_a_signal_ends_both(world, number, when):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number and "interrupted" in errors
-    assert not os.path.exists(f"/proc/{note.read_text()}")
+    assert gone(int(note.read_text()))
     assert [name for name in world.left() if not name.startswith("sha256:")] == []
 
 
@@ -443,3 +454,32 @@ def test_the_archive_is_one_for_everybody(world):
     assert sorted(names) == sorted([*(f"blobs/sha256/{x[7:]}" for x in digests), "index.json", "oci-layout"])
     assert names[-2:] == ["index.json", "oci-layout"]
     assert len(data) % 512 == 0 and data.endswith(bytes(1024))
+
+
+def test_a_blob_is_handed_over_before_it_is_unpacked(world, monkeypatch):
+    """However large it is: what waits to be inflated does not keep the rest of it from arriving."""
+    digest = world.registry.add_image("acme/app", "1", [noise("huge", 8 << 20)]).layer_digests[0]
+    given = threading.Event()
+    inflate = fetch._Pipe.inflate
+
+    def wait(self, chunk, feeding):
+        assert given.wait(60)
+        inflate(self, chunk, feeding)
+
+    monkeypatch.setattr(fetch._Pipe, "inflate", wait)
+
+    @contextlib.contextmanager
+    def receive(image, source, job):
+        def arrived(which, handle):
+            assert str(which) == digest and os.fstat(handle).st_size > 8 << 20
+            given.set()
+
+        yield Taking(job, arrived)
+
+    job = Job()
+    client = RegistryClient(RegistryOptions(retries=0), CredentialStore.nobody(), job)
+    with contextlib.closing(client):
+        options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+        store = Store.open(world.home.store)
+        pulled = pull_image(parse_argument(world.name), store, lambda: client, options, job, receive=receive)
+    assert given.is_set() and pulled.changed

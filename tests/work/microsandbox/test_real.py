@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,15 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(not PROGRAMS, reason="no msb: neither in the rig nor named by MSB_PROGRAMS"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def emptied(tmp_path):
+    """Four copies of a real image take gigabytes, and pytest keeps the folders of the last runs."""
+    yield
+    for path in tmp_path.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 @pytest.fixture(params=PROGRAMS, ids=lambda path: path.parent.name)
