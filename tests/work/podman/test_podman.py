@@ -92,6 +92,7 @@ def fuse_overlayfs() -> tuple[int, ...]:
 
 
 @pytest.mark.rig
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("image", ["debian:bookworm", "python:3.11"])
 def test_real_images_look_as_umoci_makes_them(home, podman, tmp_path, image):
     need("umoci")
