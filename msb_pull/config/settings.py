@@ -13,7 +13,6 @@ from msb_pull.config.table import TABLE, to_flag, to_mirrors, to_path
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
 from msb_pull.ground.places import home
-from msb_pull.ground.running import processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
 
 # Setting -> its field in Limits.
 _LIMITS = {"max_layer_size": "max_bytes", "max_entries": "max_entries", "max_window": "max_window"}
-
-
-def _default_jobs() -> int:
-    return min(8, 2 * processors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +36,15 @@ class RegistrySettings:
 class Settings:
     """Everything that can be set, checked; sizes and rates in bytes, times in seconds.
 
-    ``color`` is None for "when the stream is a terminal". ``interactive`` is False inside CI, ``moving`` on a terminal
-    whose cursor cannot be moved, ``unicode`` where the locale cannot show more than ASCII. ``warnings`` says what was
-    left out of them, ``origins`` which option, variable or key gave a setting.
+    ``color`` is None for "when the stream is a terminal", ``jobs`` for what suits the machine. ``interactive`` is False
+    inside CI, ``moving`` on a terminal whose cursor cannot be moved, ``unicode`` where the locale cannot show more than
+    ASCII. ``warnings`` says what was left out of them, ``origins`` which option, variable or key gave a setting.
     """
 
     home: Path
     layers_dir: Path | None = None
     config: Path | None = None
-    jobs: int = field(default_factory=_default_jobs)
+    jobs: int | None = None
     platform: str | None = None
     default_registry: str = "docker.io"
     sync: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msb_pull.display.streams import Streams, is_terminal, painted, write_aside, write_out
 from msb_pull.ground.errors import exhausted
-from msb_pull.ground.running import start_thread
+from msb_pull.ground.running import MOST_AT_ONCE, start_thread
 from msb_pull.ground.text import visible
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Display:
         self._color = settings.color
         self._unicode = settings.unicode
         self._verbosity = verbosity
-        self._jobs = settings.jobs
+        self._jobs = settings.jobs or MOST_AT_ONCE
         self.mode = self._choose_mode(settings)
 
     @property

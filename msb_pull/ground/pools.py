@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Cancel
 
+    _Piece = tuple[int, int, Future[Any], Callable[[], Any]]
+
 # Waiting pieces ride over what one side does slowly; each is half a mebibyte, and the child has a store of its own.
 DEPTH = 4
+# Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
+SMALL = 1 << 20
 
 
 class Pool(ThreadPoolExecutor):
@@ -32,12 +36,18 @@ class Pool(ThreadPoolExecutor):
 
 
 class LargestFirst:
-    """A pool of threads that takes, of all work that waits, the largest piece first."""
+    """A pool of threads that takes, of all work that waits, the largest piece first.
 
-    def __init__(self, size: int) -> None:
+    At most ``size`` pieces are in work at once, and of those of :data:`SMALL` bytes and more at most ``large``.
+    """
+
+    def __init__(self, size: int, *, large: int | None = None) -> None:
         self._pool = Pool(size, thread_name_prefix="layer")
         self._guard = threading.Lock()
-        self._waiting: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
+        # Two heaps: the first one is passed over while enough of its pieces are in work.
+        self._large: list[_Piece] = []
+        self._small: list[_Piece] = []
+        self._places = size if large is None else large
         self._order = itertools.count()
 
     def __enter__(self) -> LargestFirst:
@@ -50,24 +60,40 @@ class LargestFirst:
         """Hands over one piece of work; of two of one size the older goes first. Raises LocalError."""
         future: Future[Any] = Future()
         with self._guard:
-            heapq.heappush(self._waiting, (-size, next(self._order), future, work))
+            heap = self._small if size < SMALL else self._large
+            heapq.heappush(heap, (-size, next(self._order), future, work))
         try:
-            self._pool.submit(self._take_largest)
+            self._pool.submit(self._work_off)
         except LocalError:
             # A thread that is there may come to it all the same.
             future.cancel()
             raise
         return future
 
-    def _take_largest(self) -> None:
+    def _work_off(self) -> None:
+        """Each piece has one call of this, which may find it taken, or have to leave it to one that is at work."""
+        while (piece := self._take()) is not None:
+            size, _, future, work = piece
+            try:
+                if future.set_running_or_notify_cancel():
+                    _fulfil(future, work)
+            finally:
+                with self._guard:
+                    self._places += -size >= SMALL
+
+    def _take(self) -> _Piece | None:
         with self._guard:
-            _, _, future, work = heapq.heappop(self._waiting)
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it is for whoever waits for the future
-            future.set_exception(error)
+            if self._large and self._places:
+                self._places -= 1
+                return heapq.heappop(self._large)
+            return heapq.heappop(self._small) if self._small else None
+
+
+def _fulfil(future: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - it is for whoever waits for the future
+        future.set_exception(error)
 
 
 class StoppingPool:
@@ -96,29 +122,29 @@ class StoppingPool:
         return self._given[-1]
 
 
-_Piece = TypeVar("_Piece")
+T = TypeVar("T")
 
 
-class Handoff(Generic[_Piece]):
+class Handoff(Generic[T]):
     """A step of a pipeline: gives pieces, in order, to ``work`` in another thread; at most ``depth`` wait.
 
     Leaving the ``with`` block waits for the piece in work, so whatever ``work`` may be waiting for must have been ended
     before; pieces that still wait then are dropped.
     """
 
-    def __init__(self, work: Callable[[_Piece], None], depth: int = DEPTH) -> None:
+    def __init__(self, work: Callable[[T], None], depth: int = DEPTH) -> None:
         self._work = work
         self._depth = depth
         self._pool = Pool(1, thread_name_prefix="handoff")
         self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Handoff[_Piece]:
+    def __enter__(self) -> Handoff[T]:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def put(self, piece: _Piece) -> None:
+    def put(self, piece: T) -> None:
         """Hands over one piece; blocks while too many wait. Raises what ``work`` raised on an earlier one."""
         self._waiting.append(self._pool.submit(self._work, piece))
         while self._waiting and (len(self._waiting) > self._depth or self._waiting[0].done()):

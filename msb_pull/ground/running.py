@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # How long a cancel that comes from elsewhere may go unheard, in seconds.
 _SLICE = 0.1
+# Layers at a time, unless the user names a number.
+MOST_AT_ONCE = 8
 # A terminal cannot show more, and a slow one must not slow the work.
 _PROGRESS_INTERVAL = 0.1
 
@@ -74,11 +76,24 @@ def _ignore(event: Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time."""
+    """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time.
+
+    ``jobs`` is None for what suits the machine.
+    """
 
     observer: Observer = _ignore
     cancel: Cancel = field(default_factory=Cancel)
-    jobs: int = 4
+    jobs: int | None = None
+
+    @property
+    def at_once(self) -> int:
+        """How many layers to handle at a time if most of them are small."""
+        return self.jobs or MOST_AT_ONCE
+
+    @property
+    def large_at_once(self) -> int:
+        """How many layers to handle at a time that take a processor each."""
+        return self.jobs or min(MOST_AT_ONCE, 2 * processors())
 
     def tell(self, event: Event) -> None:
         """Hands an event to the observer."""

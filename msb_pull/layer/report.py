@@ -15,28 +15,33 @@ if TYPE_CHECKING:
 class UnpackOptions(Limits):
     """How to unpack: within which limits, whether owners are kept in attributes, whether to jail the child.
 
-    ``filler``: whether a second process may help the child.
+    ``filler``: whether a second process may help the child. ``behind``: whether it is to leave the processors to others
+    that have work.
     """
 
-    __slots__ = ("filler", "jail", "xattrs")
+    __slots__ = ("behind", "filler", "jail", "xattrs")
 
-    def __init__(self, *, xattrs: bool = True, jail: bool = True, filler: bool = True, **limits: int) -> None:
+    def __init__(
+        self, *, xattrs: bool = True, jail: bool = True, filler: bool = True, behind: bool = False, **limits: int
+    ) -> None:
         super().__init__(**limits)
         self.xattrs = xattrs
         self.jail = jail
         self.filler = filler
+        self.behind = behind
 
     def as_arguments(self) -> list[str]:
         """Words for a command line."""
-        values = (self.max_entries, self.max_bytes, self.max_extension, self.xattrs, self.jail, self.filler)
-        return [str(int(value)) for value in values]
+        limits = (self.max_entries, self.max_bytes, self.max_extension)
+        return [str(int(value)) for value in (*limits, self.xattrs, self.jail, self.filler, self.behind)]
 
     @classmethod
     def from_arguments(cls, words: Sequence[str]) -> UnpackOptions:
         """The inverse of :meth:`as_arguments`."""
-        entries, size, extension, xattrs, jail, filler = map(int, words)
+        entries, size, extension = map(int, words[:3])
+        xattrs, jail, filler, behind = (word == "1" for word in words[3:])
         limits = {"max_entries": entries, "max_bytes": size, "max_extension": extension}
-        return cls(**limits, xattrs=bool(xattrs), jail=bool(jail), filler=bool(filler))
+        return cls(**limits, xattrs=xattrs, jail=jail, filler=filler, behind=behind)
 
 
 class UnpackReport:

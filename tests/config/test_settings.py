@@ -39,7 +39,7 @@ def test_built_in():
     settings = config.load({}, {})
     assert settings.home == Path("~/.microsandbox").expanduser()
     assert settings.layers_dir is None and settings.config is None
-    assert 1 <= settings.jobs <= 8
+    assert settings.jobs is None
     assert (settings.policy, settings.default_registry, settings.retries) == ("missing", "docker.io", 5)
 
 

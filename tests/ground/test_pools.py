@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from msb_pull.ground.pools import DEPTH, Handoff, LargestFirst, StoppingPool
+from msb_pull.ground.pools import DEPTH, SMALL, Handoff, LargestFirst, StoppingPool
 from msb_pull.ground.running import Cancel
 
 pytestmark = pytest.mark.timeout(30)
@@ -112,6 +113,47 @@ def test_the_largest_of_all_that_waits_goes_first_whoever_gave_it():
                 user.submit(size, lambda size=size: busy.done.append(size))
             busy.go_on()
     assert busy.done == [5, 3, 3, 2, 1]
+
+
+class Counted:
+    """Pieces of work that all wait until they may go on, and how many of each size are in work at the same time."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.begun: list[int] = []
+
+    def piece(self, size: int):
+        def work() -> None:
+            self.begun.append(size)
+            assert self.go_on.wait(20)
+
+        return work
+
+    def settle(self, count: int) -> list[int]:
+        for _ in range(200):
+            if len(self.begun) >= count:
+                break
+            time.sleep(0.01)
+        # Whatever should not begin has time to do so.
+        time.sleep(0.1)
+        return sorted(self.begun)
+
+
+def test_small_pieces_take_places_that_large_ones_may_not_take():
+    counted = Counted()
+    with LargestFirst(5, large=2) as pool:
+        for size in (SMALL, SMALL + 1, SMALL + 2, 1, 2, 3, 4):
+            pool.submit(size, counted.piece(size))
+        begun = counted.settle(5)
+        counted.go_on.set()
+    assert begun == [1, 2, 3, SMALL, SMALL + 1]
+    assert sorted(counted.begun) == [1, 2, 3, 4, SMALL, SMALL + 1, SMALL + 2]
+
+
+def test_large_pieces_that_wait_are_taken_up_when_nothing_else_is_given():
+    with LargestFirst(4, large=1) as pool:
+        futures = [pool.submit(SMALL + number, lambda number=number: number) for number in range(50)]
+        assert [future.result(20) for future in futures] == [*range(50)]
 
 
 def test_an_error_drops_what_its_user_gave_and_nothing_else():

@@ -36,6 +36,8 @@ _ENTRY_ERRORS = {
     errno.EFBIG: "the file is larger than the limit",
 }
 _PIECE = 1 << 16
+# How much nicer a process is that others go before (setpriority(2)): they get about nine tenths of a processor.
+_BEHIND = 10
 
 
 def unpack(
@@ -132,6 +134,9 @@ def child_main() -> NoReturn:
     memory, root, record = map(int, sys.argv[1:4])
     options = UnpackOptions.from_arguments(sys.argv[4:])
     stream = RingReader(memory, 0)
+    if options.behind:
+        # Before the jail, which allows no such call.
+        os.nice(_BEHIND)
     # It clears no mode bit that gets onto the disk.
     os.umask(0o777 & ~DISK_MODES)
     # Once jailed, Python can open no more modules; the text of an error needs a codec.

@@ -129,9 +129,11 @@ def _resolved(record: ImageRecord) -> ResolvedImage:
 def spool_folder(store: Store) -> Iterator[Path | None]:
     """Where Microsandbox may keep what it reads, so that nothing of it stays, however it ends.
 
-    None where the store cannot be written: then it uses its own place.
+    What a command that was killed has left goes first. None where the store cannot be written: then the program uses
+    its own place.
     """
     try:
+        store.sweep()
         with contextlib.ExitStack() as ending:
             place = ending.enter_context(store.places.private("load"))
             place.mkdir(mode=0o700)

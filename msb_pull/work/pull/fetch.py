@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
-from msb_pull.ground.pools import Handoff
+from msb_pull.ground.pools import SMALL, Handoff
 from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.coming import Coming
     from msb_pull.work.pull.receiving import Arrived
-
-
-# Compressed bytes from which on a second process saves more time than it costs to start, about two milliseconds.
-_WORTH_A_FILLER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class FetchedLayer:
 class LayerFetcher:
     """Fetches the layers of one image; every method may be called from any thread of the pool.
 
-    ``total`` is how many compressed bytes all that are to be fetched have together.
+    ``coming`` knows them, and those of other images of the same command.
     """
 
     def __init__(
@@ -69,14 +66,14 @@ class LayerFetcher:
         source: Source,
         limits: Limits,
         *,
-        total: int,
+        coming: Coming,
         xattrs: bool,
         image: str,
         job: Job,
         arrived: Arrived | None = None,
     ) -> None:
         self._store = store
-        self._total = total
+        self._coming = coming
         self._source = source
         self._limits = limits
         self._xattrs = xattrs
@@ -172,21 +169,18 @@ class LayerFetcher:
         return ahead, lambda chunk: ahead.put(len(chunk))
 
     def _options(self, descriptor: Descriptor) -> UnpackOptions:
+        # Where several large layers come at once, all processors are busy as it is, and more processes only get into
+        # each other's way. One that is waited for alone in the end gets a second one, and goes before the others.
+        leader = self._coming.leader()
+        leads = leader == descriptor.digest
         return UnpackOptions(
             max_entries=self._limits.max_entries,
             max_bytes=self._limits.max_bytes,
             max_extension=self._limits.max_extension,
             xattrs=self._xattrs,
-            filler=self._deserves_filler(descriptor.size),
+            filler=leads and descriptor.size >= SMALL and processors() > 1,
+            behind=leader is not None and not leads,
         )
-
-    def _deserves_filler(self, size: int) -> bool:
-        """Whether a layer of so many bytes is written by two processes.
-
-        Where several large ones come at once, all processors are busy as it is, and more processes only get into each
-        other's way. One that is larger than all others together is waited for alone in the end.
-        """
-        return size >= _WORTH_A_FILLER and processors() > 1 and 2 * size > self._total
 
     @contextlib.contextmanager
     def _kept(self, wanted: WantedLayer) -> Iterator[int | None]:

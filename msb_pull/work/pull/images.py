@@ -38,8 +38,8 @@ def pull_images(
     """Brings images into the store as ``pull_image`` does; returns, for each, its result or the error that ended it.
 
     ``ended`` is called by the thread of the caller as images end, with their position. ``client`` may be called by
-    several threads, one at a time. ``job.jobs`` layers are fetched at once, of all images together. ``pull`` does the
-    work on each.
+    several threads, one at a time. As many layers as ``job`` says are fetched at once, of all images together.
+    ``pull`` does the work on each.
     """
     if len(arguments) == 1:
         # One image needs no threads, and one that is here already must not pay for loading what makes them.
@@ -68,7 +68,7 @@ def _pull_together(
     shared = replace(job, cancel=cancel)
     numbers: dict[Future[PullResult | MsbPullError], int] = {}
     former: dict[str, Future[PullResult | MsbPullError]] = {}
-    with Together(job.jobs) as together, LargestFirst(_AT_ONCE) as threads, StoppingPool(threads, cancel) as images:
+    with Together(job) as together, LargestFirst(_AT_ONCE) as threads, StoppingPool(threads, cancel) as images:
         for number, argument in enumerate(arguments):
             same = former.get(name := str(argument.reference or argument.text))
 

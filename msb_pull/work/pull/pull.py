@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import NetworkError, NotFoundError, UsageError
@@ -50,6 +51,7 @@ def pull_image(
         raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
+    from msb_pull.ground.running import start_thread
     from msb_pull.image.manifest import check_image
     from msb_pull.work.pull.open import open_source
 
@@ -61,6 +63,7 @@ def pull_image(
     opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
+        start_thread(_load_transfer, "loading")
         try:
             resolved = source.resolve(options.wanted, explicit=options.platform is not None)
         except NetworkError as error:
@@ -101,6 +104,13 @@ def _transfer(
     with receive(resolved, source, job) as taking:
         transfer = Transfer(resolved, source, store, options, taking.job, together=together, arrived=taking.arrived)
         return transfer.run(started)
+
+
+def _load_transfer() -> None:
+    """Takes 20 ms, and an answer of a registry often as long."""
+    # What is missing is so again for who needs it.
+    with contextlib.suppress(ImportError, OSError, MemoryError):
+        import_module("msb_pull.work.pull.transfer")
 
 
 def _is_same(image: StoredImage, resolved: ResolvedImage, options: PullOptions) -> bool:

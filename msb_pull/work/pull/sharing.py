@@ -1,4 +1,4 @@
-"""What the images of one command share: the threads that fetch layers, and what one of them had to let go."""
+"""What the images of one command share: threads, what is still to fetch, and what one of them had to let go."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.pools import LargestFirst
+from msb_pull.work.pull.coming import Coming
 
 if TYPE_CHECKING:
+    from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.work.pull.fetch import FetchedLayer
 
@@ -41,10 +43,11 @@ class Shelf:
 
 
 class Together:
-    """The threads, ``jobs`` of them, and the shelf, for as long as the ``with`` block lasts."""
+    """The threads, as many as ``job`` says, and the rest, for as long as the ``with`` block lasts."""
 
-    def __init__(self, jobs: int) -> None:
-        self.pool = LargestFirst(jobs)
+    def __init__(self, job: Job) -> None:
+        self.pool = LargestFirst(job.at_once, large=job.large_at_once)
+        self.coming = Coming()
         self.shelf = Shelf()
         self._ending = contextlib.ExitStack()
 

@@ -123,8 +123,8 @@ class Transfer:
     def _place_all(self, missing: list[Placing]) -> None:
         """Fetches what is missing, largest first, and goes through all layers, so that each finds those below."""
         with contextlib.ExitStack() as ending:
-            together = self._together or ending.enter_context(Together(self._job.jobs))
-            self._shelf = together.shelf
+            together = self._together or ending.enter_context(Together(self._job))
+            self._shelf, self._coming = together.shelf, together.coming
             if self._together is not None:
                 ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
@@ -162,14 +162,16 @@ class Transfer:
 
     def _make_fetcher(self) -> LayerFetcher:
         options = self._options
-        total = sum(x.size for x in dict.fromkeys(self._bases.stack) if not x.present)
-        self._store.check_space(total)
+        missing = {x.digest: x.size for x in self._bases.stack if not x.present}
+        for digest, size in missing.items():
+            self._coming.add(digest, size)
+        self._store.check_space(sum(missing.values()))
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
         return LayerFetcher(
             self._store,
             self._source,
             options.limits,
-            total=total,
+            coming=self._coming,
             xattrs=xattrs,
             image=self._name,
             job=self._job,
@@ -215,6 +217,8 @@ class Transfer:
             self._failure = self._failure or error
             self._job.cancel.set()
             raise
+        finally:
+            self._coming.done(placing.digest)
 
     def _wait_for_lock(self, placing: Placing) -> None:
         """Waits until no other pull makes a layer, and lets go of what others may be waiting for meanwhile."""

@@ -77,7 +77,8 @@ def verify_images(
     """Verifies the layers of the named images (canonical references), of all images when none is named.
 
     ``only`` names the layers to verify (None for all). A layer that several images share is verified once,
-    ``job.jobs`` layers at a time. Writes nothing. Raises NotFoundError for an unknown image, LocalError, Cancelled.
+    ``job.large_at_once`` layers at a time. Writes nothing. Raises NotFoundError for an unknown image, LocalError,
+    Cancelled.
     """
     started = time.monotonic()
     with store.lock_shared(job.tell_waiting, job.cancel):
@@ -85,7 +86,7 @@ def verify_images(
         proofs = proven_images(store, references, job)
         wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
-        reports = _blamed(wanted, run_checks(checks, job.jobs))
+        reports = _blamed(wanted, run_checks(checks, job.large_at_once))
         unchecked = () if references else _unread_copies(store)
     rows = tuple(RowsReport(image.reference, tuple(image.differences)) for image, _ in proofs if image.differences)
     names = tuple(image.reference for image, _ in proofs)

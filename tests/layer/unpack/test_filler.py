@@ -129,6 +129,17 @@ def test_none_when_none_is_wanted(tmp_path):
     assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
 
 
+def test_one_that_is_behind_leaves_the_processors_to_others(tmp_path):
+    nice = []
+    for behind in (False, True):
+        process = start(tmp_path / str(behind), filler=False, behind=behind)
+        process.write(reg(b"f", bytes(600_000)))
+        wait_for(lambda folder=tmp_path / str(behind): (folder / "staging" / "f").exists())
+        nice.append(os.getpriority(os.PRIO_PROCESS, process._child.process.pid))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert nice == [own, min(19, own + 10)]
+
+
 def test_it_is_jailed_like_the_first_one(tmp_path):
     process = start(tmp_path)
     filler = filler_of(process)

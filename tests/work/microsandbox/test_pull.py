@@ -29,7 +29,7 @@ from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.home import LINUX, Home
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.microsandbox import FakeMicrosandbox
-from tests.support.processes import gone
+from tests.support.processes import children, gone
 
 pytestmark = pytest.mark.timeout(120)
 MANIFESTS, BLOBS = "/manifests/", "/blobs/"
@@ -309,6 +309,24 @@ def test_killed_while_it_feeds(world):
     process.kill()
     process.communicate()
     world.registry.forget()
+    world.behave("")
+    good(world.pull())
+    assert (world.fake.images(), world.left()) == (world.loaded, [])
+
+
+def test_killed_when_the_store_has_all_of_it(world):
+    world.behave("open(os.environ['TMPDIR'] + '/.spool', 'wb').write(b'x'); sys.stdin.buffer.read(); time.sleep(60)")
+    process = world.start()
+    wait_for(lambda: list((world.home.layers / ".msb-pull" / "images").glob("*")) and world.fake.loads())
+    staging = world.home.layers / ".msb-pull" / "staging"
+    wait_for(lambda: list(staging.glob("load-*/.spool")))
+    left = children(process.pid)
+    process.kill()
+    process.communicate()
+    # What has no parent any more would sleep on.
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    assert list(staging.glob("load-*/.spool"))
     world.behave("")
     good(world.pull())
     assert (world.fake.images(), world.left()) == (world.loaded, [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -195,3 +197,37 @@ def test_twenty_images_with_the_same_layers_in_all_orders(tmp_path, registry, co
         assert len(outcomes) == 20
         assert not failed(outcomes)
     assert {layer.verdict for layer in verify_images(made[0].store, [], Job()).layers} == {Verdict.PROVEN}
+
+
+def test_the_rest_is_loaded_while_the_registry_is_asked(tmp_path):
+    code = """
+import sys, time
+from msb_pull.ground.errors import NotFoundError
+from msb_pull.ground.running import Job
+from msb_pull.image.reference import parse_argument
+from msb_pull.store.store import Store
+from msb_pull.work.pull import open as opening
+from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.pull import pull_image
+
+name = "msb_pull.work.pull.transfer"
+assert name not in sys.modules
+
+class Asked:
+    def resolve(self, *words, **more):
+        end = time.monotonic() + 20
+        while not hasattr(sys.modules.get(name), "Transfer"):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        raise NotFoundError("loaded")
+
+    def close(self): ...
+
+opening.open_source = lambda *words, **more: Asked()
+try:
+    pull_image(parse_argument("a.test/b:1"), Store.open(sys.argv[1]), None, PullOptions(), Job())
+except NotFoundError as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("loaded\n", "")
