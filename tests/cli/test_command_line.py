@@ -26,11 +26,11 @@ def run(*words, env=None, stdin=""):
 
 @pytest.fixture
 def pulled(monkeypatch):
-    """What reaches the pull: (images, settings, keywords) of each call."""
+    """What reaches the pull: (images, settings, wishes) of each call."""
     calls = []
 
-    def pull_images(run, images, access, **keywords):
-        calls.append((list(images), run, access, keywords))
+    def pull_images(run, images, access, wishes):
+        calls.append((list(images), run, access, wishes))
 
     monkeypatch.setattr(cli_pull, "pull_images", pull_images)
     return calls
@@ -70,11 +70,11 @@ def test_words_without_a_command_are_pulled(pulled, words, images):
 def test_options_reach_the_settings(pulled):
     words = "-q --jobs 3 --policy newer --limit-rate 10M --max-layer-size 1GiB --max-entries 7 --anonymous -f x"
     assert call(*words.split())[0] == 0
-    [(_, started, access, keywords)] = pulled
+    [(_, started, access, wishes)] = pulled
     settings = started.settings
     assert (settings.jobs, settings.policy, settings.limit_rate) == (3, "newer", 10_000_000)
     assert (settings.limits.max_bytes, settings.limits.max_entries) == (1 << 30, 7)
-    assert access.anonymous and keywords["force"] and not keywords["dry_run"]
+    assert access.anonymous and wishes.force and not wishes.dry_run
     assert started.display.quiet
 
 

@@ -19,23 +19,23 @@ SCRIPT = """
 import ctypes, sys, threading, time
 from msb_pull.cli import app as cli, pull as cli_pull, signals as cli_signals
 
-def obedient(run, images, access, **_):
+def obedient(run, images, access, wishes):
     run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     run.job.cancel.wait(1000)
     run.job.cancel.check()
 
-def stuck_in_c(run, images, access, **_):
+def stuck_in_c(run, images, access, wishes):
     run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     ctypes.CDLL(None).poll(None, 0, 1000000)
     ctypes.CDLL(None).poll(None, 0, 1000000)
 
-def stuck_thread(run, images, access, **_):
+def stuck_thread(run, images, access, wishes):
     threading.Thread(target=time.sleep, args=(1000,)).start()
     obedient(run, images, access)
 
-def deaf(run, images, access, **_):
+def deaf(run, images, access, wishes):
     run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
     time.sleep(1000)
