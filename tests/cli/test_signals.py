@@ -33,7 +33,7 @@ def stuck_in_c(run, images, access, wishes):
 
 def stuck_thread(run, images, access, wishes):
     threading.Thread(target=time.sleep, args=(1000,)).start()
-    obedient(run, images, access)
+    obedient(run, images, access, wishes)
 
 def deaf(run, images, access, wishes):
     run.session.next_step = "a way on"
