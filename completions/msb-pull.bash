@@ -104,7 +104,7 @@ _msb_pull() {
         --policy) choices=(missing always newer never) ;;
         --platform | --lock-platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
         --stat) choices=(native containers microsandbox) ;;
-        --to) choices=(microsandbox) ;;
+        --to) choices=(microsandbox podman) ;;
         --sort) choices=(name size pulled) ;;
         --filter)
             choices=(reference= platform= until= incomplete=true)

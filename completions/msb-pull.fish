@@ -114,7 +114,8 @@ complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers 
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
 complete -c msb-pull -n '__msb_pull_is export' -l size -x -d 'Size of an ext4 file system'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
-complete -c msb-pull -n '__msb_pull_is pull export' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is pull' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is export' -l to -x -a 'microsandbox podman' -d 'Hand to another program'
 complete -c msb-pull -n '__msb_pull_is pull export' -l msb -r -F -d 'Program of Microsandbox'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
+    from msb_pull.work.podman.export import PodmanExport
     from msb_pull.work.pull.plan import Delivered, LayerOutcome, Policy, PullOptions, PullResult
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "NetworkError",
     "NotFoundError",
     "Platform",
+    "PodmanExport",
     "Policy",
     "PullOptions",
     "PullResult",
@@ -82,6 +84,7 @@ _HOLDERS = {
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",
     "work.listing": "ListedImage",
+    "work.podman.export": "PodmanExport",
     "work.pull.plan": "Delivered LayerOutcome Policy PullOptions PullResult",
     "source.registry.auth_file": "Credential",
     "source.registry.credentials": "CredentialStore",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage
+    from msb_pull.work.podman.export import PodmanExport
     from msb_pull.work.pull.plan import Delivered, PullResult
 
 __all__ = ["Store", "pull_image", "pull_images", "registry_options"]
@@ -180,6 +181,32 @@ class Store:
         program = find_msb(msb or self._settings.msb)
         with _client(self, {reference.registry}, job, registries, credentials) as client:
             return Stored(self._place, program, client, job, force=force).deliver(str(reference))
+
+    def show_in_podman(
+        self,
+        images: Sequence[str],
+        folder: str | PathLike[str] | None = None,
+        *,
+        observer: Observer = ignore,
+        cancel: threading.Event | None = None,
+    ) -> PodmanExport:
+        """Shows images in a read-only store of links for podman, by default ``podman`` in the home.
+
+        What it showed before stays, brought up to date; the result says which lines podman needs to read it. Raises
+        NotFoundError for an image that is not here or not complete, ContentError for one that podman could not read,
+        UsageError for a folder that is anything but such a store of this home, LocalError, Cancelled.
+
+        >>> import tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+        >>> store.show_in_podman(["sample:1"]).images
+        ('docker.io/library/sample:1',)
+        """
+        from msb_pull.work.podman.export import export_to_podman
+
+        references = [Reference.parse(image, self._settings.default_registry) for image in images]
+        job = Job(observer, Cancel(cancel) if cancel else Cancel())
+        return export_to_podman(self._place, references, _path("folder", folder), job)
 
     def _pull(
         self,

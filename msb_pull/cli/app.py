@@ -299,7 +299,8 @@ msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtua
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
 msb-pull export app:1 -o - | podman import - app:flat
-msb-pull export ubuntu:22.04 app:1 --to microsandbox""",
+msb-pull export ubuntu:22.04 app:1 --to microsandbox
+msb-pull export ubuntu:22.04 app:1 --to podman""",
 )
 def export(
     run: Run,

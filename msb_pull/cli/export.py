@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import MsbPullError, UsageError
@@ -104,9 +105,42 @@ def _tell_delivered(run: Run, name: str, delivered: Delivered) -> None:
     run.display.note(f"Loaded {name} into Microsandbox in {delivered.seconds:.1f}s", done=True)
 
 
+def _to_podman(run: Run, images: Sequence[str], folder: str | None, *, force: bool) -> None:
+    """Standard output stays empty, or gets the document; the first time says what podman needs."""
+    from msb_pull.work.podman.conf import conf_path
+    from msb_pull.work.podman.export import export_to_podman
+
+    # What is shown already is brought up to date in any case.
+    del force
+    names = run.names(images)
+    run.session.next_step = "podman sees what it saw before; run the same command again"
+    references = [Reference.parse(name) for name in names]
+    result = export_to_podman(run.store_with(names), references, Path(folder) if folder else None, run.job)
+    run.session.next_step = None
+    if run.display.format == "json":
+        run.write(
+            {
+                "status": "ok",
+                "folder": str(result.folder),
+                "images": [{"status": "ok", "image": name} for name in names],
+                "shown": list(result.images),
+                "first": result.first,
+                "storage_conf": result.storage_conf,
+            },
+            "",
+        )
+    shown = counted(len(result.images), "image")
+    run.display.note(f"podman's view {visible(str(result.folder))} shows {shown}", done=True)
+    if result.first:
+        run.display.note(f"For podman to read it, {conf_path()} needs these lines (fuse-overlayfs, or owners are wrong")
+        run.display.note("and deleted files are there again):")
+        for line in ("", *result.storage_conf.splitlines()):
+            run.display.note(f"    {line}" if line else "")
+
+
 # What ``--to`` can say -> what puts images there: it is given the images as they were typed, what follows a colon
 # behind the word (None for nothing), and whether to do again what was done.
-_PLACES: dict[str, Callable[..., None]] = {"microsandbox": _to_microsandbox}
+_PLACES: dict[str, Callable[..., None]] = {"microsandbox": _to_microsandbox, "podman": _to_podman}
 
 
 def _export_to(run: Run, given: ExportArguments, where: str) -> None:

@@ -237,7 +237,7 @@ ExportTo = Annotated[
         "--to",
         metavar="WHERE",
         help="Put images where another program keeps its own, instead of into a file: `microsandbox`, through "
-        "`msb load`.",
+        "`msb load`; `podman` or `podman:FOLDER`, as a read-only store of links for podman and buildah.",
     ),
 ]
 Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT, or load what is there already.")]

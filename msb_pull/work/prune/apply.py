@@ -20,11 +20,12 @@ from msb_pull.work.prune.plan import (
     stray_records,
     version,
 )
+from msb_pull.work.prune.podman import hide_from_podman
 from msb_pull.work.prune.usage import measure, remember, remembered
 from msb_pull.work.select import lost_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from msb_pull.ground.running import Job
     from msb_pull.store.store import Store
@@ -112,7 +113,9 @@ def _remove(store: Store, plan: PrunePlan, job: Job) -> PrunePlan:
     images = _forget(store, plan, job)
     with store.database(create=False) as database:
         reached = database.layer_digests() | others
-    layers = _remove_layers(store, (x for x in plan.layers if x.name not in reached), job)
+    layers = _still_there(store, (x for x in plan.layers if x.name not in reached))
+    hide_from_podman(store, images, (layer.name for layer in layers), job)
+    _remove_layers(store, layers, job)
     still = set(stray_records(store, reached))
     records = tuple(item for item in plan.records if item in still)
     leftovers = _remove_files(store, (*plan.partials, *records))
@@ -135,17 +138,19 @@ def _forget(store: Store, plan: PrunePlan, job: Job) -> tuple[str, ...]:
     return tuple(gone)
 
 
-def _remove_layers(store: Store, planned: Iterable[Removal], job: Job) -> tuple[Removal, ...]:
-    # Another prune or rm may have been faster; what it took was not freed here.
+def _still_there(store: Store, planned: Iterable[Removal]) -> tuple[Removal, ...]:
+    """Another prune or rm may have been faster; what it took was not freed here."""
     gone = (LayerState.ABSENT, LayerState.OCCUPIED)
-    layers = [layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone]
+    return tuple(layer for layer in planned if store.layer_state(LayerKey.parse(layer.name)) not in gone)
+
+
+def _remove_layers(store: Store, layers: Collection[Removal], job: Job) -> None:
     for layer in layers:
         job.cancel.check()
         remove_layer(store, LayerKey.parse(layer.name))
     if layers and store.database_path.exists():
         with store.database(create=True) as database:
             database.forget_layers(layer.name.partition("+")[0] for layer in layers)
-    return tuple(layers)
 
 
 def _remove_files(store: Store, files: Iterable[Removal]) -> int:

@@ -13,6 +13,7 @@ from msb_pull.store.homes import Elsewhere
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.work.prune.budget import Candidate, choose
+from msb_pull.work.prune.podman import shown_by_podman
 from msb_pull.work.prune.usage import measure, partials, scan, size_of
 from msb_pull.work.select import Selection, lost_database
 
@@ -156,16 +157,17 @@ def _plan(
         kept |= others.layers
         remarks = others.remarks(set(map(str, going)))
     size = store.disk_usage if usage is None else lambda key: usage.of(str(key))
+    layers = tuple(Removal(str(key), size(key)) for key in going if str(key) not in kept)
     leftovers = store.places.leftovers()
     return PrunePlan(
         images=tuple(sorted(names)),
-        layers=tuple(Removal(str(key), size(key)) for key in going if str(key) not in kept),
+        layers=layers,
         partials=tuple(old_partials(store, now, more)),
         records=tuple(stray_records(store, kept)),
         leftovers=len(leftovers) + len(dead_links(store)),
         leftover_size=sum(size_of(path) for path in leftovers),
         versions=frozenset(version(image) for image in doomed),
-        remarks=remarks,
+        remarks=(*remarks, *shown_by_podman(store, names, (layer.name for layer in layers))),
     )
 
 

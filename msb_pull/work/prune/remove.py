@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msb_pull.store.paths import LayerState
 from msb_pull.work.prune.apply import remove_layer
 from msb_pull.work.prune.plan import PrunePlan, Removal, elsewhere
+from msb_pull.work.prune.podman import hide_from_podman, shown_by_podman
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
@@ -27,13 +28,17 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
     with store.lock_exclusive(job.tell_waiting, job.cancel):
         mine = {layer.key for image in stored_images(store, references) for layer in image.layers}
         others = elsewhere(store).layers
+        for text in shown_by_podman(store, references, ()):
+            job.warn("", text)
         job.cancel.check()
+        hide_from_podman(store, references, (), job)
         with store.database(create=True) as database:
             database.remove(references)
             reached = database.layer_digests() | others
         images, layers, remarks = tuple(dict.fromkeys(references)), [], []
         gone = f"{images[0]} is removed" if len(images) == 1 else f"{len(images)} images are removed"
         going = sorted(key for key in mine if str(key) not in reached)
+        hide_from_podman(store, (), map(str, going), job)
         _mark(store, going)
         for key in going:
             state = store.layer_state(key)

@@ -150,10 +150,14 @@ def test_what_an_earlier_run_kept_is_not_fetched_again(world):
     world.registry.script(world.image.layer_digests[1], Fault(cut_after=700_000))
     world.registry.always(world.image.layer_digests[1], Fault(status=500))
     assert world.pull().returncode == 5
+    # How much of what was sent has arrived before the connection broke, the system decides.
+    (partial,) = world.home.partials()
+    kept = partial.stat().st_size
+    assert kept
     world.registry.forget()
     good(world.pull())
     assert world.fake.images() == world.loaded
-    assert world.registry.bytes_sent(world.image.layer_digests[1]) == len(LARGE) - 700_000
+    assert world.registry.bytes_sent(world.image.layer_digests[1]) == len(LARGE) - kept
 
 
 def test_a_layer_that_is_listed_twice_is_sent_once(world):
