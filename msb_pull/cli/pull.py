@@ -71,7 +71,7 @@ def pull_images(
         allow_no_xattr=allow_no_xattr,
         name=name,
         dry_run=dry_run,
-        signatures=settings.signatures,
+        signatures=settings.rules,
         require_signature=signing.keys,
         no_signature_check=signing.unchecked,
     )
