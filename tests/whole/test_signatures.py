@@ -20,7 +20,7 @@ from tests.support.home import Home, gz, sample
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import BASE, TOP, layer_tar
 from tests.support.sample import MANIFEST, SAMPLE
-from tests.support.signing import Layer, Signer, bundle, manifest_of, payload, refer, rule, sign, tag_of
+from tests.support.signing import Layer, Signer, bundle, list_referrers, manifest_of, payload, refer, rule, sign, tag_of
 
 LAYERS = [gz(layer_tar(BASE)), gz(layer_tar(TOP))]
 
@@ -443,8 +443,21 @@ def test_mirrors_are_asked_first(world, at_mirror):
         if at_mirror:
             mirror.manifests["acme/app", tag_of(world.digest)] = world.registry.manifests["acme/app", document]
             mirror.blobs.update(world.registry.blobs)
-        ok(world.pull())
+        done = world.pull()
+        ok(done)
+        # Most mirrors have no signatures, and are no worse for that.
+        assert "MANIFEST_UNKNOWN" not in done.stderr
         assert (world.registry.count(tag_of(world.digest)) == 0) == at_mirror
+
+
+def test_an_empty_list_of_a_mirror_is_not_the_last_word(world):
+    with FaultRegistry() as mirror:
+        sample(mirror)
+        list_referrers(mirror, "acme/app", world.digest, [])
+        refer(world.registry, "acme/app", world.digest, bundle(world.key, world.digest))
+        mirrors = f'[registries."{world.registry.host}"]\nmirrors = ["{mirror.url}"]\n'
+        world.rules(mirrors, rule(f"{world.registry.host}/acme/*", key="acme.pub"))
+        ok(world.pull())
 
 
 def test_a_mirror_cannot_give_another_name(world):
