@@ -19,6 +19,7 @@ from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
+    from msb_pull.image.reference import ImageArgument
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
@@ -148,11 +150,26 @@ class Store:
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_image(self._place, reference, where, options or ExportOptions(), job)
 
+    def _pull(
+        self,
+        arguments: Sequence[ImageArgument],
+        client: Callable[[], RegistryClient],
+        options: PullOptions,
+        job: Job,
+    ) -> list[PullResult | MsbPullError]:
+        with InUse(self._place.uses, job) as in_use:
+            outcomes = work.pull_images(arguments, self._place, client, options, job, in_use=in_use)
+            limits = self._settings
+            work.prune_after(self._place, outcomes, job, keep=limits.keep, min_free=limits.min_free)
+        return outcomes
+
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image
 
         _check_type("image", image, str, "text")
-        return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
+        found = inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
+        self._place.uses.touch(found.reference)
+        return found
 
 
 def pull_image(
@@ -223,7 +240,8 @@ def pull_images(
 
     They share connections, tokens and threads: ``jobs`` layers at a time of all of them, the largest first. A layer
     that several of them have is fetched once. Returns one outcome for each image, in the order given: its result, or
-    the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
+    the error that it failed with, which leaves the others alone. Where the configuration file has a budget for the
+    store (``[store]``), other images then go until it fits. Raises UsageError for a name that is none,
     and where the environment has a password that may be for either of two registries; nothing is asked then.
 
     >>> import tempfile
@@ -265,7 +283,7 @@ def pull_images(
                 stack.callback(clients[0].close)
             return clients[0]
 
-        return work.pull_images(arguments, store._place, client, wishes, job)
+        return store._pull(arguments, client, wishes, job)
 
 
 def _path(name: str, given: object) -> Path | None:

@@ -66,6 +66,8 @@ msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
+msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
 )
 def pull(
@@ -74,6 +76,10 @@ def pull(
     force: opt.Force = False,
     as_: opt.As = None,
     dry_run: opt.DryRunPull = False,
+    lock: opt.Lock = None,
+    locked: opt.Locked = None,
+    upgrade: opt.Upgrade = False,
+    lock_platforms: opt.LockPlatforms = None,
     plain_http: opt.PlainHttp = False,
     tls_no_verify: opt.TlsNoVerify = False,
     ca_cert: opt.CaCert = None,
@@ -94,12 +100,14 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, Signing, pull_images
+    from msb_pull.cli.pull import Access, LockChoice, Signing, pull_images
 
+    words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
     pull_images(
         run,
-        opt.needed(images, "pull"),
+        words,
         Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        choice=LockChoice(lock, locked, upgrade, tuple(lock_platforms or ())),
         force=force,
         name=as_,
         dry_run=dry_run,
@@ -187,8 +195,10 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 @command(
     app,
     usage="[OPTIONS]",
+    settings=("keep", "min_free"),
     examples="""\
 msb-pull prune
+msb-pull prune --keep 20GB
 msb-pull prune --dry-run --all --filter until=720h
 msb-pull prune --yes""",
 )
@@ -205,12 +215,32 @@ def prune(
     Removes layers, their records, and downloads not resumed for a week. Shows what would go and how much
     space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
     does not know are kept.
+
+    With --keep or --min-free whole images go as well, least recently used first, until the store fits: never one that
+    a running pull uses. `msb-pull df` shows what the store takes.
     """
-    if filters and not everything:
-        raise UsageError("--filter only works together with --all", hint="msb-pull prune --all --filter until=720h")
     from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull df
+msb-pull df --format json | jq .total_bytes""",
+)
+def df(run: Run) -> None:
+    """Show what the store takes on its disk.
+
+    What the layers of images take, each counted once, and which of them several images share; records, unfinished
+    downloads, what `msb-pull prune` would give back, and what is free. Where the configuration file has a budget for
+    the store (`[store]`), also how full that is.
+    """
+    from msb_pull.cli.ls import show_usage
+
+    show_usage(run)
 
 
 @command(
@@ -233,19 +263,28 @@ def rm(run: Run, images: opt.Images = None) -> None:
     examples="""\
 msb-pull save ubuntu:22.04 -o ubuntu.tar
 msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
 msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
 )
-def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: opt.SaveFormat = None) -> None:
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
     """Write images into an archive, checked on the way out.
 
     `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
     `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
     """
     if not output:
         raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
     from msb_pull.cli.save import save_archive
 
-    save_archive(run, opt.needed(images, "save"), output, form or [])
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
 
 
 @command(
@@ -254,6 +293,7 @@ def save(run: Run, images: opt.Images = None, output: opt.Output = None, form: o
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder
+msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
 msb-pull export app:1 -o - | podman import - app:flat""",
@@ -265,21 +305,22 @@ def export(
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
     stat: opt.Stat = None,
+    size: opt.Size = None,
     force: opt.Replace = False,
 ) -> None:
     """Write the merged tree of an image.
 
     All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
     owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
-    Contents are checked on the way, and no network is used. The same image gives the same tar and the same EROFS image
-    on every machine; .tar.gz and .tar.zst are compressed.
+    Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
+    every machine; .tar.gz and .tar.zst are compressed.
     """
     if not output:
         raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")
     from msb_pull.cli.export import export_tree
 
     name = opt.needed([image] if image else [], "export")[0]
-    export_tree(run, name, output, form or [], paths=paths or [], how=stat, force=force)
+    export_tree(run, name, output, form or [], paths=paths or [], how=stat, size=size, force=force)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msb_pull.config.table import ACCESS, EVERYWHERE, LIMITS, TABLE
+from msb_pull.config.table import ACCESS, EVERYWHERE, LIMITS, LOCKS, TABLE
 from msb_pull.ground.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +90,42 @@ NoSignatureCheck = Annotated[
         rich_help_panel=SIGNATURES,
     ),
 ]
+Lock = Annotated[
+    Text,
+    typer.Option(
+        "--lock",
+        metavar="FILE",
+        help="Write what the images are now into a lock file. What it says of them already stays, and is pulled.",
+        rich_help_panel=LOCKS,
+    ),
+]
+Locked = Annotated[
+    Text,
+    typer.Option(
+        "--locked",
+        metavar="FILE",
+        help="Pull exactly what a lock file says, all of it where no IMAGE is named. No tag is asked for.",
+        rich_help_panel=LOCKS,
+    ),
+]
+Upgrade = Annotated[
+    Flag,
+    typer.Option(
+        "--upgrade",
+        help="With --lock: renew the images, all of the file where no IMAGE is named, for all its platforms.",
+        rich_help_panel=LOCKS,
+    ),
+]
+LockPlatforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lock-platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="With --lock: lock this platform as well, without pulling it. May be given several times.",
+        show_default=False,
+        rich_help_panel=LOCKS,
+    ),
+]
 DryRunPull = Annotated[
     Flag, typer.Option("-n", "--dry-run", help="Show what would be fetched and how much; write nothing.")
 ]
@@ -132,6 +168,16 @@ SaveFormat = Annotated[
         show_default=False,
     ),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="IMAGE|FILE",
+        help="Leave out the layers of this image, or of an archive or layout that was handed over before. May be given "
+        "several times.",
+        show_default=False,
+    ),
+]
 ExportOutput = Annotated[
     Text,
     typer.Option(
@@ -142,7 +188,7 @@ ExportFormat = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        metavar="tar|dir|erofs|squashfs",
+        metavar="tar|dir|erofs|squashfs|ext4",
         help="What to write; default: as the name of OUT says (`OUT/` is a folder), tar on standard output. May be "
         "given twice, since text and json choose what standard output carries, as everywhere.",
         show_default=False,
@@ -165,6 +211,15 @@ Stat = Annotated[
         metavar="native|containers|microsandbox",
         help="How a folder keeps owners, modes and devices: themselves (default for root), in the attribute of libkrun "
         "and fuse-overlayfs (default for others), or in that of Microsandbox.",
+    ),
+]
+Size = Annotated[
+    Text,
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="How large an ext4 file system is, such as 4GiB; default: what it holds plus a tenth plus 64MiB. The file "
+        "has holes where nothing is.",
     ),
 ]
 Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]

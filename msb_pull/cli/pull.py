@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Any
 from msb_pull.display.streams import read_secret
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size
+from msb_pull.ground.text import visible
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from msb_pull.cli.run import Run, Session
     from msb_pull.ground.events import Event, Observer
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.prune.plan import PrunePlan
+    from msb_pull.work.pull.locked import Beside
     from msb_pull.work.pull.plan import PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
@@ -47,11 +51,39 @@ class Signing:
     unchecked: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LockChoice:
+    """The lock file that is to be written (``lock``) or obeyed (``locked``), and how."""
+
+    lock: str | None = None
+    locked: str | None = None
+    upgrade: bool = False
+    platforms: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises UsageError for options that do not go together."""
+        if self.lock is not None and self.locked is not None:
+            raise UsageError("--lock and --locked: choose one", hint="--lock adds what --locked would refuse")
+        for option, given in ("--upgrade", self.upgrade), ("--lock-platform", self.platforms):
+            if given and self.lock is None:
+                raise UsageError(f"{option} only works together with --lock FILE")
+
+    def path(self) -> Path:
+        """The one file that was named; raises UsageError."""
+        from msb_pull.config.table import to_path
+
+        try:
+            return to_path(self.locked if self.lock is None else self.lock)
+        except ValueError as error:
+            raise UsageError(f"{'--locked' if self.lock is None else '--lock'}: {error}") from None
+
+
 def pull_images(
     run: Run,
     images: Sequence[str],
     access: Access,
     *,
+    choice: LockChoice,
     force: bool,
     name: str | None,
     dry_run: bool,
@@ -60,13 +92,15 @@ def pull_images(
 ) -> None:
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
-    arguments = [parse_argument(text, settings.default_registry) for text in images]
+    platform = Platform.parse(settings.platform) if settings.platform else None
+    beside = _beside(run, choice, images, platform or Platform.host())
+    arguments = [parse_argument(text, settings.default_registry) for text in (beside.images if beside else images)]
     _check(arguments, access, name)
     run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
         force=force,
-        platform=Platform.parse(settings.platform) if settings.platform else None,
+        platform=platform,
         limits=settings.limits,
         allow_no_xattr=allow_no_xattr,
         name=name,
@@ -74,10 +108,62 @@ def pull_images(
         signatures=settings.rules,
         require_signature=signing.keys,
         no_signature_check=signing.unchecked,
+        pins=beside.pins if beside else {},
     )
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        outcomes = _pull(run, arguments, client, options)
-    _finish(run, list(zip(arguments, outcomes, strict=True)))
+        outcomes, pruned = _pull(run, arguments, client, options)
+    paired = list(zip(arguments, outcomes, strict=True))
+    locked = _write_lock(run, beside, paired, write=not dry_run) if beside else {}
+    _finish(run, paired, {**_pruned_fields(pruned), **locked})
+
+
+def _pruned_fields(pruned: PrunePlan | None) -> dict[str, Any]:
+    """What went so that the store fits, for the document."""
+    if pruned is None:
+        return {}
+    return {"pruned": {"images": list(pruned.images), "freed_bytes": pruned.size, "left_bytes": pruned.left}}
+
+
+def _beside(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> Beside | None:
+    """What a lock file says for this pull; None without one. Raises UsageError, LocalError."""
+    choice.check()
+    settings = run.settings
+    if choice.lock is None and choice.locked is None:
+        return None
+    from msb_pull.work.pull.locked import beside_locked, beside_locking
+
+    path = choice.path()
+    if choice.lock is None:
+        return beside_locked(path, images, platform, settings.default_registry)
+    if settings.policy == Policy.NEVER:
+        raise UsageError("--lock and --policy never exclude each other: only a registry says what is to be locked")
+    also = [Platform.parse(text) for text in choice.platforms]
+    return beside_locking(path, images, platform, also, settings.default_registry, upgrade=choice.upgrade)
+
+
+def _write_lock(
+    run: Run, beside: Beside, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], *, write: bool
+) -> dict[str, Any]:
+    """Puts what was pulled into the lock file, says what is new in it, and returns that for the document."""
+    if beside.locking is None:
+        return {}
+    from msb_pull.work.lockfile import update
+
+    pulled = {str(x.reference): result for x, result in outcomes if not isinstance(result, MsbPullError)}
+    changes = update(beside.path, beside.locking.found(pulled), write=write)
+    shown = visible(str(beside.path))
+    for change in changes:
+        what = f"{change.image} {change.platform or 'index'}"
+        run.display.note(f"{what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
+    if changes:
+        run.display.note(f"{'Wrote' if write else 'Would write'} {shown}", done=write)
+    elif pulled:
+        run.display.note(f"{shown} says so already")
+    listed = [
+        {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
+        for x in changes
+    ]
+    return {"lock": {"file": str(beside.path), "changes": listed}}
 
 
 class LazyClient:
@@ -167,7 +253,7 @@ class _Report:
 
 def _pull(
     run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
-) -> list[PullResult | MsbPullError]:
+) -> tuple[list[PullResult | MsbPullError], PrunePlan | None]:
     report = _Report(run, arguments)
     remote = any(argument.reference for argument in arguments)
     run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
@@ -175,9 +261,17 @@ def _pull(
     try:
         store = run.store(create=writes)
     except MsbPullError as error:
-        return [error for _ in arguments]
+        return [error for _ in arguments], None
     job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
-    return work.pull_images(arguments, store, client, options, job, report.ended)
+    with InUse(store.uses, job) as in_use:
+        outcomes = work.pull_images(arguments, store, client, options, job, report.ended, in_use)
+        settings = run.settings
+        pruned = work.prune_after(store, outcomes, job, keep=settings.keep, min_free=settings.min_free)
+    if pruned is not None:
+        from msb_pull.cli.prune import say_what_fits
+
+        say_what_fits(run, pruned)
+    return outcomes, pruned
 
 
 def _without_plans(observe: Observer) -> Observer:
@@ -191,13 +285,15 @@ def _without_plans(observe: Observer) -> Observer:
     return observer
 
 
-def _finish(run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]]) -> None:
+def _finish(
+    run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], more: Mapping[str, Any]
+) -> None:
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
     # One interruption ends many images, and one bad store is that of all.
     for error in {(error.kind if isinstance(error, Cancelled) else id(error)): error for error in errors}.values():
         run.session.tell(error)
     if run.display.format == "json":
-        run.write(_document(run.session, outcomes, errors), "")
+        run.write({**_document(run.session, outcomes, errors), **more}, "")
     if errors:
         run.fail(errors)
 
@@ -229,14 +325,16 @@ def _summary(result: PullResult) -> str:
     present = sum(layer.present for layer in layers.values())
     name = result.reference
     if result.dry_run:
-        missing = [layer for layer in layers.values() if not layer.present]
+        missing = [layer for layer in layers.values() if not (layer.present or layer.reused)]
         size = format_size(sum(layer.size for layer in missing))
         what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
         return f"Would fetch {what} for {name} ({result.platform})"
     if not result.changed:
         return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
-    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}"
+    reused = sum(layer.reused for layer in layers.values())
+    made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{made}"
 
 
 def _document(
@@ -280,6 +378,7 @@ def _fields(result: PullResult) -> dict[str, Any]:
                 "size_bytes": layer.size,
                 "fetched_bytes": layer.fetched,
                 "present": layer.present,
+                "reused": layer.reused,
                 "path": layer.path,
             }
             for layer in result.layers

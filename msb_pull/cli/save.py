@@ -14,30 +14,44 @@ from msb_pull.work.export.place import ELSEWHERE, unwritten
 from msb_pull.work.save import Format, save_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from msb_pull.cli.run import Run
+    from msb_pull.image.digest import Digest
+    from msb_pull.store.store import Store
     from msb_pull.work.save import SaveResult
 
 _TWO_KINDS = "--format: choose one kind of archive, oci or docker"
 
 
-def save_archive(run: Run, images: Sequence[str], output: str, formats: Sequence[str]) -> None:
-    """Writes one archive, under its name only once it is whole."""
+def save_archive(
+    run: Run, images: Sequence[str], output: str, formats: Sequence[str], without: Sequence[str] = ()
+) -> None:
+    """Writes one archive, under its name only once it is whole, less the layers of ``without``."""
     form = _archive_format(formats)
     names = run.names(images)
     store = run.store_with(names)
+    left_out = _layers_of(run, store, without)
     run.session.next_step = "the archive is not complete; run the same command again"
     with _archive(run, output) as out:
-        result = save_images(store, names, out, Format(form), run.job)
+        result = save_images(store, names, out, Format(form), run.job, left_out)
     run.session.next_step = None
     if run.display.format == "json":
         run.write(_saved_document(result, output, form), "")
     where = "standard output" if output == "-" else visible(output)
-    size = format_size(result.bytes)
+    size, count = format_size(result.bytes), sum(image.left_out for image in result.images)
+    less = f", without {counted(count, 'layer')}" if without else ""
     run.display.note(
-        f"Saved {counted(len(result.images), 'image')} to {where}: {size} in {result.seconds:.1f}s", done=True
+        f"Saved {counted(len(result.images), 'image')} to {where}: {size} in {result.seconds:.1f}s{less}", done=True
     )
+
+
+def _layers_of(run: Run, store: Store, texts: Sequence[str]) -> Collection[Digest]:
+    if not texts:
+        return frozenset()
+    from msb_pull.work.without import layers_of
+
+    return layers_of(store, texts, run.settings.default_registry, run.job)
 
 
 def _archive_format(formats: Sequence[str]) -> str:
@@ -88,5 +102,8 @@ def _saved_document(result: SaveResult, output: str, form: str) -> dict[str, Any
         "format": form,
         "size_bytes": result.bytes,
         "seconds": round(result.seconds, 3),
-        "images": [{"reference": x.reference, "digest": x.digest, "layers": x.layers} for x in result.images],
+        "images": [
+            {"reference": x.reference, "digest": x.digest, "layers": x.layers, "left_out": x.left_out}
+            for x in result.images
+        ],
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.limits import Limits
-from msb_pull.ground.sizes import parse_size
+from msb_pull.ground.sizes import Percent, parse_part, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ COLOR_MODES = ("auto", "always", "never")
 # Sections of a help page.
 ACCESS = "Registry and credentials"
 LIMITS = "Limits"
+LOCKS = "Lock file"
 EVERYWHERE = "Options of every command"
 _DEFAULT = Limits()
 _MAX_JOBS = 64
@@ -92,6 +93,13 @@ def to_size(value: Any) -> int:
     if size < 1:
         raise ValueError("must be above 0")
     return size
+
+
+def to_part(value: Any) -> int | Percent:
+    """Bytes, from a number or a size with a unit, or a percentage."""
+    if isinstance(value, str) and "%" in value:
+        return parse_part(to_text(value))
+    return to_size(value)
 
 
 def to_window(value: Any) -> int:
@@ -227,6 +235,22 @@ _ALL = (
         "Largest zstd window to accept (memory for each layer being unpacked); "
         f"default: {_DEFAULT.max_window >> 20}MiB.",
         LIMITS,
+    ),
+    Setting(
+        "keep",
+        to_size,
+        "SIZE",
+        "Also remove whole images, least recently used first, until the store takes at most this, such as 20GB; "
+        "default: store.keep of the configuration file.",
+        key="store.keep",
+    ),
+    Setting(
+        "min_free",
+        to_part,
+        "SIZE",
+        "The same until the file system of the store has this much free, such as 5GB or 10%; default: store.min_free "
+        "of the configuration file.",
+        key="store.min_free",
     ),
     Setting(
         "authfile",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from msb_pull.display.lines import Meter, fraction, headline, short
+from msb_pull.display.gauge import gauge
+from msb_pull.display.lines import Meter, fraction, headline, outcome, short
 from msb_pull.ground import events
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
@@ -191,7 +192,7 @@ class Board:
         layer = self._layer(event)
         self._status = ""
         layer.finished, layer.done, layer.total = True, event.size, event.size
-        self._say(event, self._checked(event.digest, "" if event.present else f"{format_size(event.size):>8}"))
+        self._say(event, self._checked(event.digest, outcome(event) or f"{format_size(event.size):>8}"))
 
     def _image(self, event: events.Event) -> _Image:
         return self._images.setdefault(event.image if self._several else "", _Image())
@@ -245,13 +246,8 @@ class Board:
         return [(start, ""), *bar, (f"  {_sizes(layer):>{layout.sizes}}{end}", "")]
 
     def _bar(self, length: int, done: int, total: int) -> Row:
-        halves = 2 * length if not total else min(2 * length, 2 * length * done // total)
-        full, half = divmod(halves, 2)
-        if not self._unicode:
-            return [("#" * full, ""), ("." * (length - full), "")]
-        # Without colour the part that is missing cannot be told from the part that is there: leave it empty.
-        rest = ("━" if self._color else " ") * (length - full - half)
-        return [("━" * full + "╸" * half, "cyan"), (rest, "dim")]
+        full, rest = gauge(length, done, total, unicode=self._unicode, color=self._color)
+        return [(full, "cyan" if self._unicode else ""), (rest, "dim" if self._unicode else "")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,8 @@ def remark(event: Event, verbosity: int, *, several: bool = False) -> str | None
 def change(event: Event) -> str | None:
     """The line of an event that changes something, without its image; None for what is not worth one."""
     match event:
-        case events.LayerDone(digest=digest, size=size, present=present):
-            return f"layer {short(digest)} {'already here' if present else 'done ' + format_size(size)}"
+        case events.LayerDone(digest=digest):
+            return f"layer {short(digest)} {outcome(event) or 'done ' + format_size(event.size)}"
         case events.LayerWaiting(digest=digest, holder=holder):
             return f"layer {short(digest)} waiting for {visible(holder)}"
         case events.StoreWaiting(holder=holder):
@@ -145,6 +145,11 @@ def change(event: Event) -> str | None:
         case events.Resolving(image=image):
             return f"resolving {visible(image)}"
     return None
+
+
+def outcome(event: events.LayerDone) -> str:
+    """What became of a layer that was not fetched, "" of one that was."""
+    return "already here" if event.present else "made from one already here" if event.reused else ""
 
 
 def headline(event: events.PullPlanned) -> str:

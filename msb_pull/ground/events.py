@@ -69,12 +69,16 @@ class LayerWaiting(Event):
 
 @dataclass(frozen=True, slots=True)
 class LayerDone(Event):
-    """A layer is in the store. ``fetched`` is the number of bytes that came over the network in this run."""
+    """A layer is in the store. ``fetched`` is the number of bytes that came over the network in this run.
+
+    ``reused``: it was made from one that the store had under another digest.
+    """
 
     digest: str
     size: int
     fetched: int
     present: bool
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

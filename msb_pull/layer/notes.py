@@ -26,6 +26,8 @@ _VERSION = 1
 _KEYS = {"version", "diff_id", "tar_bytes", "entries", "content_bytes", "chain", "placed", "moved", "derived"}
 _KEYS |= {"copied", "unkept", "warnings"}
 _MAX_WARNINGS = 100
+# Enough for the longest diff_id, which stands at the beginning.
+_START = 256
 # The paths that a fact of each kind names, and of them those that may be the top.
 _PATHS = {
     "directory": ("path",),
@@ -138,6 +140,21 @@ class Notes:
                 cause=repr(error),
                 hint="`msb-pull verify --repair` repairs it",
             ) from None
+
+
+def noted_diff_id(path: Path | str) -> str | None:
+    """The ``diff_id`` in notes as :meth:`Notes.save` writes them, without reading them whole; None where it is not.
+
+    What else is wrong with them is not found.
+    """
+    try:
+        with open(path, "rb", opener=opener, buffering=0) as file:
+            start = file.read(_START).decode("ascii", "replace")
+    except OSError:
+        return None
+    before, _, value = start.partition(f'{{"version": {_VERSION}, "diff_id": "')
+    value, quote, _ = value.partition('"')
+    return value if quote and not before else None
 
 
 def _typed(value: Any, kind: type) -> Any:

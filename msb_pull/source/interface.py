@@ -33,6 +33,11 @@ class ResolvedImage:
     source: str
     indexes: tuple[tuple[Digest, bytes], ...] = ()
 
+    @property
+    def top(self) -> Digest:
+        """Of the document that the name led to, be it the manifest or an index."""
+        return self.indexes[0][0] if self.indexes else self.digest
+
 
 class BlobStream(Protocol):
     """The bytes of one blob from an offset to its end."""
@@ -90,5 +95,8 @@ class Source(Protocol):
 
     def attached(self) -> Attached | None:
         """Where to look for signatures, None where there can be none."""
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Whether it is known, without asking anybody, that the blob is not there."""
 
     def close(self) -> None: ...

@@ -51,13 +51,15 @@ def resolve_image(
     explicit: bool,
     source: str,
     warn: Callable[[str], None],
+    stated: Platform | None = None,
 ) -> ResolvedImage:
     """Walks from the top document through indexes to a manifest and its config.
 
-    See :meth:`msb_pull.source.interface.Source.resolve`.
+    ``stated`` is what a top document that is a manifest itself is known to be for. See
+    :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
-    found = _Walk(documents, platform, what, warn).start()
+    found = _Walk(documents, platform, what, warn).start(stated)
     config_bytes, config = _read_config(documents, found.manifest, what)
     return ResolvedImage(
         reference=reference,
@@ -94,9 +96,9 @@ class _Walk:
         self._looked_into: set[Digest] = set()
         self._offered: list[Platform] = []
 
-    def start(self) -> _Found:
+    def start(self, stated: Platform | None) -> _Found:
         data, content_type, digest = self._documents.top()
-        return self._read(data, content_type, digest, (), None)
+        return self._read(data, content_type, digest, (), stated)
 
     def _open(self, entry: Descriptor, above: _Indexes) -> _Found:
         if any(entry.digest == digest for digest, _ in above) or len(above) > _MAX_DEPTH:

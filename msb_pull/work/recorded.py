@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import NotFoundError
+from msb_pull.ground.below import open_directory
+from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.notes import Notes
-from msb_pull.layer.proof.model import expected_tree
+from msb_pull.layer.proof.model import content_paths, expected_tree
+from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.tar.record import Record
+from msb_pull.layer.tree.kept import Kept
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from msb_pull.ground.running import Job
     from msb_pull.layer.proof.node import Node
+    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.index.stored import StoredLayer
     from msb_pull.store.store import Store
 
@@ -28,7 +36,7 @@ def recorded_layer(
     """
     if store.has_layer(layer.key):
         with contextlib.suppress(FileNotFoundError):
-            return _load(store, layer, whole_links)
+            return load_layer(store, layer.key, whole_links=whole_links)
     # While it is swapped for a new one it counts as missing.
 
     def waits(holder: str) -> None:
@@ -36,15 +44,38 @@ def recorded_layer(
 
     with store.lock_layer(layer.digest, waits, job.cancel):
         if store.has_layer(layer.key):
-            return _load(store, layer, whole_links)
+            return load_layer(store, layer.key, whole_links=whole_links)
     raise NotFoundError(
         f"layer {layer.digest.short} is not in the store, or has no record to recreate it from",
         hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
     )
 
 
-def _load(store: Store, layer: StoredLayer, whole_links: bool) -> tuple[Record, dict[bytes, Node]]:
-    record, notes = Record(store.record_path(layer.key)), Notes.load(store.notes_path(layer.key))
+def load_layer(store: Store, key: LayerKey, *, whole_links: bool = False) -> tuple[Record, dict[bytes, Node]]:
+    """The same of a layer that must be there, and without waiting; raises FileNotFoundError, ContentError."""
+    record, notes = Record(store.record_path(key)), Notes.load(store.notes_path(key))
     if whole_links:
         notes.copied = []
     return record, expected_tree(record, notes)
+
+
+def layer_stream(store: Store, key: LayerKey, record: Record, nodes: dict[bytes, Node]) -> Iterator[memoryview]:
+    """The tar stream of a layer, made again from its record, which has been read, and its directory.
+
+    A piece is valid until the next one is asked for. Raises ContentError for what has been damaged; that the stream has
+    the right digest is for the caller to find out.
+    """
+
+    def refuse(path: bytes, expected: str, found: str) -> None:
+        raise ContentError(
+            f'layer {key.short}: "{visible_bytes(path)}" is damaged (expected {expected}, found {found})',
+            hint="`msb-pull verify --repair` repairs it",
+        )
+
+    root = open_directory(store.layer_dir(key))
+    kept = Kept(os.fspath(store.kept_path(key)))
+    try:
+        yield from stream(record, root, content_paths(nodes), Listener(refuse), kept=kept)
+    finally:
+        kept.close()
+        os.close(root)

@@ -5,30 +5,26 @@ from __future__ import annotations
 import enum
 import io
 import json
-import os
 import tarfile
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from msb_pull.ground import events
-from msb_pull.ground.below import open_directory
-from msb_pull.ground.errors import ContentError, NotFoundError
+from msb_pull.ground.errors import ContentError, NotFoundError, UsageError
 from msb_pull.ground.running import Throttle
-from msb_pull.ground.text import visible_bytes
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.reference import Reference
-from msb_pull.layer.proof.model import content_paths
-from msb_pull.layer.proof.stream import Listener, stream
-from msb_pull.layer.tree.kept import Kept
-from msb_pull.work.recorded import recorded_layer
+from msb_pull.layer.notes import Notes
+from msb_pull.work.recorded import layer_stream, recorded_layer
 from msb_pull.work.select import stored_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from msb_pull.ground.running import Job
+    from msb_pull.layer.proof.node import Node
     from msb_pull.layer.tar.record import Record
     from msb_pull.store.index.stored import StoredImage, StoredLayer
     from msb_pull.store.store import Store
@@ -49,11 +45,12 @@ class Format(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class SavedImage:
     """An image in an archive. Configs and diff_ids are those of the registry; layers are not compressed, so that their
-    digests are their diff_ids, and the manifest's ``digest`` is a new one."""
+    digests are their diff_ids, and the manifest's ``digest`` is a new one, the same whatever is ``left_out``."""
 
     reference: str
     digest: str
     layers: int
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +62,27 @@ class SaveResult:
     seconds: float
 
 
-def save_images(store: Store, references: Sequence[str], out: BinaryIO, form: Format, job: Job) -> SaveResult:
+def save_images(
+    store: Store,
+    references: Sequence[str],
+    out: BinaryIO,
+    form: Format,
+    job: Job,
+    without: Collection[Digest] = frozenset(),
+) -> SaveResult:
     """Writes the images (canonical references) as one archive into ``out``, layer by layer without a copy on disk.
 
-    Every layer's stream is compared with its diff_id while it is written. Raises ContentError when one does not match
-    or cannot be recreated, NotFoundError, Cancelled, OSError; what has been written is then worthless.
+    Layers whose ``diff_id`` is among ``without`` are named and left out, which only an OCI archive can. The stream of
+    each other one is compared with its diff_id while it is written. Raises ContentError when one does not match or
+    cannot be recreated, NotFoundError, UsageError, Cancelled, OSError; what has been written is then worthless.
     """
+    if without and form is not Format.OCI:
+        raise UsageError("--without only works with --format oci: `docker load` needs all layers")
     started = time.monotonic()
     images = stored_images(store, references)
-    with store.lock_shared(job.tell_waiting, job.cancel), _Archive(store, out, job) as archive:
+    for image in images:
+        store.uses.touch(image.reference)
+    with store.lock_shared(job.tell_waiting, job.cancel), _Archive(store, out, job, without) as archive:
         saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
     return SaveResult(tuple(saved), archive.out.count, time.monotonic() - started)
 
@@ -96,7 +105,8 @@ def _save_oci(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedIma
             platform = {"os": image.platform.os, "architecture": image.platform.architecture}
             entry["platform"] = {**platform, **({"variant": image.platform.variant} if image.platform.variant else {})}
         entries.append(entry)
-        saved.append(SavedImage(str(Reference.parse(image.reference)), entry["digest"], len(image.layers)))
+        left_out = sum(archive.leaves_out(layer) for layer in image.layers)
+        saved.append(SavedImage(str(Reference.parse(image.reference)), entry["digest"], len(image.layers), left_out))
     archive.file("index.json", _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}))
     archive.file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     return saved
@@ -124,8 +134,9 @@ def _save_docker(archive: _Archive, images: Sequence[StoredImage]) -> list[Saved
 class _Archive:
     """A tar stream with the blobs of images; each digest once."""
 
-    def __init__(self, store: Store, out: BinaryIO, job: Job) -> None:
+    def __init__(self, store: Store, out: BinaryIO, job: Job, without: Collection[Digest]) -> None:
         self._store = store
+        self._without = without
         self.out = _Counting(out)
         self._job = job
         # tarfile wants a whole file object and writes to it only.
@@ -158,40 +169,33 @@ class _Archive:
         self.file(_blob_name(digest), data)
         return _descriptor(media_type, digest, len(data))
 
+    def leaves_out(self, layer: StoredLayer) -> bool:
+        """Whether the other side has a layer."""
+        return layer.diff_id in self._without
+
     def layer(self, layer: StoredLayer, name: str) -> int:
-        """Adds the stream of a layer as the file ``name``; returns its size."""
+        """Adds the stream of a layer as the file ``name``, unless it is left out; returns its size."""
+        if self.leaves_out(layer) and self._store.has_layer(layer.key):
+            return Notes.load(self._store.notes_path(layer.key)).tar_bytes
         if name not in self._there:
             record, nodes = recorded_layer(self._store, layer, self._job)
             self._there[name] = record.length
-            pieces = self._pieces(layer, record, content_paths(nodes))
+            pieces = self._pieces(layer, record, nodes)
             self._tar.addfile(_member(name, record.length), _Stream(pieces))
             # A reader that has got as much as it wanted does not ask for the end, where the digest is compared.
             for _ in pieces:
                 pass
         return self._there[name]
 
-    def _pieces(self, layer: StoredLayer, record: Record, paths: Mapping[int, bytes]) -> Iterator[bytes]:
+    def _pieces(self, layer: StoredLayer, record: Record, nodes: dict[bytes, Node]) -> Iterator[bytes]:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
         progress = self._progress(layer, record.length)
         progress(0)
         hasher = layer.diff_id.hasher()
-
-        def refuse(path: bytes, expected: str, found: str) -> None:
-            raise ContentError(
-                f'layer {layer.digest.short}: "{visible_bytes(path)}" is damaged (expected {expected}, found {found})',
-                hint="`msb-pull verify --repair` repairs it",
-            )
-
-        root = open_directory(self._store.layer_dir(layer.key))
-        kept = Kept(os.fspath(self._store.kept_path(layer.key)))
-        try:
-            for piece in stream(record, root, paths, Listener(refuse), kept=kept):
-                hasher.update(piece)
-                progress(len(piece))
-                yield bytes(piece)
-        finally:
-            kept.close()
-            os.close(root)
+        for piece in layer_stream(self._store, layer.key, record, nodes):
+            hasher.update(piece)
+            progress(len(piece))
+            yield bytes(piece)
         if hasher.hexdigest() != layer.diff_id.hex:
             raise ContentError(
                 f"layer {layer.digest.short}: its stream no longer matches its diff_id",

@@ -54,7 +54,8 @@ def fields(*, fetched: int = 0, present: bool = True, changed: bool = False, dry
     """One image of the document, without the seconds."""
     sizes = [1634, 372] if fetched else [0, 0]
     layers = [
-        {**layer, "fetched_bytes": size, "present": present} for layer, size in zip(layer_fields(), sizes, strict=True)
+        {**layer, "fetched_bytes": size, "present": present, "reused": False}
+        for layer, size in zip(layer_fields(), sizes, strict=True)
     ]
     return {
         "status": "ok", "image": IMAGE, "reference": IMAGE, "pinned": PINNED.strip(), "digest": "IMAGE",

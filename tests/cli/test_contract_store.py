@@ -497,7 +497,7 @@ def test_save(full):
         assert isinstance(done.pop("seconds"), float)
         assert done == {
             "status": "ok", "file": path.name, "format": kind, "size_bytes": path.stat().st_size,
-            "images": [{"reference": IMAGE, "layers": 2}],
+            "images": [{"reference": IMAGE, "layers": 2, "left_out": 0}],
         }  # fmt: skip
         with tarfile.open(path) as archive:
             assert member in archive.getnames()

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
+from msb_pull.config.file import REGISTRY_KEYS, SETTING_TABLES, TOP_KEYS
 from msb_pull.config.table import TABLE
 from tests.conftest import REPOSITORY, need
 from tests.support.program import run_program
@@ -55,15 +55,20 @@ OWN = {
 -n, --dry-run
 --require-signature KEY
 --no-signature-check
+--lock FILE
+--locked FILE
+--upgrade
+--lock-platform OS/ARCH[/VARIANT]
 """,
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",
     "verify": f"--quick\n--repair\n{AUTHFILE}",
-    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait",
+    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait\n--keep SIZE\n--min-free SIZE",
+    "df": "",
     "rm": "",
-    "save": "-o, --output FILE\n--format oci|docker",
-    "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs\n--path PATH\n"
-    "--stat native|containers|microsandbox\n-f, --force",
+    "save": "-o, --output FILE\n--format oci|docker\n--without IMAGE|FILE",
+    "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs|ext4\n--path PATH\n"
+    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force",
 }
 
 
@@ -147,7 +152,7 @@ def test_keys_of_the_file_stand_in_usage():
     section = USAGE.partition("\n## Configuration\n")[2].partition("\n| variable")[0]
     example, _, below = section.partition("```toml\n")[2].partition("```")
     keys = set(re.findall(r"^(\w+) = ", example, re.M)) | set(re.findall(r"`(\w+)`", below))
-    assert keys == {*TOP_KEYS, *PULL_KEYS, *REGISTRY_KEYS}
+    assert keys == {*TOP_KEYS, *REGISTRY_KEYS}.union(*SETTING_TABLES.values())
 
 
 def offered(shell: str, command: str) -> set[str]:
@@ -194,5 +199,7 @@ def test_completions_offer_these_options_and_no_others(shell, command):
 def test_completions_know_the_values(file):
     """Every choice that help shows, in its order."""
     text = (COMPLETIONS / file).read_text(encoding="utf-8")
-    choices = {option.split()[-1].replace("|", " ") for command in OWN for option in wanted(command) if "|" in option}
+    values = {option.split()[-1] for command in OWN for option in wanted(command) if "|" in option}
+    # In capitals stand things that have names of their own.
+    choices = {value.replace("|", " ") for value in values if value.islower()}
     assert {words for words in choices if words not in text} == set()

@@ -66,3 +66,15 @@ def test_compressions_and_manifest_formats_make_one_tree(tmp_path):
         listed.append(run.stdout)
     assert listed[0].count("\n") > 30_000
     assert listed[1] == listed[0] and listed[2] == listed[0]
+
+
+def test_a_push_in_another_compression_moves_no_layer(tmp_path):
+    home = pulled(tmp_path / "home", "python:3.11")
+    name = f"{REGISTRY}/rig/python:zstd"
+    run = home.run("pull", "-vv", "--format", "json", *LINUX, name)
+    assert run.returncode == 0
+    # The config.
+    assert run.stderr.count("/blobs/") == 1
+    (image,) = json.loads(run.stdout)["images"]
+    assert image["fetched_bytes"] == 0 and all(layer["reused"] for layer in image["layers"])
+    assert home.run("verify", "-q", name).returncode == 0

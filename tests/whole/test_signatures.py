@@ -600,3 +600,23 @@ def test_where_no_rule_asks_nothing_is_loaded_for_it(world):
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.stderr.strip() == "", words
+
+
+def test_what_is_locked_counts_as_signed_under_its_index(world):
+    """The lock file names the manifest, which is what is pulled; cosign signed the index above it."""
+    index, _ = world.add_index()
+    world.sign(index)
+    lock = world.home.folder / "images.lock"
+    ok(world.pull("--lock", str(lock), world.name))
+    shutil.rmtree(world.home.store)
+    ok(world.pull("--locked", str(lock)))
+    assert world.layers_asked() == len(world.image.layer_digests)
+    assert world.registry.count("/manifests/1 ") == 0
+    world.kept.unlink()
+    ok(world.pull("--locked", str(lock)))
+    assert world.layers_asked() == 0
+    assert world.kept.exists()
+    world.key = world.stranger
+    world.rules(rule(f"{world.registry.host}/acme/*", key="other.pub"))
+    world.stranger.write(world.home.folder / "other.pub")
+    assert world.pull("--locked", str(lock)).returncode == ExitCode.UNSIGNED

@@ -41,6 +41,10 @@ class DockerImage:
         self.reference = recorded_name(files.label, name, chosen)
         self._config, self._manifest = self._assemble(chosen[0].item)
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
+        return descriptor.digest in self._places
+
     def open(self, descriptor: Descriptor) -> Extent:
         """See :class:`msb_pull.source.local.files.LocalImage`."""
         place = self._places.get(descriptor.digest)

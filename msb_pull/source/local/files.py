@@ -199,6 +199,9 @@ class LocalImage(Documents, Protocol):
     def attached(self) -> Attached | None:
         """See :class:`msb_pull.source.interface.Source`."""
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether a blob is there."""
+
     def open(self, descriptor: Descriptor) -> Extent:
         """A blob, whose size has been compared with the descriptor's."""
 
@@ -242,6 +245,10 @@ class LocalSource:
     def attached(self) -> Attached | None:
         """See :class:`msb_pull.source.interface.Source`."""
         return self._image().attached()
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return not self._image().has(descriptor)
 
     def close(self) -> None:
         """Closes the files."""

@@ -52,9 +52,13 @@ class LayoutImage:
         self._chosen = self._choose(index, wanted, folder)
         self.reference = recorded_name(files.label, name, self._chosen)
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.local.files.LocalImage`."""
+        return self._files.has(blob_name(descriptor.digest))
+
     def open(self, descriptor: Descriptor) -> Extent:
         """See :class:`msb_pull.source.local.files.LocalImage`."""
-        return open_checked(self._files, _blob_name(descriptor.digest), descriptor)
+        return open_checked(self._files, blob_name(descriptor.digest), descriptor)
 
     def attached(self) -> LayoutImage:
         """See :class:`msb_pull.source.local.files.LocalImage`."""
@@ -94,12 +98,8 @@ class LayoutImage:
         return self.blob(descriptor), descriptor.media_type
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, verified; its descriptor may contain it (image-spec, ``data``)."""
-        name = _blob_name(descriptor.digest)
-        what = f"{self._files.label}: {name}"
-        if descriptor.data is not None and not self._files.has(name):
-            return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
-        return verified(self.open(descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
+        """A small blob, verified."""
+        return read_blob(self._files, descriptor)
 
     def _choose(self, index: Index, wanted: str | None, folder: str | None) -> Sequence[Named[tuple[int, Descriptor]]]:
         """The entries that are meant: one image, or the same one for several platforms."""
@@ -183,5 +183,18 @@ def _for_platforms(images: Sequence[Named[tuple[int, Descriptor]]]) -> bool:
     return len({image.words for image in images}) == 1 and all(image.item[1].platform for image in images)
 
 
-def _blob_name(digest: Digest) -> str:
+def read_blob(files: Files, descriptor: Descriptor) -> bytes:
+    """A small blob of a layout, verified; its descriptor may contain it (image-spec, ``data``).
+
+    Raises ContentError, LocalError.
+    """
+    name = blob_name(descriptor.digest)
+    what = f"{files.label}: {name}"
+    if descriptor.data is not None and not files.has(name):
+        return verified(descriptor.data, descriptor, what, "inline data", COPY_AGAIN)
+    return verified(open_checked(files, name, descriptor).read_all(what), descriptor, what, "content", COPY_AGAIN)
+
+
+def blob_name(digest: Digest) -> str:
+    """Where a layout has a blob."""
     return f"blobs/{digest.algorithm}/{digest.hex}"

@@ -77,9 +77,12 @@ class RegistryClient:
         limiter = Limiter(options.limit_rate, clock, job.cancel)
         self.downloads = Downloads(self.requester, limiter, Connections(options.connections), patience)
 
-    def source(self, reference: Reference) -> Source:
-        """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address."""
-        return RegistrySource(self, reference)
+    def source(self, reference: Reference, target: Digest | None = None, platform: Platform | None = None) -> Source:
+        """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address.
+
+        ``target`` is the document to ask for instead of the tag, ``platform`` what it is for, where that is known.
+        """
+        return RegistrySource(self, reference, target, platform)
 
     def close(self) -> None:
         """Ends all connections."""
@@ -91,9 +94,18 @@ class RegistrySource:
 
     remote = True
 
-    def __init__(self, client: RegistryClient, reference: Reference) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        reference: Reference,
+        target: Digest | None = None,
+        platform: Platform | None = None,
+    ) -> None:
         self._client = client
         self._reference = reference
+        self._target_digest = target or reference.digest
+        self._stated = platform
+        self._top: tuple[bytes, str | None, Digest] | None = None
         self._what = str(reference)
         options = client.options
         self._endpoints = endpoints(reference.registry, options.mirrors, options.plain_http)
@@ -104,7 +116,15 @@ class RegistrySource:
 
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """See :class:`msb_pull.source.interface.Source`."""
-        return resolve_image(self._reference, self, platform, explicit=explicit, source="registry", warn=self._warn)
+        return resolve_image(
+            self._reference,
+            self,
+            platform,
+            explicit=explicit,
+            source="registry",
+            warn=self._warn,
+            stated=self._stated,
+        )
 
     def open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`; blobs that the manifest itself contains are not asked for.
@@ -130,6 +150,10 @@ class RegistrySource:
             document=document,
         )
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """See :class:`msb_pull.source.interface.Source`; only a request would tell."""
+        return False
+
     def close(self) -> None:
         """Nothing is held: connections belong to the client."""
 
@@ -140,13 +164,14 @@ class RegistrySource:
     # What resolve_image asks for
 
     def top(self) -> tuple[bytes, str | None, Digest]:
-        """The manifest or index that the reference names."""
-        wanted = self._reference.digest
-        data, content_type, header = self._fetch_manifest(self._reference.target, wanted)
-        if wanted is not None:
-            return data, content_type, wanted
-        self._compare_header(data, header)
-        return data, content_type, Digest.of(data)
+        """The manifest or index that the reference names: the same for every platform, though the tag may move."""
+        if self._top is None:
+            wanted = self._target_digest
+            data, content_type, header = self._fetch_manifest(str(wanted or self._reference.tag), wanted)
+            if wanted is None:
+                self._compare_header(data, header)
+            self._top = data, content_type, wanted or Digest.of(data)
+        return self._top
 
     def manifest(self, descriptor: Descriptor) -> tuple[bytes, str | None]:
         """A manifest that an index names, always by its digest: the tag may have moved meanwhile."""

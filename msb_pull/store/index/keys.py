@@ -55,6 +55,15 @@ class LayerKey:
         return f"{self.digest}+{self.variant}" if self.variant else str(self.digest)
 
 
+def layers_noted(folder: Path) -> list[LayerKey]:
+    """The names of all layers that have notes in a folder that may be missing; raises OSError."""
+    found = []
+    for path in copies_in(folder):
+        with suppress(InvalidDigest):
+            found.append(LayerKey.parse(path.stem))
+    return sorted(found)
+
+
 def copy_name(reference: str) -> str:
     """The name of the file with the copy of an image."""
     return f"{hashlib.sha256(reference.encode()).hexdigest()}.json"

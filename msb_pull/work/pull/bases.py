@@ -23,8 +23,9 @@ from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.store.index.keys import LayerKey
-from msb_pull.work.pull.fetch import WantedLayer
 from msb_pull.work.pull.placing import Placing, State
+from msb_pull.work.pull.plan import WantedLayer
+from msb_pull.work.pull.twins import contradicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,7 @@ class Bases:
         self._options = options
         self._keys = keys
         self._wanted = list(map(WantedLayer, resolved.manifest.layers, resolved.config.diff_ids))
+        self._diff_ids = {wanted.descriptor.digest: wanted.diff_id for wanted in self._wanted}
         # One more than there are layers.
         self._chains = list(accumulate(map(str, resolved.config.diff_ids), chain_id, initial=""))
         known: dict[LayerKey, Placing] = {}
@@ -78,7 +80,10 @@ class Bases:
     def is_there(self, key: LayerKey) -> bool:
         """Whether a layer need not be fetched; callable from any thread."""
         options = self._options
-        return not options.force and str(key) not in options.refetch and self._store.has_layer(key)
+        if options.force or str(key) in options.refetch or not self._store.has_layer(key):
+            return False
+        # Another image may have lied of the blob: then it is fetched, and what it is decides.
+        return bool(self._keys) or not contradicts(self._store, key, self._diff_ids[key.digest])
 
     def fits(self, position: int) -> bool:
         """Whether the complete layer at a position belongs on top of those below it there.
@@ -118,8 +123,8 @@ class Bases:
         if self._keys:
             return placing.key
         plain = LayerKey(placing.digest)
-        if not self._store.has_layer(plain):
-            free = not settled.derived or not self._is_another_ones(plain, placing.chain)
+        if not self._store.has_layer(plain) or contradicts(self._store, plain, placing.wanted.diff_id):
+            free = not settled.derived or not self._is_another_ones(plain, placing)
             return plain if free else LayerKey.on(placing.digest, placing.chain)
         try:
             notes = Notes.load(self._store.notes_path(plain))
@@ -128,10 +133,11 @@ class Bases:
         same = notes.chain == placing.chain or notes.derived == settled.derived
         return plain if same else LayerKey.on(placing.digest, placing.chain)
 
-    def _is_another_ones(self, plain: LayerKey, chain: str) -> bool:
+    def _is_another_ones(self, plain: LayerKey, placing: Placing) -> bool:
         """Whether an image that is recorded has this form on another base; its directory may be lost, or damaged.
 
-        What is put there for this base would pass for the other image's, which a later pull would find complete.
+        What is put there for this base would pass for the other image's, which a later pull would find complete. An
+        image that says something else of the blob has no right to it.
         """
         if not self._store.has_images:
             return False
@@ -139,8 +145,9 @@ class Bases:
             images = [image for image in database.images() if image.digest is not None]
         for image in images:
             chains = accumulate((str(layer.diff_id) for layer in image.layers), chain_id, initial="")
-            if any(layer.key == plain and below != chain for layer, below in zip(image.layers, chains, strict=False)):
-                return True
+            for layer, below in zip(image.layers, chains, strict=False):
+                if layer.key == plain and layer.diff_id == placing.wanted.diff_id and below != placing.chain:
+                    return True
         return False
 
     def _first_choice(self, position: int) -> LayerKey:

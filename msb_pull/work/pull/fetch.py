@@ -26,30 +26,27 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.limits import Limits
     from msb_pull.ground.running import Job
-    from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
     from msb_pull.work.pull.coming import Coming
-
-
-@dataclass(frozen=True, slots=True)
-class WantedLayer:
-    """One distinct layer to fetch: its blob and the digest of its tar stream."""
-
-    descriptor: Descriptor
-    diff_id: Digest
+    from msb_pull.work.pull.plan import WantedLayer
+    from msb_pull.work.pull.twins import Twins
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedLayer:
-    """A layer that lies in staging, verified twice, and what is still to be said about it."""
+    """A layer that lies in staging, verified, and what is still to be said about it.
+
+    ``reused``: it was made from one that the store has under another digest.
+    """
 
     staging: Staging
     report: UnpackReport
     tar_bytes: int
     fetched: int
+    reused: bool = False
 
 
 class LayerFetcher:
@@ -59,7 +56,16 @@ class LayerFetcher:
     """
 
     def __init__(
-        self, store: Store, source: Source, limits: Limits, *, coming: Coming, xattrs: bool, image: str, job: Job
+        self,
+        store: Store,
+        source: Source,
+        limits: Limits,
+        *,
+        coming: Coming,
+        xattrs: bool,
+        image: str,
+        job: Job,
+        twins: Twins,
     ) -> None:
         self._store = store
         self._coming = coming
@@ -68,6 +74,7 @@ class LayerFetcher:
         self._xattrs = xattrs
         self._image = image
         self._job = job
+        self._twins = twins
 
     def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
@@ -75,6 +82,8 @@ class LayerFetcher:
         A blob that does not match its digest is fetched once more from its first byte, since proxies and partial files
         go bad; the second mismatch is final. Raises ContentError, NetworkError, AccessError, LocalError, Cancelled.
         """
+        if (reused := self._reuse(wanted, resources)) is not None:
+            return reused
         try:
             return self._fetch_once(wanted, resources)
         except DigestMismatch as error:
@@ -87,6 +96,29 @@ class LayerFetcher:
             if not self._source.remote:
                 error.hint = COPY_AGAIN
             raise
+
+    def _reuse(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer | None:
+        """Makes the layer from one with the same content, where that saves fetching it; None where it must be fetched.
+
+        Raises what :meth:`fetch` does.
+        """
+        twin, descriptor = self._twins.find(wanted), wanted.descriptor
+        if twin is None:
+            return None
+        try:
+            with self._told(), contextlib.ExitStack() as attempt:
+                staging = attempt.enter_context(self._store.staging(descriptor.digest))
+                process = LayerProcess(staging.path, staging.record, self._options(descriptor))
+                try:
+                    progress = self._progress(descriptor, events.Phase.UNPACKING)
+                    report, tar_bytes = self._twins.unpack(twin, wanted, process, progress, self._job.cancel)
+                finally:
+                    process.kill()
+                resources.enter_context(attempt.pop_all())
+                return FetchedLayer(staging, report, tar_bytes, 0, reused=True)
+        except ContentError as error:
+            self._warn(f"layer {descriptor.digest.short} could not be made from one with the same content: {error}")
+            return None
 
     def _fetch_once(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         # Twice: once staging is gone, what is free says nothing of why the disk was full.
@@ -168,13 +200,15 @@ class LayerFetcher:
     def _warn(self, text: str) -> None:
         self._job.warn(self._image, text)
 
-    def _progress(self, descriptor: Descriptor) -> Callable[[int], None]:
+    def _progress(
+        self, descriptor: Descriptor, before: events.Phase = events.Phase.DOWNLOADING
+    ) -> Callable[[int], None]:
         digest, total = str(descriptor.digest), descriptor.size
         throttle = Throttle()
 
         def report(done: int) -> None:
             if throttle.passes(last=done == total):
-                phase = events.Phase.UNPACKING if done == total else events.Phase.DOWNLOADING
+                phase = events.Phase.UNPACKING if done == total else before
                 self._job.tell(events.LayerProgress(self._image, digest, phase, done, total))
 
         return report

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from msb_pull.image.digest import Digest
     from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
-    from msb_pull.work.pull.fetch import FetchedLayer, WantedLayer
+    from msb_pull.work.pull.fetch import FetchedLayer
+    from msb_pull.work.pull.plan import WantedLayer
     from msb_pull.work.pull.sharing import Shelf
 
 
@@ -101,6 +102,11 @@ class Placing:
         """How much came over the network."""
         return self.fetched.fetched if self.fetched is not None else 0
 
+    @property
+    def reused(self) -> bool:
+        """Whether it was made from a layer that the store has under another digest."""
+        return self.fetched is not None and self.fetched.reused
+
     def try_lock(self, store: Store, cancel: Flag) -> bool:
         """Takes the lock unless another pull holds it; True as well when it is held already."""
         with contextlib.suppress(Busy):
@@ -121,7 +127,7 @@ class Placing:
 
     def take_from(self, shelf: Shelf) -> bool:
         """Takes what was unpacked of this layer, if anything was, and returns whether; for who holds the lock."""
-        self.fetched = shelf.take(self.digest, self.resources)
+        self.fetched = shelf.take(self.wanted, self.resources)
         return self.fetched is not None
 
     def arrived(self) -> None:
@@ -149,7 +155,7 @@ class Placing:
     def _give_up(self) -> None:
         if self._shelf is not None and self.state is State.FETCHED:
             assert self.fetched is not None
-            self._shelf.put(self.digest, self.fetched, self.resources)
+            self._shelf.put(self.wanted, self.fetched, self.resources)
             self.fetched = None
             self.state = State.ELSEWHERE
             self.unlock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import UsageError
@@ -11,9 +11,12 @@ from msb_pull.ground.limits import Limits
 from msb_pull.image.platform import Platform
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     from msb_pull.config.signatures import SignatureRule
+    from msb_pull.image.digest import Digest
+    from msb_pull.image.manifest import Descriptor
 
 _LIMITS = Limits()
 
@@ -28,11 +31,39 @@ class Policy(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """What a name is to mean, whatever its tag says by now.
+
+    ``manifest`` is the one to take, and nothing is asked where the store has it. Where it is not known yet, the image
+    is looked up in ``index``, or by its tag. ``platform`` is what the manifest is for, where an index said so. ``also``
+    names platforms whose manifests are looked up and not pulled. ``by_index``: the index, if known, is wanted too.
+    """
+
+    manifest: Digest | None = None
+    index: Digest | None = None
+    platform: Platform | None = None
+    also: tuple[Platform, ...] = ()
+    by_index: bool = False
+
+    @property
+    def target(self) -> Digest | None:
+        """What to ask a registry for; None is the tag."""
+        known = (self.index, self.manifest) if self.also or self.by_index else (self.manifest, self.index)
+        return known[0] or known[1]
+
+    @property
+    def stated(self) -> Platform | None:
+        """What the target is for, if that is known."""
+        return self.platform if self.target == self.manifest else None
+
+
+@dataclass(frozen=True, slots=True)
 class PullOptions:
     """How to pull. ``platform`` None means this machine's; ``name`` is what ``--as`` gives.
 
     ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
-    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them.
+    ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them. ``pins``, by the
+    canonical names of images, say what these mean instead of their tags.
 
     ``signatures`` are the rules about signatures, the first that matches counts; None means those of the settings,
     where there are any. ``require_signature`` are files with public keys, one of which must have signed every image,
@@ -53,6 +84,7 @@ class PullOptions:
     signatures: tuple[SignatureRule, ...] | None = None
     require_signature: tuple[str | PathLike[str], ...] = ()
     no_signature_check: bool = False
+    pins: Mapping[str, Pin] = field(default_factory=dict, hash=False)
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
         # A name serves as well; compared with the members it would be none of them.
@@ -79,19 +111,35 @@ class PullOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedLayer:
+    """One distinct layer to fetch: its blob and the digest of its tar stream."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class LayerOutcome:
-    """One layer of the result: compressed ``size`` and ``fetched`` bytes, and where it lies."""
+    """One layer of the result: compressed ``size`` and ``fetched`` bytes, and where it lies.
+
+    ``reused``: it was made from a layer that the store had under another digest, as in another compression.
+    """
 
     digest: str
     size: int
     fetched: int
     present: bool
     path: str
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept."""
+    """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept.
+
+    ``top`` is the digest of what the name led to (an index, or the manifest), where that was asked; ``also`` has the
+    digests of manifests that were only looked up, by platform.
+    """
 
     reference: str
     pinned: str
@@ -103,3 +151,5 @@ class PullResult:
     seconds: float
     changed: bool
     dry_run: bool = False
+    top: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
-from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+from msb_pull.work.pull.plan import LayerOutcome, Pin, Policy, PullOptions, PullResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
     from msb_pull.work.pull.sharing import Together
     from msb_pull.work.pull.signatures import Gate
 
@@ -32,12 +34,13 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    in_use: InUse | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of them the store holds what it held before, and at
-    most more of a partial download.
+    are any; ``in_use`` keeps the image from being pruned while the command goes on. Raises the errors of
+    ``msb_pull.errors``; after any of them the store holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
@@ -45,14 +48,19 @@ def pull_image(
     named = argument.reference or (Reference.parse(options.name) if options.name else None)
     gate = _gate(named, options, job)
     local = find_local(argument, store, options)
-    enough = local is not None and not options.force and options.policy in (Policy.MISSING, Policy.NEVER)
+    pin = _pin_of(argument, options)
+    if pin is not None and gate is not None:
+        # Most are signed under the index.
+        pin = replace(pin, by_index=True)
+    settled = pin is None or not pin.also
+    enough = local is not None and settled and not options.force and options.policy in (Policy.MISSING, Policy.NEVER)
     if enough and local is not None and (gate is None or gate.holds_for(local, store)):
         return _unchanged(local, store, started)
     if options.policy is Policy.NEVER:
         if local is not None and gate is not None:
             raise gate.refuse_unkept()
         hint = "pull it without `--policy never`"
-        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store), hint=hint)
+        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
@@ -60,14 +68,14 @@ def pull_image(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job)
+    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
         if enough and local is not None and gate is not None:
             return _signed_at_home(gate, local, source, store, options, started)
         start_thread(_load_transfer, "loading")
         try:
-            resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+            resolved, also = _resolve(source, options, pin)
         except NetworkError as error:
             if options.policy is Policy.NEWER and local is not None and (not gate or gate.holds_for(local, store)):
                 job.warn(argument.text, f"{error.message}; keeping the local image")
@@ -75,7 +83,8 @@ def pull_image(
             raise
         if argument.reference is None:
             gate = gate or _gate(resolved.reference, options, job)
-        return _move(argument, resolved, source, gate, store, options, job, together, started)
+        result = _move(argument, resolved, source, gate, store, options, job, together, in_use, started)
+    return replace(result, also=also) if also else result
 
 
 def _move(
@@ -87,12 +96,15 @@ def _move(
     options: PullOptions,
     job: Job,
     together: Together | None,
+    in_use: InUse | None,
     started: float,
 ) -> PullResult:
     """Brings an image that was found into the store, once its signatures are as they must be."""
     from msb_pull.image.manifest import check_image
 
     check_image(resolved.manifest, str(resolved.reference))
+    if in_use is not None:
+        in_use.add(str(resolved.reference))
     local = _find(resolved.reference, store) if argument.reference is None else None
     if argument.reference is None and options.name is None:
         _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
@@ -139,6 +151,39 @@ def _signed_at_home(
     return _unchanged(image, store, started)
 
 
+def _pin_of(argument: ImageArgument, options: PullOptions) -> Pin | None:
+    return options.pins.get(str(argument.reference)) if options.pins and argument.reference else None
+
+
+def _resolve(source: Source, options: PullOptions, pin: Pin | None) -> tuple[ResolvedImage, Mapping[str, str]]:
+    """The image that a source has, and the digests of the manifests that are to be looked up beside it."""
+    try:
+        resolved = source.resolve(options.wanted, explicit=options.platform is not None)
+    except NotFoundError as error:
+        if pin is not None and pin.target is not None:
+            error.hint = "if the registry no longer has it, renew the lock file with --lock FILE --upgrade"
+        raise
+    return resolved, _look_up(source, resolved, pin) if pin is not None else {}
+
+
+def _look_up(source: Source, resolved: ResolvedImage, pin: Pin) -> dict[str, str]:
+    """The manifests for further platforms; raises UsageError where what was found is not what the pin says."""
+    if pin.manifest not in (None, resolved.digest):
+        raise UsageError(
+            f"{resolved.reference}: {pin.manifest} is not its manifest for one platform",
+            cause=f"{pin.target} leads to {resolved.digest}",
+            hint="renew what pins it, as with --lock FILE --upgrade",
+        )
+    also = {}
+    for platform in pin.also:
+        try:
+            also[str(platform)] = str(source.resolve(platform, explicit=True).digest)
+        except NotFoundError as error:
+            error.hint = f"it was to be locked for {platform} as well: leave that out, or its line in the lock file"
+            raise
+    return also
+
+
 def _load_transfer() -> None:
     """Takes 20 ms, and an answer of a registry often as long."""
     # What is missing is so again for who needs it.
@@ -172,10 +217,13 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     image = _find(reference, store)
     if image is None:
         return None
+    pin = _pin_of(argument, options)
+    if pin is not None and (pin.manifest is None or image.digest != pin.manifest):
+        return None
     if image.digest is None:
         held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
-    wanted = image.platform is not None and options.wanted.accepts(image.platform)
+    wanted = pin is not None or (image.platform is not None and options.wanted.accepts(image.platform))
     return image if wanted and _is_complete(image, store) else None
 
 
@@ -190,11 +238,13 @@ def _find(reference: Reference | None, store: Store) -> StoredImage | None:
         return database.find(str(reference))
 
 
-def _what_is_there(argument: ImageArgument, store: Store) -> str | None:
+def _what_is_there(argument: ImageArgument, store: Store, pin: Pin | None) -> str | None:
     """Why an image that the store knows is not taken; None when it does not know it."""
     image = _find(argument.reference, store)
     if image is None:
         return None
+    if pin is not None and pin.manifest not in (None, image.digest):
+        return f"the store has it as {image.digest}, wanted is {pin.manifest}"
     missing = [layer for layer in image.layers if not store.has_directory(layer.key)]
     if missing:
         return f"{len(missing)} of {counted(len(image.layers), 'layer')} missing"

@@ -12,16 +12,17 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.work.pull.fetch import FetchedLayer
+    from msb_pull.work.pull.plan import WantedLayer
 
 
 class Shelf:
-    """Layers that were unpacked and let go, each for whoever gets its lock next; at most one of a digest.
+    """Layers that were unpacked and let go, each for whoever gets its lock next; at most one of a digest and diff_id.
 
     What nobody takes is dropped when the ``with`` block is left.
     """
 
     def __init__(self) -> None:
-        self._layers: dict[Digest, tuple[FetchedLayer, contextlib.ExitStack]] = {}
+        self._layers: dict[tuple[Digest, Digest], tuple[FetchedLayer, contextlib.ExitStack]] = {}
 
     def __enter__(self) -> Shelf:
         return self
@@ -30,13 +31,13 @@ class Shelf:
         for _, resources in self._layers.values():
             resources.close()
 
-    def put(self, digest: Digest, fetched: FetchedLayer, resources: contextlib.ExitStack) -> None:
+    def put(self, wanted: WantedLayer, fetched: FetchedLayer, resources: contextlib.ExitStack) -> None:
         """Takes over a layer, whose lock the caller still holds, and the staging directory in ``resources``."""
-        self._layers[digest] = fetched, resources.pop_all()
+        self._layers[wanted.descriptor.digest, wanted.diff_id] = fetched, resources.pop_all()
 
-    def take(self, digest: Digest, resources: contextlib.ExitStack) -> FetchedLayer | None:
+    def take(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer | None:
         """Hands over a layer, whose lock the caller holds, with its staging directory; None when there is none."""
-        fetched, held = self._layers.pop(digest, (None, resources))
+        fetched, held = self._layers.pop((wanted.descriptor.digest, wanted.diff_id), (None, resources))
         if fetched is not None:
             resources.enter_context(held)
         return fetched

@@ -17,6 +17,7 @@ from msb_pull.work.pull.fetch import LayerFetcher
 from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import LayerOutcome, PullOptions, PullResult
 from msb_pull.work.pull.sharing import Together
+from msb_pull.work.pull.twins import Twins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,8 @@ class Transfer:
         self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
         self._name = str(resolved.reference)
         self._fetcher: LayerFetcher | None = None
+        # Whoever wants layers fetched again wants that of their content as well.
+        self._twins = Twins(store, source, off=options.force or bool(options.refetch))
         # All that the pool was given, and so what may hold locks.
         self._started: list[Placing] = []
         # Written by the first thread of the pool that fails. Its future alone would not do: the main thread waits for
@@ -101,6 +104,7 @@ class Transfer:
         self._bases = Bases(self._resolved, self._store, self._options, self._keys)
         self._publisher = Publisher(self._store, self._source, self._bases, self._options.limits, self._name, self._job)
         missing = self._bases.missing()
+        self._twins.check(self._name, self._resolved.source, [placing.wanted for placing in missing])
         digests = {placing.digest for placing in missing}
         distinct = {str(layer.digest): layer for layer in self._resolved.manifest.layers}
         planned = tuple(events.PlannedLayer(name, x.size, x.digest not in digests) for name, x in distinct.items())
@@ -171,6 +175,7 @@ class Transfer:
             xattrs=xattrs,
             image=self._name,
             job=self._job,
+            twins=self._twins,
         )
 
     def _fits(self, position: int) -> bool:
@@ -243,9 +248,8 @@ class Transfer:
             self._publisher.publish(placing)
         placing.future = None
         placing.close()
-        done = events.LayerDone(
-            self._name, str(placing.digest), placing.size, placing.bytes_fetched, present=placing.present
-        )
+        digest, fetched = str(placing.digest), placing.bytes_fetched
+        done = events.LayerDone(self._name, digest, placing.size, fetched, placing.present, placing.reused)
         self._job.tell(done)
 
     def _look_again(self, pool: StoppingPool, placing: Placing) -> None:
@@ -293,8 +297,18 @@ class Transfer:
 
     def _result(self, started: float) -> PullResult:
         resolved, stack = self._resolved, self._bases.stack
+        planned = {
+            x for x in stack if self._options.dry_run and not x.present and self._twins.find(x.wanted) is not None
+        }
         outcomes = (
-            LayerOutcome(str(x.digest), x.size, x.bytes_fetched, x.present, str(self._store.layer_dir(x.key)))
+            LayerOutcome(
+                digest=str(x.digest),
+                size=x.size,
+                fetched=x.bytes_fetched,
+                present=x.present,
+                path=str(self._store.layer_dir(x.key)),
+                reused=x.reused or x in planned,
+            )
             for x in stack
         )
         distinct = dict.fromkeys(stack)
@@ -309,4 +323,5 @@ class Transfer:
             seconds=time.monotonic() - started,
             changed=not all(x.present for x in distinct),
             dry_run=self._options.dry_run,
+            top=str(resolved.top),
         )

@@ -1,0 +1,312 @@
+"""Layers that the store has in another compression are made from what is there; whatever an image says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from msb_pull.ground import events
+from msb_pull.ground.errors import ContentError
+from msb_pull.ground.running import Job
+from msb_pull.image.digest import Digest
+from msb_pull.image.manifest import Descriptor
+from msb_pull.image.platform import Platform
+from msb_pull.image.reference import Reference, parse_argument
+from msb_pull.layer.notes import noted_diff_id
+from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+from msb_pull.store.index.keys import LayerKey
+from msb_pull.store.store import Store
+from msb_pull.work.pull.images import pull_images
+from msb_pull.work.pull.plan import PullOptions, WantedLayer
+from msb_pull.work.pull.pull import pull_image
+from msb_pull.work.pull.twins import Twins
+from msb_pull.work.verify.layers import Verdict
+from msb_pull.work.verify.verify import verify_images
+from tests.support.archive import END, directory, reg
+from tests.support.fault_registry import FaultRegistry, digest_of
+from tests.support.home import gz
+from tests.support.imagebuild import zstd
+from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
+from tests.support.treecompare import describe
+
+ONE = layer_tar([folder("./"), file("a", "one" * 1000), file("a", "another" * 1000), file("b", "two")])
+TWO = layer_tar([folder("./"), file("c", "three" * 1000)])
+
+
+class Machine:
+    """A store of its own, and a registry that counts."""
+
+    def __init__(self, home: Path, registry: FaultRegistry) -> None:
+        self.store = Store.open(home)
+        self.registry = registry
+        self.seen: list[events.Event] = []
+
+    def add(self, tag: str, tars, compress=gz, diff_ids=None):
+        return self.registry.add_image(
+            "acme/app", tag, [compress(tar) for tar in tars], diff_ids=diff_ids or [digest_of(tar) for tar in tars]
+        )
+
+    def pull(self, *tags: str, **options):
+        """The result, and how many requests for blobs it took; of several tags, outcomes."""
+        self.registry.forget()
+        self.seen.clear()
+        job = Job(self.seen.append)
+        settled = PullOptions(**{"platform": Platform("linux", "amd64"), **options})
+        arguments = [parse_argument(f"{self.registry.host}/acme/app:{tag}") for tag in tags]
+        client = RegistryClient(RegistryOptions(retries=0), CredentialStore.nobody(), job)
+        with contextlib.closing(client):
+            if len(arguments) == 1:
+                return pull_image(arguments[0], self.store, lambda: client, settled, job)
+            return pull_images(arguments, self.store, lambda: client, settled, job)
+
+    def layers_asked(self, *images) -> int:
+        configs = {image.config_digest for image in images}
+        return sum(x.path.rpartition("/")[2] not in configs for x in self.registry.asked("/blobs/"))
+
+    def warnings(self) -> list[str]:
+        return [event.text for event in self.seen if isinstance(event, events.Warned)]
+
+    def verdicts(self, *tags: str) -> set[Verdict]:
+        names = [f"{self.registry.host}/acme/app:{tag}" for tag in tags]
+        report = verify_images(self.store, names, Job())
+        assert not report.misrecorded or tags == ("lie",)
+        return {layer.verdict for layer in report.layers}
+
+    def directory(self, result, position: int = 0) -> Path:
+        return Path(result.layers[position].path)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    with FaultRegistry() as registry:
+        yield Machine(tmp_path / "home", registry)
+
+
+@pytest.mark.parametrize("tars", [[ONE, TWO], [layer_tar(BASE), layer_tar(TOP)]], ids=["plain", "sample"])
+def test_d39_the_same_layers_in_another_compression_are_not_fetched(machine, tmp_path, tars):
+    first, second = machine.add("gzip", tars), machine.add("zstd", tars, zstd.compress)
+    machine.pull("gzip")
+    planned = machine.pull("zstd", dry_run=True)
+    assert [(x.present, x.reused) for x in planned.layers] == [(False, True)] * 2
+    result = machine.pull("zstd")
+    assert machine.layers_asked(first, second) == 0
+    assert result.fetched == 0 and result.changed
+    assert [(x.fetched, x.present, x.reused) for x in result.layers] == [(0, False, True)] * 2
+    assert [(x.fetched, x.reused) for x in machine.seen if isinstance(x, events.LayerDone)] == [(0, True)] * 2
+    assert machine.verdicts("zstd") == machine.verdicts("gzip") == {Verdict.PROVEN}
+    other = Machine(tmp_path / "other", machine.registry)
+    fetched = other.pull("zstd")
+    for made, plain in zip(result.layers, fetched.layers, strict=True):
+        assert Path(made.path).name == Path(plain.path).name
+        assert describe(Path(made.path)) == describe(Path(plain.path))
+    # What it was made from may go.
+    assert not machine.pull("zstd").changed
+
+
+def test_uncompressed_is_one_more_compression(machine):
+    first, second = machine.add("plain", [ONE], bytes), machine.add("gzip", [ONE])
+    machine.pull("gzip")
+    machine.pull("plain")
+    assert machine.layers_asked(first, second) == 0
+    assert machine.verdicts("plain") == {Verdict.PROVEN}
+
+
+def test_only_the_layers_that_are_here_are_made_from_them(machine):
+    first, second = machine.add("gzip", [ONE]), machine.add("zstd", [ONE, TWO], zstd.compress)
+    machine.pull("gzip")
+    result = machine.pull("zstd")
+    assert [x.reused for x in result.layers] == [True, False]
+    assert machine.layers_asked(first, second) == 1
+
+
+def test_another_form_of_a_layer_is_made_from_the_first(machine):
+    """The directory that the layer implies has other facts on each base (A26)."""
+    shared = reg(b"a/b", b"shared" * 1000) + END
+    bases = [directory(b"a", mode=mode, uid=uid) + END for mode, uid in ((0o700, 1), (0o755, 0))]
+    images = [machine.add(str(number), [base, shared]) for number, base in enumerate(bases)]
+    results = [machine.pull("0")]
+    results.append(machine.pull("1"))
+    assert machine.layers_asked(*images) == 1
+    assert results[0].layers[1].path != results[1].layers[1].path
+    stats = [os.getxattr(machine.directory(x, 1) / "a", "user.containers.override_stat") for x in results]
+    assert stats == [b"1:0:040700", b"0:0:040755"]
+    assert machine.verdicts("0", "1") == {Verdict.PROVEN}
+
+
+def test_a_layer_on_another_base_in_another_compression(machine):
+    shared = reg(b"a/b", b"shared" * 1000) + END
+    bases = [directory(b"a", mode=mode, uid=uid) + END for mode, uid in ((0o700, 1), (0o755, 0))]
+    first, second = machine.add("gzip", [bases[0], shared]), machine.add("zstd", [bases[1], shared], zstd.compress)
+    machine.pull("gzip")
+    result = machine.pull("zstd")
+    assert [x.reused for x in result.layers] == [False, True] and machine.layers_asked(first, second) == 1
+    assert os.getxattr(machine.directory(result, 1) / "a", "user.containers.override_stat") == b"0:0:040755"
+    assert machine.verdicts("gzip", "zstd") == {Verdict.PROVEN}
+
+
+def test_force_fetches_all_the_same(machine):
+    first, second = machine.add("gzip", [ONE]), machine.add("zstd", [ONE], zstd.compress)
+    machine.pull("gzip")
+    result = machine.pull("zstd", force=True)
+    assert machine.layers_asked(first, second) == 1 and not result.layers[0].reused
+
+
+def damage_content(machine, result):
+    path = machine.directory(result) / "b"
+    path.write_bytes(b"TWO")
+
+
+def damage_kept(machine, result):
+    digest = LayerKey.parse(result.layers[0].digest)
+    (path,) = machine.store.kept_path(digest).iterdir()
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+
+
+def damage_record(machine, result):
+    path = machine.store.record_path(LayerKey.parse(result.layers[0].digest))
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def lose_record(machine, result):
+    machine.store.record_path(LayerKey.parse(result.layers[0].digest)).unlink()
+
+
+def lose_file(machine, result):
+    (machine.directory(result) / "b").unlink()
+
+
+def swap_notes(machine, result):
+    """The notes of one layer beside the directory of another one."""
+    one, two = (machine.store.notes_path(LayerKey.parse(x.digest)) for x in result.layers)
+    two.write_bytes(one.read_bytes())
+    machine.store.trash(machine.directory(result))
+
+
+@pytest.mark.parametrize("damage", [damage_content, damage_kept, damage_record, lose_record, lose_file, swap_notes])
+def test_a_damaged_layer_is_no_source(machine, damage):
+    first, second = machine.add("gzip", [ONE, TWO]), machine.add("zstd", [ONE], zstd.compress)
+    damage(machine, machine.pull("gzip"))
+    result = machine.pull("zstd")
+    assert machine.layers_asked(first, second) == 1 and not result.layers[0].reused
+    assert any("could not be made from one with the same content" in text for text in machine.warnings())
+    assert machine.verdicts("zstd") == {Verdict.PROVEN}
+    assert list((machine.store.own / "staging").iterdir()) == []
+
+
+def test_a_size_that_is_not_that_of_the_uncompressed_layer(machine):
+    import json
+
+    machine.add("gzip", [ONE])
+    image = machine.add("plain", [ONE], bytes)
+    manifest = json.loads(image.manifest_bytes)
+    manifest["layers"][0]["size"] += 1
+    machine.registry.add_manifest("acme/app", "plain", manifest)
+    machine.pull("gzip")
+    with pytest.raises(ContentError):
+        machine.pull("plain")
+
+
+# An image that says of a blob what is not so, to have its content taken for that of another image.
+
+
+def lie(machine, truth: bytes, claimed: bytes, tag: str = "lie"):
+    """Lists the blob of ``truth`` with the diff_id of ``claimed``."""
+    return machine.add(tag, [truth], diff_ids=[digest_of(claimed)])
+
+
+def test_d40_a_lie_does_not_outlive_the_truth(machine):
+    machine.add("known", [ONE])
+    lie(machine, TWO, ONE)
+    honest = machine.add("honest", [TWO])
+    machine.pull("known")
+    assert machine.pull("lie").layers[0].reused
+    result = machine.pull("honest")
+    # The blob was fetched, and replaces what the lie has put there.
+    assert machine.layers_asked(honest) == 1
+    assert sorted(os.listdir(machine.directory(result))) == ["c"]
+    assert noted_diff_id(machine.store.notes_path(LayerKey.parse(result.layers[0].digest))) == digest_of(TWO)
+    assert machine.verdicts("honest") == machine.verdicts("known") == {Verdict.PROVEN}
+    assert Verdict.DAMAGED in machine.verdicts("lie")
+    # And again: now the truth is known.
+    with pytest.raises(ContentError, match="does not match its diff_id"):
+        machine.pull("lie", policy="always")
+    assert machine.verdicts("honest") == {Verdict.PROVEN}
+
+
+def test_d40_the_truth_is_not_replaced_by_a_lie(machine):
+    machine.add("known", [ONE])
+    machine.add("honest", [TWO])
+    lie(machine, TWO, ONE)
+    machine.pull("known", "honest")
+    with pytest.raises(ContentError, match="does not match its diff_id"):
+        machine.pull("lie")
+    assert machine.verdicts("known", "honest") == {Verdict.PROVEN}
+
+
+def test_the_truth_may_come_while_a_lie_is_under_way(machine):
+    machine.add("known", [ONE])
+    machine.add("honest", [TWO])
+    blob = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.parse(digest_of(gz(TWO))), len(gz(TWO)))
+    machine.pull("known")
+    source = RegistryClient(RegistryOptions(), CredentialStore.nobody(), Job()).source(Reference.parse("r.example/a:1"))
+    twins = Twins(machine.store, source, off=False)
+    lied = WantedLayer(blob, Digest.parse(digest_of(ONE)))
+    assert twins.find(lied) is not None
+    machine.pull("honest")
+    assert twins.find(lied) is None
+    assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey(blob.digest)
+
+
+def test_a_lie_about_a_layer_that_was_lost(machine):
+    """Its image is recorded, and would find it complete."""
+    machine.add("known", [ONE])
+    machine.add("honest", [TWO])
+    lie(machine, TWO, ONE)
+    machine.pull("known")
+    result = machine.pull("honest")
+    shutil.rmtree(machine.directory(result))
+    with pytest.raises(ContentError, match="does not match its diff_id"):
+        machine.pull("lie")
+    assert machine.pull("honest").changed
+    assert machine.verdicts("honest") == {Verdict.PROVEN}
+
+
+def test_a_lie_beside_the_truth_in_one_command(machine):
+    machine.add("known", [ONE])
+    honest = machine.add("honest", [TWO])
+    lie(machine, TWO, ONE)
+    machine.pull("known")
+    machine.pull("lie", "honest")
+    # In whatever order: who was honest is whole, at once or when it is pulled again.
+    machine.pull("honest", policy="always")
+    assert machine.verdicts("honest", "known") == {Verdict.PROVEN}
+    assert honest.layer_digests[0] in {str(key) for key in machine.store.layers_there()}
+
+
+def test_a_lie_about_a_layer_that_has_two_forms(machine):
+    shared = reg(b"a/b", b"shared" * 1000) + END
+    bases = [directory(b"a", mode=mode, uid=uid) + END for mode, uid in ((0o700, 1), (0o755, 0))]
+    machine.add("known", [ONE])
+    for number, base in enumerate(bases):
+        machine.add(str(number), [base, shared])
+    machine.pull("known")
+    lie(machine, shared, ONE)
+    machine.pull("lie")
+    machine.pull("0")
+    machine.pull("1")
+    assert machine.verdicts("0", "1", "known") == {Verdict.PROVEN}
+    with pytest.raises(ContentError):
+        machine.pull("lie", policy="always")
+    assert machine.verdicts("0", "1", "known") == {Verdict.PROVEN}
+
+
+def test_both_compressions_in_one_command(machine):
+    machine.add("gzip", [ONE, TWO])
+    machine.add("zstd", [ONE, TWO], zstd.compress)
+    assert all(hasattr(x, "pinned") for x in machine.pull("gzip", "zstd"))
+    assert machine.verdicts("gzip", "zstd") == {Verdict.PROVEN}
