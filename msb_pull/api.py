@@ -318,7 +318,7 @@ def pull_images(
     _check_type("store", store, Store, "a msb_pull.Store")
     wishes = options or PullOptions()
     if wishes.signatures is None:
-        wishes = replace(wishes, signatures=store._settings.signatures)
+        wishes = replace(wishes, signatures=store._settings.rules)
     job = Job(observer, Cancel(cancel) if cancel else Cancel(), jobs or store._settings.jobs)
     arguments = [parse_argument(image, store._settings.default_registry) for image in images]
     hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}

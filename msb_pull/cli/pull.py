@@ -101,7 +101,7 @@ def pull_images(
         allow_no_xattr=wishes.allow_no_xattr,
         name=wishes.name,
         dry_run=wishes.dry_run,
-        signatures=settings.signatures,
+        signatures=settings.rules,
         require_signature=signing.keys,
         no_signature_check=signing.unchecked,
         to=wishes.to,

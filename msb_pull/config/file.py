@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,21 +59,27 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
 
 
-def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[Path, Document] | None:
+def read_default(environ: Mapping[str, str], unread: Callable[[Path, str], None]) -> tuple[Path, Document] | None:
     """The file at its default place, None where there is none.
 
-    ``warn`` hears of one that may not be read, as that of another user. Raises UsageError for one that is wrong.
+    ``unread`` hears of one that is there and may not be read, as that of another user, and why. Raises UsageError for
+    one that is wrong.
     """
     path = default_path(environ)
     if path is None:
         return None
     try:
         return path, _take_apart(path, _parse(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
-        warn(f"{path} cannot be read and is ignored: {error.strerror}")
+        # A symlink to what is not there is no missing file: its maker meant one to be read.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not _dangles(path):
+            return None
+        unread(path, error.strerror or "unknown error")
         return None
+
+
+def _dangles(path: Path) -> bool:
+    return any(x.is_symlink() and not x.exists() for x in (path, path.parent))
 
 
 def _parse(path: Path) -> dict[str, Any]:
