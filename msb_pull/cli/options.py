@@ -188,7 +188,7 @@ ExportFormat = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        metavar="tar|dir|erofs|squashfs",
+        metavar="tar|dir|erofs|squashfs|ext4",
         help="What to write; default: as the name of OUT says (`OUT/` is a folder), tar on standard output. May be "
         "given twice, since text and json choose what standard output carries, as everywhere.",
         show_default=False,
@@ -213,7 +213,34 @@ Stat = Annotated[
         "and fuse-overlayfs (default for others), or in that of Microsandbox.",
     ),
 ]
-Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]
+Size = Annotated[
+    Text,
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="How large an ext4 file system is, such as 4GiB; default: what it holds plus a tenth plus 64MiB. The file "
+        "has holes where nothing is.",
+    ),
+]
+PullTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Also put images where another program keeps its own, while they arrive: `microsandbox`, through "
+        "`msb load`.",
+    ),
+]
+ExportTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Put images where another program keeps its own, instead of into a file: `microsandbox`, through "
+        "`msb load`; `podman` or `podman:FOLDER`, as a read-only store of links for podman and buildah.",
+    ),
+]
+Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT, or load what is there already.")]
 
 
 Form = Annotated[

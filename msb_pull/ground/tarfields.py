@@ -46,12 +46,16 @@ def header_name(block: bytes) -> bytes:
     return name
 
 
+def byte_sum(block: bytes) -> int:
+    """The sum of the bytes of a block."""
+    # That of 512 ASCII bytes stays below Adler's modulus, so that its low half is the sum itself, plus one.
+    return (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
+
+
 def checksum_fits(block: bytes) -> bool:
     """Whether the sum in a header is that of its bytes, the field itself taken for spaces; some summed signed bytes."""
-    # The sum of 512 ASCII bytes stays below Adler's modulus, so that its low half is the sum itself, plus one.
-    total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
     field = block[148:156]
-    total += 256 - sum(field)
+    total = byte_sum(block) + 256 - sum(field)
     try:
         stored = number(field)
     except BadField:

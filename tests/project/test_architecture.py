@@ -33,7 +33,7 @@ ROOMS = {
     "trust": 3,
     "image": 2,
     "config": 2,
-    "erofs": 2,
+    "disk": 2,
     "ground": 1,
 }
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from msb_pull import PullOptions, Store, pull_image
+from tests.conftest import RIG
 from tests.support.archive import END, directory, hardlink, hdr, pax, reg, symlink, xattr
 from tests.support.imagebuild import simple_layout
 from tests.support.treecompare import walk
+
+needs_root = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
+)
 
 NAME = "made/here:1"
 GIB = 1 << 30
@@ -112,3 +121,12 @@ def by_umoci(folder: Path, tag: str, where: Path) -> Path:
     command = ["umoci", "raw", "unpack", "--image", f"{folder}:{tag}", str(where)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return where
+
+
+def real_layout(name: str) -> tuple[Path, str]:
+    """A layout of the rig with the tag of its image; the test is skipped without the rig."""
+    source = RIG / "layouts" / name
+    if not source.is_dir():
+        pytest.skip(f"no layouts of real images below {RIG}")
+    first = json.loads((source / "index.json").read_bytes())["manifests"][0]
+    return source, first["annotations"]["org.opencontainers.image.ref.name"]

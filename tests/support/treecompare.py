@@ -11,6 +11,7 @@ builds its tree), and sizes of directories.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -62,7 +63,13 @@ def attributes_of(path: bytes) -> tuple[tuple[str, bytes], ...]:
     """The attributes an image gave to a file; Linux only."""
     if not hasattr(os, "listxattr"):
         return ()
-    names = [name for name in os.listxattr(path) if name not in HOST_ATTRIBUTES]
+    try:
+        names = [name for name in os.listxattr(path) if name not in HOST_ATTRIBUTES]
+    except OSError as error:
+        # A SquashFS image without any has no room for them.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return ()
     return tuple(sorted((name.removeprefix(ESCAPE), os.getxattr(path, name)) for name in names))
 
 

@@ -18,6 +18,7 @@ from msb_pull.layer.attributes import (
     override_stat,
     set_attribute,
 )
+from msb_pull.layer.tree.holes import share_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Who reads what is kept of owners, full modes and devices: the kernel; macOS libkrun and fuse-overlayfs; Microsandbox.
 NATIVE, CONTAINERS, MICROSANDBOX = STATS = ("native", "containers", "microsandbox")
+# Smaller files are written faster than blocks are shared.
+_WORTH_SHARING = 1 << 17
 _MSB_OVERRIDE_STAT = b"user.msb.override_stat"
 
 
@@ -54,6 +57,7 @@ class _Writer:
         self._here = Trail(root)
         self._there = Trail(root)
         self._native = how == NATIVE
+        self._shares = True
         self._how = how
         self._progress = progress
         self._folder = self._here.reach(b"")
@@ -102,14 +106,30 @@ class _Writer:
         return inode.stored if inode.kind == stat.S_IFREG else 0
 
     def _fill(self, inode: Inode, handle: int) -> None:
+        shared = self._shared(inode, handle)
         for offset, piece in inode.pieces():
-            view = memoryview(piece)
+            view = memoryview(b"" if shared else piece)
             while view:
                 count = os.pwrite(handle, view, offset)
                 view, offset = view[count:], offset + count
             self._progress(len(piece))
         if inode.segments is not None:
             os.ftruncate(handle, inode.size)
+
+    def _shared(self, inode: Inode, handle: int) -> bool:
+        """Whether the new file shares the blocks of the layer's: nothing is written then, and neither sees the other's
+        changes. The layer's file, which has the same blocks, is read for its checksum all the same, so other copies in
+        the kernel gain nothing."""
+        if not self._shares or inode.stored < _WORTH_SHARING:
+            return False
+        original = inode.open()
+        if original is None:
+            return False
+        try:
+            self._shares = share_blocks(original, handle)
+        finally:
+            os.close(original)
+        return self._shares
 
     def _link(self, first: bytes, name: bytes) -> None:
         above, _, last = first.rpartition(b"/")

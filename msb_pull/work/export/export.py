@@ -16,6 +16,7 @@ from msb_pull.ground.running import Throttle
 from msb_pull.work.export.directory import chosen_stat
 from msb_pull.work.export.formats import FILE, TAR, Task, format_of
 from msb_pull.work.export.place import file_draft, folder_draft, output_path, unwritten
+from msb_pull.work.export.single import single_file
 from msb_pull.work.export.tree import merged_tree
 from msb_pull.work.listing import find_image
 
@@ -36,12 +37,14 @@ class ExportOptions:
 
     ``format`` is by default what the name of the output means; a stream gets a tar, or the file itself where ``paths``
     is the path of one. With ``paths`` only what stands there and below is written, and the directories on the way.
-    ``stat`` says how a folder keeps owners (``directory.STATS``). ``force`` replaces what exists.
+    ``stat`` says how a folder keeps owners (``directory.STATS``), ``size`` of how many bytes an ext4 file system is (by
+    default what it holds plus a tenth plus 64 MiB). ``force`` replaces what exists.
     """
 
     format: str | None = None
     paths: Sequence[str] = ()
     stat: str | None = None
+    size: int | None = None
     force: bool = False
 
 
@@ -68,18 +71,31 @@ def export_image(
     """
     started = time.monotonic()
     image = find_image(store, reference)
+    store.uses.touch(image.reference)
     with store.lock_shared(job.tell_waiting, job.cancel):
         if isinstance(out, str):
             form = format_of(Path(out).name, options.format, folder=out.endswith("/") or Path(out).is_dir())
             if options.stat is not None and not form.folder:
                 raise UsageError(f"--stat: {form.name} keeps owners by itself", hint="it is for --format dir")
+            if options.size is not None and not form.sized:
+                raise UsageError(f"--size: {form.name} is as large as its content", hint="it is for --format ext4")
             entries, written = _to_path(store, image, Path(out), form, options, job)
         else:
-            with merged_tree(store, image, job) as tree:
-                form, inodes = _for_stream(tree, options)
-                entries, written = _write(image, inodes, out, "", form, job)
+            form, entries, written = _to_stream(store, image, out, options, job)
     digest = str(image.digest) if image.digest else None
     return ExportResult(image.reference, digest, form.name, entries, written, time.monotonic() - started)
+
+
+def _to_stream(
+    store: Store, image: StoredImage, out: BinaryIO, options: ExportOptions, job: Job
+) -> tuple[Format, int, int]:
+    if options.format is None and len(options.paths) == 1:
+        with single_file(store, image, os.fsencode(options.paths[0])) as inode:
+            if inode is not None:
+                return FILE, 1, FILE.write([inode], out, _task(image, [inode], job))
+    with merged_tree(store, image, job) as tree:
+        form, inodes = _for_stream(tree, options)
+        return form, len(inodes), form.write(inodes, out, _task(image, inodes, job))
 
 
 def _for_stream(tree: MergedTree, options: ExportOptions) -> tuple[Format, list[Inode]]:
@@ -109,7 +125,8 @@ def _to_path(
         try:
             with folder_draft(path) if form.folder else file_draft(path) as draft:
                 try:
-                    return _write(image, inodes, draft, path.name, form, job, how)
+                    task = _task(image, inodes, job, name=path.name, stat=how, size=options.size)
+                    return len(inodes), form.write(inodes, draft, task)
                 except OSError as error:
                     # Once the draft is gone, what is free says nothing of why the disk was full.
                     raise unwritten(error, path) from error
@@ -117,12 +134,11 @@ def _to_path(
             raise unwritten(error, path) from error
 
 
-def _write(
-    image: StoredImage, inodes: Sequence[Inode], out: BinaryIO | int, name: str, form: Format, job: Job, how: str = ""
-) -> tuple[int, int]:
+def _task(
+    image: StoredImage, inodes: Sequence[Inode], job: Job, *, name: str = "", stat: str = "", size: int | None = None
+) -> Task:
     warn = partial(job.warn, image.reference)
-    task = Task(image, name, how, _progress(image.reference, inodes, job), warn)
-    return len(inodes), form.write(inodes, out, task)
+    return Task(image, name, stat, size, _progress(image.reference, inodes, job), warn)
 
 
 def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[int], None]:

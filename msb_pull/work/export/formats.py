@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -12,7 +14,7 @@ from msb_pull.ground.errors import UsageError
 from msb_pull.ground.text import visible, visible_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.work.export.tree import Inode
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a writer is asked beside the tree: the ``image``, the ``name`` of the output ("" for a stream), how owners
-    are kept (``stat``, of a folder), whom to tell of the bytes of each piece of content, and of what is left out."""
+    are kept (``stat``, of a folder), how many bytes a file system is to have (``size``, None to choose), whom
+    to tell of the bytes of each piece of content, and of what is left out."""
 
     image: StoredImage
     name: str
     stat: str
+    size: int | None
     progress: Callable[[int], None]
     warn: Callable[[str], None]
 
@@ -39,13 +43,15 @@ class Sink(Protocol):
 @dataclass(frozen=True, slots=True)
 class Format:
     """A format. ``write`` takes the tree, a file (or what is no more than a pipe, where ``streamed``; where it is a
-    ``folder``, the descriptor of an empty one) and the task, and returns how many bytes it wrote."""
+    ``folder``, the descriptor of an empty one) and the task, and returns how many bytes it wrote. Of a ``sized`` one
+    the user chooses how large it is."""
 
     name: str
     suffixes: tuple[str, ...]
     streamed: bool
     write: Callable[[Sequence[Inode], Any, Task], int]
     folder: bool = False
+    sized: bool = False
 
 
 def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
@@ -73,16 +79,37 @@ def _directory(inodes: Sequence[Inode], root: int, task: Task) -> int:
 
 
 def _erofs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
-    from msb_pull.erofs.attributes import foreign
-    from msb_pull.erofs.write import write_image
+    from msb_pull.disk.erofs.attributes import foreign
+    from msb_pull.disk.erofs.write import write_image
 
+    _warn_of(inodes, "EROFS", foreign, task)
+    return write_image(out, inodes, uuid=_identity(task.image), progress=task.progress)
+
+
+def _ext4(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
+    from msb_pull.disk.ext4.attributes import foreign
+    from msb_pull.disk.ext4.write import write_image
+
+    if not stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+        raise UsageError(f"{visible(task.name)}: ext4 can be written to a regular file alone")
+    _warn_of(inodes, "ext4", foreign, task)
+    return write_image(out, inodes, uuid=_identity(task.image), size=task.size, progress=task.progress)
+
+
+def _warn_of(
+    inodes: Sequence[Inode], name: str, foreign: Callable[[Mapping[bytes, bytes]], list[bytes]], task: Task
+) -> None:
     for inode in inodes:
-        if lost := foreign(inode.xattrs):
+        if inode.xattrs and (lost := foreign(inode.xattrs)):
             names = ", ".join(map(visible_bytes, lost))
-            task.warn(f'"{visible_bytes(inode.path)}": EROFS has no place for {names}; left out')
-    # The same image has the same identity wherever it is made.
-    named = hashlib.sha256(str(task.image.digest or task.image.reference).encode()).digest()
-    return write_image(out, inodes, uuid=named[:16], progress=task.progress)
+            task.warn(f'"{visible_bytes(inode.path)}": {name} has no place for {names}; left out')
+
+
+def _identity(image: StoredImage) -> bytes:
+    """A UUID: the same image has the same one wherever its file system is made. Of the form that stands for hashes."""
+    named = bytearray(hashlib.sha256(str(image.digest or image.reference).encode()).digest()[:16])
+    named[6], named[8] = named[6] & 0x0F | 0x80, named[8] & 0x3F | 0x80
+    return bytes(named)
 
 
 def _squashfs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
@@ -98,7 +125,8 @@ TAR = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), True, _tar)
 DIRECTORY = Format("dir", (), False, _directory, folder=True)
 EROFS = Format("erofs", (".erofs",), False, _erofs)
 SQUASHFS = Format("squashfs", (".squashfs", ".sqfs"), False, _squashfs)
-FORMATS = {form.name: form for form in (TAR, DIRECTORY, EROFS, SQUASHFS)}
+EXT4 = Format("ext4", (".ext4", ".img"), False, _ext4, sized=True)
+FORMATS = {form.name: form for form in (TAR, DIRECTORY, EROFS, SQUASHFS, EXT4)}
 
 
 def format_of(name: str, asked: str | None, *, folder: bool = False) -> Format:

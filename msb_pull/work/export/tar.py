@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.tarfields import BLOCK
+from msb_pull.ground.tarfields import BLOCK, byte_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -148,7 +148,7 @@ def _block(
 ) -> bytes:
     fields = (mode, uid, gid, size, seconds, kind, link.ljust(_NAME, b"\0"), bytes(64), _device(major), _device(minor))
     block = (_HEADER % (name.ljust(_NAME, b"\0"), *fields)).ljust(BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    return block[:148] + b"%06o\0 " % byte_sum(block) + block[156:]
 
 
 def _device(number: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Where programs for administrators lie; an ordinary user's PATH often ends before.
 _MORE_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/opt/homebrew/opt/e2fsprogs/sbin")
+# What such a program writes at once.
+_NO_SPACE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ def find_tool(name: str, packages: Packages) -> str:
 def feed(command: Sequence[str], out: BinaryIO, write: Callable[[IO[bytes]], object]) -> None:
     """Runs a program that makes the file ``out`` (``/dev/fd/N`` in the command) of what ``write`` puts into a pipe.
 
-    Raises LocalError with the program's last words when it fails, and what ``write`` raises once the program has
-    ended.
+    Raises LocalError with the program's last words when it fails, OSError where the disk is full, and what ``write``
+    raises once the program has ended.
     """
     with tempfile.TemporaryFile() as said:
         try:
@@ -72,6 +75,10 @@ def feed(command: Sequence[str], out: BinaryIO, write: Callable[[IO[bytes]], obj
         finally:
             _end(child)
         if status or broken:
+            space = os.fstatvfs(out.fileno())
+            # Some programs call that an I/O error.
+            if space.f_bavail * space.f_frsize < _NO_SPACE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
             raise LocalError(f"{Path(command[0]).name} failed (status {status})", cause=(lines or [""])[-1])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.layer.proof.node import Node
+    from msb_pull.layer.rules import Look
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
 
@@ -42,8 +43,17 @@ class Inode:
         *("segments", "size", "target", "uid", "xattrs"),
     )
 
-    def __init__(self, path: bytes, node: Node, link_of: bytes | None, contents: Contents, source: Source | None):
-        uid, gid, mode = parse_override_stat(node.override)
+    def __init__(
+        self,
+        path: bytes,
+        node: Node,
+        link_of: bytes | None,
+        contents: Contents,
+        source: Source | None,
+        said: tuple[int | None, int | None, int | None] | None = None,
+    ) -> None:
+        """``said`` is what the node's override_stat says, where that has been parsed already."""
+        uid, gid, mode = said or parse_override_stat(node.override)
         self.path = path
         self.kind = stat.S_IFMT(mode or 0)
         self.mode = stat.S_IMODE(mode or 0)
@@ -106,11 +116,16 @@ class MergedTree:
             names = (name for name in names if name.path in ways or name.path.startswith(inside))
         first: dict[int, bytes] = {}
         inodes = []
+        # There are few of them, and many who have one.
+        said: dict[bytes, tuple[int | None, int | None, int | None]] = {}
         for name in names:
+            override = name.node.override
+            if override not in said:
+                said[override] = parse_override_stat(override)
             shared = first.setdefault(id(name.node), name.path)
             source = self._sources.get(id(name.node))
             link_of = shared if shared != name.path else None
-            inodes.append(Inode(name.path, name.node, link_of, self._contents, source))
+            inodes.append(Inode(name.path, name.node, link_of, self._contents, source, said[override]))
         return inodes
 
     def real_path(self, path: bytes, *, followed: bool = False) -> bytes:
@@ -121,7 +136,8 @@ class MergedTree:
         try:
             asked = clean(path) if path.strip(b"/") else b""
             parent, _, last = asked.rpartition(b"/")
-            real = resolve(asked, self._look) if followed else join(resolve(parent, self._look), last)
+            at = looker(self._root)
+            real = resolve(asked, at) if followed else join(resolve(parent, at), last)
         except ValueError as error:
             raise UsageError(f"--path {visible_bytes(path)}: {error}") from None
         if look(self._root, real) is None:
@@ -129,11 +145,17 @@ class MergedTree:
             raise NotFoundError(what, hint=f"`msb-pull inspect --files {self._reference}` lists all")
         return real
 
-    def _look(self, path: bytes) -> bytes | bool | None:
-        name = look(self._root, path)
+
+def looker(root: Name) -> Look:
+    """How :func:`msb_pull.layer.rules.resolve` looks at a merged tree."""
+
+    def at(path: bytes) -> bytes | bool | None:
+        name = look(root, path)
         if name is None:
             return None
         return name.node.link if name.node.kind == stat.S_IFLNK else name.children is not None
+
+    return at
 
 
 @contextlib.contextmanager

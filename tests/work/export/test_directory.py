@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 
 import pytest
 
 from msb_pull import ContentError, ExportOptions, UsageError
 from tests.conftest import need
-from tests.support.exports import NAME, all_facts, by_umoci, layout, store_of
+from tests.support.archive import reg
+from tests.support.exports import NAME, all_facts, by_umoci, layout, needs_root, sparse, store_of
+from tests.support.mounts import mounted
 from tests.support.treecompare import describe
-
-needs_root = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
-)
 
 
 @pytest.fixture
@@ -48,6 +45,37 @@ def test_no_file_is_one_of_the_store(store, tmp_path):
     store.export(NAME, f"{tmp_path}/out/", ExportOptions(stat="containers"))
     before = (tmp_path / "out" / "su").stat()
     assert before.st_nlink == 1
+
+
+def big_store(where):
+    """A store with a file of 40 MiB, and one of 30 MiB in 1 GiB of hole."""
+    entries = [reg(b"big", bytes(range(256)) * (40 << 12)), sparse(b"disk", 1 << 30, (5 << 20, b"x" * (30 << 20)))]
+    return store_of(where / "home", (layout(where / "layout", entries), NAME))
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_blocks_are_shared_where_the_file_system_can(tmp_path, kind):
+    with mounted(tmp_path, kind, "400M") as where:
+        store = big_store(where)
+        os.sync()
+        before = os.statvfs(where)
+        store.export(NAME, f"{where}/out/")
+        os.sync()
+        taken = (before.f_bfree - os.statvfs(where).f_bfree) * before.f_frsize
+        assert taken < 8 << 20
+        assert (where / "out" / "big").read_bytes() == bytes(range(256)) * (40 << 12)
+        with (where / "out" / "big").open("r+b") as out:
+            out.write(b"changed")
+        (file,) = where.glob("home/layers/sha256:*/big")
+        assert file.read_bytes()[:7] == bytes(range(7))
+        (file,) = where.glob("home/layers/sha256:*/disk")
+        with file.open("r+b") as out:
+            out.seek(6 << 20)
+            out.write(b"damage")
+        with pytest.raises(ContentError, match='"disk" is damaged'):
+            store.export(NAME, f"{where}/other/")
+        assert sorted(os.listdir(where)) == ["home", "layout", "out"]
 
 
 def test_damage_leaves_nothing(store, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import itertools
 import json
 import os
 import subprocess
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from msb_pull import Cancelled, ContentError, ExportOptions, LocalError, NotFoundError, UsageError
-from tests.conftest import RIG, need
+from msb_pull import ContentError, ExportOptions, LocalError, NotFoundError, UsageError
+from tests.conftest import need
 from tests.support.archive import directory, hardlink, reg, symlink
 from tests.support.exports import (
     BOTTOM,
@@ -29,15 +28,13 @@ from tests.support.exports import (
     all_facts,
     by_umoci,
     layout,
+    needs_root,
+    real_layout,
     sparse,
     store_of,
     untarred,
 )
 from tests.support.treecompare import describe, differences
-
-needs_root = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="owners and devices need root on Linux"
-)
 
 
 @pytest.fixture
@@ -72,12 +69,7 @@ def test_gnu_tar_makes_of_it_what_umoci_makes_of_the_image(store, tmp_path):
 @pytest.mark.parametrize("name", ["debian", "python", "node"])
 def test_real_images(tmp_path, name):
     need("umoci")
-    source = RIG / "layouts" / name
-    if not source.is_dir():
-        pytest.skip(f"no layouts of real images below {RIG}")
-    tag = json.loads((source / "index.json").read_bytes())["manifests"][0]["annotations"][
-        "org.opencontainers.image.ref.name"
-    ]
+    source, tag = real_layout(name)
     store = store_of(tmp_path / "home", (source, NAME))
     store.export(NAME, tmp_path / "out.tar")
     ours = describe(untarred(tmp_path / "out.tar", tmp_path / "ours"))
@@ -311,43 +303,3 @@ def test_outputs_that_cannot_be(store, tmp_path):
         store.export(NAME, tmp_path / "folder.tar", ExportOptions(force=True))
     with pytest.raises(NotFoundError):
         store.export("other:1", tmp_path / "out.tar")
-
-
-class After:
-    """A flag that is set once it has been asked so often."""
-
-    def __init__(self, count: int) -> None:
-        self._left = itertools.count(count, -1)
-
-    def is_set(self) -> bool:
-        return next(self._left) <= 0
-
-
-def test_interrupted_at_any_moment(store, tmp_path):
-    out = tmp_path / "out.tar"
-    out.write_bytes(b"the old one")
-    for count in range(1, 1000):
-        try:
-            store.export(NAME, out, ExportOptions(force=True), cancel=After(count))
-        except Cancelled:
-            assert out.read_bytes() == b"the old one"
-            assert sorted(os.listdir(tmp_path)) == ["home", "layout", "out.tar"]
-        else:
-            break
-    assert count > 10
-    assert tarfile.is_tarfile(out)
-
-
-def test_what_a_killed_run_left_is_cleared(store, tmp_path):
-    code = (
-        "import os, sys, msb_pull\n"
-        "store = msb_pull.Store.open(sys.argv[1])\n"
-        "store.export('made/here:1', sys.argv[2], observer=lambda event: os._exit(9) if event.done else None)\n"
-    )
-    out = tmp_path / "out.tar"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "home", out], timeout=60, check=False)
-    assert done.returncode == 9
-    assert not out.exists()
-    assert [x for x in os.listdir(tmp_path) if x.startswith(".out.tar.msb-pull-")]
-    store.export(NAME, out)
-    assert sorted(os.listdir(tmp_path)) == ["home", "layout", "out.tar"]

@@ -12,7 +12,7 @@ from msb_pull.ground.text import visible_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from msb_pull.erofs.inode import Inode
+    from msb_pull.disk.inode import Inode
 
 # Kept as a number; the rest of the name follows. The names of access control lists are kept whole.
 _PREFIXES = {b"user.": 1, b"trusted.": 4, b"security.": 6}

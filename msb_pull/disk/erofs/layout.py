@@ -9,9 +9,9 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from msb_pull.erofs.attributes import Attributes
-from msb_pull.erofs.chunks import Chunks, chunks_of
-from msb_pull.erofs.format import (
+from msb_pull.disk.erofs.attributes import Attributes
+from msb_pull.disk.erofs.chunks import Chunks, chunks_of
+from msb_pull.disk.erofs.format import (
     BLOCK,
     CHUNKED,
     INLINE,
@@ -23,39 +23,26 @@ from msb_pull.erofs.format import (
     device_number,
     directory_blocks,
 )
+from msb_pull.disk.links import Linked, linked
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.text import visible_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from msb_pull.erofs.inode import Inode
+    from msb_pull.disk.inode import Inode
 
 
-class Placed:
+class Placed(Linked):
     """One inode and its place. ``offset`` is that of the inode in the image, ``where`` its first block (or device),
-    ``tail`` how many bytes of its content stand behind it. ``names`` are those of a directory, with what they name."""
+    ``tail`` how many bytes of its content stand behind it, ``number`` counts from one."""
 
-    __slots__ = (
-        "attributes",
-        "chunks",
-        "inode",
-        "layout",
-        "links",
-        "names",
-        "number",
-        "offset",
-        "size",
-        "tail",
-        "where",
-    )
+    __slots__ = ("attributes", "chunks", "layout", "number", "offset", "size", "tail", "where")
 
-    def __init__(self, inode: Inode, number: int, attributes: bytes) -> None:
-        self.inode = inode
-        self.number = number
+    def __init__(self, inode: Inode, attributes: bytes) -> None:
+        super().__init__(inode)
+        self.number = 0
         self.attributes = attributes
-        self.names: dict[bytes, Placed] = {}
-        self.links = 0
         self.size = 0
         self.layout = PLAIN
         self.tail = 0
@@ -81,9 +68,10 @@ class Layout:
         held = list(inodes)
         attributes = Attributes(held)
         self.shared = attributes.shared
-        self.placed = _linked(held, attributes)
+        self.placed = linked(held, lambda inode: Placed(inode, attributes.of(inode)))
         space = _Space(BLOCK)
-        for placed in self.placed:
+        for number, placed in enumerate(self.placed, 1):
+            placed.number = number
             placed.offset = space.take(_shape(placed))
         self.shared_block = space.end // BLOCK
         block = self.shared_block + blocks_of(len(self.shared))
@@ -92,31 +80,6 @@ class Layout:
         if block > NOWHERE:
             raise ContentError(f"{block} blocks are more than EROFS can count")
         self.blocks = block
-
-
-def _linked(inodes: list[Inode], attributes: Attributes) -> list[Placed]:
-    """One for each inode (further names of a file have none), with links counted and directories filled."""
-    by_path: dict[bytes, Placed] = {}
-    placed: list[Placed] = []
-    for inode in inodes:
-        if inode.link_of is None:
-            new = by_path[inode.path] = Placed(inode, len(placed) + 1, attributes.of(inode))
-            placed.append(new)
-        else:
-            new = by_path[inode.path] = by_path[inode.link_of]
-        parent, _, name = inode.path.rpartition(b"/")
-        above = by_path[parent]
-        if inode.kind == stat.S_IFDIR:
-            new.names = {b".": new, b"..": above}
-            # Its name in the directory above, and its own dot; its ".." counts there.
-            new.links += 1
-        new.links += 1
-        if inode.path:
-            above.names[name] = new
-            above.links += inode.kind == stat.S_IFDIR
-    for one in placed:
-        one.names = dict(sorted(one.names.items()))
-    return placed
 
 
 def _shape(placed: Placed) -> int:

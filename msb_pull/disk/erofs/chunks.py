@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from msb_pull.erofs.format import BLOCK, NOWHERE, blocks_of
+from msb_pull.disk.erofs.format import BLOCK, NOWHERE, blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -5,14 +5,14 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.erofs.format import BLOCK, directory_block, directory_blocks, inode, super_block
-from msb_pull.erofs.layout import Layout
+from msb_pull.disk.erofs.format import BLOCK, directory_block, directory_blocks, inode, super_block
+from msb_pull.disk.erofs.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from msb_pull.erofs.inode import Inode
-    from msb_pull.erofs.layout import Placed
+    from msb_pull.disk.erofs.layout import Placed
+    from msb_pull.disk.inode import Inode
 
 _ZEROS = bytes(1 << 18)
 

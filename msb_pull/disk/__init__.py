@@ -1,0 +1,1 @@
+"""Images of file systems, made from a tree without a program of others: one folder a format."""
