@@ -63,9 +63,10 @@ class Inode:
         self.size = node.size
         self.target = node.link
         self.device = node.device or (0, 0)
-        self.xattrs = {image_name(name): value for name, value in node.attributes.items()}
+        kept = node.attributes
+        self.xattrs = {image_name(name): value for name, value in kept.items()} if kept else kept
         self.link_of = link_of
-        self.segments = source.payload[4] if source is not None else () if node.size else None
+        self.segments = source.segments if source is not None else () if node.size else None
         self._contents = contents
         self._source = source
 
@@ -164,19 +165,24 @@ def merged_tree(store: Store, image: StoredImage, job: Job) -> Iterator[MergedTr
 
     Raises NotFoundError for a layer that is not complete, ContentError, Cancelled, OSError.
     """
-    models: list[dict[bytes, Node]] = []
     sources: dict[int, Source] = {}
     roots: list[tuple[str, int]] = []
     contents = Contents(roots)
-    try:
+
+    def layers() -> Iterator[dict[bytes, Node]]:
+        # One at a time: what a layer holds that others hide need not be kept.
         for number, layer in enumerate(image.layers):
             job.cancel.check()
             record, nodes = recorded_layer(store, layer, job, whole_links=True)
             roots.append((layer.digest.short, open_directory(store.layer_dir(layer.key))))
             payloads = {payload[1]: payload for payload in record.payloads}
             for index, path in content_paths(nodes).items():
-                sources[id(nodes[path])] = Source(number, path, payloads[index], nodes[path].size)
-            models.append(nodes)
-        yield MergedTree(image.reference, stack(models), sources, contents)
+                sources[id(nodes[path])] = Source(number, path, payloads[index], nodes[path])
+            del record, payloads
+            yield nodes
+            del nodes
+
+    try:
+        yield MergedTree(image.reference, stack(layers()), sources, contents)
     finally:
         contents.close()
