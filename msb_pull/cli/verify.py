@@ -69,17 +69,18 @@ def _unsigned(run: Run, store: Store, report: VerifyReport) -> tuple[tuple[str, 
     # What is recorded of the others is wrong, which was said.
     sound = sorted(set(report.images) - {x.reference for x in report.rows})
     stored = stored_images(store, sound) if sound else []
-    if not run.settings.signatures:
+    rules = run.settings.rules
+    if not rules:
         stored = [image for image in stored if store.has_kept_signature(image.reference)]
     if not stored:
         return ()
     from msb_pull.work.signed import unsigned_images
 
-    return tuple(unsigned_images(store, stored, run.settings.signatures))
+    return tuple(unsigned_images(store, stored, rules))
 
 
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
-    from msb_pull.cli.pull import Access, LazyClient
+    from msb_pull.cli.run import Access, LazyClient
     from msb_pull.work.pull.plan import PullOptions
     from msb_pull.work.verify.repair import repair_layers
 

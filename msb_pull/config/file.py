@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-TOP_KEYS = tuple(x.key for x in TABLE.values() if x.key and not x.key.startswith("pull."))
-PULL_KEYS = tuple(x.key.removeprefix("pull.") for x in TABLE.values() if x.key and x.key.startswith("pull."))
+_KEYS = tuple(x.key for x in TABLE.values() if x.key)
+TOP_KEYS = tuple(key for key in _KEYS if "." not in key)
+# Table -> its keys.
+SETTING_TABLES = {
+    name: tuple(key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}."))
+    for name in ("pull", "store")
+}
 REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
-TABLES = ("pull", "registries", "signatures")
+TABLES = (*SETTING_TABLES, "registries", "signatures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +59,27 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path}: cannot read the configuration file", cause=error.strerror) from None
 
 
-def read_default(environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[Path, Document] | None:
+def read_default(environ: Mapping[str, str], unread: Callable[[Path, str], None]) -> tuple[Path, Document] | None:
     """The file at its default place, None where there is none.
 
-    ``warn`` hears of one that may not be read, as that of another user. Raises UsageError for one that is wrong.
+    ``unread`` hears of one that is there and may not be read, as that of another user, and why. Raises UsageError for
+    one that is wrong.
     """
     path = default_path(environ)
     if path is None:
         return None
     try:
         return path, _take_apart(path, _parse(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
-        warn(f"{path} cannot be read and is ignored: {error.strerror}")
+        # A symlink to what is not there is no missing file: its maker meant one to be read.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not _dangles(path):
+            return None
+        unread(path, error.strerror or "unknown error")
         return None
+
+
+def _dangles(path: Path) -> bool:
+    return any(x.is_symlink() and not x.exists() for x in (path, path.parent))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -84,13 +96,15 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
     keys: dict[str | None, Any] = {}
+    places = {key.rpartition(".")[2]: key for key in _KEYS}
     for key, value in raw.items():
         if key not in TABLES:
-            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere={name: f"pull.{name}" for name in PULL_KEYS})
+            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere=places)
             keys[key] = value
-    for key, value in _table(path, "pull", raw.get("pull", {})).items():
-        _known(path, "pull.", key, PULL_KEYS, elsewhere={name: name for name in TOP_KEYS})
-        keys[f"pull.{key}"] = value
+    for name, known in SETTING_TABLES.items():
+        for key, value in _table(path, name, raw.get(name, {})).items():
+            _known(path, f"{name}.", key, known, elsewhere=places)
+            keys[f"{name}.{key}"] = value
     registries = {}
     for host, value in _table(path, "registries", raw.get("registries", {})).items():
         prefix = f'registries."{host}"'

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.config.signatures import SignatureRule
+    from msb_pull.ground.sizes import Percent
 
 # Setting -> its field in Limits.
 _LIMITS = {"max_layer_size": "max_bytes", "max_entries": "max_entries", "max_window": "max_window"}
@@ -41,6 +42,7 @@ class Settings:
     ``color`` is None for "when the stream is a terminal", ``jobs`` for what suits the machine. ``interactive`` is False
     inside CI, ``moving`` on a terminal whose cursor cannot be moved, ``unicode`` where the locale cannot show more than
     ASCII. ``warnings`` says what was left out of them, ``origins`` which option, variable or key gave a setting.
+    ``unread`` is the trouble with a configuration file that is there and could not be read.
     """
 
     home: Path
@@ -56,8 +58,12 @@ class Settings:
     limit_rate: int | None = None
     limits: Limits = field(default_factory=Limits)
     authfile: Path | None = None
+    msb: str = "msb"
+    keep: int | None = None
+    min_free: int | Percent | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     signatures: tuple[SignatureRule, ...] = ()
+    unread: UsageError | None = None
     progress: str = "auto"
     color: bool | None = None
     interactive: bool = True
@@ -65,6 +71,13 @@ class Settings:
     unicode: bool = True
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rules(self) -> tuple[SignatureRule, ...]:
+        """The rules about signatures; raises UsageError where the file that may hold some could not be read."""
+        if self.unread is not None:
+            raise self.unread
+        return self.signatures
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -88,6 +101,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
         interactive=not environ.get("CI"),
         moving=environ.get("TERM", "dumb") != "dumb",
         unicode=_speaks_unicode(environ),
+        unread=given.unread,
         warnings=tuple(given.warnings),
         origins=given.origins,
     )
@@ -102,6 +116,7 @@ class _Given:
         self._keys: Mapping[str | None, Any] = {}
         self.file: Path | None = None
         self.warnings: list[str] = []
+        self.unread: UsageError | None = None
         self.origins: dict[str, str] = {}
         self.registries: dict[str, RegistrySettings] = {}
         self.signatures: tuple[SignatureRule, ...] = ()
@@ -120,7 +135,7 @@ class _Given:
         """Reads the named file, which must exist, or the default one, which need not."""
         from msb_pull.config.file import read, read_default
 
-        found = (named, read(named)) if named else read_default(self._environ, self.warnings.append)
+        found = (named, read(named)) if named else read_default(self._environ, self._pass_over)
         if found is None:
             return
         path, document = found
@@ -131,6 +146,14 @@ class _Given:
             from msb_pull.config.signatures import parse_rules
 
             self.signatures = parse_rules(path, document.signatures)
+
+    def _pass_over(self, path: Path, why: str) -> None:
+        self.warnings.append(f"{path} cannot be read and is ignored: {why}")
+        self.unread = UsageError(
+            f"{path}: it may hold rules about signatures, and cannot be read",
+            cause=why,
+            hint="make it readable, or name another file with --config; /dev/null is one without rules",
+        )
 
     def _places(self, name: str) -> list[tuple[str, Any]]:
         setting = TABLE[name]

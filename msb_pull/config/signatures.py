@@ -17,6 +17,9 @@ _KEYS = ("images", "key", "issuer", "identity", "trust_root", "accept", "reject"
 _KINDS = "key, issuer with identity and trust_root, accept = true or reject = true"
 # Unlike for `ls` there are no short names: a rule that matched nothing would let everything pass.
 _WITH_HOST = re.compile(r"\*.*|localhost/.+|[^/]*[.:][^/]*/.+", re.DOTALL)
+# What no name of an image can hold, nor any part of a glob.
+_IMPOSSIBLE = re.compile(r"[^a-zA-Z0-9._:/@+*?\[\]!-]|://|//|/$")
+_CAPITAL = re.compile(r"[^/]*/[^*?\[:@]*[A-Z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ class SignatureRule:
         if not _WITH_HOST.fullmatch(self.images):
             hint = f'write "docker.io/library/{self.images}" for an image of Docker Hub, "*" for all images'
             raise UsageError(f"{self.place}: images = {self.images!r} names no registry", hint=hint)
+        if _IMPOSSIBLE.search(self.images) or _CAPITAL.match(self.images):
+            hint = "REGISTRY/REPOSITORY as in the name of an image, in lower case, with *, ? and [...] as in a shell"
+            raise UsageError(f"{self.place}: images = {self.images!r} matches no image", hint=hint)
         if sum(kinds) != 1:
             what = "says nothing" if not any(kinds) else "says more than one thing"
             raise UsageError(f"{self.place}: the rule for {self.images!r} {what}", hint=f"one of: {_KINDS}")

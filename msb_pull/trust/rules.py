@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msb_pull.config.signatures import SignatureRule
 from msb_pull.ground.errors import SignatureError
+from msb_pull.image.host import canonical_host
 from msb_pull.image.reference import DEFAULT_REGISTRY
 
 if TYPE_CHECKING:
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
     from msb_pull.image.reference import Reference
 
-# Where Docker Hub can be reached, too.
-_DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")
+_IPV6 = re.compile(r"\[([0-9a-f]*:[0-9a-f:.]*\].*)", re.DOTALL)
+_OFFICIAL = f"{DEFAULT_REGISTRY}/library/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,23 @@ def requirements(reference: Reference, wanted: Wanted) -> list[SignatureRule]:
 
 
 def matching(reference: Reference, rules: Sequence[SignatureRule]) -> SignatureRule | None:
-    """The first rule that means the image, by ``registry/repository`` alone or with tag or digest behind it."""
-    bare = f"{_host(reference.registry)}/{reference.repository}"
-    tagged = f"{bare}:{reference.tag}" if reference.tag else bare
-    names = {bare, tagged, f"{tagged}@{reference.digest}" if reference.digest else bare}
+    """The first rule that means the image, by ``registry/repository`` alone or with tag, digest or both behind it.
+
+    Other spellings of a host, and ``docker.io/ubuntu`` for ``docker.io/library/ubuntu``, are no way around a rule.
+    """
+    names = [f"{canonical_host(reference.registry)}/{reference.repository}"]
+    names += [name.replace(_OFFICIAL, f"{DEFAULT_REGISTRY}/", 1) for name in names if name.startswith(_OFFICIAL)]
+    tags = ["", f":{reference.tag}"] if reference.tag else [""]
+    digests = ["", f"@{reference.digest}"] if reference.digest else [""]
+    every = [name + tag + digest for name in names for tag in tags for digest in digests]
     for rule in rules:
-        host, slash, rest = rule.images.partition("/")
-        pattern = _host(host) + slash + rest
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        pattern = _pattern(rule.images)
+        if any(fnmatch.fnmatchcase(name, pattern) for name in every):
             return rule
     return None
 
 
-def _host(name: str) -> str:
-    """One spelling of a registry's host, so that another one is no way around a rule."""
-    host = name.lower().removesuffix(":443")
-    return DEFAULT_REGISTRY if host in _DOCKER_HUB else host
+def _pattern(images: str) -> str:
+    host, slash, rest = images.partition("/")
+    # The brackets of an address are no set of characters.
+    return _IPV6.sub(r"[[]\1", canonical_host(host)) + slash + rest

@@ -37,6 +37,26 @@ def rule(images: str, **fields) -> SignatureRule:
         ("ghcr.io/acme/*", "GHCR.io/acme/app:1", True),
         ("GHCR.IO/acme/*", "ghcr.io/acme/app:1", True),
         ("ghcr.io/acme/*", "ghcr.io:443/acme/app:1", True),
+        ("reg.example.com:500/acme/*", "reg.example.com:0500/acme/app:1", True),
+        ("ghcr.io/acme/*", "ghcr.io:0443/acme/app:1", True),
+        ("ghcr.io/acme/*", "ghcr.io:80/acme/app:1", False),
+        ("10.0.0.5:5000/*", "10.5:5000/app", True),
+        ("10.0.0.5:5000/*", "10.0.0.6:5000/app", False),
+        ("127.0.0.1:5000/*", "2130706433:5000/app", True),
+        ("[fd00::1]:5000/acme/*", "[fd00::1]:5000/acme/app:1", True),
+        ("[fd00::1]:5000/acme/*", "[FD00:0::1]:5000/acme/app:1", True),
+        ("[fd00::1]:*/acme/*", "[fd00::1]:5000/acme/app:1", True),
+        ("[fd00::1]/acme/*", "[fd00::2]/acme/app:1", False),
+        ("docker.io/*", "registry.hub.docker.com/library/ubuntu", True),
+        # What Docker calls its official images.
+        ("docker.io/ubuntu", "ubuntu:22.04", True),
+        ("docker.io/ubuntu:*", "docker.io/library/ubuntu:22.04", True),
+        ("docker.io/acme", "docker.io/acme/app", False),
+        ("ghcr.io/ubuntu", "ghcr.io/library/ubuntu", False),
+        ("*/app:[A-Z]*", "ghcr.io/acme/app:Dev", True),
+        ("ghcr.io/acme/app:V1", "ghcr.io/acme/app:V1", True),
+        ("ghcr.io/*:V1", "ghcr.io/acme/app:V1", True),
+        ("ghcr.io/acme/app@sha256:*", "ghcr.io/acme/app:1@sha256:" + "a" * 64, True),
         ("docker.io/library/*", "registry-1.docker.io/library/ubuntu", True),
         ("index.docker.io/library/*", "ubuntu", True),
         ("ghcr.io/acme/app:[0-9]*", "ghcr.io/acme/app:1", True),
@@ -92,6 +112,14 @@ def test_going_without_a_check_lifts_no_rule():
         ('[[signatures]]\nimages = "ubuntu*"\nkey = "a"', "names no registry"),
         ('[[signatures]]\nimages = "ubuntu:22.04"\nkey = "a"', "names no registry"),
         ('[[signatures]]\nimages = "acme/app"\nkey = "a"', "names no registry"),
+        ('[[signatures]]\nimages = "https://ghcr.io/acme/*"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "docker://ghcr.io/acme/*"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "ghcr.io/acme/"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "ghcr.io//acme"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "ghcr.io/Acme/*"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = " ghcr.io/acme/*"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "ghcr.io/acme/*\\n"\nkey = "a"', "matches no image"),
+        ('[[signatures]]\nimages = "ghcr.io/acme/{a,b}"\nkey = "a"', "matches no image"),
         ('[[signatures]]\nimages = "*"\nkey = []', "at least one file"),
         ('[[signatures]]\nimages = "*"\nkey = [""]', "must not be empty"),
         ('[[signatures]]\nimages = "*"\nkey = 1', "is not text"),
@@ -112,6 +140,29 @@ def test_rules_that_make_no_sense_are_errors(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as wrong:
         config.load({"config": str(path)}, {})
     assert str(path) in wrong.value.message
+
+
+@pytest.mark.parametrize("what", ["a folder", "a symlink to nothing", "in a folder that is one", "a loop"])
+def test_a_file_that_cannot_be_read_switches_no_rule_off(tmp_path, what):
+    path = tmp_path / "msb-pull" / "config.toml"
+    if what == "in a folder that is one":
+        path.parent.symlink_to("gone")
+    else:
+        path.parent.mkdir()
+        path.mkdir() if what == "a folder" else path.symlink_to("gone" if what.endswith("nothing") else path)
+    settings = config.load({"home": str(tmp_path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert [str(path) in text for text in settings.warnings] == [True]
+    with pytest.raises(UsageError, match="may hold rules about signatures") as refused:
+        _ = settings.rules
+    assert str(path) in refused.value.message and "--config" in (refused.value.hint or "")
+
+
+def test_a_file_that_is_not_there_has_no_rules(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "msb-pull").symlink_to("elsewhere")
+    for base in (tmp_path, tmp_path / "none"):
+        settings = config.load({"home": str(tmp_path)}, {"XDG_CONFIG_HOME": str(base)})
+        assert (settings.rules, settings.warnings) == ((), ())
 
 
 def test_paths_begin_at_the_file(tmp_path):

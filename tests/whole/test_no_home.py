@@ -86,17 +86,21 @@ def test_a_default_store_below_no_folder_is_trouble_of_this_machine():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_the_home_of_somebody_else_is_passed_over_with_a_warning(tmp_path):
     with folder_of_nobody() as mine:
-        closed = mine / "home-of-root"
+        closed, none = mine / "home-of-root", ("--config", "/dev/null")
         (closed / ".config/msb-pull").mkdir(parents=True)
         (closed / ".config/msb-pull/config.toml").write_text("no toml")
         (closed / ".docker").mkdir()
         os.chmod(closed, 0o700)
         assert closed.stat().st_uid != NOBODY
         store = mine / "store"
-        done = pulled(as_nobody(command(store), [REPOSITORY]), HOME=str(closed))
+        ignored = f"{closed}/.config/msb-pull/config.toml cannot be read and is ignored: Permission denied"
+        refused = pulled(as_nobody(command(store), [REPOSITORY]), HOME=str(closed))
+        assert (refused.returncode, "may hold rules about signatures" in refused.stderr) == (2, True), refused.stderr
+        done = pulled(as_nobody([*command(store), *none], [REPOSITORY]), HOME=str(closed))
         assert done.returncode == 0, done.stderr
-        assert f"{closed}/.config/msb-pull/config.toml cannot be read and is ignored: Permission denied" in done.stderr
-        default = pulled(as_nobody(command(), [REPOSITORY]), HOME=str(closed))
+        listed = pulled(as_nobody([*program(), "ls", "--home", str(store)], [REPOSITORY]), HOME=str(closed))
+        assert (listed.returncode, ignored in listed.stderr) == (0, True), listed.stderr
+        default = pulled(as_nobody([*command(), *none], [REPOSITORY]), HOME=str(closed))
         assert default.returncode == 7 and "Permission denied" in default.stderr
 
 

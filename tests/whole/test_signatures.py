@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from msb_pull import ExitCode
-from tests.conftest import program_environment
+from tests.conftest import program, program_environment
 from tests.support.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
 from tests.support.home import Home, gz, sample
 from tests.support.imagebuild import simple_layout
 from tests.support.make_sample import BASE, TOP, layer_tar
 from tests.support.sample import MANIFEST, SAMPLE
-from tests.support.signing import Signer, bundle, payload, refer, rule, sign, tag_of
+from tests.support.signing import Layer, Signer, bundle, list_referrers, manifest_of, payload, refer, rule, sign, tag_of
 
 LAYERS = [gz(layer_tar(BASE)), gz(layer_tar(TOP))]
 
@@ -338,6 +338,49 @@ def test_options_of_one_run(world):
     assert (missing.returncode, "missing.pub" in missing.stderr) == (ExitCode.USAGE, True)
 
 
+def test_a_key_of_a_user_that_is_unknown(world):
+    done = world.pull("--require-signature", "~nobody-of-this-name/acme.pub", world.name)
+    assert (done.returncode, "unknown home directory" in done.stderr) == (ExitCode.USAGE, True), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the default place of the file")
+def test_a_configuration_file_that_cannot_be_read_stops_pull_and_verify(world):
+    """Any of its rules might be about this image."""
+    (world.home.folder / "msb-pull" / "config.toml").mkdir(parents=True)
+    environment = program_environment(
+        XDG_CONFIG_HOME=str(world.home.folder), MICROSANDBOX_HOME=str(world.home.store),
+        MSB_PULL_PLATFORM="linux/amd64", PYTHONPATH=str(Path(__file__).parents[2]),
+    )  # fmt: skip
+    world.rules()
+    ok(world.pull())
+    code = (
+        "import sys, msb_pull\n"
+        "msb_pull.pull_image(sys.argv[1], msb_pull.Store.open(), msb_pull.PullOptions(signatures=()))\n"
+        "try:\n"
+        "    msb_pull.pull_image(sys.argv[1], msb_pull.Store.open())\n"
+        "except msb_pull.UsageError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    asking = [["pull", world.name], ["verify"]]
+    for words in ([*program(), *asking[0]], [*program(), *asking[1]], [sys.executable, "-c", code, world.name]):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode in (1, 2) and "may hold rules about signatures" in done.stderr, done
+    assert subprocess.run([*program(), "ls"], env=environment, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_signature_is_asked_for_at_its_registry_alone(world):
+    """Whoever may push one could otherwise have any address asked."""
+    with FaultRegistry() as elsewhere:
+        document = payload(f"{world.registry.host}/acme/app", world.digest)
+        manifest = manifest_of(world.registry, [Layer.of(world.key, document)])
+        digest = manifest["layers"][0]["digest"]
+        manifest["layers"][0]["urls"] = [f"{elsewhere.url}/there"]
+        world.registry.add_manifest("acme/app", tag_of(world.digest), manifest)
+        elsewhere.files["/there"] = world.registry.blobs.pop(digest), "application/json"
+        refused(world.pull(), "its document cannot be read")
+        assert elsewhere.requests == []
+
+
 def test_no_signature_check_lifts_no_rule(world):
     refused(world.pull("--no-signature-check", world.name), "--no-signature-check does not lift that")
     assert world.registry.requests == []
@@ -400,8 +443,21 @@ def test_mirrors_are_asked_first(world, at_mirror):
         if at_mirror:
             mirror.manifests["acme/app", tag_of(world.digest)] = world.registry.manifests["acme/app", document]
             mirror.blobs.update(world.registry.blobs)
-        ok(world.pull())
+        done = world.pull()
+        ok(done)
+        # Most mirrors have no signatures, and are no worse for that.
+        assert "MANIFEST_UNKNOWN" not in done.stderr
         assert (world.registry.count(tag_of(world.digest)) == 0) == at_mirror
+
+
+def test_an_empty_list_of_a_mirror_is_not_the_last_word(world):
+    with FaultRegistry() as mirror:
+        sample(mirror)
+        list_referrers(mirror, "acme/app", world.digest, [])
+        refer(world.registry, "acme/app", world.digest, bundle(world.key, world.digest))
+        mirrors = f'[registries."{world.registry.host}"]\nmirrors = ["{mirror.url}"]\n'
+        world.rules(mirrors, rule(f"{world.registry.host}/acme/*", key="acme.pub"))
+        ok(world.pull())
 
 
 def test_a_mirror_cannot_give_another_name(world):

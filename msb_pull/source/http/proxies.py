@@ -9,7 +9,8 @@ from urllib.request import getproxies, getproxies_environment
 
 from requests.utils import get_environ_proxies, select_proxy
 
-from msb_pull.source.http.addresses import DEFAULT_PORTS, is_loopback, literal
+from msb_pull.image.host import literal
+from msb_pull.source.http.addresses import DEFAULT_PORTS, is_loopback
 from msb_pull.source.http.failures import bad_proxy
 
 if TYPE_CHECKING:

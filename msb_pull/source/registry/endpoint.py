@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.image.host import literal
 from msb_pull.image.reference import DEFAULT_REGISTRY
-from msb_pull.source.http.addresses import host_name, is_loopback, literal
+from msb_pull.source.http.addresses import host_name, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -196,7 +196,7 @@ class RegistrySource:
     def tagged(self, tag: str) -> tuple[bytes, str | None] | None:
         """See :class:`msb_pull.source.interface.Attached`."""
         try:
-            return self._fetch_manifest(tag, None)[:2]
+            return self._fetch_manifest(tag, None, beside=True)[:2]
         except NotFoundError:
             return None
 
@@ -204,7 +204,7 @@ class RegistrySource:
         """See :class:`msb_pull.source.interface.Attached`: by the API, else by the tag that stands in for it."""
         found: tuple[bytes, str | None] | None
         try:
-            found = self._fetch_manifest(str(digest), None, kind="referrers")[:2]
+            found = self._fetch_manifest(str(digest), None, kind="referrers", beside=True)[:2]
         except (NotFoundError, AccessError, NetworkError, ContentError) as error:
             # Registries without it answer with any error, or with a page.
             self._client.job.log(self._what, f"no list of referrers: {error.cause or error.message}")
@@ -214,9 +214,18 @@ class RegistrySource:
     # Endpoints
 
     def _fetch_manifest(
-        self, name: str, digest: Digest | None, size: int | None = None, *, kind: str = "manifests"
+        self,
+        name: str,
+        digest: Digest | None,
+        size: int | None = None,
+        *,
+        kind: str = "manifests",
+        beside: bool = False,
     ) -> tuple[bytes, str | None, str]:
-        """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document."""
+        """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document.
+
+        Of what lies ``beside`` an image mirrors need have nothing: there that is no trouble, nor an answer.
+        """
 
         def take(answer: Answer) -> tuple[bytes, str | None, str]:
             with answer:
@@ -228,6 +237,8 @@ class RegistrySource:
                     with_digest(data, digest, self._what, "manifest")
                 if size is not None and len(data) != size:
                     raise ContentError(f"{self._what}: its manifest has a different size than the index says")
+                if kind == "referrers" and not last and not referrers_in((data, None), self._what):
+                    raise NotFoundError(f"{self._what}: an empty list of referrers")
                 return data, answer.headers.get("Content-Type"), answer.headers.get("Docker-Content-Digest", "")
 
         usable = self._usable()
@@ -246,7 +257,10 @@ class RegistrySource:
             except (NotFoundError, AccessError, NetworkError, ContentError) as error:
                 if last:
                     raise
-                self._leave(endpoint, error)
+                if beside and isinstance(error, NotFoundError):
+                    self._client.job.log(self._what, f"mirror {endpoint.host}: {error.cause or error.message}")
+                else:
+                    self._leave(endpoint, error)
         raise AssertionError("the registry itself is always available")
 
     def _usable(self) -> list[Endpoint]:

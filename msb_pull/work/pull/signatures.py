@@ -6,10 +6,11 @@ is the index of an image for several platforms, and the index names the manifest
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, SignatureError
+from msb_pull.config.table import to_path
+from msb_pull.ground.errors import ContentError, LocalError, NotFoundError, SignatureError, UsageError
 from msb_pull.image.manifest import OCI_CONFIG
 from msb_pull.trust.evidence import ARTIFACTS, EMPTY, MAX_SIGNATURES, signatures_in
 from msb_pull.trust.judge import Judge
@@ -20,6 +21,8 @@ from msb_pull.work.signed import kept_proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from os import PathLike
+    from pathlib import Path
 
     from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
@@ -127,8 +130,15 @@ class Gate:
 
 def gate_for(reference: Reference, options: PullOptions, job: Job) -> Gate:
     """The gate of one image; raises what making one does."""
-    keys = tuple(Path(path).expanduser() for path in options.require_signature)
+    keys = tuple(_key(path) for path in options.require_signature)
     return Gate(reference, Wanted(options.signatures or (), keys, options.no_signature_check), job)
+
+
+def _key(given: str | PathLike[str]) -> Path:
+    try:
+        return to_path(given)
+    except ValueError as error:
+        raise UsageError(f"the key of a required signature: {error}") from None
 
 
 class _Search:
@@ -203,7 +213,8 @@ class _Search:
         if place.descriptor.size > place.limit:
             raise Refused(f"it has more than {place.limit} bytes")
         try:
-            return self._attached.blob(place.descriptor)
+            # Whoever may push a signature could otherwise have any address asked before it is known to be one.
+            return self._attached.blob(replace(place.descriptor, urls=()))
         except (ContentError, NotFoundError) as error:
             raise Refused(f"its document cannot be read: {error.cause or error.message}") from None
 

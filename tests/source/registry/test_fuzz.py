@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msb_pull.ground.text import clipped
+from msb_pull.image.host import literal
 from msb_pull.source.http import redact
-from msb_pull.source.http.addresses import is_loopback, literal
+from msb_pull.source.http.addresses import is_loopback
 from msb_pull.source.http.proxies import proxies_for
 from msb_pull.source.http.retry import retry_after
 from msb_pull.source.registry.auth_file import _decode
