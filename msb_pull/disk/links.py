@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from msb_pull.disk.inode import Inode
+
+
+_NONE: dict[bytes, Any] = {}
 
 
 class Linked:
@@ -19,7 +22,8 @@ class Linked:
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
-        self.names: dict[bytes, Self] = {}
+        # None of its own for each of tens of thousands of files.
+        self.names: dict[bytes, Self] = {} if inode.kind == stat.S_IFDIR else _NONE
         self.links = 0
 
 
@@ -47,5 +51,6 @@ def linked(inodes: Iterable[Inode], make: Callable[[Inode], _Linked]) -> list[_L
             above.names[name] = new
             above.links += inode.kind == stat.S_IFDIR
     for one in found:
-        one.names = dict(sorted(one.names.items()))
+        if one.names:
+            one.names = dict(sorted(one.names.items()))
     return found

@@ -70,6 +70,8 @@ class Trail:
     def reach(self, path: bytes) -> int:
         """A descriptor of the directory at a path ("" is the root's), valid until the next call; raises OSError."""
         ones = self._open
+        if ones and ones[-1][0] == path:
+            return ones[-1][1]
         while ones and ones[-1][0] and path != ones[-1][0] and not path.startswith(ones[-1][0] + b"/"):
             os.close(ones.pop()[1])
         if not ones:

@@ -16,7 +16,7 @@ from msb_pull.layer.attributes import parse_override_stat
 from msb_pull.layer.notes import Notes
 from msb_pull.layer.proof.model import expected_tree
 from msb_pull.layer.proof.node import Node
-from msb_pull.layer.rules import OPAQUE, hidden_by, is_whiteout
+from msb_pull.layer.rules import OPAQUE, WHITEOUT, hidden_by, is_whiteout
 from msb_pull.layer.tar.record import Record
 
 if TYPE_CHECKING:
@@ -82,15 +82,23 @@ def stack(layers: Iterable[Mapping[bytes, Node]]) -> Name:
             first.setdefault(id(node), path)
             if node.origin is not None:
                 originals[id(node)] = _original(root, path, node.origin)
-            if is_whiteout(path.rpartition(b"/")[2]):
+            if WHITEOUT in path and is_whiteout(path.rpartition(b"/")[2]):
                 hiding.append(path)
         # A link may lead to what its own layer hides.
         for path in hiding:
             _hide(root, path)
         # In the order of their paths parents come first, even where a later entry replaced one.
-        for path, node in sorted(nodes.items(), key=lambda item: item[0]):
-            if not is_whiteout(path.rpartition(b"/")[2]):
-                _put(root, Name(path, originals.get(id(node), node), number, first[id(node)]))
+        hidden, inside = frozenset(hiding), root
+        for path in sorted(nodes):
+            if path not in hidden:
+                node = nodes[path]
+                parent = path.rpartition(b"/")[0]
+                if parent != inside.path:
+                    # A layer names every directory before what is in it, or has one made.
+                    found = look(root, parent)
+                    assert found is not None
+                    inside = found
+                _put(root, inside, Name(path, originals.get(id(node), node), number, first[id(node)]))
     return root
 
 
@@ -125,11 +133,10 @@ def _hide(root: Name, path: bytes) -> None:
         place.children.pop(name, None)
 
 
-def _put(root: Name, new: Name) -> None:
-    parent, _, last = new.path.rpartition(b"/")
-    inside = look(root, parent)
-    # A layer names every directory before what is in it, or has one made.
-    assert inside is not None and inside.children is not None
+def _put(root: Name, inside: Name, new: Name) -> None:
+    """Puts a name into a directory."""
+    last = new.path.rpartition(b"/")[2]
+    assert inside.children is not None
     before = inside.children.get(last) if new.path else root
     if new.children is None or before is None or before.children is None:
         inside.children[last] = new

@@ -75,6 +75,7 @@ class Tree:
         self.hollow: list[bytes] = []
         self._copied = frozenset(notes.copied)
         self._unkept = frozenset(notes.unkept)
+        self._said: dict[tuple[int, int, int, int], tuple[int, bytes]] = {}
         self._links: dict[bytes, tuple[bytes, int]] = {}
         self._plinks: dict[bytes, int] = {}
         self._whiteouts: list[bytes] = []
@@ -161,7 +162,7 @@ class Tree:
         return node.link if node.kind == stat.S_IFLNK else node.kind == stat.S_IFDIR
 
     def _node(self, entry: Entry) -> Node:
-        node = Node.of_entry(entry)
+        node = Node.of_entry(entry, self._said)
         node.partial = entry.index in self._unkept
         return node
 

@@ -11,12 +11,14 @@ from msb_pull.layer.tar.entry import BLK, CHR, DIR, FIFO, REG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from msb_pull.layer.tar.entry import Entry
 
 _KINDS = {REG: stat.S_IFREG, DIR: stat.S_IFDIR, CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+# Nearly all have none, and a dictionary of its own for each would take a tenth of the memory of a tree.
+_NO_ATTRIBUTES: Mapping[bytes, bytes] = {}
 _SYMLINK = override_stat(stat.S_IFLNK, 0o777, 0, 0)
 
 
@@ -47,7 +49,7 @@ class Node:
         self.origin: bytes | None = None
         self.device: tuple[int, int] | None = None
         self.link = b""
-        self.attributes: dict[bytes, bytes] = {}
+        self.attributes: Mapping[bytes, bytes] = _NO_ATTRIBUTES
         self.implied = False
 
     @classmethod
@@ -58,16 +60,20 @@ class Node:
         return node
 
     @classmethod
-    def of_entry(cls, entry: Entry) -> Node:
-        """What an entry makes that is neither a link nor a whiteout."""
+    def of_entry(cls, entry: Entry, said: dict[tuple[int, int, int, int], tuple[int, bytes]]) -> Node:
+        """What an entry makes that is neither a link nor a whiteout.
+
+        ``said`` keeps what entries of the same type, mode and owner have: few differ.
+        """
         kind = _KINDS[entry.type]
         on_disk = kind if kind == stat.S_IFDIR else stat.S_IFREG
-        override = override_stat(kind, entry.mode, entry.uid, entry.gid)
-        node = cls(on_disk, disk_mode(on_disk, entry.mode), override, entry.mtime_ns)
-        for name, value in (entry.xattrs or {}).items():
-            kept = disk_name(name)
-            if kept is not None:
-                node.attributes[kept] = value
+        key = kind, entry.mode, entry.uid, entry.gid
+        if key not in said:
+            said[key] = disk_mode(on_disk, entry.mode), override_stat(*key)
+        node = cls(on_disk, *said[key], entry.mtime_ns)
+        if entry.xattrs:
+            named = ((disk_name(name), value) for name, value in entry.xattrs.items())
+            node.attributes = {kept: value for kept, value in named if kept is not None}
         if entry.type == REG:
             node.size = entry.size
             node.index = entry.index if entry.stored else -1

@@ -95,6 +95,7 @@ def _to_stream(
                 return FILE, 1, FILE.write([inode], out, _task(image, [inode], job))
     with merged_tree(store, image, job) as tree:
         form, inodes = _for_stream(tree, options)
+        tree.forget()
         return form, len(inodes), form.write(inodes, out, _task(image, inodes, job))
 
 
@@ -122,6 +123,7 @@ def _to_path(
     how = chosen_stat(options.stat) if form.folder else ""
     with merged_tree(store, image, job) as tree:
         inodes = _chosen(tree, options)
+        tree.forget()
         try:
             with folder_draft(path) if form.folder else file_draft(path) as draft:
                 try:

@@ -131,4 +131,4 @@ class _Layer:
 
     def source(self, number: int, node: Node) -> Source | None:
         path = content_paths(self.nodes).get(node.index)
-        return None if path is None else Source(number, path, self._payloads[node.index], node.size)
+        return None if path is None else Source(number, path, self._payloads[node.index], node)

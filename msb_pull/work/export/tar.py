@@ -21,14 +21,17 @@ if TYPE_CHECKING:
         def write(self, data: bytes, /) -> object: ...
 
 
-_FILE, _LINK, _SYMLINK = b"0", b"1", b"2"
+_FILE, _LINK, _SYMLINK, _EXTENDED = b"0", b"1", b"2", b"x"
 _TYPES = {stat.S_IFREG: _FILE, stat.S_IFLNK: _SYMLINK, stat.S_IFDIR: b"5"}
 _TYPES |= {stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFIFO: b"6"}
 _BATCH = 1 << 18
 # GNU tar pads archives to records of this size, and warns of a lone block of zeros.
 _RECORD = 20 * BLOCK
 _SECOND = 1_000_000_000
-_HEADER = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0        %s%sustar\00000%s%s%s"
+_HEAD = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0"
+_TAIL = b"%s%sustar\00000%s%s%s"
+# The checksum counts its own field as spaces.
+_SPACES = 8 * ord(" ")
 _NAME = 100
 _MAX_ID = 8**7 - 1
 _MAX_SIZE = 8**11 - 1
@@ -41,16 +44,19 @@ def write_tar(inodes: Iterable[Inode], out: Sink, progress: Callable[[int], None
     """
     archive = _Archive(out)
     for inode in inodes:
-        archive.put(*_headers(inode))
+        archive.put(_headers(inode))
         if inode.kind == stat.S_IFREG and inode.link_of is None:
             at = 0
             for offset, piece in inode.pieces():
-                # From one segment to the next within its last block; what is more is a hole.
-                archive.put(bytes(_gap(at, offset)), piece)
+                if offset != at:
+                    # From one segment to the next within its last block; what is more is a hole.
+                    archive.put(bytes(_gap(at, offset)))
+                archive.put(piece)
                 at = offset + len(piece)
                 progress(len(piece))
             archive.put(bytes(-at % BLOCK))
     archive.put(bytes(2 * BLOCK))
+    archive.flush()
     archive.put(bytes(-archive.size % _RECORD))
     archive.flush()
     return archive.size
@@ -75,7 +81,7 @@ def _blocks(segments: Iterable[tuple[int, int]], size: int) -> list[tuple[int, i
 
 
 class _Archive:
-    """Gathers small pieces, so that there are few writes."""
+    """Gathers small pieces, so that there are few writes. ``size`` is what has been written."""
 
     def __init__(self, out: Sink) -> None:
         self._out = out
@@ -83,23 +89,24 @@ class _Archive:
         self._gathered = 0
         self.size = 0
 
-    def put(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self._parts.append(piece)
-            self._gathered += len(piece)
-            self.size += len(piece)
+    def put(self, piece: bytes) -> None:
+        self._parts.append(piece)
+        self._gathered += len(piece)
         if self._gathered >= _BATCH:
             self.flush()
 
     def flush(self) -> None:
         self._out.write(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
         self._parts.clear()
+        self.size += self._gathered
         self._gathered = 0
 
 
-def _headers(inode: Inode) -> list[bytes]:
+def _headers(inode: Inode) -> bytes:
     """All that stands before the content: an extended header where one is needed, the header, a sparse file's map."""
-    name = (inode.path or b".") + (b"/" if inode.kind == stat.S_IFDIR else b"")
+    name = inode.path + b"/" if inode.kind == stat.S_IFDIR else inode.path
+    if not inode.path:
+        name = b"./" if inode.kind == stat.S_IFDIR else b"."
     link = inode.target if inode.link_of is None else inode.link_of
     kind = _LINK if inode.link_of is not None else _TYPES[inode.kind]
     records: list[tuple[bytes, bytes]] = []
@@ -119,19 +126,20 @@ def _headers(inode: Inode) -> list[bytes]:
     if fraction or not 0 <= seconds <= _MAX_SIZE:
         records.append((b"mtime", _decimal(inode.mtime_ns)))
         seconds = min(max(seconds, 0), _MAX_SIZE)
-    for key, number, most in ((b"uid", inode.uid, _MAX_ID), (b"gid", inode.gid, _MAX_ID), (b"size", size, _MAX_SIZE)):
-        if number > most:
-            records.append((key, b"%d" % number))
-    if kind != _LINK:
+    uid, gid = inode.uid, inode.gid
+    if uid > _MAX_ID:
+        records.append((b"uid", b"%d" % uid))
+        uid = 0
+    if gid > _MAX_ID:
+        records.append((b"gid", b"%d" % gid))
+        gid = 0
+    if size > _MAX_SIZE:
+        records.append((b"size", b"%d" % size))
+        size = 0
+    if inode.xattrs and kind != _LINK:
         records += [(b"SCHILY.xattr." + key, value) for key, value in sorted(inode.xattrs.items())]
-    header = _header(inode, name[:_NAME], kind, link[:_NAME], size, seconds)
-    return [*(_extended(records) if records else ()), header, *([leading] if leading else ())]
-
-
-def _header(inode: Inode, name: bytes, kind: bytes, link: bytes, size: int, seconds: int) -> bytes:
-    uid, gid = (number if number <= _MAX_ID else 0 for number in (inode.uid, inode.gid))
-    major, minor = inode.device
-    return _block(name, inode.mode, uid, gid, size if size <= _MAX_SIZE else 0, seconds, kind, link, major, minor)
+    header = _block(name[:_NAME], inode.mode, uid, gid, size, seconds, kind, link[:_NAME], *inode.device)
+    return _extended(records) + header + leading if records or leading else header
 
 
 def _block(
@@ -146,9 +154,16 @@ def _block(
     major: int = 0,
     minor: int = 0,
 ) -> bytes:
-    fields = (mode, uid, gid, size, seconds, kind, link.ljust(_NAME, b"\0"), bytes(64), _device(major), _device(minor))
-    block = (_HEADER % (name.ljust(_NAME, b"\0"), *fields)).ljust(BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % byte_sum(block) + block[156:]
+    head = _HEAD % (name.ljust(_NAME, b"\0"), mode, uid, gid, size, seconds)
+    tail, tail_sum = _PLAIN[kind] if not (link or major or minor) else _tail(kind, link, major, minor)
+    return b"%s%06o\0 %s" % (head, byte_sum(head) + _SPACES + tail_sum, tail)
+
+
+def _tail(kind: bytes, link: bytes, major: int, minor: int) -> tuple[bytes, int]:
+    """What follows the checksum, and the sum of its bytes."""
+    fields = (kind, link.ljust(_NAME, b"\0"), bytes(64), _device(major), _device(minor))
+    tail = (_TAIL % fields).ljust(BLOCK - 156, b"\0")
+    return tail, byte_sum(tail)
 
 
 def _device(number: int) -> bytes:
@@ -156,8 +171,14 @@ def _device(number: int) -> bytes:
     return b"%07o\0" % number if number <= _MAX_ID else b"\x80" + number.to_bytes(7, "big")
 
 
-def _extended(records: list[tuple[bytes, bytes]]) -> list[bytes]:
-    """An extended header with its records (``LENGTH KEY=VALUE``, the length counting itself)."""
+# Of all but links and devices.
+_PLAIN = {kind: _tail(kind, b"", 0, 0) for kind in (*_TYPES.values(), _LINK, _EXTENDED)}
+
+
+def _extended(records: list[tuple[bytes, bytes]]) -> bytes:
+    """An extended header with its records (``LENGTH KEY=VALUE``, the length counting itself); nothing without any."""
+    if not records:
+        return b""
     body = b""
     for key, value in records:
         rest = b" %s=%s\n" % (key, value)
@@ -165,7 +186,7 @@ def _extended(records: list[tuple[bytes, bytes]]) -> list[bytes]:
         while len(rest) + len(b"%d" % length) != length:
             length = len(rest) + len(b"%d" % length)
         body += b"%d%s" % (length, rest)
-    return [_block(b"././@PaxHeader", 0o644, 0, 0, len(body), 0, b"x"), body, bytes(-len(body) % BLOCK)]
+    return _block(b"././@PaxHeader", 0o644, 0, 0, len(body), 0, _EXTENDED) + body + bytes(-len(body) % BLOCK)
 
 
 def _map(segments: list[tuple[int, int]], size: int) -> bytes:

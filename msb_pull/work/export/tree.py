@@ -11,16 +11,16 @@ from msb_pull.ground.errors import NotFoundError, UsageError
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import image_name, parse_override_stat
 from msb_pull.layer.proof.model import content_paths
+from msb_pull.layer.proof.node import Node
 from msb_pull.layer.rules import clean, join, resolve
 from msb_pull.work.export.contents import Contents, Source
 from msb_pull.work.merge import Name, look, stack, walk
 from msb_pull.work.recorded import recorded_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from msb_pull.ground.running import Job
-    from msb_pull.layer.proof.node import Node
     from msb_pull.layer.rules import Look
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
@@ -50,22 +50,19 @@ class Inode:
         link_of: bytes | None,
         contents: Contents,
         source: Source | None,
-        said: tuple[int | None, int | None, int | None] | None = None,
+        said: tuple[int, int, int, int] | None = None,
     ) -> None:
-        """``said`` is what the node's override_stat says, where that has been parsed already."""
-        uid, gid, mode = said or parse_override_stat(node.override)
+        """``said`` is what :func:`_said` has found in the node's override_stat, where that has been parsed already."""
         self.path = path
-        self.kind = stat.S_IFMT(mode or 0)
-        self.mode = stat.S_IMODE(mode or 0)
-        self.uid = uid or 0
-        self.gid = gid or 0
+        self.uid, self.gid, self.kind, self.mode = said or _said(node.override)
         self.mtime_ns = node.mtime_ns or 0
         self.size = node.size
         self.target = node.link
         self.device = node.device or (0, 0)
-        self.xattrs = {image_name(name): value for name, value in node.attributes.items()}
+        kept = node.attributes
+        self.xattrs = {image_name(name): value for name, value in kept.items()} if kept else kept
         self.link_of = link_of
-        self.segments = source.payload[4] if source is not None else () if node.size else None
+        self.segments = source.segments if source is not None else () if node.size else None
         self._contents = contents
         self._source = source
 
@@ -94,10 +91,16 @@ class Inode:
             raise self._contents.trouble(self._source, error) from error
 
 
+def _said(override: bytes) -> tuple[int, int, int, int]:
+    """Owner, group, kind and mode."""
+    uid, gid, mode = parse_override_stat(override)
+    return uid or 0, gid or 0, stat.S_IFMT(mode or 0), stat.S_IMODE(mode or 0)
+
+
 class MergedTree:
     """The merged tree of an image. Contents can be read until :meth:`close`, by one thread."""
 
-    def __init__(self, reference: str, root: Name, sources: Mapping[int, Source], contents: Contents) -> None:
+    def __init__(self, reference: str, root: Name, sources: dict[int, Source], contents: Contents) -> None:
         self._reference = reference
         self._root = root
         self._sources = sources
@@ -117,16 +120,21 @@ class MergedTree:
         first: dict[int, bytes] = {}
         inodes = []
         # There are few of them, and many who have one.
-        said: dict[bytes, tuple[int | None, int | None, int | None]] = {}
+        said: dict[bytes, tuple[int, int, int, int]] = {}
         for name in names:
             override = name.node.override
             if override not in said:
-                said[override] = parse_override_stat(override)
+                said[override] = _said(override)
             shared = first.setdefault(id(name.node), name.path)
             source = self._sources.get(id(name.node))
             link_of = shared if shared != name.path else None
             inodes.append(Inode(name.path, name.node, link_of, self._contents, source, said[override]))
         return inodes
+
+    def forget(self) -> None:
+        """Lets go of all names, for the sake of memory: inodes that were given can be read as before."""
+        self._root = Name(b"", Node.of_nothing(), 0, b"")
+        self._sources.clear()
 
     def real_path(self, path: bytes, *, followed: bool = False) -> bytes:
         """Where a path leads: symlinks on the way to its last name are followed, and with ``followed`` that one, too.
@@ -164,19 +172,24 @@ def merged_tree(store: Store, image: StoredImage, job: Job) -> Iterator[MergedTr
 
     Raises NotFoundError for a layer that is not complete, ContentError, Cancelled, OSError.
     """
-    models: list[dict[bytes, Node]] = []
     sources: dict[int, Source] = {}
     roots: list[tuple[str, int]] = []
     contents = Contents(roots)
-    try:
+
+    def layers() -> Iterator[dict[bytes, Node]]:
+        # One at a time: what a layer holds that others hide need not be kept.
         for number, layer in enumerate(image.layers):
             job.cancel.check()
             record, nodes = recorded_layer(store, layer, job, whole_links=True)
             roots.append((layer.digest.short, open_directory(store.layer_dir(layer.key))))
             payloads = {payload[1]: payload for payload in record.payloads}
             for index, path in content_paths(nodes).items():
-                sources[id(nodes[path])] = Source(number, path, payloads[index], nodes[path].size)
-            models.append(nodes)
-        yield MergedTree(image.reference, stack(models), sources, contents)
+                sources[id(nodes[path])] = Source(number, path, payloads[index], nodes[path])
+            del record, payloads
+            yield nodes
+            del nodes
+
+    try:
+        yield MergedTree(image.reference, stack(layers()), sources, contents)
     finally:
         contents.close()
