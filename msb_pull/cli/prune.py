@@ -72,7 +72,9 @@ def _fit(run: Run, filters: Sequence[str], *, everything: bool) -> Fit | None:
 
 
 def say_what_fits(run: Run, removed: PrunePlan) -> None:
-    """Says what a pull removed so that the store fits its budget."""
+    """Says what a pull removed so that the store fits its budget, and who else loses by that."""
+    for remark in removed.remarks:
+        run.warn(remark)
     if not removed.empty:
         left = f"the store now takes {format_size(removed.left or 0)}"
         run.display.note(f"Removed {_contents(removed)}, freed {format_size(removed.size)}; {left}", done=True)

@@ -36,6 +36,8 @@ LAYERS, IMAGES, TREES, LINKS = "overlay-layers", "overlay-images", "overlay", "l
 # The draft of a file that was being written when its writer ended.
 _DRAFT = ".msb-pull-draft"
 _TICKET = 64
+# Not to wait for whoever might read a FIFO in its place.
+_LOCK_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ID = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}", re.ASCII)
 
 
@@ -165,7 +167,7 @@ class Folder:
         if not _write(f"{what}.json", content, self._open[place]):
             return
         # A podman that runs on, as a service, reads it again when the lock has another ticket.
-        lock = os.open(f"{what}.lock", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open[place])
+        lock = os.open(f"{what}.lock", _LOCK_FLAGS, dir_fd=self._open[place])
         try:
             os.pwrite(lock, os.urandom(_TICKET), 0)
         finally:

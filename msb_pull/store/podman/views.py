@@ -105,5 +105,9 @@ def _hide(path: Path, leaving: Leaving, store: Store, job: Job) -> None:
 
 
 def _going(view: View, leaving: Leaving, store: Store) -> list[ShownImage]:
+    with contextlib.suppress(OSError, ValueError):
+        # The store was copied, with what it knows of views: these show the layers of the one that was copied.
+        if not store.layers.samefile(view.layers):
+            return []
     own = view.is_of(store)
     return [image for image in view.images if leaving.takes(image, own=own)]

@@ -17,7 +17,7 @@ from msb_pull.ground.errors import Cancelled, ContentError
 from msb_pull.ground.running import Cancel, Throttle, start_thread
 from msb_pull.image.readers import CHUNK, BlobReader
 from msb_pull.work import archive
-from msb_pull.work.microsandbox.program import PLACE, Loading
+from msb_pull.work.microsandbox.program import PLACE, Loading, check_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -107,6 +107,7 @@ class Feed:
                     self._send(loading, blob, handle)
                 self._send_documents(loading)
                 loading.finish()
+            check_loaded(self._program, self._name, str(self._image.digest), self._stopped)
         except BaseException as error:  # noqa: BLE001 - it is for whoever waits for the end
             self._error = error
             self.failed.set()

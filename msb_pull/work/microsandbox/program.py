@@ -34,6 +34,7 @@ _SLICE = 0.05
 # How long it may take nothing at all, in seconds: it only copies what it reads to a disk.
 _PATIENCE = 120.0
 _ANSWER_SECONDS = 60
+_ANSWER_LIMIT = 64 << 20
 _LAST_WORDS = 4096
 _PIECE = 1 << 20
 
@@ -47,24 +48,64 @@ def find_msb(given: str) -> str:
     return found
 
 
-def has_image(program: str, reference: str, digest: str) -> bool:
+def has_image(program: str, reference: str, digest: str, cancel: Cancel) -> bool | None:
     """Whether Microsandbox lists an image under this name, however it was typed, with this manifest.
 
-    False as well where the program cannot say. Raises LocalError when it cannot be run.
+    None where the program cannot say. Raises LocalError when it cannot be run or does not answer, Cancelled.
     """
-    command = [program, "image", "ls", "--format", "json"]
     try:
-        told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise LocalError(f"{program} does not answer", cause="`image ls` took too long") from None
-    except OSError as error:
-        raise _not_run(program, error) from error
-    try:
-        listed = json.loads(told.stdout) if told.returncode == 0 else []
+        listed = json.loads(_answer([program, "image", "ls", "--format", "json"], cancel))
         same = [image["reference"] for image in listed if image["digest"] == digest]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return None
     return any(_canonical(name) == reference for name in same)
+
+
+def check_loaded(program: str, reference: str, digest: str, cancel: Cancel) -> None:
+    """Raises LocalError where the program says that it has loaded an image, and does not list it; Cancelled."""
+    if has_image(program, reference, digest, cancel) is False:
+        raise LocalError(
+            f"{Path(program).name} load ended as if all were well, but {reference} is not in its list",
+            hint=f"`{Path(program).name} image ls` shows what it has; is it Microsandbox's program?",
+        )
+
+
+def _answer(command: list[str], cancel: Cancel) -> bytes:
+    """What a short command says, nothing where it fails or says too much; whatever it started ends with it."""
+    with tempfile.TemporaryFile() as said:
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            raise _not_run(command[0], error) from error
+        try:
+            end = time.monotonic() + _ANSWER_SECONDS
+            while not _ended(child):
+                cancel.check()
+                if os.fstat(said.fileno()).st_size > _ANSWER_LIMIT:
+                    return b""
+                if time.monotonic() > end:
+                    raise LocalError(f"{command[0]} does not answer", cause="`image ls` took too long")
+        finally:
+            _kill(child)
+        return b"" if child.returncode else os.pread(said.fileno(), _ANSWER_LIMIT, 0)
+
+
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    try:
+        child.wait(_SLICE)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Ends a program that still runs, with all of its session."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _canonical(name: object) -> str | None:
@@ -113,11 +154,8 @@ class Loading:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            if self._child.poll() is None:
-                # Before its input ends.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._child.pid, signal.SIGKILL)
-                self._child.wait()
+            # Before its input ends.
+            _kill(self._child)
         finally:
             self._pipe.close()
             self._said.close()

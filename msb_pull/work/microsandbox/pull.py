@@ -73,7 +73,7 @@ def _deliver_stored(
     """For an image that was complete in the store, so that no source was opened."""
     assert result.digest is not None
     started = time.monotonic()
-    if has_image(program, result.reference, result.digest):
+    if has_image(program, result.reference, result.digest, job.cancel):
         return Delivered(PLACE, result.digest, False, False, time.monotonic() - started)
     stored = Stored(store, program, client, job)
     if options.policy is Policy.NEVER:
@@ -100,7 +100,7 @@ class _Taker:
         """See :data:`msb_pull.work.pull.receiving.Receive`."""
         started = time.monotonic()
         digest = str(image.digest)
-        there = not self._force and has_image(self._program, str(image.reference), digest)
+        there = not self._force and has_image(self._program, str(image.reference), digest, job.cancel)
         if there:
             yield Taking(job, _pass_over)
         else:

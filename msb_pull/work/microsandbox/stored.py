@@ -10,7 +10,7 @@ from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, Netw
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.source.interface import ResolvedImage
 from msb_pull.work.microsandbox.feed import feeding
-from msb_pull.work.microsandbox.program import PLACE, Loading, has_image
+from msb_pull.work.microsandbox.program import PLACE, Loading, check_loaded, has_image
 from msb_pull.work.pull.plan import Delivered
 from msb_pull.work.save import Format, save_images
 from msb_pull.work.select import stored_images
@@ -62,7 +62,7 @@ class Stored:
         started = time.monotonic()
         (image,) = stored_images(self._store, [reference])
         digest = str(image.digest) if image.digest else None
-        if digest is not None and not self._force and has_image(self._program, reference, digest):
+        if digest is not None and not self._force and has_image(self._program, reference, digest, self._job.cancel):
             return Delivered(PLACE, digest, False, False, time.monotonic() - started)
         if digest is not None:
             try:
@@ -92,6 +92,7 @@ class Stored:
         with spool_folder(self._store) as folder, Loading(self._program, folder, self._job.cancel) as loading:
             saved = save_images(self._store, [reference], cast("BinaryIO", loading), Format.OCI, self._job)
             loading.finish()
+        check_loaded(self._program, reference, saved.images[0].digest, self._job.cancel)
         return Delivered(PLACE, saved.images[0].digest, True, True, time.monotonic() - started)
 
     def _record(self, reference: str) -> ImageRecord:

@@ -1,7 +1,7 @@
 """Whether podman can read the documents of an image: one that it cannot keeps it from listing any.
 
 The types are those of its structures (image-spec, specs-go/v1; containers/image, manifest/docker_schema2.go), which
-Go reads without regard to case, and null as if nothing were said.
+Go reads without regard to case (U+017F is an s), null as if nothing were said, and numbers of 64 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Shape = type | str | list[Any] | dict[str, Any]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_NAMES = {str: "a text", bool: "true or false", int: "a whole number", "time": "a time of RFC 3339"}
+_NAMES = {str: "a text", bool: "true or false", int: "a whole number of 64 bits", "time": "a time of RFC 3339"}
 _SET: Shape = {"": {}}
 _TEXTS: Shape = {"": str}
 _HEALTH: Shape = {"test": [str], **dict.fromkeys(("startperiod", "interval", "timeout", "retries"), int)}
@@ -103,7 +103,7 @@ def _misfit(value: Any, shape: Shape, where: str) -> str | None:
         if not isinstance(value, dict):
             return f"{where} is not an object"
         others = shape.get("")
-        known = ((key, inner, shape.get(key.lower(), others)) for key, inner in value.items())
+        known = ((key, inner, shape.get(key.casefold(), others)) for key, inner in value.items())
         found = (_misfit(inner, form, f"{where}.{key}") for key, inner, form in known if form is not None)
         return next(filter(None, found), None)
     if isinstance(shape, list):
@@ -112,4 +112,6 @@ def _misfit(value: Any, shape: Shape, where: str) -> str | None:
         found = (_misfit(inner, shape[0], f"{where}[{place}]") for place, inner in enumerate(value))
         return next(filter(None, found), None)
     fits = utc(value) is not None if shape == "time" else type(value) is shape
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        fits = False
     return None if fits else f"{where} is not {_NAMES[shape]}"

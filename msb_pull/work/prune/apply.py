@@ -79,14 +79,16 @@ def prune_after_pull(store: Store, fit: Fit, job: Job) -> PrunePlan | None:
 
 def _fit(store: Store, fit: Fit, job: Job, usage: Usage) -> PrunePlan:
     done = PrunePlan((), (), (), (), 0)
+    remarks: list[str] = []
     while True:
         plan = plan_to_fit(store, fit, usage=usage)
         removed = _remove(store, plan, job)
         done = _joined(done, removed)
         # Somebody has begun to use these since they were chosen.
         used = set(plan.images).difference(removed.images)
+        remarks.extend(plan.remarks)
         if not used:
-            return replace(done, left=plan.left, over=plan.over, remarks=plan.remarks)
+            return replace(done, left=plan.left, over=plan.over, remarks=tuple(dict.fromkeys(remarks)))
         fit, usage = fit.without(used), measure(store, _sizes(usage))
 
 

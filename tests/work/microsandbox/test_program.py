@@ -11,6 +11,7 @@ import pytest
 from msb_pull.ground.errors import Cancelled, LocalError, UsageError
 from msb_pull.ground.running import Cancel
 from msb_pull.work.microsandbox.program import Loading, find_msb, has_image
+from tests.support.counting import wait_for
 
 LARGE = bytes(4 << 20)
 
@@ -151,7 +152,7 @@ def test_what_cannot_be_run(tmp_path):
     path = tmp_path / "msb"
     path.write_bytes(b"\x7fELF no program")
     path.chmod(0o755)
-    for call in (lambda: feed(str(path)), lambda: has_image(str(path), "a/b:1", "sha256:1")):
+    for call in (lambda: feed(str(path)), lambda: has_image(str(path), "a/b:1", "sha256:1", Cancel())):
         with pytest.raises(LocalError, match="cannot be run"):
             call()
 
@@ -165,15 +166,42 @@ def test_what_cannot_be_run(tmp_path):
         ('[{"reference": "app", "digest": "sha256:1"}]', False),
         ('[{"reference": "app:1", "digest": "sha256:2"}]', False),
         ('[{"reference": "NOT A NAME", "digest": "sha256:1"}, {"reference": 7, "digest": "sha256:1"}]', False),
-        ('[{"reference": "app:1"}]', False),
-        ('{"reference": "app:1"}', False),
-        ("[" * 100_000, False),
-        ("", False),
+        ('[{"reference": "app:1"}]', None),
+        ('{"reference": "app:1"}', None),
+        ("[" * 100_000, None),
+        ("", None),
     ],
 )
 def test_what_it_lists(program, listed, there):
-    assert has_image(program(f"print({listed!r})"), "docker.io/library/app:1", "sha256:1") == there
+    assert has_image(program(f"print({listed!r})"), "docker.io/library/app:1", "sha256:1", Cancel()) is there
 
 
 def test_one_that_lists_nothing(program):
-    assert not has_image(program("sys.exit('error: unknown command')"), "docker.io/library/app:1", "sha256:1")
+    assert (
+        has_image(program("sys.exit('error: unknown command')"), "docker.io/library/app:1", "sha256:1", Cancel())
+        is None
+    )
+
+
+def test_one_that_says_too_much_says_nothing(program, monkeypatch):
+    monkeypatch.setattr("msb_pull.work.microsandbox.program._ANSWER_LIMIT", 1 << 16)
+    made = program("while True: sys.stdout.write('[' * 4096)")
+    assert has_image(made, "docker.io/library/app:1", "sha256:1", Cancel()) is None
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_one_that_does_not_answer_ends_with_all_that_it_started(program, tmp_path, monkeypatch, interrupted):
+    pids = tmp_path / "pids"
+    made = program(
+        "child = subprocess.Popen(['sleep', '100'])\n"
+        f"open({str(pids)!r} + '.new', 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"os.rename({str(pids)!r} + '.new', {str(pids)!r}); time.sleep(100)"
+    )
+    cancel = Cancel()
+    if interrupted:
+        threading.Thread(target=lambda: (wait_for(pids.exists), cancel.set())).start()
+    else:
+        monkeypatch.setattr("msb_pull.work.microsandbox.program._ANSWER_SECONDS", 3)
+    with pytest.raises(Cancelled if interrupted else LocalError):
+        has_image(made, "docker.io/library/app:1", "sha256:1", cancel)
+    wait_for(lambda: all(gone(int(pid)) for pid in pids.read_text().split()))

@@ -32,6 +32,8 @@ from tests.support.microsandbox import FakeMicrosandbox
 from tests.support.processes import children, gone
 
 pytestmark = pytest.mark.timeout(120)
+# What it has read is there to be read once more.
+AGAIN = "sys.stdin = io.TextIOWrapper(io.BytesIO(data))"
 MANIFESTS, BLOBS = "/manifests/", "/blobs/"
 
 
@@ -269,6 +271,16 @@ def test_a_program_that_fails(world, when):
     good(world.home.run("verify"))
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_program_that_loads_nothing_and_says_so_to_nobody(world, stored):
+    if stored:
+        good(world.home.pull(world.name))
+    world.behave("sys.stdin.buffer.read(); sys.exit(0)")
+    for run in [world.pull(), *([world.export(), world.pull("--policy", "never", world.name)] if stored else [])]:
+        assert run.returncode == 7
+        assert f"{world.name} is not in its list" in run.stderr
+
+
 def test_a_program_that_is_killed(world):
     world.behave("os.kill(os.getpid(), 9)")
     run = world.pull()
@@ -466,7 +478,7 @@ def test_the_library_does_the_same(world):
 def test_the_archive_is_one_for_everybody(world):
     """As tarfile reads it, with nothing behind its end."""
     out = world.folder / "archive.tar"
-    world.behave(f"data = sys.stdin.buffer.read(); open({str(out)!r}, 'wb').write(data); sys.exit(0)")
+    world.behave(f"data = sys.stdin.buffer.read(); open({str(out)!r}, 'wb').write(data); {AGAIN}")
     good(world.pull())
     data = out.read_bytes()
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:

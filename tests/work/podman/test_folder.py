@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from msb_pull.ground.errors import ContentError, LocalError, MsbPullError, UsageError
+from msb_pull.ground.errors import ContentError, LocalError, MsbPullError, NotFoundError, UsageError
 from msb_pull.store.podman.shown import ShownImage
 from msb_pull.store.store import Store
 from msb_pull.work.prune.plan import plan_prune
@@ -64,6 +64,17 @@ def test_a_symlink_in_it_leads_nowhere(home, tmp_path, name):
         with pytest.raises(LocalError, match="podman's view"):
             remove(home, A)
     assert (everything(tmp_path / "aside") if aside.is_dir() else aside.read_bytes()) == before
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["overlay-layers/layers.lock", "overlay-images/images.lock", "msb-pull.json"])
+def test_a_fifo_in_it_is_not_waited_for(home, name):
+    export(home, A)
+    (home / "podman" / name).unlink()
+    os.mkfifo(home / "podman" / name)
+    with pytest.raises(MsbPullError):
+        export(home, B)
+        raise NotFoundError("a damaged list is made again")
 
 
 def test_what_was_not_made_here_stays(home):

@@ -18,7 +18,7 @@ from msb_pull.work.prune.plan import plan_prune
 from msb_pull.work.select import Selection
 from tests.support.archive import reg
 from tests.support.exports import layout
-from tests.support.podman import BASE, A, B, everything, export, hearing, prune, pull, remove, shown
+from tests.support.podman import BASE, A, B, copied, everything, export, hearing, prune, pull, remove, shown
 
 
 def test_rm_says_what_podman_shows_and_hides_it_first(home):
@@ -83,6 +83,15 @@ def test_a_view_that_is_gone_bothers_nobody(home, tmp_path):
     remove(home, A, job=job)
     assert heard == []
     assert not (tmp_path / "view").exists()
+
+
+def test_a_copy_of_the_store_takes_nothing_from_the_views_of_the_first(home, tmp_path):
+    export(home, A)
+    copied(home, tmp_path / "copy")
+    heard, job = hearing()
+    remove(tmp_path / "copy", A, job=job)
+    assert heard == []
+    assert shown(home / "podman") == [A]
 
 
 def test_nothing_is_removed_while_podman_would_go_on_showing_it(home, monkeypatch):

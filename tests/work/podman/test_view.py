@@ -133,7 +133,12 @@ def test_unknown_and_incomplete_images_change_nothing(home):
         ({"config": {"Env": "A=b"}}, "config.config.Env is not a list"),
         ({"config": {"Labels": {"a": 1}}}, "config.config.Labels.a is not a text"),
         ({"config": {"Volumes": {"/x": 1}}}, "config.config.Volumes./x is not an object"),
-        ({"config": {"Healthcheck": {"Retries": True}}}, "config.config.Healthcheck.Retries is not a whole number"),
+        (
+            {"config": {"Healthcheck": {"Retries": True}}},
+            "config.config.Healthcheck.Retries is not a whole number of 64 bits",
+        ),
+        ({"size": 1 << 63}, "config.size is not a whole number of 64 bits"),
+        ({"o\u017f": 5}, "config.o\u017f is not a text"),
         ({"history": [{}, {"empty_layer": "yes"}]}, "config.history[1].empty_layer is not true or false"),
         ({"author": ["x"]}, "config.author is not a text"),
     ],
