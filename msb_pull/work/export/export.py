@@ -122,7 +122,8 @@ def _to_path(
     with merged_tree(store, image, job) as tree:
         inodes = _chosen(tree, options)
         try:
-            with folder_draft(path) if form.folder else file_draft(path) as draft:
+            drafted = folder_draft if form.folder else file_draft
+            with drafted(path, force=options.force) as draft:
                 try:
                     task = _task(image, inodes, job, name=path.name, stat=how, size=options.size)
                     return len(inodes), form.write(inodes, draft, task)
