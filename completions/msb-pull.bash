@@ -37,19 +37,20 @@ _msb_pull_images() { # word to complete, home
 
 _msb_pull() {
     COMPREPLY=()
-    local commands='pull ls inspect verify prune rm save export'
+    local commands='pull ls inspect verify prune df rm save export'
     local every='--home --layers-dir --config --format -q --quiet -v --verbose --progress --color --debug -h --help'
     local -A options=(
-        [pull]='-f --force --as -n --dry-run --lock --locked --upgrade --lock-platform --policy --platform -j --jobs
+        [pull]='-f --force --as --to --msb -n --dry-run --lock --locked --upgrade --lock-platform --policy --platform -j --jobs
             --plain-http --tls-no-verify --ca-cert --creds-stdin --anonymous --authfile --require-signature
             --no-signature-check --allow-no-xattr --limit-rate --max-layer-size --max-entries --max-window'
         [ls]='--filter --sort --no-trunc'
         [inspect]='--layers --lowerdir --files'
         [verify]='--quick --repair --authfile'
-        [prune]='-a --all --filter -y --yes -n --dry-run --no-wait'
+        [prune]='-a --all --filter --keep --min-free -y --yes -n --dry-run --no-wait'
+        [df]=''
         [rm]=''
         [save]='-o --output --without'
-        [export]='-o --output --path --size --stat -f --force'
+        [export]='-o --output --path --size --stat -f --force --to --msb --authfile'
     )
 
     # The words up to the cursor, split at blanks alone.
@@ -59,7 +60,8 @@ _msb_pull() {
     [[ $line == *[[:blank:]] ]] || { cur=${words[-1]}; unset 'words[-1]'; }
 
     local takes_value=' --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs
-        --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --size --stat -o --output
+        --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort
+        --keep --min-free --path --size --stat --to --msb -o --output
         --lock --locked --lock-platform --without '
     takes_value=${takes_value//[$'\n\t']/ }
     for word in "${words[@]:1}"; do
@@ -91,7 +93,7 @@ _msb_pull() {
     local -a choices=()
     case $option in
         --home | --layers-dir) _msb_pull_paths "$lead" "$value" -d; return ;;
-        --config | --ca-cert | --authfile | --require-signature | --lock | --locked | --without | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
+        --config | --ca-cert | --authfile | --msb | --require-signature | --lock | --locked | --without | -o | --output) _msb_pull_paths "$lead" "$value" -f; return ;;
         --format)
             choices=(text json)
             [[ $command == save ]] && choices+=(oci docker)
@@ -102,6 +104,7 @@ _msb_pull() {
         --policy) choices=(missing always newer never) ;;
         --platform | --lock-platform) choices=(linux/amd64 linux/arm64 linux/arm/v7 linux/riscv64 linux/ppc64le linux/s390x linux/386) ;;
         --stat) choices=(native containers microsandbox) ;;
+        --to) choices=(microsandbox podman) ;;
         --sort) choices=(name size pulled) ;;
         --filter)
             choices=(reference= platform= until= incomplete=true)
@@ -128,7 +131,7 @@ _msb_pull() {
     esac
     # shellcheck disable=SC2086
     [[ -n $bare ]] && _msb_pull_reply "$cur" $commands
-    [[ $command != prune ]] && _msb_pull_images "$cur" "$home"
+    [[ $command != prune && $command != df ]] && _msb_pull_images "$cur" "$home"
 }
 
 complete -F _msb_pull msb-pull

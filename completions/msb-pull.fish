@@ -1,6 +1,6 @@
 # fish completion for msb-pull.
 
-set -g __msb_pull_commands pull ls inspect verify prune rm save export
+set -g __msb_pull_commands pull ls inspect verify prune df rm save export
 
 function __msb_pull_command --description 'The command on the line; pull when its first word is an image; nothing yet when there is none'
     set -l words (commandline -opc)
@@ -11,7 +11,7 @@ function __msb_pull_command --description 'The command on the line; pull when it
             continue
         end
         switch $word
-            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --path --stat -o --output --lock --locked --lock-platform --without
+            case --home --layers-dir --config --format --progress --color --as --policy --platform -j --jobs --ca-cert --authfile --require-signature --limit-rate --max-layer-size --max-entries --max-window --filter --sort --keep --min-free --path --size --stat --to --msb -o --output --lock --locked --lock-platform --without
                 set skip yes
             case '-*'
             case '*'
@@ -55,6 +55,7 @@ complete -c msb-pull -n 'test -z (__msb_pull_command)' -a ls -d 'List the images
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a inspect -d 'Show what an image is made of'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a verify -d 'Prove layers against the registry'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a prune -d 'Remove what no image needs'
+complete -c msb-pull -n 'test -z (__msb_pull_command)' -a df -d 'Show what the store takes'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a rm -d 'Remove images'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a save -d 'Write images into an archive'
 complete -c msb-pull -n 'test -z (__msb_pull_command)' -a export -d 'Write the merged tree of an image'
@@ -77,7 +78,7 @@ complete -c msb-pull -n '__msb_pull_is pull' -l tls-no-verify -d 'Accept any cer
 complete -c msb-pull -n '__msb_pull_is pull' -l ca-cert -r -F -d 'Trust these authorities'
 complete -c msb-pull -n '__msb_pull_is pull' -l creds-stdin -d 'Read user:password from standard input'
 complete -c msb-pull -n '__msb_pull_is pull' -l anonymous -d 'Use no credentials'
-complete -c msb-pull -n '__msb_pull_is pull verify' -l authfile -r -F -d 'Credentials'
+complete -c msb-pull -n '__msb_pull_is pull verify export' -l authfile -r -F -d 'Credentials'
 complete -c msb-pull -n '__msb_pull_is pull' -l require-signature -r -F -d 'Only images signed with this key'
 complete -c msb-pull -n '__msb_pull_is pull' -l no-signature-check -d 'Check no signatures'
 complete -c msb-pull -n '__msb_pull_is pull' -l allow-no-xattr -d 'Accept a file system without user attributes'
@@ -99,6 +100,8 @@ complete -c msb-pull -n '__msb_pull_is verify' -l quick -d 'All but the contents
 complete -c msb-pull -n '__msb_pull_is verify' -l repair -d 'Fetch damaged layers again'
 
 complete -c msb-pull -n '__msb_pull_is prune' -s a -l all -d 'Also remove images'
+complete -c msb-pull -n '__msb_pull_is prune' -l keep -x -d 'Remove images until the store takes this'
+complete -c msb-pull -n '__msb_pull_is prune' -l min-free -x -d 'Remove images until this is free'
 complete -c msb-pull -n '__msb_pull_is prune' -s y -l yes -d 'Do not ask'
 complete -c msb-pull -n '__msb_pull_is prune' -l no-wait -d 'Give up instead of waiting'
 
@@ -111,6 +114,9 @@ complete -c msb-pull -n '__msb_pull_is export' -l stat -x -a 'native containers 
 complete -c msb-pull -n '__msb_pull_is export' -l path -x -d 'Only this file or folder'
 complete -c msb-pull -n '__msb_pull_is export' -l size -x -d 'Size of an ext4 file system'
 complete -c msb-pull -n '__msb_pull_is export' -s f -l force -d 'Replace what exists'
+complete -c msb-pull -n '__msb_pull_is pull' -l to -x -a microsandbox -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is export' -l to -x -a 'microsandbox podman' -d 'Hand to another program'
+complete -c msb-pull -n '__msb_pull_is pull export' -l msb -r -F -d 'Program of Microsandbox'
 complete -c msb-pull -n 'not __msb_pull_is save export' -l format -x -a 'text json' -d 'What standard output carries'
 
 complete -c msb-pull -l home -r -a '(__fish_complete_directories)' -d 'Where images live'

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
-    from msb_pull.work.pull.plan import LayerOutcome, Policy, PullOptions, PullResult
+    from msb_pull.work.podman.export import PodmanExport
+    from msb_pull.work.pull.plan import Delivered, LayerOutcome, Policy, PullOptions, PullResult
 
 __all__ = [
     "AccessError",
@@ -46,6 +47,7 @@ __all__ = [
     "ContentError",
     "Credential",
     "CredentialStore",
+    "Delivered",
     "ExitCode",
     "ExportOptions",
     "ExportResult",
@@ -56,6 +58,7 @@ __all__ = [
     "NetworkError",
     "NotFoundError",
     "Platform",
+    "PodmanExport",
     "Policy",
     "PullOptions",
     "PullResult",
@@ -81,7 +84,8 @@ _HOLDERS = {
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",
     "work.listing": "ListedImage",
-    "work.pull.plan": "LayerOutcome Policy PullOptions PullResult",
+    "work.podman.export": "PodmanExport",
+    "work.pull.plan": "Delivered LayerOutcome Policy PullOptions PullResult",
     "source.registry.auth_file": "Credential",
     "source.registry.credentials": "CredentialStore",
     "source.registry.registry": "RegistryOptions",

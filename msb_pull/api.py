@@ -19,20 +19,24 @@ from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store import store as inner
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import PullOptions
+from msb_pull.work.pull.pull import pull_image as pull_one
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
+    from msb_pull.image.reference import ImageArgument
     from msb_pull.source.registry.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage
-    from msb_pull.work.pull.plan import PullResult
+    from msb_pull.work.podman.export import PodmanExport
+    from msb_pull.work.pull.plan import Delivered, PullResult
 
 __all__ = ["Store", "pull_image", "pull_images", "registry_options"]
 
@@ -148,11 +152,83 @@ class Store:
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_image(self._place, reference, where, options or ExportOptions(), job)
 
+    def deliver(
+        self,
+        image: str,
+        place: str = "microsandbox",
+        *,
+        msb: str | None = None,
+        force: bool = False,
+        observer: Observer = ignore,
+        cancel: threading.Event | None = None,
+        registries: RegistryOptions | None = None,
+        credentials: CredentialStore | None = None,
+    ) -> Delivered:
+        """Hands an image that was pulled before to another program; nothing is done where that has it.
+
+        ``msb`` is Microsandbox's program, a name or a path. The image's source is asked for its blobs again; where it
+        cannot give them, layers are made again from the store, and the result says so. With ``force`` it is handed over
+        though it is there. The rest is as in :func:`pull_image`. Raises NotFoundError, ContentError for what is
+        damaged, UsageError without the program, LocalError, Cancelled.
+        """
+        from msb_pull.work.microsandbox.program import PLACE, find_msb
+        from msb_pull.work.microsandbox.stored import Stored
+
+        if place != PLACE:
+            raise UsageError(f"place: {place!r} is not one of {PLACE}")
+        reference = Reference.parse(image, self._settings.default_registry)
+        job = Job(observer, Cancel(cancel) if cancel else Cancel())
+        program = find_msb(msb or self._settings.msb)
+        with _client(self, {reference.registry}, job, registries, credentials) as client:
+            return Stored(self._place, program, client, job, force=force).deliver(str(reference))
+
+    def show_in_podman(
+        self,
+        images: Sequence[str],
+        folder: str | PathLike[str] | None = None,
+        *,
+        observer: Observer = ignore,
+        cancel: threading.Event | None = None,
+    ) -> PodmanExport:
+        """Shows images in a read-only store of links for podman, by default ``podman`` in the home.
+
+        What it showed before stays, brought up to date; the result says which lines podman needs to read it. Raises
+        NotFoundError for an image that is not here or not complete, ContentError for one that podman could not read,
+        UsageError for a folder that is anything but such a store of this home, LocalError, Cancelled.
+
+        >>> import tempfile
+        >>> store = Store.open(tempfile.mkdtemp())
+        >>> _ = pull_image("oci:tests/sample:1", store, PullOptions(name="sample:1"))
+        >>> store.show_in_podman(["sample:1"]).images
+        ('docker.io/library/sample:1',)
+        """
+        from msb_pull.work.podman.export import export_to_podman
+
+        references = [Reference.parse(image, self._settings.default_registry) for image in images]
+        job = Job(observer, Cancel(cancel) if cancel else Cancel())
+        return export_to_podman(self._place, references, _path("folder", folder), job)
+
+    def _pull(
+        self,
+        arguments: Sequence[ImageArgument],
+        client: Callable[[], RegistryClient],
+        options: PullOptions,
+        job: Job,
+        pull: work.Pull,
+    ) -> list[PullResult | MsbPullError]:
+        with InUse(self._place.uses, job) as in_use:
+            outcomes = work.pull_images(arguments, self._place, client, options, job, in_use=in_use, pull=pull)
+            limits = self._settings
+            work.prune_after(self._place, outcomes, job, keep=limits.keep, min_free=limits.min_free)
+        return outcomes
+
     def _inspect(self, image: str) -> InspectedImage:
         from msb_pull.work.listing import inspect_image
 
         _check_type("image", image, str, "text")
-        return inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
+        found = inspect_image(self._place, Reference.parse(image, self._settings.default_registry))
+        self._place.uses.touch(found.reference)
+        return found
 
 
 def pull_image(
@@ -223,7 +299,8 @@ def pull_images(
 
     They share connections, tokens and threads: ``jobs`` layers at a time of all of them, the largest first. A layer
     that several of them have is fetched once. Returns one outcome for each image, in the order given: its result, or
-    the error that it failed with, which leaves the others alone. Raises UsageError for a name that is none,
+    the error that it failed with, which leaves the others alone. Where the configuration file has a budget for the
+    store (``[store]``), other images then go until it fits. Raises UsageError for a name that is none,
     and where the environment has a password that may be for either of two registries; nothing is asked then.
 
     >>> import tempfile
@@ -249,11 +326,28 @@ def pull_images(
         from msb_pull.source.registry.credentials import check_given
 
         check_given(hosts, stdin=False)
+    pull: work.Pull = pull_one
+    if wishes.to is not None:
+        from msb_pull.work.microsandbox.pull import pull_into
+
+        pull = pull_into(replace(wishes, msb=wishes.msb or store._settings.msb))
+    with _client(store, hosts, job, registries, credentials) as client:
+        return store._pull(arguments, client, wishes, job, pull)
+
+
+@contextlib.contextmanager
+def _client(
+    store: Store,
+    hosts: Collection[str],
+    job: Job,
+    registries: RegistryOptions | None,
+    credentials: CredentialStore | None,
+) -> Iterator[Callable[[], RegistryClient]]:
+    """Makes a client when the first registry must be asked: a pull that finds everything loads no requests."""
     with contextlib.ExitStack() as stack:
         clients: list[RegistryClient] = []
 
         def client() -> RegistryClient:
-            """Made when the first registry must be asked: a pull that finds everything loads no requests."""
             if not clients:
                 from msb_pull.source.registry.credentials import CredentialStore
                 from msb_pull.source.registry.registry import RegistryClient
@@ -265,7 +359,7 @@ def pull_images(
                 stack.callback(clients[0].close)
             return clients[0]
 
-        return work.pull_images(arguments, store._place, client, wishes, job)
+        yield client
 
 
 def _path(name: str, given: object) -> Path | None:

@@ -88,6 +88,7 @@ SLOW = {
     "store": "kills shared_layers",
     "store/index": "recovery",
     "work": "interrupted_save prune",
+    "work/microsandbox": "program pull real",
     "work/pull": "side_by_side",
     "work/verify": "provers repair store_mutations verify verify_everything verify_records",
 }

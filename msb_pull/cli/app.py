@@ -8,7 +8,7 @@ import typer
 
 from msb_pull.cli import options as opt
 from msb_pull.cli.group import Group, command, usage_error
-from msb_pull.cli.run import Run, Session
+from msb_pull.cli.run import Access, Run, Session
 from msb_pull.cli.signals import Interrupts
 from msb_pull.display.streams import Streams
 from msb_pull.ground.errors import Cancelled, UsageError
@@ -60,12 +60,16 @@ def _root(
 @command(
     app,
     usage="[OPTIONS] IMAGE...",
-    settings=("policy", "platform", "jobs", "authfile", "limit_rate", "max_layer_size", "max_entries", "max_window"),
+    settings=(
+        *("policy", "platform", "jobs", "msb", "authfile", "limit_rate", "max_layer_size", "max_entries"),
+        "max_window",
+    ),
     examples="""\
 msb-pull pull ubuntu:22.04
 msb-pull pull --policy newer --platform linux/arm64 ghcr.io/acme/app:1
 msb-pull pull -q alpine busybox            two lines, pinned, and nothing else
 msb-pull pull oci:build/layout:1 --as registry.example.com/app:1
+msb-pull pull --to microsandbox ubuntu:22.04
 msb-pull pull --lock images.lock alpine:3 ghcr.io/acme/app:1
 msb-pull pull --locked images.lock         the same images, on any machine
 podman save app | msb-pull pull docker-archive:-""",
@@ -75,6 +79,7 @@ def pull(
     images: opt.Images = None,
     force: opt.Force = False,
     as_: opt.As = None,
+    to: opt.PullTo = None,
     dry_run: opt.DryRunPull = False,
     lock: opt.Lock = None,
     locked: opt.Locked = None,
@@ -100,18 +105,14 @@ def pull(
     Several images are pulled at the same time, and what they share is fetched once. All of them are tried; failures are
     listed at the end.
     """
-    from msb_pull.cli.pull import Access, LockChoice, Signing, pull_images
+    from msb_pull.cli.pull import LockChoice, Signing, Wishes, pull_images
 
-    words = list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull")
     pull_images(
         run,
-        words,
+        list(images or ()) if locked is not None or upgrade else opt.needed(images, "pull"),
         Access(plain_http, tls_no_verify, ca_cert, creds_stdin, anonymous),
+        wishes=Wishes(force=force, name=as_, to=to, dry_run=dry_run, allow_no_xattr=allow_no_xattr),
         choice=LockChoice(lock, locked, upgrade, tuple(lock_platforms or ())),
-        force=force,
-        name=as_,
-        dry_run=dry_run,
-        allow_no_xattr=allow_no_xattr,
         signing=Signing(tuple(require_signature or ()), no_signature_check),
     )
 
@@ -195,8 +196,10 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
 @command(
     app,
     usage="[OPTIONS]",
+    settings=("keep", "min_free"),
     examples="""\
 msb-pull prune
+msb-pull prune --keep 20GB
 msb-pull prune --dry-run --all --filter until=720h
 msb-pull prune --yes""",
 )
@@ -213,12 +216,32 @@ def prune(
     Removes layers, their records, and downloads not resumed for a week. Shows what would go and how much
     space that frees, asks, and then removes it. Layers that Microsandbox still uses and directories that msb-pull
     does not know are kept.
+
+    With --keep or --min-free whole images go as well, least recently used first, until the store fits: never one that
+    a running pull uses. `msb-pull df` shows what the store takes.
     """
-    if filters and not everything:
-        raise UsageError("--filter only works together with --all", hint="msb-pull prune --all --filter until=720h")
     from msb_pull.cli.prune import prune_store
 
     prune_store(run, filters or [], everything=everything, yes=yes, dry_run=dry_run, wait=not no_wait)
+
+
+@command(
+    app,
+    usage="[OPTIONS]",
+    examples="""\
+msb-pull df
+msb-pull df --format json | jq .total_bytes""",
+)
+def df(run: Run) -> None:
+    """Show what the store takes on its disk.
+
+    What the layers of images take, each counted once, and which of them several images share; records, unfinished
+    downloads, what `msb-pull prune` would give back, and what is free. Where the configuration file has a budget for
+    the store (`[store]`), also how full that is.
+    """
+    from msb_pull.cli.ls import show_usage
+
+    show_usage(run)
 
 
 @command(
@@ -267,38 +290,40 @@ def save(
 
 @command(
     app,
-    usage="[OPTIONS] IMAGE -o OUT",
+    usage="[OPTIONS] IMAGE -o OUT | IMAGE... --to WHERE",
+    settings=("msb", "authfile"),
     examples="""\
 msb-pull export ubuntu:22.04 -o rootfs.tar
 msb-pull export ubuntu:22.04 -o rootfs/                     a folder
 msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
 msb-pull export ubuntu:22.04 -o - | tar -tv
 msb-pull export ubuntu:22.04 --path etc/os-release -o -
-msb-pull export app:1 -o - | podman import - app:flat""",
+msb-pull export app:1 -o - | podman import - app:flat
+msb-pull export ubuntu:22.04 app:1 --to microsandbox
+msb-pull export ubuntu:22.04 app:1 --to podman""",
 )
 def export(
     run: Run,
-    image: opt.Image = None,
+    images: opt.Images = None,
     output: opt.ExportOutput = None,
+    to: opt.ExportTo = None,
     form: opt.ExportFormat = None,
     paths: opt.Paths = None,
     stat: opt.Stat = None,
     size: opt.Size = None,
     force: opt.Replace = False,
 ) -> None:
-    """Write the merged tree of an image.
+    """Write the merged tree of an image, or hand images to another program.
 
     All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
     owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
     Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
     every machine; .tar.gz and .tar.zst are compressed.
     """
-    if not output:
-        raise UsageError("export: -o is missing", hint="msb-pull export ubuntu:22.04 -o rootfs.tar (`-o -` is a pipe)")
-    from msb_pull.cli.export import export_tree
+    from msb_pull.cli.export import ExportArguments, export_images
 
-    name = opt.needed([image] if image else [], "export")[0]
-    export_tree(run, name, output, form or [], paths=paths or [], how=stat, size=size, force=force)
+    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, size, force)
+    export_images(run, given)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

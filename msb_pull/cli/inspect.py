@@ -48,6 +48,9 @@ def show_image(run: Run, text: str, *, part: str | None) -> None:
         run.write([_file_document(file) for file in files], "\n".join(_file_line(file) for file in files))
         return
     image = inspect_image(store, reference)
+    if part is not None:
+        # Whoever asks where the layers are is about to read them.
+        store.uses.touch(image.reference)
     if part == "layers":
         paths = image.directories()
         run.write(paths, "\n".join(paths))

@@ -1,4 +1,4 @@
-"""The ``ls`` command behind its options."""
+"""The ``ls`` and ``df`` commands behind their options: what is here, and what it takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.cli.run import Run
+    from msb_pull.work.prune.report import DiskReport
 
+# The lines of ``df`` that count something.
+_AMOUNTS = ("images", "layers", "shared", "records", "partial")
 _COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
 
 
@@ -68,4 +71,44 @@ def _listed(image: ListedImage) -> dict[str, Any]:
         "size_bytes": image.size,
         "pulled_at": rfc3339(image.pulled_at),
         "complete": image.complete,
+    }
+
+
+def show_usage(run: Run) -> None:
+    """Prints what the store takes, and how full its budget is, if it has one."""
+    from msb_pull.work.prune.budget import Budget
+    from msb_pull.work.prune.report import report_disk
+
+    report = report_disk(run.store(create=False), Budget(run.settings.keep, run.settings.min_free))
+    if report.trouble is not None:
+        run.warn(f"{report.trouble.message}; {report.trouble.hint}")
+    run.write(_usage_document(report), "\n".join([_usage_table(report, run), *_budget_lines(report, run)]))
+
+
+def _usage_table(report: DiskReport, run: Run) -> str:
+    amounts = [(name, getattr(report, name)) for name in _AMOUNTS]
+    rows = [(name, str(amount.count), format_size(amount.size)) for name, amount in amounts]
+    reclaimable = "unknown" if report.reclaimable is None else format_size(report.reclaimable)
+    rows += [("total", "", format_size(report.total)), ("reclaimable", "", reclaimable)]
+    rows += [("free", "", format_size(report.free))]
+    return table(("WHAT", "COUNT", "SIZE"), rows, right=("COUNT", "SIZE"), color=run.display.colored_stdout)
+
+
+def _budget_lines(report: DiskReport, run: Run) -> list[str]:
+    if report.limit is None:
+        return []
+    share = f" ({100 * report.total // report.limit}%)" if report.limit else ""
+    text = f"{format_size(report.total)} of {format_size(report.limit)}{share}"
+    return ["", "  ".join(filter(None, ("budget", run.display.bar(report.total, report.limit), text)))]
+
+
+def _usage_document(report: DiskReport) -> dict[str, Any]:
+    amounts = {name: getattr(report, name) for name in _AMOUNTS}
+    return {
+        **{name: {"count": amount.count, "size_bytes": amount.size} for name, amount in amounts.items()},
+        "total_bytes": report.total,
+        "reclaimable_bytes": report.reclaimable,
+        "free_bytes": report.free,
+        "file_system_bytes": report.file_system,
+        "budget_bytes": report.limit,
     }

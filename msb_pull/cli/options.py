@@ -222,7 +222,25 @@ Size = Annotated[
         "has holes where nothing is.",
     ),
 ]
-Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT.")]
+PullTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Also put images where another program keeps its own, while they arrive: `microsandbox`, through "
+        "`msb load`.",
+    ),
+]
+ExportTo = Annotated[
+    Text,
+    typer.Option(
+        "--to",
+        metavar="WHERE",
+        help="Put images where another program keeps its own, instead of into a file: `microsandbox`, through "
+        "`msb load`; `podman` or `podman:FOLDER`, as a read-only store of links for podman and buildah.",
+    ),
+]
+Replace = Annotated[Flag, typer.Option("-f", "--force", help="Replace what is at OUT, or load what is there already.")]
 
 
 Form = Annotated[

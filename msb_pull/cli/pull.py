@@ -7,38 +7,39 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msb_pull.display.streams import read_secret
+from msb_pull.cli.run import LazyClient, hosts_of
 from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import ImageArgument, Reference, parse_argument
+from msb_pull.store.uses import InUse
 from msb_pull.work.pull import images as work
 from msb_pull.work.pull.plan import Policy, PullOptions
+from msb_pull.work.pull.pull import pull_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from msb_pull.cli.run import Run, Session
+    from msb_pull.cli.run import Access, Run, Session
     from msb_pull.ground.events import Event, Observer
-    from msb_pull.source.registry.credentials import CredentialStore
-    from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+    from msb_pull.work.prune.plan import PrunePlan
     from msb_pull.work.pull.locked import Beside
-    from msb_pull.work.pull.plan import PullResult
+    from msb_pull.work.pull.plan import Delivered, PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
 _FINISHED = "finished layers are kept; run the same command again to continue"
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """How the registries of the named images are to be reached."""
+class Wishes:
+    """What is to be done with the images, beside what settings say."""
 
-    plain_http: bool = False
-    tls_no_verify: bool = False
-    ca_cert: str | None = None
-    creds_stdin: bool = False
-    anonymous: bool = False
+    force: bool = False
+    name: str | None = None
+    to: str | None = None
+    dry_run: bool = False
+    allow_no_xattr: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,8 @@ def pull_images(
     images: Sequence[str],
     access: Access,
     *,
+    wishes: Wishes,
     choice: LockChoice,
-    force: bool,
-    name: str | None,
-    dry_run: bool,
-    allow_no_xattr: bool,
     signing: Signing,
 ) -> None:
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
@@ -93,25 +91,36 @@ def pull_images(
     platform = Platform.parse(settings.platform) if settings.platform else None
     beside = _beside(run, choice, images, platform or Platform.host())
     arguments = [parse_argument(text, settings.default_registry) for text in (beside.images if beside else images)]
-    _check(arguments, access, name)
+    _check(arguments, access, wishes.name)
     run.display.several = len(arguments) > 1
     options = PullOptions(
         policy=Policy(settings.policy),
-        force=force,
+        force=wishes.force,
         platform=platform,
         limits=settings.limits,
-        allow_no_xattr=allow_no_xattr,
-        name=name,
-        dry_run=dry_run,
+        allow_no_xattr=wishes.allow_no_xattr,
+        name=wishes.name,
+        dry_run=wishes.dry_run,
         signatures=settings.signatures,
         require_signature=signing.keys,
         no_signature_check=signing.unchecked,
+        to=wishes.to,
+        msb=settings.msb,
         pins=beside.pins if beside else {},
     )
+    pull = _pull_of(options)
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
-        outcomes = _pull(run, arguments, client, options)
+        outcomes, pruned = _pull(run, arguments, client, options, pull)
     paired = list(zip(arguments, outcomes, strict=True))
-    _finish(run, paired, _write_lock(run, beside, paired, write=not dry_run) if beside else {})
+    locked = _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {}
+    _finish(run, paired, {**_pruned_fields(pruned), **locked})
+
+
+def _pruned_fields(pruned: PrunePlan | None) -> dict[str, Any]:
+    """What went so that the store fits, for the document."""
+    if pruned is None:
+        return {}
+    return {"pruned": {"images": list(pruned.images), "freed_bytes": pruned.size, "left_bytes": pruned.left}}
 
 
 def _beside(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> Beside | None:
@@ -156,52 +165,12 @@ def _write_lock(
     return {"lock": {"file": str(beside.path), "changes": listed}}
 
 
-class LazyClient:
-    """One registry client for the whole run, made when the first registry must be asked (it loads requests)."""
+def _pull_of(options: PullOptions) -> work.Pull:
+    if options.to is None:
+        return pull_image
+    from msb_pull.work.microsandbox.pull import pull_into
 
-    def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
-        self._run = run
-        self._hosts = _hosts(arguments)
-        self._access = access
-        self._client: RegistryClient | None = None
-
-    def __call__(self) -> RegistryClient:
-        if self._client is None:
-            from msb_pull.source.registry.registry import RegistryClient
-
-            self._client = RegistryClient(self._options(), self._credentials(), self._run.job)
-        return self._client
-
-    def close(self) -> None:
-        """Closes the connections, if there are any."""
-        if self._client is not None:
-            self._client.close()
-
-    def _options(self) -> RegistryOptions:
-        from msb_pull.api import registry_options
-
-        access, listed = self._access, registry_options(self._run.settings)
-        return replace(
-            listed,
-            plain_http=listed.plain_http | (self._hosts if access.plain_http else set()),
-            tls_no_verify=listed.tls_no_verify | (self._hosts if access.tls_no_verify else set()),
-            ca_certs={**listed.ca_certs, **(dict.fromkeys(self._hosts, access.ca_cert) if access.ca_cert else {})},
-        )
-
-    def _credentials(self) -> CredentialStore:
-        from msb_pull.source.registry.credentials import CredentialStore, check_given
-
-        if self._access.anonymous:
-            return CredentialStore.nobody()
-        check_given(self._hosts, stdin=self._access.creds_stdin)
-        host = next(iter(self._hosts)) if len(self._hosts) == 1 else None
-        if self._access.creds_stdin:
-            return CredentialStore.from_text(read_secret(self._run.display.streams.stdin), host=host)
-        return CredentialStore(authfile=self._run.settings.authfile, host=host)
-
-
-def _hosts(arguments: Sequence[ImageArgument]) -> frozenset[str]:
-    return frozenset(x.reference.registry for x in arguments if x.reference is not None)
+    return pull_into(options)
 
 
 class _Report:
@@ -238,12 +207,14 @@ class _Report:
         if result.digest is None:
             text = "was pulled by another program: its layers cannot be verified, and there is no digest to pin"
             self._run.warn(f"{result.reference} {text}")
+        if result.delivered is not None and result.delivered.recreated:
+            self._run.warn(recreated(result.reference))
         self._run.display.note(_summary(result), done=not result.dry_run)
 
 
 def _pull(
-    run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions
-) -> list[PullResult | MsbPullError]:
+    run: Run, arguments: Sequence[ImageArgument], client: LazyClient, options: PullOptions, pull: work.Pull
+) -> tuple[list[PullResult | MsbPullError], PrunePlan | None]:
     report = _Report(run, arguments)
     remote = any(argument.reference for argument in arguments)
     run.session.next_step = None if options.dry_run else _KEPT if remote else _FINISHED
@@ -251,9 +222,17 @@ def _pull(
     try:
         store = run.store(create=writes)
     except MsbPullError as error:
-        return [error for _ in arguments]
+        return [error for _ in arguments], None
     job = replace(run.job, observer=_without_plans(run.job.observer)) if options.dry_run else run.job
-    return work.pull_images(arguments, store, client, options, job, report.ended)
+    with InUse(store.uses, job) as in_use:
+        outcomes = work.pull_images(arguments, store, client, options, job, report.ended, in_use, pull)
+        settings = run.settings
+        pruned = work.prune_after(store, outcomes, job, keep=settings.keep, min_free=settings.min_free)
+    if pruned is not None:
+        from msb_pull.cli.prune import say_what_fits
+
+        say_what_fits(run, pruned)
+    return outcomes, pruned
 
 
 def _without_plans(observe: Observer) -> Observer:
@@ -295,7 +274,7 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
         raise UsageError(f"--ca-cert: {access.ca_cert}: no such file")
     if sum(x.path == "-" for x in local) + access.creds_stdin > 1:
         raise UsageError("standard input can only be read once", hint="save the archive to a file and name that file")
-    hosts = _hosts(arguments)
+    hosts = hosts_of(arguments)
     if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
         from msb_pull.source.registry.credentials import check_given
 
@@ -311,12 +290,19 @@ def _summary(result: PullResult) -> str:
         size = format_size(sum(layer.size for layer in missing))
         what = f"{size} in {len(missing)} of {counted(len(layers), 'layer')}" if missing else "nothing"
         return f"Would fetch {what} for {name} ({result.platform})"
+    elsewhere = _elsewhere(result.delivered)
     if not result.changed:
-        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)})"
+        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)}){elsewhere}"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
     reused = sum(layer.reused for layer in layers.values())
     made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""
-    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{made}"
+    return f"Pulled {name}: {format_size(result.fetched)} in {result.seconds:.1f}s{here}{made}{elsewhere}"
+
+
+def _elsewhere(delivered: Delivered | None) -> str:
+    if delivered is None:
+        return ""
+    return "; loaded into Microsandbox" if delivered.changed else "; Microsandbox has it already"
 
 
 def _document(
@@ -344,6 +330,7 @@ def _common(errors: Sequence[MsbPullError], count: int) -> MsbPullError:
 
 
 def _fields(result: PullResult) -> dict[str, Any]:
+    elsewhere = {"delivered": delivered_fields(result.delivered)} if result.delivered else {}
     return {
         "reference": result.reference,
         "pinned": result.pinned,
@@ -354,6 +341,7 @@ def _fields(result: PullResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "changed": result.changed,
         "dry_run": result.dry_run,
+        **elsewhere,
         "layers": [
             {
                 "digest": layer.digest,
@@ -365,4 +353,20 @@ def _fields(result: PullResult) -> dict[str, Any]:
             }
             for layer in result.layers
         ],
+    }
+
+
+def recreated(name: str) -> str:
+    """What to say of an image that another program has, but not as its registry does."""
+    return f"{name}: its layers were made again from the store, so its digest is not the registry's"
+
+
+def delivered_fields(delivered: Delivered) -> dict[str, Any]:
+    """What a document says of an image that another program has now."""
+    return {
+        "place": delivered.place,
+        "digest": delivered.digest,
+        "changed": delivered.changed,
+        "recreated": delivered.recreated,
+        "seconds": round(delivered.seconds, 3),
     }

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import itertools
 import traceback
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
 from msb_pull.display.display import Display, error_document
-from msb_pull.display.streams import OutputClosed, Streams, give_up, is_terminal, output_error
+from msb_pull.display.streams import OutputClosed, Streams, give_up, is_terminal, output_error, read_secret
 from msb_pull.ground.errors import (
     Cancelled,
     ExitCode,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
     from msb_pull.cli.signals import Interrupts
     from msb_pull.config.settings import Settings
+    from msb_pull.image.reference import ImageArgument
+    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.store.store import Store
 
 # What a shell reports for a program that SIGPIPE ended, as `yes | head` does.
@@ -195,6 +199,66 @@ class Run:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
         codes = {int(error.exit_code) for error in errors}
         self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the registries of the named images are to be reached."""
+
+    plain_http: bool = False
+    tls_no_verify: bool = False
+    ca_cert: str | None = None
+    creds_stdin: bool = False
+    anonymous: bool = False
+
+
+class LazyClient:
+    """One registry client for the whole run, made when the first registry must be asked (it loads requests)."""
+
+    def __init__(self, run: Run, arguments: Sequence[ImageArgument], access: Access) -> None:
+        self._run = run
+        self._hosts = hosts_of(arguments)
+        self._access = access
+        self._client: RegistryClient | None = None
+
+    def __call__(self) -> RegistryClient:
+        if self._client is None:
+            from msb_pull.source.registry.registry import RegistryClient
+
+            self._client = RegistryClient(self._options(), self._credentials(), self._run.job)
+        return self._client
+
+    def close(self) -> None:
+        """Closes the connections, if there are any."""
+        if self._client is not None:
+            self._client.close()
+
+    def _options(self) -> RegistryOptions:
+        from msb_pull.api import registry_options
+
+        access, listed = self._access, registry_options(self._run.settings)
+        return replace(
+            listed,
+            plain_http=listed.plain_http | (self._hosts if access.plain_http else set()),
+            tls_no_verify=listed.tls_no_verify | (self._hosts if access.tls_no_verify else set()),
+            ca_certs={**listed.ca_certs, **(dict.fromkeys(self._hosts, access.ca_cert) if access.ca_cert else {})},
+        )
+
+    def _credentials(self) -> CredentialStore:
+        from msb_pull.source.registry.credentials import CredentialStore, check_given
+
+        if self._access.anonymous:
+            return CredentialStore.nobody()
+        check_given(self._hosts, stdin=self._access.creds_stdin)
+        host = next(iter(self._hosts)) if len(self._hosts) == 1 else None
+        if self._access.creds_stdin:
+            return CredentialStore.from_text(read_secret(self._run.display.streams.stdin), host=host)
+        return CredentialStore(authfile=self._run.settings.authfile, host=host)
+
+
+def hosts_of(arguments: Sequence[ImageArgument]) -> frozenset[str]:
+    """The registries of the images that come from any."""
+    return frozenset(x.reference.registry for x in arguments if x.reference is not None)
 
 
 def _check(settings: Settings) -> None:

@@ -79,7 +79,7 @@ def _unsigned(run: Run, store: Store, report: VerifyReport) -> tuple[tuple[str, 
 
 
 def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
-    from msb_pull.cli.pull import Access, LazyClient
+    from msb_pull.cli.run import Access, LazyClient
     from msb_pull.work.pull.plan import PullOptions
     from msb_pull.work.verify.repair import repair_layers
 

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-TOP_KEYS = tuple(x.key for x in TABLE.values() if x.key and not x.key.startswith("pull."))
-PULL_KEYS = tuple(x.key.removeprefix("pull.") for x in TABLE.values() if x.key and x.key.startswith("pull."))
+_KEYS = tuple(x.key for x in TABLE.values() if x.key)
+TOP_KEYS = tuple(key for key in _KEYS if "." not in key)
+# Table -> its keys.
+SETTING_TABLES = {
+    name: tuple(key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}."))
+    for name in ("pull", "store")
+}
 REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
-TABLES = ("pull", "registries", "signatures")
+TABLES = (*SETTING_TABLES, "registries", "signatures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,15 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _take_apart(path: Path, raw: Mapping[str, Any]) -> Document:
     keys: dict[str | None, Any] = {}
+    places = {key.rpartition(".")[2]: key for key in _KEYS}
     for key, value in raw.items():
         if key not in TABLES:
-            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere={name: f"pull.{name}" for name in PULL_KEYS})
+            _known(path, "", key, (*TOP_KEYS, *TABLES), elsewhere=places)
             keys[key] = value
-    for key, value in _table(path, "pull", raw.get("pull", {})).items():
-        _known(path, "pull.", key, PULL_KEYS, elsewhere={name: name for name in TOP_KEYS})
-        keys[f"pull.{key}"] = value
+    for name, known in SETTING_TABLES.items():
+        for key, value in _table(path, name, raw.get(name, {})).items():
+            _known(path, f"{name}.", key, known, elsewhere=places)
+            keys[f"{name}.{key}"] = value
     registries = {}
     for host, value in _table(path, "registries", raw.get("registries", {})).items():
         prefix = f'registries."{host}"'

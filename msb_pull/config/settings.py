@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.config.signatures import SignatureRule
+    from msb_pull.ground.sizes import Percent
 
 # Setting -> its field in Limits.
 _LIMITS = {"max_layer_size": "max_bytes", "max_entries": "max_entries", "max_window": "max_window"}
@@ -56,6 +57,9 @@ class Settings:
     limit_rate: int | None = None
     limits: Limits = field(default_factory=Limits)
     authfile: Path | None = None
+    msb: str = "msb"
+    keep: int | None = None
+    min_free: int | Percent | None = None
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     signatures: tuple[SignatureRule, ...] = ()
     progress: str = "auto"

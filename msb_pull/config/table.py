@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.limits import Limits
-from msb_pull.ground.sizes import parse_size
+from msb_pull.ground.sizes import Percent, parse_part, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,13 @@ def to_size(value: Any) -> int:
     if size < 1:
         raise ValueError("must be above 0")
     return size
+
+
+def to_part(value: Any) -> int | Percent:
+    """Bytes, from a number or a size with a unit, or a percentage."""
+    if isinstance(value, str) and "%" in value:
+        return parse_part(to_text(value))
+    return to_size(value)
 
 
 def to_window(value: Any) -> int:
@@ -230,6 +237,22 @@ _ALL = (
         LIMITS,
     ),
     Setting(
+        "keep",
+        to_size,
+        "SIZE",
+        "Also remove whole images, least recently used first, until the store takes at most this, such as 20GB; "
+        "default: store.keep of the configuration file.",
+        key="store.keep",
+    ),
+    Setting(
+        "min_free",
+        to_part,
+        "SIZE",
+        "The same until the file system of the store has this much free, such as 5GB or 10%; default: store.min_free "
+        "of the configuration file.",
+        key="store.min_free",
+    ),
+    Setting(
         "authfile",
         to_path,
         "FILE",
@@ -237,6 +260,13 @@ _ALL = (
         "MSB_REGISTRY_USERNAME and MSB_REGISTRY_PASSWORD, or MSB_REGISTRY_TOKEN, for the registry MSB_REGISTRY_HOST]",
         ACCESS,
         variable="REGISTRY_AUTH_FILE",
+    ),
+    Setting(
+        "msb",
+        to_text,
+        "PROGRAM",
+        "Microsandbox's program, for --to microsandbox; default: `msb` in PATH.",
+        variable="MSB_PATH",
     ),
     Setting(
         "progress",

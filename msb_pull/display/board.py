@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msb_pull.display.gauge import gauge
 from msb_pull.display.lines import Meter, fraction, headline, outcome, short
 from msb_pull.ground import events
 from msb_pull.ground.sizes import counted, format_size
@@ -83,6 +84,8 @@ class Board:
                 self._status = f"Resolving {visible(image)}"
             case events.StoreWaiting(holder=holder):
                 self._status = f"Waiting for {visible(holder)}"
+            case events.Delivering(image=image, place=place):
+                self._status = f"Loading {visible(image)} into {visible(place)}"
             case events.PullPlanned():
                 self._plan(event)
             case events.LayerProgress() | events.CheckProgress() | events.ExportProgress():
@@ -245,13 +248,8 @@ class Board:
         return [(start, ""), *bar, (f"  {_sizes(layer):>{layout.sizes}}{end}", "")]
 
     def _bar(self, length: int, done: int, total: int) -> Row:
-        halves = 2 * length if not total else min(2 * length, 2 * length * done // total)
-        full, half = divmod(halves, 2)
-        if not self._unicode:
-            return [("#" * full, ""), ("." * (length - full), "")]
-        # Without colour the part that is missing cannot be told from the part that is there: leave it empty.
-        rest = ("━" if self._color else " ") * (length - full - half)
-        return [("━" * full + "╸" * half, "cyan"), (rest, "dim")]
+        full, rest = gauge(length, done, total, unicode=self._unicode, color=self._color)
+        return [(full, "cyan" if self._unicode else ""), (rest, "dim" if self._unicode else "")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Ten drawings a second look smooth; more only cost.
 _INTERVAL = 0.1
+# Columns of a bar that stands alone.
+_BAR = 30
 # How long the end of a run waits for a terminal that takes no bytes (Ctrl-S) before it goes on without it.
 _PATIENCE = 1.0
 
@@ -129,6 +131,16 @@ class Display:
             mark = painted("✓" if self._unicode else "*", "green", self._colored_stderr) + " "
             shown = done and is_terminal(self.streams.stderr)
             write_aside(self.streams.stderr, f"{mark if shown else ''}{visible(text)}\n")
+
+    def bar(self, done: int, total: int) -> str:
+        """A bar for standard output, "" where that is no terminal."""
+        if not is_terminal(self.streams.stdout):
+            return ""
+        from msb_pull.display.gauge import gauge
+
+        color = self.colored_stdout
+        full, rest = gauge(_BAR, done, total, unicode=self._unicode, color=color)
+        return painted(full, "red" if done > total else "cyan", color) + painted(rest, "dim", color)
 
     def ask(self, question: str) -> bool:
         """Asks on standard error; only ``y`` and ``yes`` are a yes, the end of input is a no."""

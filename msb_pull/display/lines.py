@@ -140,6 +140,8 @@ def change(event: Event) -> str | None:
             return f"layer {short(digest)} waiting for {visible(holder)}"
         case events.StoreWaiting(holder=holder):
             return f"waiting for {visible(holder)}"
+        case events.Delivering(image=image, place=place):
+            return f"loading {visible(image)} into {visible(place)}"
         case events.Retrying(what=what, reason=reason, attempt=attempt, delay=delay):
             return f"retrying {visible(what)} in {delay:.1f}s (attempt {attempt}): {visible(reason)}"
         case events.Resolving(image=image):

@@ -139,6 +139,13 @@ class ExportProgress(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Delivering(Event):
+    """The store has the image, and another program that gets it too (``place``: ``microsandbox``) is waited for."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned(Event):
     """Something a person should know, once per text."""
 

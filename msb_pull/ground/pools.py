@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from msb_pull.ground.errors import LocalError, exhausted
 
@@ -122,28 +122,32 @@ class StoppingPool:
         return self._given[-1]
 
 
-class Handoff:
-    """A step of a pipeline: gives pieces, in order, to ``work`` in another thread; at most :data:`DEPTH` wait.
+T = TypeVar("T")
+
+
+class Handoff(Generic[T]):
+    """A step of a pipeline: gives pieces, in order, to ``work`` in another thread; at most ``depth`` wait.
 
     Leaving the ``with`` block waits for the piece in work, so whatever ``work`` may be waiting for must have been ended
     before; pieces that still wait then are dropped.
     """
 
-    def __init__(self, work: Callable[[bytes], None]) -> None:
+    def __init__(self, work: Callable[[T], None], depth: int = DEPTH) -> None:
         self._work = work
+        self._depth = depth
         self._pool = Pool(1, thread_name_prefix="handoff")
         self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Handoff:
+    def __enter__(self) -> Handoff[T]:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def put(self, piece: bytes) -> None:
+    def put(self, piece: T) -> None:
         """Hands over one piece; blocks while too many wait. Raises what ``work`` raised on an earlier one."""
         self._waiting.append(self._pool.submit(self._work, piece))
-        while self._waiting and (len(self._waiting) > DEPTH or self._waiting[0].done()):
+        while self._waiting and (len(self._waiting) > self._depth or self._waiting[0].done()):
             self._waiting.popleft().result()
 
     def finish(self) -> None:

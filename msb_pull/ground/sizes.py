@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 _STEPS = ("B", "kB", "MB", "GB", "TB", "PB")
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Percent:
+    """A part of something whose size is not known yet; ``value`` lies between 0 and 100."""
+
+    value: float
+
+    def of(self, whole: int) -> int:
+        """The part of ``whole``, rounded up."""
+        return -int(-whole * self.value // 100)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}%"
 
 
 def format_size(size: float) -> str:
@@ -43,3 +59,15 @@ def parse_size(text: str) -> int:
     digits = int((whole or "0") + fraction)
     result: int = digits * _FACTORS[unit] // 10 ** len(fraction)
     return result
+
+
+def parse_part(text: str) -> int | Percent:
+    """Bytes as :func:`parse_size` reads them, or ``10%``; raises ValueError with a text that fits behind a name."""
+    number, sign, rest = text.strip().partition("%")
+    if not sign:
+        return parse_size(text)
+    number = number.strip()
+    plain = number.replace(".", "", 1)
+    if rest or not plain.isdecimal() or not plain.isascii() or not 0 < float(number) < 100:
+        raise ValueError(f"{text!r} is not a percentage above 0 and below 100")
+    return Percent(float(number))

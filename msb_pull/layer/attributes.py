@@ -54,6 +54,32 @@ IMPLIED_MODE = 0o755
 IMPLIED = override_stat(stat.S_IFDIR, IMPLIED_MODE, 0, 0)
 
 
+# libkrun reads no more.
+MAX_OVERRIDE = 32
+_TYPES = {stat.S_IFCHR: b"char-%d-%d", stat.S_IFBLK: b"block-%d-%d", stat.S_IFIFO: b"pipe"}
+
+
+def typed_override(value: bytes, device: tuple[int, int] | None) -> bytes | None:
+    """The value of a device or FIFO with its type as a fourth field, as containers-storage writes it (pkg/idtools).
+
+    ``device`` is (major, minor). None for any other type, for a device of which that is not known, and where libkrun
+    could not read it whole.
+    """
+    kind = stat.S_IFMT(parse_override_stat(value)[2] or 0)
+    text = _TYPES.get(kind)
+    if text is None or (device is None and kind != stat.S_IFIFO):
+        return None
+    typed = value + b":" + (text if device is None or kind == stat.S_IFIFO else text % device)
+    return typed if len(typed) <= MAX_OVERRIDE else None
+
+
+def plain_override(value: bytes) -> bytes:
+    """The value without such a field, where its mode says the type as well."""
+    fields = value.split(b":")
+    mode = parse_override_stat(value)[2]
+    return b":".join(fields[:3]) if mode is not None and stat.S_IFMT(mode) else value
+
+
 def parse_override_stat(value: bytes) -> tuple[int | None, int | None, int | None]:
     """Reads what any writer of the attribute wrote: (uid, gid, mode), each None where it says nothing.
 

@@ -68,6 +68,18 @@ class Locks:
                 if descriptor is not None:
                     os.close(descriptor)
 
+    def is_held(self, name: str) -> bool:
+        """Whether anybody has the lock ``name`` at this moment, shared or not; makes no file."""
+        try:
+            descriptor = os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            # Nobody has had it yet, or nobody can write here and so lock.
+            return False
+        try:
+            return not self._try(descriptor, exclusive=True)
+        finally:
+            os.close(descriptor)
+
     def _enter_alone(self, name: str, descriptor: int, patience: _Patience) -> None:
         if self._try(descriptor, exclusive=True):
             return

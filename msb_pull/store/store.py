@@ -15,6 +15,7 @@ from msb_pull.ground.running import Cancel
 from msb_pull.store.locks import Locks
 from msb_pull.store.paths import Paths
 from msb_pull.store.staging import Places, Staging
+from msb_pull.store.uses import Uses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class Store(Paths):
         super().__init__(home, layers)
         self.locks = Locks(self.own / "locks", warn)
         self.places = Places(self.own / "staging")
+        self.uses = Uses(self.own, self.homes, self.locks)
         self._create = create
         self._sync = sync
         self._warn = warn

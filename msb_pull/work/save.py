@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import io
-import json
 import tarfile
 import time
 from dataclasses import dataclass
@@ -14,9 +13,20 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NotFoundError, UsageError
 from msb_pull.ground.running import Throttle
 from msb_pull.image.digest import Digest
-from msb_pull.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from msb_pull.image.manifest import OCI_CONFIG, OCI_MANIFEST
 from msb_pull.image.reference import Reference
 from msb_pull.layer.notes import Notes
+from msb_pull.work.archive import (
+    INDEX_NAME,
+    LAYOUT,
+    LAYOUT_NAME,
+    blob_name,
+    descriptor,
+    index,
+    index_entry,
+    member,
+    to_json,
+)
 from msb_pull.work.recorded import layer_stream, recorded_layer
 from msb_pull.work.select import stored_images
 
@@ -30,8 +40,6 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_REF_NAME = "org.opencontainers.image.ref.name"
-_FULL_NAME = "io.containerd.image.name"
 _PIECE = 1 << 20
 
 
@@ -80,6 +88,8 @@ def save_images(
         raise UsageError("--without only works with --format oci: `docker load` needs all layers")
     started = time.monotonic()
     images = stored_images(store, references)
+    for image in images:
+        store.uses.touch(image.reference)
     with store.lock_shared(job.tell_waiting, job.cancel), _Archive(store, out, job, without) as archive:
         saved = _save_oci(archive, images) if form is Format.OCI else _save_docker(archive, images)
     return SaveResult(tuple(saved), archive.out.count, time.monotonic() - started)
@@ -94,19 +104,14 @@ def _save_oci(archive: _Archive, images: Sequence[StoredImage]) -> list[SavedIma
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": archive.blob(config, OCI_CONFIG),
-            "layers": [_descriptor(_LAYER, x.diff_id, archive.layer(x, _blob_name(x.diff_id))) for x in image.layers],
+            "layers": [descriptor(_LAYER, x.diff_id, archive.layer(x, blob_name(x.diff_id))) for x in image.layers],
         }
-        entry = archive.blob(_json(manifest), OCI_MANIFEST)
-        # Podman and skopeo look for the tag or the whole name here, containerd and Docker for its own key.
-        entry["annotations"] = {_REF_NAME: image.reference, _FULL_NAME: image.reference}
-        if image.platform is not None:
-            platform = {"os": image.platform.os, "architecture": image.platform.architecture}
-            entry["platform"] = {**platform, **({"variant": image.platform.variant} if image.platform.variant else {})}
+        entry = index_entry(archive.blob(to_json(manifest), OCI_MANIFEST), image.reference, image.platform)
         entries.append(entry)
         left_out = sum(archive.leaves_out(layer) for layer in image.layers)
         saved.append(SavedImage(str(Reference.parse(image.reference)), entry["digest"], len(image.layers), left_out))
-    archive.file("index.json", _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}))
-    archive.file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+    archive.file(INDEX_NAME, index(entries))
+    archive.file(LAYOUT_NAME, LAYOUT)
     return saved
 
 
@@ -125,7 +130,7 @@ def _save_docker(archive: _Archive, images: Sequence[StoredImage]) -> list[Saved
         tags = [f"{reference.registry}/{reference.repository}:{reference.tag}"] if reference.tag else []
         listed.append({"Config": f"{digest.hex}.json", "RepoTags": tags or None, "Layers": names})
         saved.append(SavedImage(image.reference, str(digest), len(image.layers)))
-    archive.file("manifest.json", _json(listed))
+    archive.file("manifest.json", to_json(listed))
     return saved
 
 
@@ -159,13 +164,13 @@ class _Archive:
         """Adds a small file."""
         if name not in self._there:
             self._there[name] = len(data)
-            self._tar.addfile(_member(name, len(data)), io.BytesIO(data))
+            self._tar.addfile(member(name, len(data)), io.BytesIO(data))
 
     def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
         """Adds a small blob; returns its descriptor."""
         digest = Digest.of(data)
-        self.file(_blob_name(digest), data)
-        return _descriptor(media_type, digest, len(data))
+        self.file(blob_name(digest), data)
+        return descriptor(media_type, digest, len(data))
 
     def leaves_out(self, layer: StoredLayer) -> bool:
         """Whether the other side has a layer."""
@@ -179,7 +184,7 @@ class _Archive:
             record, nodes = recorded_layer(self._store, layer, self._job)
             self._there[name] = record.length
             pieces = self._pieces(layer, record, nodes)
-            self._tar.addfile(_member(name, record.length), _Stream(pieces))
+            self._tar.addfile(member(name, record.length), _Stream(pieces))
             # A reader that has got as much as it wanted does not ask for the end, where the digest is compared.
             for _ in pieces:
                 pass
@@ -245,21 +250,6 @@ class _Stream(io.RawIOBase):
         return b"".join(parts)
 
 
-def _blob_name(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"
-
-
-def _descriptor(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": str(digest), "size": size}
-
-
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    member.mode = 0o644
-    return member
-
-
 def _config(image: StoredImage) -> bytes:
     if image.config_bytes is None:
         raise NotFoundError(
@@ -267,7 +257,3 @@ def _config(image: StoredImage) -> bytes:
             hint="`msb-pull pull --policy always` makes it complete",
         )
     return image.config_bytes
-
-
-def _json(document: Any) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode("utf-8")

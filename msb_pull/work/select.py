@@ -67,16 +67,20 @@ def lost_database(store: Store) -> ContentError | None:
 
     None, too, while another command is at work on the store: it may be the first pull.
     """
-    # Another home may need the layers; its images are no business of this one.
-    if store.has_images or store.homes.others() or not store.layers_there():
+    if lost_images(store) is None:
         return None
     try:
         # The first pull records its image after the last layer.
         with store.lock_exclusive(lambda holder: None, Cancel(), wait=False):
-            layers = [] if store.has_images else store.layers_there()
+            return lost_images(store)
     except Busy:
         return None
-    if not layers:
+
+
+def lost_images(store: Store) -> ContentError | None:
+    """The same for a caller that holds the store alone."""
+    # Another home may need the layers; its images are no business of this one.
+    if store.has_images or store.homes.others() or not (layers := store.layers_there()):
         return None
     return ContentError(
         f"{store.database_path}: missing, with {counted(len(layers), 'layer')} left in {store.layers}",

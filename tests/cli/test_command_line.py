@@ -74,7 +74,7 @@ def test_options_reach_the_settings(pulled):
     settings = started.settings
     assert (settings.jobs, settings.policy, settings.limit_rate) == (3, "newer", 10_000_000)
     assert (settings.limits.max_bytes, settings.limits.max_entries) == (1 << 30, 7)
-    assert access.anonymous and keywords["force"] and not keywords["dry_run"]
+    assert access.anonymous and keywords["wishes"].force and not keywords["wishes"].dry_run
     assert started.display.quiet
 
 
@@ -102,7 +102,7 @@ def test_options_reach_the_settings(pulled):
         ("x --format yaml", "--format: 'yaml' is not one of text, json", None),
         ("ls a b", "got unexpected extra argument(s) (b)", None),
         ("inspect --layers --files x", "--layers and --files: choose one", None),
-        ("prune --filter until=1h", "--filter only works together with --all", "--all --filter"),
+        ("prune --filter until=1h", "--filter only works together with --all, --keep or --min-free", "--all --filter"),
         ("save x", "save: -o is missing", "-o ubuntu.tar"),
         ("x --config /none", "/none: no such configuration file", None),
     ],

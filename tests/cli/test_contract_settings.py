@@ -55,7 +55,7 @@ WORDS = {
     "ls --filter size=3": usage("--filter 'size=3': unknown filter", FILTERS),
     "ls --filter reference": usage("--filter 'reference': not KEY=VALUE", FILTERS),
     "ls --filter until=soon": usage("--filter until=soon: not a duration", "write it like 90m, 24h, 7d or 1h30m"),
-    "prune --filter until=1h": usage("--filter only works together with --all",
+    "prune --filter until=1h": usage("--filter only works together with --all, --keep or --min-free",
                                      "msb-pull prune --all --filter until=720h"),
     "inspect --layers --files x": usage("--layers and --files: choose one"),
     "inspect --lowerdir --layers x": usage("--layers and --lowerdir: choose one"),

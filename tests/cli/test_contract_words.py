@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from msb_pull.config.file import PULL_KEYS, REGISTRY_KEYS, TOP_KEYS
+from msb_pull.config.file import REGISTRY_KEYS, SETTING_TABLES, TOP_KEYS
 from msb_pull.config.table import TABLE
 from tests.conftest import REPOSITORY, need
 from tests.support.program import run_program
@@ -52,6 +52,8 @@ OWN = {
 --max-window SIZE
 --allow-no-xattr
 --as REF
+--to WHERE
+--msb PROGRAM # MSB_PATH
 -n, --dry-run
 --require-signature KEY
 --no-signature-check
@@ -63,11 +65,13 @@ OWN = {
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",
     "verify": f"--quick\n--repair\n{AUTHFILE}",
-    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait",
+    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait\n--keep SIZE\n--min-free SIZE",
+    "df": "",
     "rm": "",
     "save": "-o, --output FILE\n--format oci|docker\n--without IMAGE|FILE",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs|ext4\n--path PATH\n"
-    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force",
+    "--stat native|containers|microsandbox\n--size SIZE\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH\n"
+    + AUTHFILE,
 }
 
 
@@ -151,7 +155,7 @@ def test_keys_of_the_file_stand_in_usage():
     section = USAGE.partition("\n## Configuration\n")[2].partition("\n| variable")[0]
     example, _, below = section.partition("```toml\n")[2].partition("```")
     keys = set(re.findall(r"^(\w+) = ", example, re.M)) | set(re.findall(r"`(\w+)`", below))
-    assert keys == {*TOP_KEYS, *PULL_KEYS, *REGISTRY_KEYS}
+    assert keys == {*TOP_KEYS, *REGISTRY_KEYS}.union(*SETTING_TABLES.values())
 
 
 def offered(shell: str, command: str) -> set[str]:

@@ -19,6 +19,7 @@ from tests.support.counting import wait_for
 from tests.support.exports import NAME, layout
 from tests.support.home import Home
 from tests.support.imagebuild import simple_layout
+from tests.support.microsandbox import FakeMicrosandbox
 from tests.support.mounts import mounted
 from tests.support.unprivileged import as_nobody, folder_of_nobody
 
@@ -75,7 +76,7 @@ def test_standard_output_carries_one_thing(home):
     ("words", "code", "text"),
     [
         (["-o", "x.tar"], 2, "error: export: no image named"),
-        ([NAME], 2, "error: export: -o is missing"),
+        ([NAME], 2, "error: export: -o or --to is missing"),
         ([NAME, "-o", "x.zip"], 2, "error: x.zip: the name does not tell the format"),
         ([NAME, "-o", "x.tar", "--format", "zip"], 2, "error: --format: 'zip' is not one of "),
         ([NAME, "-o", "store/x.tar"], 2, "store/x.tar: lies in the store"),
@@ -133,3 +134,31 @@ def test_nobody_writes_the_same_bytes(home):
                 capture_output=True,
             )  # fmt: skip
         assert hashlib.sha256((folder / "x.tar").read_bytes()).hexdigest() == expected
+
+
+def test_to_microsandbox(home, tmp_path):
+    fake = FakeMicrosandbox(tmp_path / "msb")
+    run = home.run("export", NAME, *fake.words)
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+    assert list(fake.images()) == [f"docker.io/{NAME}"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ([NAME, "--to", "nowhere"], 2, "error: --to: 'nowhere' is not one of microsandbox"),
+        ([NAME, "--to", "microsandbox", "-o", "x.tar"], 2, "error: --to and -o: choose one"),
+        ([NAME, "--to", "microsandbox", "--path", "etc"], 2, "error: --to and --path: choose one"),
+        ([NAME, "--to", "microsandbox:"], 2, "error: --to microsandbox:: there is nothing behind the colon"),
+        ([NAME, "--to", "microsandbox:x"], 2, "error: --to microsandbox takes no folder"),
+        (
+            [NAME, "--to", "microsandbox", "--msb", "no-such-msb"],
+            2,
+            "error: no-such-msb: no such program\n  hint: inst",
+        ),
+        ([NAME, NAME, "-o", "x.tar"], 2, "error: export: -o is for one image"),
+    ],
+)
+def test_refusals_of_to(home, words, code, text):
+    run = home.run("export", *words)
+    assert run.returncode == code and text in run.stderr, run.stderr

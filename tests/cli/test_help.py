@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent / "help"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 
-@pytest.mark.parametrize("command", ["", "pull", "ls", "inspect", "verify", "prune", "rm", "save", "export"])
+@pytest.mark.parametrize("command", ["", "pull", "ls", "inspect", "verify", "prune", "df", "rm", "save", "export"])
 def test_help_is_what_it_was(command):
     done = run_program([*([command] if command else []), "--help"], env=program_environment(COLUMNS="80"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,7 @@ from msb_pull.config import file as config_file
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
-from msb_pull.ground.sizes import format_size, parse_size
+from msb_pull.ground.sizes import Percent, format_size, parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,11 @@ def test_every_variable_sets_its_key(key, tmp_path):
         ("retires = 4", "unknown key retires", "did you mean pull.retries?"),
         ("[pull]\npolcy = 'never'", "unknown key pull.polcy", "did you mean pull.policy?"),
         ("[pull]\njobs = 4", "unknown key pull.jobs", "the key is jobs"),
+        ("keep = '1GB'", "unknown key keep", "the key is store.keep"),
+        ("[pull]\nmin_free = '1GB'", "unknown key pull.min_free", "the key is store.min_free"),
+        ("[store]\nretries = 3", "unknown key store.retries", "the key is pull.retries"),
+        ("[store]\nkep = '1GB'", "unknown key store.kep", "did you mean store.keep?"),
+        ("store = '1GB'", "store: must be a table", ""),
         ("[registries.docker.io]\nmirrors = []", "unknown key registries", "needs quotes"),
         ('[registries."a.b"]\nmirors = []', 'registries."a.b".mirors', 'did you mean registries."a.b".mirrors?'),
         ("zzz = 1", "unknown key zzz", "valid keys: home"),
@@ -220,3 +225,25 @@ def test_sizes_are_read(text, size):
 def test_bad_sizes(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "min_free"),
+    [
+        ("", None, None),
+        ("[store]\nkeep = '20GB'", 20 * 10**9, None),
+        ("[store]\nkeep = 5000\nmin_free = '1GiB'", 5000, 2**30),
+        ("[store]\nmin_free = '10%'", None, Percent(10)),
+        ("[store]\nmin_free = ' 2.5 % '", None, Percent(2.5)),
+    ],
+)
+def test_the_budget_of_the_store(folder, text, keep, min_free):
+    write(folder, text)
+    settings = config.load({}, {})
+    assert (settings.keep, settings.min_free) == (keep, min_free)
+    assert config.load({"keep": "1kB", "min_free": "3%"}, {}).min_free == Percent(3)
+
+
+@pytest.mark.parametrize(("value", "part"), [(10, 100), (0.1, 1), (99.9, 999), (33.3, 333), (12.34, 124)])
+def test_a_percentage_is_rounded_up(value, part):
+    assert Percent(value).of(1000) == part

@@ -128,6 +128,15 @@ def test_waiting_for_another_pull():
     assert texts(it.finished())[-1] == f"✓ {name(0)}  already here"
 
 
+def test_an_image_that_another_program_works_on():
+    it = board()
+    it.take(planned(5), 0.0)
+    it.take(e.LayerDone(IMAGE, digest(0), 5, 5, present=False), 0.0)
+    it.take(e.ImageDone(IMAGE, IMAGE, 5, 5, 0.0, 1, 0), 0.0)
+    it.take(e.Delivering(IMAGE, "microsandbox"), 0.0)
+    assert texts(it.rows(80, 24, 0.0)) == [f"Loading {IMAGE} into microsandbox"]
+
+
 def test_resolving_is_shown_until_the_plan_is_known():
     it = board()
     it.take(e.Resolving(IMAGE), 0.0)

@@ -130,7 +130,7 @@ class Counted:
         return work
 
     def settle(self, count: int) -> list[int]:
-        for _ in range(200):
+        for _ in range(2000):
             if len(self.begun) >= count:
                 break
             time.sleep(0.01)

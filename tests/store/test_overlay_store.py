@@ -14,7 +14,9 @@ from msb_pull.ground.running import Job
 from msb_pull.store import publish as exchange
 from msb_pull.store.paths import LayerState
 from msb_pull.store.store import Store
-from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import plan_prune
+from msb_pull.work.prune.remove import remove_images
 from tests.conftest import lacking
 from tests.support.stores import digest, publish, pull
 

@@ -15,7 +15,9 @@ import pytest
 from msb_pull.ground.errors import LocalError
 from msb_pull.ground.running import Job
 from msb_pull.store.store import Store
-from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import plan_prune
+from msb_pull.work.prune.remove import remove_images
 from tests.conftest import program, program_environment
 from tests.support.archive import END, reg
 from tests.support.home import LINUX

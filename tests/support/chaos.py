@@ -197,9 +197,9 @@ def _command(chance: random.Random, names: list[str], archive: Path, result: Rou
         result.removed.add(name)
         return Step(("rm", name), {0, 3})
     if kind == "prune":
-        every = chance.random() < 0.3
-        result.removed |= set(names) if every else set()
-        return Step(("prune", "-y", *(("--all",) if every else ())), {0})
+        more = chance.choice(((), (), ("--all",), ("--keep", chance.choice(("1kB", "200kB", "400kB")))))
+        result.removed |= set(names) if more else set()
+        return Step(("prune", "-y", *more), {0})
     if kind == "save":
         return Step(("save", "-q", name, "-o", str(archive)), {0, 3})
     return Step(("ls",), {0})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Manifest, parse_config, parse_document
 from msb_pull.image.platform import Platform
-from msb_pull.store.index.keys import LayerKey
-from msb_pull.store.index.rows import ImageRecord
+from msb_pull.store.index.keys import LayerKey, copy_name
+from msb_pull.store.index.rows import TIME, ImageRecord
 from tests.support.imagebuild import LAYER_TYPES, OCI_CONFIG, OCI_MANIFEST, encode
 
 if TYPE_CHECKING:
@@ -87,6 +89,17 @@ def pull(store: Store, reference: str, layers: str) -> ImageRecord:
     with store.database(create=True) as database:
         database.record(made)
     return made
+
+
+def set_used(store: Store, reference: str, when: int) -> None:
+    """Makes all that tells of the last use of an image say this time, in seconds since 1970."""
+    text = datetime.fromtimestamp(when, UTC).strftime(TIME)
+    with sql(store.database_path) as run:
+        run.execute("UPDATE images SET last_used_at = ? WHERE reference = ?", (text, reference))
+        run.execute("UPDATE msb_pull_images SET pulled_at = ? WHERE reference = ?", (text, reference))
+    with store.database(create=True) as database:
+        database.copy_again(reference)
+    os.utime(store.homes.copies / copy_name(reference), (when, when))
 
 
 def names(digests) -> str:

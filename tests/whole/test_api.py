@@ -19,6 +19,7 @@ from msb_pull.ground import errors, events
 from tests.conftest import REPOSITORY, lacking, program, program_environment
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.make_sample import file, layer_tar
+from tests.support.stores import set_used
 
 SAMPLE = REPOSITORY / "tests" / "sample"
 SOURCE = REPOSITORY / "msb_pull" / "__init__.py"
@@ -229,6 +230,29 @@ def test_settings_of_the_command_line_count(registry, clean_environment, tmp_pat
     options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
     assert msb_pull.pull_image("acme/app:1", store, options).reference == f"{registry.host}/acme/app:1"
     assert len(store.layers("acme/app:1")) == 2
+
+
+def test_the_budget_of_the_configuration_file_counts(registry, clean_environment, tmp_path, monkeypatch):
+    """What a program asks for is a use, and what it has pulled stays."""
+    for name in ("one", "two", "three"):
+        registry.add_image("acme/app", name, [layer_tar([file(name, name * 30_000)])])
+    config = tmp_path / "config.toml"
+    config.write_text(f'home = "{tmp_path}/home"\ndefault_registry = "{registry.host}"\n')
+    monkeypatch.setenv("MSB_PULL_CONFIG", str(config))
+    monkeypatch.delenv("MICROSANDBOX_HOME")
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    store = msb_pull.Store.open()
+    names = [f"{registry.host}/acme/app:{name}" for name in ("one", "two", "three")]
+    for when, name in enumerate(names[:2]):
+        msb_pull.pull_image(name, store, options)
+        set_used(store._place, name, 1_700_000_000 + when)
+    store.layers(names[0])
+    config.write_text(config.read_text() + '[store]\nkeep = "300kB"\n')
+    warnings = []
+    result = msb_pull.pull_image(names[2], msb_pull.Store.open(), options, observer=warnings.append)
+    assert result.changed
+    assert [image.reference for image in store.images()] == sorted([names[0], names[2]])
+    assert not [x for x in warnings if isinstance(x, events.Warned) and "budget" in x.text]
 
 
 USER = """

@@ -18,6 +18,7 @@ from msb_pull.layer.attributes import (
     link_attributes,
     list_attributes,
     parse_override_stat,
+    typed_override,
 )
 from msb_pull.layer.proof.task import Damage
 from msb_pull.layer.tree.keeping import Keeping
@@ -205,7 +206,8 @@ class Check:
             yield from self.trouble(path, error)
             return
         override = there.pop(OVERRIDE_STAT, b"")
-        if override != node.override:
+        # A view for podman adds the type of a device.
+        if override != node.override and override != typed_override(node.override, node.device):
             noted = visible_bytes(node.override or b"nothing")
             yield Damage(path, "owner", noted, visible_bytes(override) or "nothing")
         for extra in sorted(there.keys() - node.attributes.keys()):

@@ -23,7 +23,14 @@ from binascii import b2a_base64
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.ground.text import visible_bytes
-from msb_pull.layer.attributes import IMPLIED, OVERRIDE_STAT, override_stat, parse_override_stat, user_attributes
+from msb_pull.layer.attributes import (
+    IMPLIED,
+    OVERRIDE_STAT,
+    override_stat,
+    parse_override_stat,
+    plain_override,
+    user_attributes,
+)
 from msb_pull.layer.limits import MAX_NOTED, NOTE
 from msb_pull.layer.rules import OPAQUE, Moves, join
 from msb_pull.layer.settle.lowers import MergedView, Shown
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
     Fact = dict[str, Any]
 
 # libkrun reads no more of an override_stat; a longer one in a layer that others made would be lost anyway.
-_MAX_OVERRIDE = 32
+MAX_OVERRIDE = 32
 
 
 class Wishes:
@@ -227,8 +234,9 @@ def attributes_of(source: int) -> tuple[str, dict[str, str]]:
     for name, value in user_attributes(source):
         if name != OVERRIDE_STAT:
             others[os.fsdecode(name)] = b2a_base64(value, newline=False).decode("ascii")
-        elif len(value) <= _MAX_OVERRIDE and _is_complete(value):
-            override = value
+        elif len(value) <= MAX_OVERRIDE and _is_complete(value):
+            # What a view for podman adds says nothing new.
+            override = plain_override(value)
     return override.decode("ascii"), others
 
 

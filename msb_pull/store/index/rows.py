@@ -54,7 +54,8 @@ def write_image(run: Run, image: ImageRecord) -> bool:
     of rows lets Microsandbox stack the layers of this image and of all others correctly.
     """
     size = sum({x.digest: x.size for x in image.manifest.layers}.values()) + image.manifest.config.size
-    image_id = _upsert_image(run, image.reference, size)
+    # Rows that are written again must not make an image look as if it had just been used.
+    image_id = _upsert_image(run, image.reference, size, image.pulled_at or datetime.now(UTC))
     run("DELETE FROM manifests WHERE image_id = ?", (image_id,))
     manifest_id = _insert_manifest(run, image_id, image.manifest)
     _insert_config(run, manifest_id, image)
@@ -72,12 +73,12 @@ def stored_platform(text: str) -> Platform:
     return Platform(system, architecture, variant or None)
 
 
-def _upsert_image(run: Run, reference: str, size: int) -> int:
+def _upsert_image(run: Run, reference: str, size: int, used_at: datetime) -> int:
     run(
         "INSERT INTO images (reference, size_bytes, last_used_at) VALUES (?, ?, ?) "
         "ON CONFLICT(reference) DO UPDATE SET "
         "size_bytes = excluded.size_bytes, last_used_at = excluded.last_used_at, modified_at = CURRENT_TIMESTAMP",
-        (reference, size, datetime.now(UTC).strftime(TIME)),
+        (reference, size, used_at.strftime(TIME)),
     )
     with closing(run("SELECT id FROM images WHERE reference = ?", (reference,))) as rows:
         return int(rows.fetchone()[0])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # A row of ours counts while the manifest it was written with is still the image's: Microsandbox replaces manifests
 # under the same reference and leaves our table alone.
 _SELECT = """SELECT i.id, i.reference, i.size_bytes, coalesce(i.modified_at, i.created_at), o.manifest_digest,
-    o.platform, o.manifest, o.config, o.layers_json, o.source, o.pulled_at,
+    o.platform, o.manifest, o.config, o.layers_json, o.source, o.pulled_at, i.last_used_at,
     EXISTS (SELECT 1 FROM manifests m WHERE m.image_id = i.id AND m.id IS NOT o.manifest_id)
     FROM images i LEFT JOIN msb_pull_images o ON o.reference = i.reference AND o.image_id = i.id
     AND EXISTS (SELECT 1 FROM manifests m WHERE m.id = o.manifest_id AND m.image_id = i.id)"""
@@ -55,7 +55,8 @@ class StoredLayer:
 class StoredImage:
     """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts.
 
-    ``shared`` says that another program has rows for the image, all of them or some beside ours.
+    ``shared`` says that another program has rows for the image, all of them or some beside ours. ``used_at`` is the
+    last use that the rows know of, if only its pull.
     """
 
     reference: str
@@ -66,6 +67,7 @@ class StoredImage:
     layers: tuple[StoredLayer, ...]
     size_bytes: int
     pulled_at: datetime
+    used_at: datetime
     source: str | None
     shared: bool = False
 
@@ -115,8 +117,9 @@ def all_digests(run: Run, reference: str) -> set[str]:
 
 
 def _image(run: Run, row: tuple[Any, ...], known: dict[str, tuple[StoredLayer, ...]]) -> StoredImage:
-    image_id, reference, size, changed, digest, platform, manifest, config, listed, source, pulled, shared = row
+    image_id, reference, size, changed, digest, platform, manifest, config, listed, source, pulled, used, shared = row
     try:
+        pulled_at = _parse_time(pulled or changed)
         if listed is None:
             layers = _linked_layers(run, image_id)
         elif (layers := known.get(listed, ())) == ():
@@ -129,7 +132,8 @@ def _image(run: Run, row: tuple[Any, ...], known: dict[str, tuple[StoredLayer, .
             config_bytes=config,
             layers=layers,
             size_bytes=size,
-            pulled_at=_parse_time(pulled or changed),
+            pulled_at=pulled_at,
+            used_at=max(pulled_at, _parse_time(used)),
             source=source,
             shared=bool(shared),
         )

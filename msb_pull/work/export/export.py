@@ -71,6 +71,7 @@ def export_image(
     """
     started = time.monotonic()
     image = find_image(store, reference)
+    store.uses.touch(image.reference)
     with store.lock_shared(job.tell_waiting, job.cancel):
         if isinstance(out, str):
             form = format_of(Path(out).name, options.format, folder=out.endswith("/") or Path(out).is_dir())

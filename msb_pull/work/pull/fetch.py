@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
     from msb_pull.work.pull.coming import Coming
     from msb_pull.work.pull.plan import WantedLayer
+    from msb_pull.work.pull.receiving import Arrived
     from msb_pull.work.pull.twins import Twins
 
 
@@ -66,6 +68,7 @@ class LayerFetcher:
         image: str,
         job: Job,
         twins: Twins,
+        arrived: Arrived | None = None,
     ) -> None:
         self._store = store
         self._coming = coming
@@ -75,6 +78,7 @@ class LayerFetcher:
         self._image = image
         self._job = job
         self._twins = twins
+        self._arrived = arrived
 
     def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
@@ -151,11 +155,14 @@ class LayerFetcher:
             pipe = _Pipe(wanted, process, self._limits)
             with contextlib.ExitStack() as ending:
                 feeding = ending.enter_context(Handoff(pipe.pass_on))
-                inflating = ending.enter_context(Handoff(lambda chunk: pipe.inflate(chunk, feeding)))
+                inflating, put = self._inflating(pipe, feeding, keep)
+                ending.enter_context(inflating)
                 # A thread that waits for the child gets away only when the child is gone.
                 ending.push(lambda kind, error, trace: process.kill() if error else None)
-                trouble = _pump(blob, inflating)
+                trouble = _pump(blob, put)
                 blob.verify()
+                if self._arrived is not None and keep is not None:
+                    self._arrived(descriptor.digest, keep)
                 if trouble is None:
                     try:
                         inflating.finish()
@@ -169,6 +176,21 @@ class LayerFetcher:
                 raise trouble
         finally:
             process.kill()
+
+    def _inflating(
+        self, pipe: _Pipe, feeding: Handoff[bytes], keep: int | None
+    ) -> tuple[Handoff[Any], Callable[[bytes], None]]:
+        """The step that inflates, and what takes the pieces of the blob for it."""
+
+        def inflate(chunk: bytes) -> None:
+            pipe.inflate(chunk, feeding)
+
+        if self._arrived is None or keep is None:
+            inflating = Handoff(inflate)
+            return inflating, inflating.put
+        # Whoever waits for the blob gets it before it is unpacked: what waits here lies in the file, however much.
+        ahead = Handoff(_read_again(keep, inflate), sys.maxsize)
+        return ahead, lambda chunk: ahead.put(len(chunk))
 
     def _options(self, descriptor: Descriptor) -> UnpackOptions:
         # Where several large layers come at once, all processors are busy as it is, and more processes only get into
@@ -230,7 +252,7 @@ class _Pipe:
         self._decompressor: Decompressor | None = None
         self._head = b""
 
-    def inflate(self, chunk: bytes, feeding: Handoff) -> None:
+    def inflate(self, chunk: bytes, feeding: Handoff[bytes]) -> None:
         """Takes compressed bytes and hands the pieces of the tar stream over; raises ContentError."""
         if self._decompressor is None:
             # The magic of every format fits into six bytes, which a slow source may deliver one by one.
@@ -246,7 +268,7 @@ class _Pipe:
         self._hash.update(piece)
         self._process.write(piece)
 
-    def finish(self, feeding: Handoff) -> UnpackReport:
+    def finish(self, feeding: Handoff[bytes]) -> UnpackReport:
         """Ends the stream, compares the diff_id and takes the child's report; raises ContentError, LocalError."""
         if self._decompressor is None:
             for piece in self._inflate(self._head):
@@ -279,7 +301,20 @@ class _Pipe:
             yield piece
 
 
-def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
+def _read_again(keep: int, work: Callable[[bytes], None]) -> Callable[[int], None]:
+    """Does ``work`` with pieces of so many bytes each, one behind the other, of the file where they are kept."""
+    offset = 0
+
+    def read(size: int) -> None:
+        nonlocal offset
+        piece = os.pread(keep, size, offset)
+        offset += size
+        work(piece)
+
+    return read
+
+
+def _pump(blob: BlobReader, put: Callable[[bytes], None]) -> ContentError | None:
     """Moves a whole blob on to be inflated; returns what is known by then to be wrong with its content, if anything.
 
     A blob with bad content is still read to its end, since only its digest tells whether the download or the image is
@@ -289,7 +324,7 @@ def _pump(blob: BlobReader, inflating: Handoff) -> ContentError | None:
     for chunk in blob.chunks():
         if trouble is None:
             try:
-                inflating.put(chunk)
+                put(chunk)
             except ContentError as error:
                 trouble = error
     return trouble

@@ -63,7 +63,8 @@ class PullOptions:
 
     ``max_layer_size`` (bytes), ``max_entries`` and ``max_window`` (bytes), where given, make the ``limits`` of a layer;
     ``refetch`` names the layers to fetch again although they are there, ``force`` means all of them. ``pins``, by the
-    canonical names of images, say what these mean instead of their tags.
+    canonical names of images, say what these mean instead of their tags. ``to`` is where the image is to go as
+    well (``microsandbox``), by the program ``msb`` (a name or a path; None: what settings say).
 
     ``signatures`` are the rules about signatures, the first that matches counts; None means those of the settings,
     where there are any. ``require_signature`` are files with public keys, one of which must have signed every image,
@@ -85,6 +86,8 @@ class PullOptions:
     require_signature: tuple[str | PathLike[str], ...] = ()
     no_signature_check: bool = False
     pins: Mapping[str, Pin] = field(default_factory=dict, hash=False)
+    to: str | None = None
+    msb: str | None = None
 
     def __post_init__(self, max_layer_size: int | None, max_entries: int | None, max_window: int | None) -> None:
         # A name serves as well; compared with the members it would be none of them.
@@ -134,9 +137,25 @@ class LayerOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of an image at ``place``, another program (``microsandbox``).
+
+    ``digest`` is that of the manifest that it has now, ``changed`` False where it had that before. ``recreated`` says
+    that the layers were made again from the store, not compressed, so that the digest is not the registry's.
+    """
+
+    place: str
+    digest: str
+    changed: bool
+    recreated: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class PullResult:
     """What a pull did. ``pinned`` is the machine line; ``layers`` are in manifest order, repeats kept.
 
+    ``delivered`` says what became of the image elsewhere, if it was to go there too.
     ``top`` is the digest of what the name led to (an index, or the manifest), where that was asked; ``also`` has the
     digests of manifests that were only looked up, by platform.
     """
@@ -151,5 +170,6 @@ class PullResult:
     seconds: float
     changed: bool
     dry_run: bool = False
+    delivered: Delivered | None = None
     top: str | None = None
     also: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.store.uses import InUse
+    from msb_pull.work.pull.receiving import Receive
     from msb_pull.work.pull.sharing import Together
     from msb_pull.work.pull.signatures import Gate
 
@@ -33,12 +35,15 @@ def pull_image(
     options: PullOptions,
     job: Job,
     together: Together | None = None,
+    in_use: InUse | None = None,
+    receive: Receive | None = None,
 ) -> PullResult:
     """Brings one image into the store and records it; does nothing where the policy and the store allow that.
 
     ``client`` is called only when a registry must be asked. ``together`` is what it shares with other images, if there
-    are any. Raises the errors of ``msb_pull.errors``; after any of them the store holds what it held before, and at
-    most more of a partial download.
+    are any; ``in_use`` keeps the image from being pruned while the command goes on; ``receive`` is entered once the
+    image is resolved, and signed as it must be. Raises the errors of ``msb_pull.errors``; after any of them the store
+    holds what it held before, and at most more of a partial download.
     """
     started = time.monotonic()
     if options.force and options.policy is Policy.NEVER:
@@ -81,7 +86,7 @@ def pull_image(
             raise
         if argument.reference is None:
             gate = gate or _gate(resolved.reference, options, job)
-        result = _move(argument, resolved, source, gate, store, options, job, together, started)
+        result = _move(argument, resolved, source, gate, store, options, job, together, in_use, receive, started)
     return replace(result, also=also) if also else result
 
 
@@ -94,12 +99,16 @@ def _move(
     options: PullOptions,
     job: Job,
     together: Together | None,
+    in_use: InUse | None,
+    receive: Receive | None,
     started: float,
 ) -> PullResult:
     """Brings an image that was found into the store, once its signatures are as they must be."""
     from msb_pull.image.manifest import check_image
 
     check_image(resolved.manifest, str(resolved.reference))
+    if in_use is not None:
+        in_use.add(str(resolved.reference))
     local = _find(resolved.reference, store) if argument.reference is None else None
     if argument.reference is None and options.name is None:
         _warn_of_replacing(local, resolved, lambda text: job.warn(argument.text, text))
@@ -108,15 +117,34 @@ def _move(
         # A pull that was killed may have left something; in a store that cannot be written it stays.
         with contextlib.suppress(OSError):
             store.sweep()
-        result = _unchanged(local, store, started)
+        with receive(resolved, source, job) if receive else contextlib.nullcontext():
+            result = _unchanged(local, store, started)
     else:
-        from msb_pull.work.pull.transfer import Transfer
-
-        work = Transfer(resolved, source, store, options, job, together=together)
-        result = work.plan_only(started) if options.dry_run else work.run(started)
+        result = _transfer(resolved, source, store, options, job, together, receive, started)
     if gate is not None and not options.dry_run:
         gate.keep(proof, store, needed=result.changed)
     return result
+
+
+def _transfer(
+    resolved: ResolvedImage,
+    source: Source,
+    store: Store,
+    options: PullOptions,
+    job: Job,
+    together: Together | None,
+    receive: Receive | None,
+    started: float,
+) -> PullResult:
+    from msb_pull.work.pull.transfer import Transfer
+
+    if options.dry_run:
+        return Transfer(resolved, source, store, options, job).plan_only(started)
+    if receive is None:
+        return Transfer(resolved, source, store, options, job, together=together).run(started)
+    with receive(resolved, source, job) as taking:
+        transfer = Transfer(resolved, source, store, options, taking.job, together=together, arrived=taking.arrived)
+        return transfer.run(started)
 
 
 def _gate(reference: Reference | None, options: PullOptions, job: Job) -> Gate | None:

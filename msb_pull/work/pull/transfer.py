@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
+    from msb_pull.work.pull.receiving import Arrived
 
 # How long an error of one layer may go unheard while another one is waited for, in seconds.
 _SLICE = 0.1
@@ -33,7 +34,8 @@ _SLICE = 0.1
 class Transfer:
     """The work on one resolved image; every method is called by the main thread, but for :meth:`_fetch`.
 
-    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others.
+    ``keys`` name its layers, position by position, where that is settled already; ``together`` is shared with others;
+    ``arrived`` hears of each blob.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Transfer:
         job: Job,
         keys: Sequence[LayerKey] = (),
         together: Together | None = None,
+        arrived: Arrived | None = None,
     ) -> None:
         self._resolved = resolved
         self._source = source
@@ -52,6 +55,7 @@ class Transfer:
         self._options = options
         self._keys = keys
         self._together = together
+        self._arrived = arrived
         self._cancel = job.cancel
         # For this pull alone: it ends, too, once a layer has failed.
         self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
@@ -176,6 +180,7 @@ class Transfer:
             image=self._name,
             job=self._job,
             twins=self._twins,
+            arrived=self._arrived,
         )
 
     def _fits(self, position: int) -> bool:

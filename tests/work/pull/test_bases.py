@@ -12,7 +12,9 @@ from msb_pull.image.reference import Reference, parse_argument
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.store import Store
 from msb_pull.work.listing import inspect_image, list_files
-from msb_pull.work.prune import apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import plan_prune
+from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.pull.plan import Policy, PullOptions
 from msb_pull.work.pull.pull import pull_image
 from msb_pull.work.save import Format, save_images

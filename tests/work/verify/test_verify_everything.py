@@ -125,7 +125,7 @@ def test_a_layer_of_before_without_what_it_overwrote_is_damaged_and_repairable(w
 
 
 def test_removing_an_image_takes_what_its_layers_overwrote(world):
-    from msb_pull.work.prune import remove_images
+    from msb_pull.work.prune.remove import remove_images
 
     it = world([reg(b"f", b"first"), reg(b"f", b"second")])
     remove_images(it.store, [NAME], Job())

@@ -13,7 +13,7 @@ import pytest
 
 from msb_pull.ground.running import Job
 from msb_pull.store.store import Store
-from msb_pull.work.prune import remove_images
+from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.pull.plan import PullOptions
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.repair import repair_layers

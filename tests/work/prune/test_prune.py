@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled, LocalError, NotFoundError, UsageError
+from msb_pull.ground.errors import Cancelled, ContentError, LocalError, NotFoundError, UsageError
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.platform import Platform
 from msb_pull.store.store import Store
-from msb_pull.work.prune import PrunePlan, apply_prune, plan_prune, remove_images
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import PrunePlan, plan_prune
+from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.select import Selection, parse_filters
 from tests.support.stores import NEVER, digest, fill, microsandbox_pull, names, publish, pull, record, sql, stacked
 
@@ -361,6 +363,27 @@ def test_rm_that_is_interrupted_says_what_is_gone(store):
     assert len(layers(prune(store))) == 2
 
 
+def test_d43_rm_of_an_image_of_microsandbox_that_is_interrupted_leaves_to_prune_what_it_says(store):
+    for name in "pqr":
+        foreign(store, name)
+    microsandbox_pull(store.database_path, "localhost/theirs:1", "pqr")
+    cancel, real = Cancel(), store.trash
+
+    def trash(path):
+        real(path)
+        cancel.set()
+
+    store.trash = trash
+    with pytest.raises(Cancelled) as caught:
+        remove_images(store, ["localhost/theirs:1"], Job(cancel=cancel))
+    del store.trash
+    assert caught.value.hint == "localhost/theirs:1 is removed; `msb-pull prune` removes the layers that are left"
+    assert len(there(store)) == 2
+    assert len(layers(prune(store))) == 2
+    assert there(store) == ""
+    assert os.listdir(store.own / "records") == []
+
+
 def test_rm_that_is_interrupted_before_it_begins_removes_nothing(store):
     pull(store, "localhost/a:1", "x")
     cancel = Cancel()
@@ -476,3 +499,27 @@ def test_a_symlink_with_the_name_of_a_layer_is_left_and_not_called_removed(store
     assert store.layer_dir(digest("x")).is_symlink() and (elsewhere / "f").exists()
     (remark,) = removed.remarks
     assert remark == f"{store.layer_dir(digest('x'))}: not a directory but a symlink or a file; it was left as it is"
+
+
+def test_d42_layers_stay_where_the_database_is_lost(store):
+    """Nothing is left that tells of their images, so all of them would pass for nobody's."""
+    pull(store, "localhost/a:1", "xy")
+    plan = plan_prune(store, Selection(references=("b",)))
+    assert plan.empty
+    publish(store, "z")
+    plan = plan_prune(store, None)
+    assert layers(plan) == "z"
+    for file in (*store.home.glob("oci.db*"), *store.own.glob("images/*.json")):
+        file.unlink()
+    for attempt in (
+        lambda: plan_prune(store, None),
+        lambda: plan_prune(store, Selection(references=("a",))),
+        lambda: apply_prune(store, plan, Job()),
+    ):
+        with pytest.raises(ContentError, match=r"oci.db: missing, with 3 layers left") as caught:
+            attempt()
+        assert "pull the images again" in caught.value.hint and "`msb-pull prune --all`" in caught.value.hint
+    assert set(there(store)) == set("xyz")
+    # Whoever wants all images to go wants these to go as well.
+    assert set(layers(prune(store, Selection()))) == set("xyz")
+    assert there(store) == ""

@@ -1,0 +1,185 @@
+"""``msb``, the program of Microsandbox: where it is, what it has, and one ``msb load`` that is fed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from msb_pull.ground.errors import LocalError, UsageError, raise_if_exhausted
+from msb_pull.image.reference import Reference
+
+if TYPE_CHECKING:
+    from msb_pull.ground.running import Cancel
+
+# What ``--to`` and events call it.
+PLACE = "microsandbox"
+NAME = "msb"
+_INSTALL = "install Microsandbox (`curl -fsSL https://install.microsandbox.dev | sh`), or name its program with --msb"
+# Where that script puts it; a shell that was open before does not look there.
+_INSTALLED = "~/.microsandbox/bin"
+_TOO_OLD = "Microsandbox before 0.5.5 has no `load`; `msb --version` says what is installed"
+# What clap, which reads its arguments, ends with where it does not know one.
+_UNKNOWN_ARGUMENT = 2
+# How long what happens elsewhere (an interruption, its end) may go unheard, in seconds.
+_SLICE = 0.05
+# How long it may take nothing at all, in seconds: it only copies what it reads to a disk.
+_PATIENCE = 120.0
+_ANSWER_SECONDS = 60
+_LAST_WORDS = 4096
+_PIECE = 1 << 20
+
+
+def find_msb(given: str) -> str:
+    """The path of Microsandbox's program, from its name or its path; raises UsageError that says how to get it."""
+    folders = [*os.get_exec_path(), os.path.expanduser(_INSTALLED)]  # noqa: PTH111 - kept as text
+    found = shutil.which(os.path.expanduser(given), path=os.pathsep.join(folders))  # noqa: PTH111
+    if found is None:
+        raise UsageError(f"{given}: no such program", hint=_INSTALL)
+    return found
+
+
+def has_image(program: str, reference: str, digest: str) -> bool:
+    """Whether Microsandbox lists an image under this name, however it was typed, with this manifest.
+
+    False as well where the program cannot say. Raises LocalError when it cannot be run.
+    """
+    command = [program, "image", "ls", "--format", "json"]
+    try:
+        told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise LocalError(f"{program} does not answer", cause="`image ls` took too long") from None
+    except OSError as error:
+        raise _not_run(program, error) from error
+    try:
+        listed = json.loads(told.stdout) if told.returncode == 0 else []
+        same = [image["reference"] for image in listed if image["digest"] == digest]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return any(_canonical(name) == reference for name in same)
+
+
+def _canonical(name: object) -> str | None:
+    try:
+        return str(Reference.parse(name)) if isinstance(name, str) else None
+    except UsageError:
+        return None
+
+
+class Loading:
+    """One ``msb load``, from its start to its end, which takes an archive as it is written.
+
+    What leaves the ``with`` block before :meth:`finish` has returned kills it; since the files without which it takes
+    an archive for none come last, it has loaded nothing then. ``folder`` is where it keeps what it reads until all is
+    there. For one thread at a time.
+    """
+
+    def __init__(self, program: str, folder: Path | None, cancel: Cancel, *, patience: float = _PATIENCE) -> None:
+        self._program = program
+        self._folder = folder
+        self._cancel = cancel
+        self._patience = patience
+
+    def __enter__(self) -> Loading:
+        self._said: IO[bytes] = tempfile.TemporaryFile()
+        command = [self._program, "load", "--quiet"]
+        if self._folder is not None:
+            command = ["/usr/bin/env", f"TMPDIR={self._folder}", *command]
+        try:
+            # A session of its own: a signal from the terminal is for this process, which then ends the program.
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._said.close()
+            raise _not_run(self._program, error) from error
+        assert self._child.stdin is not None
+        self._pipe = self._child.stdin
+        os.set_blocking(self._pipe.fileno(), False)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if self._child.poll() is None:
+                # Before its input ends.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                self._child.wait()
+        finally:
+            self._pipe.close()
+            self._said.close()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Hands bytes over; returns how many. Raises LocalError once the program has ended or takes no more, Cancelled.
+
+        The error has the program's last words.
+        """
+        view = memoryview(data)
+        pipe = self._pipe.fileno()
+        ready = select.poll()
+        ready.register(pipe, select.POLLOUT)
+        last = time.monotonic()
+        while view:
+            self._cancel.check()
+            if not ready.poll(_SLICE * 1000):
+                # Something that it started may hold the other end open.
+                if self._child.poll() is not None:
+                    raise self._failed()
+                if time.monotonic() - last > self._patience:
+                    raise LocalError(f"{self._name} takes no more of the image", cause=self._last_words())
+                continue
+            try:
+                view = view[os.write(pipe, view[:_PIECE]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._failed() from None
+            last = time.monotonic()
+        return len(data)
+
+    def finish(self) -> None:
+        """Ends the archive and waits until the image is loaded; raises LocalError when it is not, Cancelled."""
+        self._pipe.close()
+        while self._child.poll() is None:
+            self._cancel.check()
+            self._cancel.wait(_SLICE)
+        if self._child.returncode:
+            raise self._failed()
+
+    @property
+    def _name(self) -> str:
+        return f"{Path(self._program).name} load"
+
+    def _failed(self) -> LocalError:
+        try:
+            # It has closed its input, or is about to end.
+            status = self._child.wait(self._patience and 1)
+        except subprocess.TimeoutExpired:
+            return LocalError(f"{self._name} stopped reading", cause=self._last_words())
+        how = f"was killed by signal {-status}" if status < 0 else f"failed (status {status})"
+        hint = _TOO_OLD if status == _UNKNOWN_ARGUMENT else None
+        return LocalError(f"{self._name} {how}", cause=self._last_words(), hint=hint)
+
+    def _last_words(self) -> str | None:
+        said = self._said.fileno()
+        text = os.pread(said, _LAST_WORDS, max(0, os.fstat(said).st_size - _LAST_WORDS))
+        lines = text.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else None
+
+
+def _not_run(program: str, error: OSError) -> LocalError:
+    raise_if_exhausted(error)
+    return LocalError(f"{program} cannot be run", cause=error.strerror)

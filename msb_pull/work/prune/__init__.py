@@ -1,0 +1,1 @@
+"""Giving space back: what is to go, how it goes, and what a store takes."""

@@ -1,0 +1,160 @@
+"""Views for podman: stores to make them of, what must hold at every moment, and podman itself with its own storage."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from msb_pull import PullOptions, pull_image
+from msb_pull import Store as Program
+from msb_pull.ground.events import Warned
+from msb_pull.ground.running import Job
+from msb_pull.image.reference import Reference
+from msb_pull.store.store import Store
+from msb_pull.work.podman.export import export_to_podman
+from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.plan import plan_prune
+from msb_pull.work.prune.remove import remove_images
+from tests.support.archive import directory, reg
+from tests.support.tools import lacking, need
+
+A, B = "localhost/a:1", "localhost/b:1"
+BASE = [directory(b"etc", mtime=1), reg(b"etc/base", b"base")]
+
+
+def copied(old: Path, new: Path) -> Path:
+    return shutil.copytree(old, new, symlinks=True)
+
+
+def pull(home: Path, name: str, folder: Path, **options) -> None:
+    pull_image(f"oci:{folder}", Program.open(home), PullOptions(name=name, **options))
+
+
+def export(home: Path, *names: str, folder: Path | None = None, job: Job | None = None):
+    return export_to_podman(Store.open(home), [Reference.parse(name) for name in names], folder, job or Job())
+
+
+def remove(home: Path, *names: str, job: Job | None = None):
+    return remove_images(Store.open(home), names, job or Job())
+
+
+def prune(home: Path):
+    store = Store.open(home)
+    return apply_prune(store, plan_prune(store, None), Job())
+
+
+def hearing() -> tuple[list[str], Job]:
+    heard: list[str] = []
+    return heard, Job(observer=lambda event: heard.append(event.text) if isinstance(event, Warned) else None)
+
+
+def everything(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for base, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(base, name)
+            key = str(path.relative_to(folder))
+            if not name.endswith(".lock"):
+                found[key] = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+    return found
+
+
+def shown(folder: Path) -> list[str]:
+    """The names that podman would list. Fails where it would see an image without all that it needs."""
+    images, layers = folder / "overlay-images" / "images.json", folder / "overlay-layers" / "layers.json"
+    if not images.exists():
+        return []
+    known = {layer["id"]: layer for layer in json.loads(layers.read_bytes())}
+    names = []
+    for image in json.loads(images.read_bytes()):
+        names += image["names"]
+        for key in image["big-data-names"]:
+            encoded = key if key == "manifest" else "=" + base64.b64encode(key.encode()).decode()
+            data = (folder / "overlay-images" / image["id"] / encoded).read_bytes()
+            assert image["big-data-digests"][key] == "sha256:" + hashlib.sha256(data).hexdigest()
+            assert image["big-data-sizes"][key] == len(data)
+        check_stack(folder, image.get("layer", ""), known)
+    assert len(set(names)) == len(names)
+    return sorted(names)
+
+
+def check_stack(folder: Path, top: str, known: dict[str, dict]) -> None:
+    """Fails unless the layers of an image lie below each other as podman wants them."""
+    overlay, lowers = folder / "overlay", []
+    stack = []
+    while top:
+        stack.append(top)
+        top = known[top].get("parent", "")
+    for place, layer in enumerate(stack):
+        assert (overlay / layer / "diff").is_symlink()
+        assert os.listdir(overlay / layer / "diff") is not None
+        short = (overlay / layer / "link").read_text()
+        assert len(short) == 26
+        assert os.readlink(overlay / "l" / short) == f"../{layer}/diff"
+        below = [f"l/{(overlay / one / 'link').read_text()}" for one in stack[place + 1 :]]
+        lower = overlay / layer / "lower"
+        assert (lower.read_text().split(":") if lower.exists() else []) == below
+        lowers.append(below)
+
+
+class Podman:
+    """podman as root, with a storage of its own in ``folder`` and ``view`` beside it."""
+
+    def __init__(self, folder: Path, view: Path) -> None:
+        need("podman", "fuse-overlayfs")
+        if not sys.platform.startswith("linux") or os.geteuid() != 0:
+            pytest.skip("mounting needs root on Linux")
+        if not os.access("/dev/fuse", os.W_OK):
+            lacking("there is no /dev/fuse here")
+        self.folder = folder
+        # podman takes no long path for it.
+        self._running = Path(tempfile.mkdtemp(prefix="podman-"))
+        self._places = [f"--root={folder / 's'}", f"--runroot={self._running}", f"--tmpdir={folder / 't'}"]
+        self._options = [
+            *("--storage-driver=overlay", "--cgroup-manager=cgroupfs", "--events-backend=none"),
+            f"--storage-opt=overlay.mount_program={shutil.which('fuse-overlayfs')}",
+        ]
+        self._view = f"--storage-opt=overlay.additionalimagestore={view}"
+        self._containers: list[str] = []
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["podman", *self._places, *self._options, self._view, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def said(self, *arguments: str) -> list[str]:
+        return self.run(*arguments).stdout.splitlines()
+
+    def images(self) -> list[str]:
+        """The images that are read-only; nothing may be complained of."""
+        done = self.run("images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}")
+        assert done.stderr == ""
+        return sorted(line.removesuffix(" true") for line in done.stdout.splitlines())
+
+    def mount(self, image: str) -> Path:
+        (container,) = self.said("create", image, "true")
+        self._containers.append(container)
+        (place,) = self.said("mount", container)
+        return Path(place)
+
+    def close(self) -> None:
+        for container in self._containers:
+            self.run("umount", container, check=False)
+            self.run("rm", "-f", container, check=False)
+        self._containers = []
+        # podman keeps its storage's own folder mounted on itself.
+        subprocess.run(["umount", "-l", self.folder / "s" / "overlay"], capture_output=True, check=False)
+
+    def remove(self) -> None:
+        self.close()
+        shutil.rmtree(self._running)

@@ -1,0 +1,105 @@
+"""podman itself with a view beside its own storage."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import RIG, need
+from tests.support.archive import reg
+from tests.support.exports import BOTTOM, NAME, TOP, by_umoci, layout
+from tests.support.podman import BASE, A, B, Podman, export, pull, remove, shown
+from tests.support.treecompare import describe, differences
+
+# The store keeps no time before 1970, and no hard link leads into another layer of an overlay.
+KNOWN = frozenset((b"before-1970", b"shared", b"second", b"third"))
+DEVICES = frozenset((b"null", b"disk", b"pipe"))
+
+
+@pytest.fixture
+def podman(home, tmp_path):
+    made = Podman(tmp_path / "podman", home / "podman")
+    yield made
+    made.remove()
+
+
+def test_it_lists_inspects_and_mounts(home, podman):
+    export(home, A, B)
+    assert podman.images() == [A, B]
+    (digest,) = podman.said("inspect", "--format", "{{.Digest}}", A)
+    assert digest in (home / "podman/overlay-images/images.json").read_text()
+    assert (podman.mount(A) / "etc" / "own").read_bytes() == b"a"
+    assert (podman.mount(B) / "etc" / "base").read_bytes() == b"base"
+
+
+def test_after_a_removal_it_lists_the_rest_without_a_word(home, podman):
+    export(home, A, B)
+    assert podman.images() == [A, B]
+    remove(home, A)
+    assert podman.images() == [B]
+    remove(home, B)
+    assert podman.images() == []
+    assert "not known" in podman.run("inspect", "--type", "image", A, check=False).stderr
+
+
+def test_an_image_that_it_pulls_itself_shares_the_layers_of_the_view(home, podman, tmp_path):
+    export(home, A)
+    more = layout(tmp_path / "more", BASE, [reg(b"etc/own", b"a")], [reg(b"etc/more", b"more")])
+    (image,) = podman.said("pull", "-q", f"oci:{more}:1")
+    (layer,) = (podman.folder / "s" / "overlay-layers").glob("*.tar-split.gz")
+    assert (podman.mount(image) / "etc" / "own").read_bytes() == b"a"
+    assert layer.name[:64] not in (home / "podman/overlay-layers/layers.json").read_text()
+    podman.close()
+    # Names of layers and links are the same each time, so what it made of an image works again with it.
+    remove(home, A)
+    assert podman.run("create", image, "true", check=False).returncode != 0
+    pull(home, A, layout(tmp_path / "again", BASE, [reg(b"etc/own", b"a")]))
+    export(home, A)
+    assert (podman.mount(image) / "etc" / "more").read_bytes() == b"more"
+
+
+def test_what_podman_cannot_make_from_links_it_refuses(home, podman, tmp_path):
+    """It has no record of the archives, and compares: nothing wrong leaves it."""
+    export(home, A)
+    done = podman.run("save", "--format", "oci-archive", "-o", str(tmp_path / "saved.tar"), A, check=False)
+    assert done.returncode != 0
+    assert "Digest did not match" in done.stderr
+    assert "read-only" in podman.run("rmi", A, check=False).stderr
+    assert shown(home / "podman") == [A]
+
+
+@pytest.mark.parametrize("devices", [False, True])
+def test_the_image_of_traps_looks_as_umoci_makes_it(home, podman, tmp_path, devices):
+    need("umoci")
+    if devices and fuse_overlayfs() < (1, 15):
+        pytest.skip("fuse-overlayfs shows devices of such layers since 1.15")
+    bottom = BOTTOM if devices else [entry for entry in BOTTOM if not entry.startswith(tuple(DEVICES))]
+    image = layout(tmp_path / "traps", bottom, TOP)
+    pull(home, NAME, image)
+    export(home, f"docker.io/{NAME}")
+    theirs = by_umoci(image, "1", tmp_path / "theirs")
+    ours = podman.mount(f"docker.io/{NAME}")
+    assert len(describe(theirs)) > 20
+    assert differences(describe(ours), describe(theirs), ignore=KNOWN) == []
+
+
+def fuse_overlayfs() -> tuple[int, ...]:
+    said = subprocess.run(["fuse-overlayfs", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"fuse-overlayfs: version (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (2, 0)
+
+
+@pytest.mark.rig
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("image", ["debian:bookworm", "python:3.11"])
+def test_real_images_look_as_umoci_makes_them(home, podman, tmp_path, image):
+    need("umoci")
+    source = RIG / "layouts" / image.partition(":")[0]
+    if not source.is_dir():
+        pytest.skip(f"no layouts of real images below {RIG}")
+    pull(home, f"localhost/{image}", source)
+    export(home, f"localhost/{image}")
+    theirs = by_umoci(source, image.partition(":")[2], tmp_path / "theirs")
+    assert differences(describe(podman.mount(f"localhost/{image}")), describe(theirs)) == []
