@@ -76,7 +76,8 @@ def _held(segments: Sequence[tuple[int, int]], bits: int) -> Iterator[range]:
     """The numbers of the chunks that hold data."""
     size, following = BLOCK << bits, 0
     for offset, length in segments:
-        if length:
-            end = (offset + length - 1) // size + 1
+        end = -(-(offset + length) // size)
+        # What lies in the chunk of the one before adds none.
+        if length and end > following:
             yield range(max(following, offset // size), end)
             following = end

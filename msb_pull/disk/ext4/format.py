@@ -173,7 +173,8 @@ def super_block(
         struct.pack("<IIII", 2, GROUP, GROUP, geometry.per_group),
         # Mounts, state (clean), what to do about errors (go on), checks (never by time), who made it (Linux).
         struct.pack("<IIHHHHHHIIIIHH", 0, 0, 0, 0xFFFF, 0xEF53, 1, 1, 0, 0, 0, 0, 1, 0, 0),
-        struct.pack("<IHHIII", FIRST, INODE, group, _COMPATIBLE, _INCOMPATIBLE, _TO_READ),
+        # Copies beyond 8 TiB lie in groups with numbers that have no room here; mke2fs cuts them off, too.
+        struct.pack("<IHHIII", FIRST, INODE, group & 0xFFFF, _COMPATIBLE, _INCOMPATIBLE, _TO_READ),
         uuid,
         bytes(16 + 64 + 4 + 4 + 16),
         struct.pack("<III", JOURNAL, 0, 0),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.below import Trail, create_file
@@ -21,7 +23,7 @@ from msb_pull.layer.attributes import (
 from msb_pull.layer.tree.holes import share_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from msb_pull.work.export.tree import Inode
 
@@ -150,14 +152,7 @@ class _Writer:
             attributes = {kept: value for key, value in inode.xattrs.items() if (kept := disk_name(key))}
             key, value = self._override(inode)
             attributes[key] = value
-        try:
-            for key, value in sorted(attributes.items()):
-                set_attribute(handle, key, value)
-        except OSError as error:
-            what = f"{visible_bytes(inode.path)}: the attribute {visible_bytes(key)} cannot be set"
-            raise LocalError(
-                what, cause=error.strerror, hint="choose another place with -o, or export a tar"
-            ) from error
+        _set_all(inode, attributes, partial(set_attribute, handle))
         os.utime(handle, ns=_times(inode))
 
     def _override(self, inode: Inode) -> tuple[bytes, bytes]:
@@ -177,7 +172,22 @@ class _Writer:
     def _dress_special(self, inode: Inode, name: bytes) -> None:
         os.chown(name, inode.uid, inode.gid, dir_fd=self._folder, follow_symlinks=False)
         os.chmod(name, inode.mode, dir_fd=self._folder)
+        # Linux takes none of the others for what is neither a file nor a folder (xattr(7)).
+        attributes = {key: value for key, value in inode.xattrs.items() if not key.startswith(b"user.")}
+        if sys.platform == "linux":
+            # Opening a device would wake it, and setxattrat is newer than most kernels.
+            place = b"/proc/self/fd/%d/%s" % (self._folder, name)
+            _set_all(inode, attributes, partial(os.setxattr, place, follow_symlinks=False))
         os.utime(name, ns=_times(inode), dir_fd=self._folder, follow_symlinks=False)
+
+
+def _set_all(inode: Inode, attributes: Mapping[bytes, bytes], put: Callable[[bytes, bytes], None]) -> None:
+    try:
+        for key, value in sorted(attributes.items()):
+            put(key, value)
+    except OSError as error:
+        what = f"{visible_bytes(inode.path)}: the attribute {visible_bytes(key)} cannot be set"
+        raise LocalError(what, cause=error.strerror, hint="choose another place with -o, or export a tar") from error
 
 
 def _times(inode: Inode) -> tuple[int, int]:

@@ -125,7 +125,8 @@ def _to_path(
         inodes = _chosen(tree, options)
         tree.forget()
         try:
-            with folder_draft(path) if form.folder else file_draft(path) as draft:
+            drafted = folder_draft if form.folder else file_draft
+            with drafted(path, force=options.force) as draft:
                 try:
                     task = _task(image, inodes, job, name=path.name, stat=how, size=options.size)
                     return len(inodes), form.write(inodes, draft, task)

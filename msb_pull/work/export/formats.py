@@ -113,9 +113,13 @@ def _identity(image: StoredImage) -> bytes:
 
 
 def _squashfs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
-    from msb_pull.work.export.squashfs import write_squashfs
+    from msb_pull.work.export.squashfs import foreign, write_squashfs
     from msb_pull.work.export.tar import write_tar
 
+    _warn_of(inodes, "SquashFS", foreign, task)
+    for inode in inodes:
+        for name in foreign(inode.xattrs):
+            del inode.xattrs[name]
     return write_squashfs(out, lambda pipe: write_tar(inodes, pipe, task.progress))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,20 +16,22 @@ from msb_pull.store.publish import exchange
 from msb_pull.store.staging import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from msb_pull.store.store import Store
 
 ELSEWHERE = "choose another place with -o"
-# Of the name of the place; with what makes it private the whole must stay a name.
+# Bytes of the name of the place; with what makes it private the whole must stay a name.
 _LABEL = 60
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def output_path(store: Store, out: Path, *, folder: bool, force: bool) -> Path:
     """Where an export to ``out`` goes, symlinks followed.
 
-    What exists there is replaced with ``force`` alone, but for an empty folder; a folder that holds the store,
-    the user's home or the current folder never is. Raises UsageError where no export may go, LocalError, OSError.
+    What exists there is replaced with ``force`` alone, but for an empty folder; a folder that is or holds the store,
+    the user's home, the current folder or something mounted never is. Raises UsageError where no export may go,
+    LocalError, OSError.
     """
     path = Path(os.path.realpath(out.expanduser()))
     shown = visible(str(path))
@@ -37,21 +40,47 @@ def output_path(store: Store, out: Path, *, folder: bool, force: bool) -> Path:
             raise UsageError(f"{shown}: lies in the store", hint=ELSEWHERE)
     if not path.parent.is_dir():
         raise LocalError(f"{visible(str(path.parent))}: no such folder", hint=ELSEWHERE)
-    if not path.exists() or (folder and path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
         return path
     if path.is_dir() != folder:
         raise UsageError(f"{shown}: is {'not ' if folder else ''}a folder", hint=ELSEWHERE)
-    if not force:
+    if not force and not (folder and not any(path.iterdir())):
         raise UsageError(f"{shown}: already exists", hint="--force replaces it")
-    for needed in (store.home, store.layers, Path.home(), Path.cwd()):
-        if folder and Path(os.path.realpath(needed)).is_relative_to(path):
-            raise UsageError(f"{shown}: cannot be replaced, it holds {visible(str(needed))}", hint=ELSEWHERE)
+    if folder:
+        needed = (store.home, store.layers, Path.home(), Path.cwd())
+        _refuse_to_lose(path, (Path(os.path.realpath(one)) for one in needed), ELSEWHERE)
+        _refuse_mounted(path)
     return path
 
 
+def _refuse_to_lose(path: Path, needed: Iterable[Path], hint: str) -> None:
+    """Raises UsageError where the folder ``path`` is or holds one of these real paths."""
+    for one in needed:
+        if one.is_relative_to(path):
+            raise UsageError(f"{visible(str(path))}: cannot be replaced, it holds {visible(str(one))}", hint=hint)
+
+
+def _refuse_mounted(path: Path) -> None:
+    """The same for mounts, since what is removed with a folder would be removed there as well."""
+    _refuse_to_lose(path, _mounted(), "unmount that first")
+
+
+def _mounted() -> list[Path]:
+    """Where anything is mounted, as Linux tells it (proc_pid_mountinfo(5)); elsewhere nothing is known."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as lines:
+            places = [line.split()[4] for line in lines]
+    except FileNotFoundError:
+        return []
+    return [Path(os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), place))) for place in places]
+
+
 @contextlib.contextmanager
-def file_draft(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which gets the name ``path`` once all is well; else nothing is left of it. Raises OSError."""
+def file_draft(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A file to write, which gets the name ``path`` once all is well; else nothing is left of it.
+
+    Without ``force`` what has come to stand there meanwhile stays. Raises OSError.
+    """
     if path.exists() and not path.is_file():
         # A pipe or a device has no half-written state to hide.
         with path.open("wb", buffering=0) as out:
@@ -61,12 +90,15 @@ def file_draft(path: Path) -> Iterator[BinaryIO]:
         with open(create_file(draft), "wb", buffering=0) as out:
             yield out
             os.fchmod(out.fileno(), 0o666 & ~_umask())
+        if not force and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         os.replace(draft, path)
 
 
 @contextlib.contextmanager
-def folder_draft(path: Path) -> Iterator[int]:
-    """The same for a folder, given as a descriptor. One that it replaces is removed afterwards."""
+def folder_draft(path: Path, *, force: bool) -> Iterator[int]:
+    """The same for a folder, given as a descriptor. One that it replaces is removed afterwards; without ``force`` that
+    is an empty one."""
     with _draft(path) as draft:
         draft.mkdir(0o700)
         handle = open_directory(draft)
@@ -74,15 +106,19 @@ def folder_draft(path: Path) -> Iterator[int]:
             yield handle
         finally:
             os.close(handle)
-        if path.exists():
+        if force and path.exists():
+            # It may have been put to use while a large image was written.
+            _refuse_mounted(path)
             exchange(draft, path, aside=draft.with_name(f"{draft.name}-former"))
         else:
+            # Takes the place of an empty folder, and of no other.
             os.rename(draft, path)
 
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    label = f".{path.name[:_LABEL]}.msb-pull"
+    name = os.fsencode(path.name)[:_LABEL].decode(errors="ignore")
+    label = f".{name}.msb-pull"
     places = Places(path.parent, label)
     # What a killed run has left.
     places.sweep()

@@ -11,17 +11,25 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 from msb_pull.work.export.tools import Packages, feed, find_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _PACKAGES = Packages("squashfs-tools-ng", "squashfs-tools-ng", "squashfs-tools-ng")
+
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+
+
+def foreign(xattrs: Mapping[bytes, bytes]) -> list[bytes]:
+    """The names of attributes that SquashFS cannot hold; the program takes no archive with one."""
+    return sorted(name for name in xattrs if not name.startswith(_NAMESPACES))
 
 
 def write_squashfs(out: BinaryIO, write_tar: Callable[[IO[bytes]], object]) -> int:
     """Makes an image in the open file ``out`` of the archive that ``write_tar`` writes, and returns its size.
 
     The format has times of 32 bits without a sign, in seconds, and attributes in ``user``, ``trusted`` and
-    ``security`` alone. Raises UsageError without the program, LocalError when that fails, and what ``write_tar``
-    raises.
+    ``security`` alone (see :func:`foreign`). Raises UsageError without the program, LocalError when that fails, and
+    what ``write_tar`` raises.
     """
     tool = find_tool("tar2sqfs", _PACKAGES)
     # Every kernel reads gzip.

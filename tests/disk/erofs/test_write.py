@@ -62,6 +62,22 @@ def test_a_sparse_file_stays_small():
     assert len(data) < 300_000
 
 
+@pytest.mark.parametrize(
+    ("length", "segments", "most"),
+    [
+        (64 * MEBI, ((0, 1), (64 * MEBI - 1, 1)), 80_000),
+        (64 * MEBI, ((0, 1), (7, 1), (9, 1)), 60_000),
+        (12_000 * 1024, tuple((at * 8192, 1) for at in range(1500)), 6_200_000),
+    ],
+    ids=["the ends", "near each other", "every second block"],
+)
+def test_segments_that_would_share_a_large_chunk_do_not(length, segments, most):
+    file = Inode(b"disk", content=b"d", segments=segments, length=length)
+    data = image_of([folder(), file])
+    assert len(data) < most
+    assert facts_of([folder(), file]) == Image(data).read()
+
+
 def test_many_small_files_share_blocks():
     data = image_of([folder(), *(Inode(b"%04d" % number, content=b"x" * 700) for number in range(1000))])
     assert len(data) < 1000 * 900

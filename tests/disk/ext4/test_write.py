@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from msb_pull.disk.ext4.attributes import foreign
+from msb_pull.disk.ext4.format import super_block
 from msb_pull.disk.ext4.geometry import GROUP, Geometry
 from msb_pull.disk.ext4.write import write_image
 from msb_pull.ground.errors import ContentError, UsageError
@@ -252,3 +254,11 @@ def test_attributes_of_other_systems_are_told_and_left_out(tmp_path):
     make(tmp_path / "image", [folder(), Inode(b"f", xattrs=xattrs)])
     check(tmp_path / "image")
     assert 'user.kept (1) = "k"' in tool("debugfs", "-R", "ea_list f", tmp_path / "image")
+
+
+def test_the_largest_file_systems_have_copies_of_the_superblock_as_well():
+    shape = Geometry((16 << 40) - 4096, 0)
+    *_, last = shape.copies()
+    assert last == 7**6
+    copy = super_block(shape, last, (1, 1), UUID, (bytes(60), 0))
+    assert struct.unpack_from("<H", copy, 90) == (last & 0xFFFF,)

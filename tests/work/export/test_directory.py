@@ -9,7 +9,7 @@ import pytest
 
 from msb_pull import ContentError, ExportOptions, UsageError
 from tests.conftest import need
-from tests.support.archive import reg
+from tests.support.archive import hdr, reg, xattr
 from tests.support.exports import NAME, all_facts, by_umoci, layout, needs_root, sparse, store_of
 from tests.support.mounts import mounted
 from tests.support.treecompare import describe
@@ -25,6 +25,17 @@ def test_native_is_what_umoci_makes_of_the_image(store, tmp_path):
     need("umoci")
     store.export(NAME, f"{tmp_path}/out/")
     assert all_facts(tmp_path / "out") == all_facts(by_umoci(tmp_path / "layout", "1", tmp_path / "theirs"))
+
+
+@needs_root
+def test_devices_keep_their_attributes(tmp_path):
+    kinds = ((b"null", b"3"), (b"pipe", b"6"))
+    entries = [xattr(b"trusted.of", name) + hdr(name, typ=kind, major=1, minor=3) for name, kind in kinds]
+    entries.append(xattr(b"user.odd", b"no kernel takes it") + hdr(b"odd", typ=b"6"))
+    store_of(tmp_path / "home", (layout(tmp_path / "layout", entries), NAME)).export(NAME, f"{tmp_path}/out/")
+    found = {name: os.listxattr(tmp_path / "out" / name) for name in ("null", "pipe", "odd")}
+    assert found == {"null": ["trusted.of"], "pipe": ["trusted.of"], "odd": []}
+    assert os.getxattr(tmp_path / "out" / "null", "trusted.of") == b"null"
 
 
 def test_containers_keeps_all_in_the_attribute(store, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,9 +15,12 @@ import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError, UsageError
 from msb_pull.work.export.squashfs import write_squashfs
+from tests.support.archive import reg, xattr
 from tests.support.erofs import folder
+from tests.support.exports import NAME, layout, store_of
 from tests.support.tools import lacking, need
 
+NOBODY = 0xFFFF_FFFF
 TOP = folder(mode=0o1750, mtime_ns=5_000_000_000)
 
 
@@ -72,6 +76,17 @@ def test_the_kernel_reads_it(tmp_path):
         assert (at / "large").stat().st_mode & 0o7777 == 0
     finally:
         subprocess.run(["umount", at], check=True, timeout=60)
+
+
+def test_attributes_that_it_cannot_hold_are_told_and_left_out(tmp_path):
+    need("tar2sqfs")
+    rules = struct.pack("<I" + 4 * "HHI", 2, 1, 6, NOBODY, 4, 4, NOBODY, 16, 6, NOBODY, 32, 4, NOBODY)
+    listed = xattr(b"system.posix_acl_access", rules) + reg(b"listed", b"x")
+    store = store_of(tmp_path / "home", (layout(tmp_path / "layout", [listed]), NAME))
+    warnings = []
+    store.export(NAME, tmp_path / "x.squashfs", observer=lambda event: warnings.append(getattr(event, "text", "")))
+    assert any('"listed": SquashFS has no place for system.posix_acl_access; left out' in text for text in warnings)
+    assert (tmp_path / "x.squashfs").read_bytes()[:4] == b"hsqs"
 
 
 def test_no_program_is_a_question_of_packages(monkeypatch, tmp_path):
