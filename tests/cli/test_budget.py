@@ -93,7 +93,10 @@ def test_prune_min_free(filled):
 def test_prune_keep_chooses_among_those_that_match(filled):
     done = sized(filled.run("prune", "-y", "--keep", "1kB", "--filter", "reference=*/big"))
     assert done.out == f"image {BIG}\nlayer DIGEST SIZE\n"
-    left = "what is left is in use, was left out, or belongs to Microsandbox, to another home or to another program"
+    left = (
+        "what is left is in use, was left out, is shown to podman, or belongs to Microsandbox, to another home or to "
+        "another program"
+    )
     assert done.error == f"Removed 1 image and 1 layer, freed SIZE\nwarning: SIZE more would have to go: {left}\n"
     assert listed(filled) == [IMAGE, OTHER]
 
