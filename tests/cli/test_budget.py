@@ -253,6 +253,20 @@ def test_df_of_no_store(place):
     assert not place.home.exists()
 
 
+def test_a_first_pull_that_failed_leaves_layers_that_prune_takes(place):
+    contents = {"here": random.Random(1).randbytes(200_000), "gone": b"gone"}
+    layers = [gzip.compress(layer_tar([file(*x)]), 1, mtime=0) for x in contents.items()]
+    added = place.registry.add_image("acme/half", "1", layers)
+    del place.registry.blobs[added.layer_digests[1]]
+    # One at a time, the largest first.
+    assert place.run("-q", "--jobs", "1", "HOST/acme/half:1").code != 0
+    assert len(list(place.layers.glob("*.extracted"))) == 1
+    assert place.run("verify") == Said(0, "", "No images.\n")
+    assert place.run("df", "--format", "json").document["reclaimable_bytes"] > 0
+    done = place.run("prune", "-y")
+    assert done.code == 0 and done.error.startswith("Removed 1 layer, freed "), done
+
+
 def test_df_of_a_store_whose_database_is_lost(filled):
     for path in (*filled.home.glob("oci.db*"), *(filled.layers / ".msb-pull" / "images").iterdir()):
         path.unlink()
