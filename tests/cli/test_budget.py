@@ -286,3 +286,14 @@ def test_df_shows_how_full_the_budget_is(filled, tmp_path):
             assert terminal.wait() == 0
             bar = plain(terminal.text).splitlines()[-1].split("  ")[1]
         assert bar.count(full) == 30 * total(filled) // 1_000_000
+
+
+def test_the_bar_of_the_budget_fits_a_narrow_terminal(filled, tmp_path):
+    budget(filled, 'keep = "200kB"')
+    text = filled.run("df").out.splitlines()[-1].removeprefix("budget  ")
+    taken = len(f"budget    {text}")
+    for width, bar in ((taken + 10, "#" * 10 + "  "), (taken + 3, "")):
+        env = filled.environment(LC_ALL="C", NO_COLOR="1")
+        with Terminal(filled.argv("df"), env=env, cwd=tmp_path, columns=width) as terminal:
+            assert terminal.wait() == 0
+            assert plain(terminal.text).splitlines()[-1] == f"budget  {bar}{text}"
