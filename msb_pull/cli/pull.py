@@ -112,8 +112,13 @@ def pull_images(
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
         outcomes, pruned = _pull(run, arguments, client, options, pull)
     paired = list(zip(arguments, outcomes, strict=True))
-    locked = _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {}
-    _finish(run, paired, {**_pruned_fields(pruned), **locked})
+    locked, unwritten = {}, None
+    try:
+        locked = _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {}
+    except MsbPullError as error:
+        # The images are here all the same, and what became of each must still be said.
+        unwritten = error
+    _finish(run, paired, {**_pruned_fields(pruned), **locked}, unwritten)
 
 
 def _pruned_fields(pruned: PrunePlan | None) -> dict[str, Any]:
@@ -247,9 +252,13 @@ def _without_plans(observe: Observer) -> Observer:
 
 
 def _finish(
-    run: Run, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], more: Mapping[str, Any]
+    run: Run,
+    outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]],
+    more: Mapping[str, Any],
+    other: MsbPullError | None,
 ) -> None:
     errors = [outcome for _, outcome in outcomes if isinstance(outcome, MsbPullError)]
+    errors += [other] if other is not None else []
     # One interruption ends many images, and one bad store is that of all.
     for error in {(error.kind if isinstance(error, Cancelled) else id(error)): error for error in errors}.values():
         run.session.tell(error)
@@ -318,15 +327,18 @@ def _document(
     ]
     if not errors:
         return {"status": "ok", "images": images}
-    return {"status": "failed", "images": images, "error": session.document_of(_common(errors, len(outcomes)))}
+    return {"status": "failed", "images": images, "error": session.document_of(_common(errors, images))}
 
 
-def _common(errors: Sequence[MsbPullError], count: int) -> MsbPullError:
+def _common(errors: Sequence[MsbPullError], images: Sequence[Mapping[str, Any]]) -> MsbPullError:
     """What all errors of a run come to: the code in the document is the one that the process ends with."""
     interrupted = [error for error in errors if isinstance(error, Cancelled)]
     if interrupted or len({error.exit_code for error in errors}) == 1:
         return (interrupted or errors)[0]
-    return MsbPullError(f"{len(errors)} of {counted(count, 'image')} failed, for different reasons")
+    failed = sum(image["status"] == "failed" for image in images)
+    if failed < len(errors):
+        return MsbPullError(f"{failed} of {counted(len(images), 'image')} failed, and the lock file was not written")
+    return MsbPullError(f"{failed} of {counted(len(images), 'image')} failed, for different reasons")
 
 
 def _fields(result: PullResult) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from binascii import a2b_base64
 from msb_pull.ground.below import opener
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.attributes import parse_override_stat
+from msb_pull.layer.noted import VERSION
 from msb_pull.layer.rules import MAX_LEVELS, places_after
 
 TYPE_CHECKING = False
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
 
     from msb_pull.layer.report import UnpackReport
 
-_VERSION = 1
 _KEYS = {"version", "diff_id", "tar_bytes", "entries", "content_bytes", "chain", "placed", "moved", "derived"}
 _KEYS |= {"copied", "unkept", "warnings"}
 _MAX_WARNINGS = 100
-# Enough for the longest diff_id, which stands at the beginning.
-_START = 256
 # The paths that a fact of each kind names, and of them those that may be the top.
 _PATHS = {
     "directory": ("path",),
@@ -96,7 +94,7 @@ class Notes:
         import json
 
         document = {
-            "version": _VERSION,
+            "version": VERSION,
             **vars(self),
             "placed": {str(index): os.fsdecode(place) for index, place in self.placed.items()},
             "moved": [[os.fsdecode(old), os.fsdecode(new)] for old, new in self.moved],
@@ -117,7 +115,7 @@ class Notes:
             with open(path, "rb", opener=opener) as file:
                 text = file.read()
             document = json.loads(text)
-            if document["version"] != _VERSION:
+            if document["version"] != VERSION:
                 raise ValueError(f"version {document['version']}")
             if json.dumps(document).encode("ascii") + b"\n" != text or not document.keys() <= _KEYS:
                 raise ValueError("they were altered since they were written")
@@ -140,21 +138,6 @@ class Notes:
                 cause=repr(error),
                 hint="`msb-pull verify --repair` repairs it",
             ) from None
-
-
-def noted_diff_id(path: Path | str) -> str | None:
-    """The ``diff_id`` in notes as :meth:`Notes.save` writes them, without reading them whole; None where it is not.
-
-    What else is wrong with them is not found.
-    """
-    try:
-        with open(path, "rb", opener=opener, buffering=0) as file:
-            start = file.read(_START).decode("ascii", "replace")
-    except OSError:
-        return None
-    before, _, value = start.partition(f'{{"version": {_VERSION}, "diff_id": "')
-    value, quote, _ = value.partition('"')
-    return value if quote and not before else None
 
 
 def _typed(value: Any, kind: type) -> Any:

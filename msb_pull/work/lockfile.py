@@ -69,9 +69,12 @@ class LockFile:
     def load(cls, path: Path, *, create: bool = False) -> LockFile:
         """Reads a lock file; with ``create`` one that is missing has no images.
 
-        Raises UsageError that names the line of what is wrong with it, LocalError where it cannot be read.
+        Raises UsageError that names the line of what is wrong with it, LocalError where it cannot be read, or where one
+        that may be written (``create``) could not be replaced: a rename would take the place of a pipe or a device.
         """
         shown = visible(str(path))
+        if create and path.exists() and not path.is_file():
+            raise LocalError(f"{shown}: not a file", hint="choose another place with --lock")
         try:
             with path.open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)

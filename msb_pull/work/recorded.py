@@ -15,6 +15,7 @@ from msb_pull.layer.proof.model import content_paths, expected_tree
 from msb_pull.layer.proof.stream import Listener, stream
 from msb_pull.layer.tar.record import Record
 from msb_pull.layer.tree.kept import Kept
+from msb_pull.work.claims import contradicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +33,12 @@ def recorded_layer(
     """The record of a layer, which has been read, and what it says must stand in its directory.
 
     With ``whole_links`` names that the image links share one node, also where the file system took copies. Waits
-    while another process swaps the layer. Raises NotFoundError where it is not complete, ContentError.
+    while another process swaps the layer. Raises NotFoundError where it is not complete, ContentError, also where it is
+    what another image says of the same blob.
     """
     if store.has_layer(layer.key):
         with contextlib.suppress(FileNotFoundError):
-            return load_layer(store, layer.key, whole_links=whole_links)
+            return _loaded(store, layer, whole_links)
     # While it is swapped for a new one it counts as missing.
 
     def waits(holder: str) -> None:
@@ -44,11 +46,20 @@ def recorded_layer(
 
     with store.lock_layer(layer.digest, waits, job.cancel):
         if store.has_layer(layer.key):
-            return load_layer(store, layer.key, whole_links=whole_links)
+            return _loaded(store, layer, whole_links)
     raise NotFoundError(
         f"layer {layer.digest.short} is not in the store, or has no record to recreate it from",
         hint="`msb-pull verify --repair` or `msb-pull pull --force` fetches it",
     )
+
+
+def _loaded(store: Store, layer: StoredLayer, whole_links: bool) -> tuple[Record, dict[bytes, Node]]:
+    if contradicts(store, layer.key, layer.diff_id):
+        raise ContentError(
+            f"layer {layer.digest.short} does not have the diff_id that this image says",
+            hint="`msb-pull verify --repair` repairs it",
+        )
+    return load_layer(store, layer.key, whole_links=whole_links)
 
 
 def load_layer(store: Store, key: LayerKey, *, whole_links: bool = False) -> tuple[Record, dict[bytes, Node]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -275,3 +276,22 @@ def test_options_that_do_not_go_together(tmp_path, words):
     done = home.run("pull", *words)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("error: ") and not (home.folder / "a.lock").exists()
+
+
+def test_a_lock_file_that_cannot_be_written_hides_nothing(tmp_path, registry):
+    add_index(registry, "1", "first")
+    home = machine(tmp_path, "one")
+    good, bad = (f"{registry.host}/acme/app:{tag}" for tag in "12")
+    (home.folder / "a.lock").symlink_to("missing/a.lock")
+    done = home.pull("--lock", "a.lock", "--format", "json", good, bad)
+    document = json.loads(done.stdout)
+    assert [x["status"] for x in document["images"]] == ["ok", "failed"] and document["status"] == "failed"
+    assert document["error"]["message"] == "1 of 2 images failed, and the lock file was not written"
+    assert done.returncode == 1 and done.stderr.count("error: ") == 2 and f"{bad}: not found" in done.stderr
+
+
+def test_a_pipe_is_refused_before_anything_is_asked(tmp_path, registry):
+    home = machine(tmp_path, "one")
+    os.mkfifo(home.folder / "a.lock")
+    done = home.pull("--lock", "a.lock", f"{registry.host}/acme/app:1")
+    assert (done.returncode, registry.requests) == (7, []) and "not a file" in done.stderr

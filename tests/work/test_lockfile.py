@@ -183,3 +183,16 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("msb_pull.work.lockfile.os.replace", refuse)
     with pytest.raises(LocalError, match="Read-only"):
         update(tmp_path / "images.lock", {NAME: LockedImage(C, {"linux/amd64": A})})
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_not_a_file_is_never_replaced(tmp_path, make, linked):
+    """As root a rename would take the place of /dev/null itself."""
+    make(path := tmp_path / "odd")
+    before = path.stat()
+    if linked:
+        (tmp_path / "link").symlink_to(path)
+    with pytest.raises(LocalError, match="not a file"):
+        update(tmp_path / "link" if linked else path, {NAME: LockedImage(C, {"linux/amd64": A})})
+    assert (path.stat().st_mode, path.stat().st_ino) == (before.st_mode, before.st_ino)

@@ -23,9 +23,9 @@ from msb_pull.layer.proof.standing import belongs_on
 from msb_pull.layer.settle.settle import settle
 from msb_pull.layer.tree.kept import keep_aside
 from msb_pull.store.index.keys import LayerKey
+from msb_pull.work.claims import contradicts
 from msb_pull.work.pull.placing import Placing, State
 from msb_pull.work.pull.plan import WantedLayer
-from msb_pull.work.pull.twins import contradicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

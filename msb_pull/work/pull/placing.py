@@ -130,6 +130,11 @@ class Placing:
         self.fetched = shelf.take(self.wanted, self.resources)
         return self.fetched is not None
 
+    def drop(self) -> None:
+        """Removes what was unpacked and not published."""
+        self.fetched = None
+        self.resources.close()
+
     def arrived(self) -> None:
         """Called by the pool once the layer is unpacked and cannot be published yet."""
         with self._guard:

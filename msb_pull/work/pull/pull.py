@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
+from msb_pull.work.claims import contradicts
 from msb_pull.work.pull.plan import LayerOutcome, Pin, Policy, PullOptions, PullResult
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
 
 
 def _is_complete(image: StoredImage, store: Store) -> bool:
-    return all(store.has_layer(layer.key) for layer in image.layers)
+    # What lies there may be what another image has said of the same blob.
+    return all(store.has_layer(x.key) and not contradicts(store, x.key, x.diff_id) for x in image.layers)
 
 
 def _find(reference: Reference | None, store: Store) -> StoredImage | None:

@@ -12,6 +12,7 @@ from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.store.index.rows import ImageRecord
+from msb_pull.work.claims import check_claims
 from msb_pull.work.pull.bases import Bases, Publisher
 from msb_pull.work.pull.fetch import LayerFetcher
 from msb_pull.work.pull.placing import Placing, State
@@ -210,7 +211,7 @@ class Transfer:
                 placing.unlock()
                 placing.state = State.PRESENT
             else:
-                if not placing.take_from(self._shelf):
+                if not self._take_back(placing):
                     placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
                 assert placing.fetched is not None
                 if placing.fetched.report.needs_lowers:
@@ -259,7 +260,7 @@ class Transfer:
 
     def _look_again(self, pool: StoppingPool, placing: Placing) -> None:
         """Finds out what became of a layer that another pull had, or may have had, now that its lock is held."""
-        unpacked = placing.take_from(self._shelf)
+        unpacked = self._take_back(placing)
         if self._bases.is_there(placing.key) and (not unpacked or self._fits(placing.position)):
             placing.state, placing.fetched = State.PRESENT, None
         elif unpacked:
@@ -267,6 +268,16 @@ class Transfer:
         else:
             self._submit(pool, placing)
             self._await(placing)
+
+    def _take_back(self, placing: Placing) -> bool:
+        """Takes what was unpacked of a layer and let go, if that is still worth anything; its lock is held."""
+        if not placing.take_from(self._shelf):
+            return False
+        # Who had the lock meanwhile may have downloaded the blob, and found that it is not what this image says.
+        if placing.reused and self._twins.anew().find(placing.wanted) is None:
+            placing.drop()
+            return False
+        return True
 
     def _await(self, placing: Placing) -> None:
         """Waits for one layer, but raises as soon as any of them fails."""
@@ -285,6 +296,7 @@ class Transfer:
     def _record(self) -> None:
         resolved = self._resolved
         self._store.register(needed=True)
+        check_claims(self._store, self._name, ((x.key, x.wanted.diff_id) for x in self._bases.stack))
         with self._store.database(create=True) as database:
             database.record(
                 ImageRecord(

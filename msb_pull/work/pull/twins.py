@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground.errors import ContentError, NotFoundError, raise_if_exhausted
 from msb_pull.ground.pools import Handoff
 from msb_pull.ground.sizes import counted
-from msb_pull.layer.notes import noted_diff_id
+from msb_pull.layer.noted import noted_diff_id
 from msb_pull.store.index.keys import LayerKey, layers_noted
 from msb_pull.work.recorded import layer_stream, load_layer
 
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from msb_pull.source.interface import Source
     from msb_pull.store.store import Store
     from msb_pull.work.pull.plan import WantedLayer
-
-
-def contradicts(store: Store, key: LayerKey, diff_id: Digest) -> bool:
-    """Whether a layer that is there has another content than an image says; notes that are damaged say nothing."""
-    noted = noted_diff_id(store.notes_path(key))
-    return noted is not None and noted != str(diff_id)
 
 
 class Twins:
@@ -75,6 +69,10 @@ class Twins:
         if not others or self._is_doubtful(digest, diff_id, known):
             return None
         return min(others, key=lambda key: (key.digest != digest, key))
+
+    def anew(self) -> Twins:
+        """The same with all that is known by now."""
+        return Twins(self._store, self._source, off=self._off)
 
     def check(self, name: str, where: str, missing: Sequence[WantedLayer]) -> None:
         """Raises NotFoundError for layers that the source is known to lack, and that cannot be made either."""

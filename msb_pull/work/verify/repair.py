@@ -11,14 +11,16 @@ from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, NotFou
 from msb_pull.ground.sizes import counted
 from msb_pull.layer.proof.task import DERIVED
 from msb_pull.store.index.keys import LayerKey
+from msb_pull.work.claims import Claims, untrue
 from msb_pull.work.verify.layers import LayerReport, Verdict
-from msb_pull.work.verify.verify import RowsReport, VerifyReport, verify_images
+from msb_pull.work.verify.verify import RowsReport, VerifyReport, recorded_layers, verify_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from msb_pull.ground.running import Job
     from msb_pull.source.registry.registry import RegistryClient
+    from msb_pull.store.index.database import Database
     from msb_pull.store.index.rows import ImageRecord
     from msb_pull.store.store import Store
     from msb_pull.work.pull.plan import PullOptions
@@ -102,6 +104,8 @@ class _Repair:
         for damaged in rows:
             try:
                 with self.store.database(create=True) as database:
+                    if not damaged.links_alone:
+                        self._check_claims(database, damaged.reference)
                     if not damaged.links_alone and not database.record_again(damaged.reference):
                         raise ContentError(
                             f"{damaged.reference}: neither its rows nor their copy can be proven",
@@ -113,6 +117,16 @@ class _Repair:
                 self.failures.append(error)
             except OSError as error:
                 self.failures.append(local_error(error, self.store.layers))
+
+    def _check_claims(self, database: Database, reference: str) -> None:
+        """Raises ContentError for an image that says of a blob what is not so: its row is that of others as well."""
+        proofs = {x.reference: x.record for x in database.prove(None) if x.record is not None}
+        if (mine := proofs.get(reference)) is None:
+            return
+        claims = Claims(self.store, map(recorded_layers, proofs.values()))
+        for layer in recorded_layers(mine):
+            if claims.refuting(layer) is not None:
+                raise untrue(reference, layer.key)
 
     def fetch_damaged(self, references: Sequence[str], damaged: Set[str]) -> None:
         """Tries one image after the other until each damaged layer is fetched."""

@@ -13,6 +13,7 @@ from msb_pull.store.index.database import Database
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.proven import Difference
 from msb_pull.store.index.stored import StoredLayer
+from msb_pull.work.claims import Claims
 from msb_pull.work.verify.layers import LayerCheck, LayerReport, Verdict, run_checks
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from msb_pull.ground.running import Job
     from msb_pull.store.index.proven import ProvenImage
+    from msb_pull.store.index.rows import ImageRecord
     from msb_pull.store.store import Store
 
 # How the places of short links begin in a difference.
@@ -86,7 +88,8 @@ def verify_images(
     with store.lock_shared(job.tell_waiting, job.cancel):
         # Not before: what is removed while this waits for the lock is not damage.
         proofs = proven_images(store, references, job)
-        wanted = [x for x in _distinct(store, proofs) if only is None or str(x.layer.key) in only]
+        claims = Claims(store, (layers for image, layers in proofs if image.record is not None))
+        wanted = [x for x in _distinct(store, proofs, claims) if only is None or str(x.layer.key) in only]
         checks = [LayerCheck(store, x.layer, tuple(x.images), x.stacks, quick, job) for x in wanted]
         reports = _blamed(wanted, run_checks(checks, job.large_at_once))
         unchecked = () if references else _unread_copies(store)
@@ -166,9 +169,18 @@ def _layers(image: ProvenImage, database: Database) -> tuple[StoredLayer, ...]:
             return ()
         stored = database.find(image.reference)
         return stored.layers if stored else ()
-    return tuple(
-        StoredLayer(key, diff_id, layer.size, layer.media_type)
-        for key, layer, diff_id in zip(record.layer_keys, record.manifest.layers, record.config.diff_ids, strict=True)
+    return recorded_layers(record)
+
+
+def recorded_layers(record: ImageRecord) -> tuple[StoredLayer, ...]:
+    """The layers of an image as its manifest and config name them."""
+    names = zip(record.layer_keys, record.manifest.layers, record.config.diff_ids, strict=True)
+    return tuple(StoredLayer(key, diff_id, layer.size, layer.media_type) for key, layer, diff_id in names)
+
+
+def _untrue(layer: StoredLayer, refuting: str) -> Difference:
+    return Difference(
+        f"config: {layer.digest.short}", f"{layer.diff_id}, as the image says", f"{refuting}, as others say"
     )
 
 
@@ -183,10 +195,16 @@ class _Wanted:
     below: set[str]
 
 
-def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]]) -> list[_Wanted]:
+def _distinct(
+    store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLayer, ...]]], claims: Claims
+) -> list[_Wanted]:
+    """Each layer once. One of which an image says what is not so is none of that image: others must not suffer."""
     found: dict[LayerKey, _Wanted] = {}
     for image, layers in proofs:
         for position, layer in enumerate(layers):
+            if (refuting := claims.refuting(layer)) is not None:
+                image.differences.append(_untrue(layer, refuting))
+                continue
             wanted = found.setdefault(layer.key, _Wanted(layer, [], None, set()))
             # Where an image has a layer twice, each position has its own stack below.
             if wanted.images[-1:] != [image.reference]:
@@ -203,7 +221,7 @@ def _distinct(store: Store, proofs: Iterable[tuple[ProvenImage, tuple[StoredLaye
     for image, layers in proofs:
         for layer in layers:
             plain = LayerKey(layer.key.digest)
-            if plain not in found and store.has_layer(plain):
+            if plain not in found and store.has_layer(plain) and claims.refuting(replace(layer, key=plain)) is None:
                 # Microsandbox, which knows one form of each layer, reads this one. Its base has gone with its image.
                 found[plain] = _Wanted(replace(layer, key=plain), [image.reference], [], set())
     return list(found.values())
