@@ -99,7 +99,8 @@ def _budget_lines(report: DiskReport, run: Run) -> list[str]:
         return []
     share = f" ({100 * report.total // report.limit}%)" if report.limit else ""
     text = f"{format_size(report.total)} of {format_size(report.limit)}{share}"
-    return ["", "  ".join(filter(None, ("budget", run.display.bar(report.total, report.limit), text)))]
+    bar = run.display.bar(report.total, report.limit, beside=len(f"budget    {text}"))
+    return ["", "  ".join(filter(None, ("budget", bar, text)))]
 
 
 def _usage_document(report: DiskReport) -> dict[str, Any]:

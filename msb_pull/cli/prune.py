@@ -84,8 +84,8 @@ def say_what_fits(run: Run, removed: PrunePlan) -> None:
 def _warn_if_over(run: Run, plan: PrunePlan) -> None:
     if plan.over:
         run.warn(
-            f"{format_size(plan.over)} more would have to go: what is left is in use, was left out, or belongs to "
-            "Microsandbox, to another home or to another program"
+            f"{format_size(plan.over)} more would have to go: what is left is in use, was left out, is shown to "
+            "podman, or belongs to Microsandbox, to another home or to another program"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msb_pull.display.streams import Streams, is_terminal, painted, write_aside, write_out
+from msb_pull.display.streams import Streams, columns, is_terminal, painted, write_aside, write_out
 from msb_pull.ground.errors import exhausted
 from msb_pull.ground.running import MOST_AT_ONCE, start_thread
 from msb_pull.ground.text import visible
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Ten drawings a second look smooth; more only cost.
 _INTERVAL = 0.1
 # Columns of a bar that stands alone.
-_BAR = 30
+_BAR_MIN, _BAR = 6, 30
 # How long the end of a run waits for a terminal that takes no bytes (Ctrl-S) before it goes on without it.
 _PATIENCE = 1.0
 
@@ -132,14 +132,17 @@ class Display:
             shown = done and is_terminal(self.streams.stderr)
             write_aside(self.streams.stderr, f"{mark if shown else ''}{visible(text)}\n")
 
-    def bar(self, done: int, total: int) -> str:
-        """A bar for standard output, "" where that is no terminal."""
+    def bar(self, done: int, total: int, beside: int) -> str:
+        """A bar for standard output, "" where that is no terminal or too narrow beside so many columns of text."""
         if not is_terminal(self.streams.stdout):
+            return ""
+        length = min(_BAR, (columns(self.streams.stdout) or 80) - beside)
+        if length < _BAR_MIN:
             return ""
         from msb_pull.display.gauge import gauge
 
         color = self.colored_stdout
-        full, rest = gauge(_BAR, done, total, unicode=self._unicode, color=color)
+        full, rest = gauge(length, done, total, unicode=self._unicode, color=color)
         return painted(full, "red" if done > total else "cyan", color) + painted(rest, "dim", color)
 
     def ask(self, question: str) -> bool:

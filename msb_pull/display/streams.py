@@ -164,6 +164,14 @@ def painted(text: str, look: str, color: bool) -> str:
     return f"\x1b[{_LOOKS[look]}m{text}\x1b[0m" if color and text else text
 
 
+def columns(stream: TextIO) -> int:
+    """How wide a terminal is now, 0 where nobody knows."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        return 0
+
+
 def is_terminal(stream: TextIO) -> bool:
     """Whether the stream is a terminal."""
     try:

@@ -105,6 +105,19 @@ class Store(Paths):
             sync=self._sync,
         ).open()
 
+    def begin(self) -> None:
+        """Makes the database of a store that has neither images nor layers, before it gets the first layer.
+
+        So layers without a database mean that it was lost, not that the first pull was interrupted. Raises LocalError.
+        """
+        try:
+            new = not self.has_images and not self.homes.others() and not self.layers_there()
+        except OSError as error:
+            raise local_error(error, self.layers) from error
+        if new:
+            with self.database(create=True):
+                pass
+
     def disk_usage(self, layer: Name) -> int:
         """The bytes that a layer and its record take on the disk; 0 for what is not there."""
         from msb_pull.ground.remove import disk_usage

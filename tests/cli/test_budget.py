@@ -93,7 +93,10 @@ def test_prune_min_free(filled):
 def test_prune_keep_chooses_among_those_that_match(filled):
     done = sized(filled.run("prune", "-y", "--keep", "1kB", "--filter", "reference=*/big"))
     assert done.out == f"image {BIG}\nlayer DIGEST SIZE\n"
-    left = "what is left is in use, was left out, or belongs to Microsandbox, to another home or to another program"
+    left = (
+        "what is left is in use, was left out, is shown to podman, or belongs to Microsandbox, to another home or to "
+        "another program"
+    )
     assert done.error == f"Removed 1 image and 1 layer, freed SIZE\nwarning: SIZE more would have to go: {left}\n"
     assert listed(filled) == [IMAGE, OTHER]
 
@@ -258,6 +261,20 @@ def test_df_of_no_store(place):
     assert not place.home.exists()
 
 
+def test_a_first_pull_that_failed_leaves_layers_that_prune_takes(place):
+    contents = {"here": random.Random(1).randbytes(200_000), "gone": b"gone"}
+    layers = [gzip.compress(layer_tar([file(*x)]), 1, mtime=0) for x in contents.items()]
+    added = place.registry.add_image("acme/half", "1", layers)
+    del place.registry.blobs[added.layer_digests[1]]
+    # One at a time, the largest first.
+    assert place.run("-q", "--jobs", "1", "HOST/acme/half:1").code != 0
+    assert len(list(place.layers.glob("*.extracted"))) == 1
+    assert place.run("verify") == Said(0, "", "No images.\n")
+    assert place.run("df", "--format", "json").document["reclaimable_bytes"] > 0
+    done = place.run("prune", "-y")
+    assert done.code == 0 and done.error.startswith("Removed 1 layer, freed "), done
+
+
 def test_df_of_a_store_whose_database_is_lost(filled):
     for path in (*filled.home.glob("oci.db*"), *(filled.layers / ".msb-pull" / "images").iterdir()):
         path.unlink()
@@ -277,3 +294,14 @@ def test_df_shows_how_full_the_budget_is(filled, tmp_path):
             assert terminal.wait() == 0
             bar = plain(terminal.text).splitlines()[-1].split("  ")[1]
         assert bar.count(full) == 30 * total(filled) // 1_000_000
+
+
+def test_the_bar_of_the_budget_fits_a_narrow_terminal(filled, tmp_path):
+    budget(filled, 'keep = "200kB"')
+    text = filled.run("df").out.splitlines()[-1].removeprefix("budget  ")
+    taken = len(f"budget    {text}")
+    for width, bar in ((taken + 10, "#" * 10 + "  "), (taken + 3, "")):
+        env = filled.environment(LC_ALL="C", NO_COLOR="1")
+        with Terminal(filled.argv("df"), env=env, cwd=tmp_path, columns=width) as terminal:
+            assert terminal.wait() == 0
+            assert plain(terminal.text).splitlines()[-1] == f"budget  {bar}{text}"

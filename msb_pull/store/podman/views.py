@@ -83,6 +83,16 @@ def remarks(store: Store, leaving: Leaving) -> list[str]:
     return found
 
 
+def references(store: Store) -> set[str]:
+    """The images of this home that its views show, as far as these can be read; raises LocalError."""
+    found: set[str] = set()
+    for path in folders(store):
+        with contextlib.suppress(ContentError, OSError):
+            if (view := read_view(path)) and view.is_of(store):
+                found.update(image.reference for image in view.images)
+    return found
+
+
 def hide(store: Store, leaving: Leaving, job: Job) -> None:
     """Takes what is to go from all views, before it goes; raises LocalError where podman would go on showing it."""
     for path in folders(store):

@@ -71,10 +71,14 @@ def prune_after_pull(store: Store, fit: Fit, job: Job) -> PrunePlan | None:
         return None
     try:
         with store.lock_exclusive(job.tell_waiting, job.cancel, wait=False):
-            return _fit(store, fit, job, measure(store, remembered(store)))
+            removed = _fit(store, fit, job, measure(store, remembered(store)))
     except Busy as error:
         job.log("", f"the store takes more than it may, but {error.message}: its last pull makes it fit")
         return None
+    # Nobody was asked, so nobody has heard of it before.
+    for remark in removed.remarks:
+        job.warn("", remark)
+    return removed
 
 
 def _fit(store: Store, fit: Fit, job: Job, usage: Usage) -> PrunePlan:

@@ -13,7 +13,7 @@ from msb_pull.store.homes import Elsewhere
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.paths import LayerState
 from msb_pull.work.prune.budget import Candidate, choose
-from msb_pull.work.prune.podman import shown_by_podman
+from msb_pull.work.prune.podman import shown_by_podman, shown_now
 from msb_pull.work.prune.usage import measure, partials, scan, size_of
 from msb_pull.work.select import Selection, lost_database
 
@@ -93,8 +93,8 @@ def plan_prune(
 def plan_to_fit(store: Store, fit: Fit, *, usage: Usage | None = None, now: float | None = None) -> PrunePlan:
     """Looks, and changes nothing: what no image needs is to go, and then as many images as have to.
 
-    They go least recently used first, and unfinished downloads in their turn; never an image that is in use. Raises
-    what :func:`plan_prune` does.
+    They go least recently used first, and unfinished downloads in their turn; never an image that is in use or
+    shown to podman. Raises what :func:`plan_prune` does.
     """
     usage = usage or measure(store)
     idle = plan_prune(store, None, usage=usage, now=now)
@@ -112,6 +112,8 @@ def _chosen(store: Store, fit: Fit, usage: Usage, excess: int, going: Collection
         stored = database.images()
         needed = database.layer_digests() - _reached(stored)
     needed |= elsewhere(store).layers
+    # Of podman's containers nothing is known here: each may be made from any image that podman is shown.
+    fit = fit.without(shown_now(store))
     candidates = [Candidate(x.changed, x.name, size=x.size) for x in usage.partials if x.name not in going]
     for image in stored:
         names = frozenset(_reached([image]))

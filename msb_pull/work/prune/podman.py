@@ -20,6 +20,15 @@ def shown_by_podman(store: Store, images: Iterable[str], layers: Iterable[str]) 
     return remarks(store, Leaving(frozenset(images), frozenset(layers)))
 
 
+def shown_now(store: Store) -> set[str]:
+    """The references of this home's images that podman is shown; raises LocalError."""
+    if not _has_views(store):
+        return set()
+    from msb_pull.store.podman.views import references
+
+    return references(store)
+
+
 def hide_from_podman(store: Store, images: Iterable[str], layers: Iterable[str], job: Job) -> None:
     """Before anything goes podman must not see it any more; raises LocalError."""
     if _has_views(store):

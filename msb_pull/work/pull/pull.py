@@ -141,6 +141,7 @@ def _transfer(
 
     if options.dry_run:
         return Transfer(resolved, source, store, options, job).plan_only(started)
+    store.begin()
     if receive is None:
         return Transfer(resolved, source, store, options, job, together=together).run(started)
     with receive(resolved, source, job) as taking:

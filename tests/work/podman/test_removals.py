@@ -13,7 +13,8 @@ from msb_pull.ground.running import Job
 from msb_pull.image.reference import Reference
 from msb_pull.store.store import Store
 from msb_pull.work.podman.export import export_to_podman
-from msb_pull.work.prune.apply import apply_prune
+from msb_pull.work.prune.apply import apply_prune, prune_after_pull, prune_to_fit
+from msb_pull.work.prune.budget import Budget, Fit
 from msb_pull.work.prune.plan import plan_prune
 from msb_pull.work.select import Selection
 from tests.support.archive import reg
@@ -55,6 +56,33 @@ def test_prune_plans_with_a_remark_and_hides(home):
     assert shown(home / "podman") == [A, B]
     apply_prune(store, plan, Job())
     assert shown(home / "podman") == [A]
+
+
+def test_a_budget_leaves_what_podman_shows(home):
+    export(home, A)
+    store = Store.open(home)
+    removed = prune_to_fit(store, Fit(Budget(keep=1), Selection()), Job())
+    assert removed.images == (B,) and removed.over > 0
+    assert shown(home / "podman") == [A]
+    remove(home, A)
+    assert prune_to_fit(store, Fit(Budget(keep=1), Selection()), Job()).over == 0
+
+
+def test_a_pull_with_a_budget_says_what_podman_is_shown_no_longer(home, tmp_path):
+    """The layers of an older version of an image are those of no image, so they go first."""
+    export(home, A)
+    pull(home, A, layout(tmp_path / "newer", BASE, [reg(b"etc/own", b"newer")]), force=True)
+    heard, job = hearing()
+    removed = prune_after_pull(Store.open(home), Fit(Budget(keep=1), Selection()), job)
+    assert removed is not None and removed.layers
+    assert len(heard) == 1 and heard[0].startswith(f"podman's view {home}/podman shows {A}: it will no longer")
+
+
+def test_a_budget_takes_what_podman_was_shown_once(home):
+    export(home, A)
+    shutil.rmtree(home / "podman")
+    removed = prune_to_fit(Store.open(home), Fit(Budget(keep=1), Selection()), Job())
+    assert removed.images == (A, B) and not removed.over
 
 
 def test_prune_hides_an_older_version_whose_layers_go(home, tmp_path):

@@ -18,7 +18,7 @@ from msb_pull.store.store import Store
 from msb_pull.work.prune.apply import apply_prune
 from msb_pull.work.prune.plan import PrunePlan, plan_prune
 from msb_pull.work.prune.remove import remove_images
-from msb_pull.work.select import Selection, parse_filters
+from msb_pull.work.select import Selection, lost_database, parse_filters
 from tests.support.stores import NEVER, digest, fill, microsandbox_pull, names, publish, pull, record, sql, stacked
 
 WEEK = 7 * 86400
@@ -499,6 +499,25 @@ def test_a_symlink_with_the_name_of_a_layer_is_left_and_not_called_removed(store
     assert store.layer_dir(digest("x")).is_symlink() and (elsewhere / "f").exists()
     (remark,) = removed.remarks
     assert remark == f"{store.layer_dir(digest('x'))}: not a directory but a symlink or a file; it was left as it is"
+
+
+def test_layers_of_a_first_pull_that_was_interrupted_go(tmp_path):
+    """Nothing has been lost: no image was ever recorded."""
+    store = Store.open(tmp_path / "first")
+    store.begin()
+    publish(store, "x")
+    assert lost_database(store) is None
+    assert layers(prune(store)) == "x"
+
+
+def test_a_database_that_was_lost_is_not_made_up_for_by_the_next_pull(store):
+    pull(store, "localhost/a:1", "xy")
+    for file in (*store.home.glob("oci.db*"), *store.own.glob("images/*.json")):
+        file.unlink()
+    store.begin()
+    assert not store.database_path.exists()
+    with pytest.raises(ContentError, match=r"oci.db: missing"):
+        plan_prune(store, None)
 
 
 def test_d42_layers_stay_where_the_database_is_lost(store):
