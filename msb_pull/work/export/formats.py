@@ -118,8 +118,8 @@ def _squashfs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
 
     _warn_of(inodes, "SquashFS", foreign, task)
     for inode in inodes:
-        for name in foreign(inode.xattrs):
-            del inode.xattrs[name]
+        if lost := foreign(inode.xattrs):
+            inode.xattrs = {name: value for name, value in inode.xattrs.items() if name not in lost}
     return write_squashfs(out, lambda pipe: write_tar(inodes, pipe, task.progress))
 
 
