@@ -271,6 +271,24 @@ def test_the_truth_may_come_while_a_lie_is_under_way(machine):
     assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey(blob.digest)
 
 
+def test_what_is_true_may_be_made_while_a_lie_is_under_way(machine):
+    """Both would have the same name."""
+    machine.add("known", [ONE])
+    machine.add("other", [TWO])
+    made = machine.add("honest", [TWO], zstd.compress)
+    machine.pull("known")
+    machine.pull("other")
+    source = RegistryClient(RegistryOptions(), CredentialStore.nobody(), Job()).source(Reference.parse("r.example/a:1"))
+    twins = Twins(machine.store, source, off=False)
+    size = len(zstd.compress(TWO))
+    blob = Descriptor("application/vnd.oci.image.layer.v1.tar+zstd", Digest.parse(made.layer_digests[0]), size)
+    lied = WantedLayer(blob, Digest.parse(digest_of(ONE)))
+    assert twins.find(lied) is not None
+    assert machine.pull("honest").layers[0].reused
+    assert twins.find(lied) is None
+    assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey.on(blob.digest, "")
+
+
 def test_a_lie_about_a_layer_that_was_lost(machine):
     """Its image is recorded, and would find it complete."""
     machine.add("known", [ONE])
