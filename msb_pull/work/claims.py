@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.layer.noted import noted_diff_id
+from msb_pull.store.index.keys import LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from msb_pull.image.digest import Digest
-    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.index.stored import StoredLayer
     from msb_pull.store.store import Store
 
@@ -53,6 +53,12 @@ class Claims:
 
     def refuting(self, layer: StoredLayer) -> str | None:
         """The ``diff_id`` of what is there for a layer, where another image says just that, and its own does not."""
-        said = self._said.get(layer.digest, set())
-        noted = noted_diff_id(self._store.notes_path(layer.key)) if said - {str(layer.diff_id)} else None
-        return noted if noted in said and noted != str(layer.diff_id) else None
+        said, own = self._said.get(layer.digest, set()), str(layer.diff_id)
+        if not said - {own}:
+            return None
+        # What has the plain name was downloaded, and so knows better.
+        for key in (LayerKey(layer.digest), layer.key):
+            noted = noted_diff_id(self._store.notes_path(key))
+            if noted in said:
+                return noted if noted != own else None
+        return None

@@ -55,12 +55,16 @@ class LayerKey:
         return f"{self.digest}+{self.variant}" if self.variant else str(self.digest)
 
 
-def layers_noted(folder: Path) -> list[LayerKey]:
-    """The names of all layers that have notes in a folder that may be missing; raises OSError."""
-    found = []
+def layers_noted(folder: Path, digest: Digest | None = None) -> list[LayerKey]:
+    """The names, sorted, of all layers, or those with a digest, that have notes in a folder that may be missing.
+
+    Raises OSError.
+    """
+    found, start = [], str(digest or "")
     for path in copies_in(folder):
         with suppress(InvalidDigest):
-            found.append(LayerKey.parse(path.stem))
+            if path.name.startswith(start):
+                found.append(LayerKey.parse(path.stem))
     return sorted(found)
 
 

@@ -3,7 +3,8 @@
 A layer whose archive describes everything in it looks the same on every base. Others take facts from the layers below
 (what a directory looks like that the archive only implies, what a hard link leads to), so that the same blob has
 several forms. The first form to be made has the digest as its name; every other one is named for the base that it was
-made on as well, and is used at the positions that have exactly this base, and nowhere else.
+made on as well, and is used at the positions that have exactly this base, and nowhere else. A layer that was not
+downloaded but made from another one never has the digest alone as its name.
 
 An image may list a blob twice, and its positions are two bases. Microsandbox knows one directory for each digest, the
 one with the plain name, and stacks it where the image lists the layer last. The plain name goes to the first position,
@@ -85,6 +86,16 @@ class Bases:
         # Another image may have lied of the blob: then it is fetched, and what it is decides.
         return bool(self._keys) or not contradicts(self._store, key, self._diff_ids[key.digest])
 
+    def has_come(self, placing: Placing) -> bool:
+        """Whether a layer that was missing is there by now, and if so, under its own name, which it then gets.
+
+        For the thread that has its lock.
+        """
+        own = LayerKey.on(placing.digest, placing.chain)
+        if not self._keys and self.is_there(own):
+            placing.key = own
+        return self.is_there(placing.key)
+
     def fits(self, position: int) -> bool:
         """Whether the complete layer at a position belongs on top of those below it there.
 
@@ -116,12 +127,16 @@ class Bases:
         return [self._store.layer_dir(placing.key) for placing in reversed(self.stack[:position])]
 
     def key_for(self, placing: Placing, settled: Settled) -> LayerKey:
-        """The name of a layer that was just settled: the plain one, unless another form has that.
+        """The name of a layer that was just settled: the plain one, unless another form has that, or none may have it.
 
         For the thread that publishes the layer.
         """
         if self._keys:
             return placing.key
+        if placing.reused:
+            # Microsandbox takes what has the plain name for the blob, and that it is the blob, only this image says. Of
+            # a layer made from another form of the same blob as well: that one may have been made in this way itself.
+            return LayerKey.on(placing.digest, placing.chain)
         plain = LayerKey(placing.digest)
         if not self._store.has_layer(plain) or contradicts(self._store, plain, placing.wanted.diff_id):
             free = not settled.derived or not self._is_another_ones(plain, placing)

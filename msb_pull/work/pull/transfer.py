@@ -207,7 +207,7 @@ class Transfer:
             self._job.cancel.check()
             if not placing.try_lock(self._store, self._job.cancel):
                 placing.state = State.ELSEWHERE
-            elif self._bases.is_there(placing.key):
+            elif self._bases.has_come(placing):
                 placing.unlock()
                 placing.state = State.PRESENT
             else:
@@ -261,7 +261,7 @@ class Transfer:
     def _look_again(self, pool: StoppingPool, placing: Placing) -> None:
         """Finds out what became of a layer that another pull had, or may have had, now that its lock is held."""
         unpacked = self._take_back(placing)
-        if self._bases.is_there(placing.key) and (not unpacked or self._fits(placing.position)):
+        if self._bases.has_come(placing) and (not unpacked or self._fits(placing.position)):
             placing.state, placing.fetched = State.PRESENT, None
         elif unpacked:
             placing.state = State.FETCHED

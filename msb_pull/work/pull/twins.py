@@ -2,9 +2,9 @@
 
 Such a twin is not fetched. Its stream is made again from its record and its directory, and goes through the same child
 and the same comparison with the ``diff_id`` as one that was downloaded; only the compressed digest is not compared with
-anything. That the blob of this digest has this content is what the image says, and images can lie. So a twin never
-takes the place of what was downloaded, and whoever believes something else of the same digest downloads it, and then
-has the last word.
+anything. That the blob of this digest has this content is what the image says, and images can lie. So what is made
+never gets the plain name of the blob (``Bases.key_for``), which stands for what was downloaded; and whoever believes
+something else of the same digest downloads it, and then has the last word.
 """
 
 from __future__ import annotations
@@ -55,20 +55,19 @@ class Twins:
         if not self._source.lacks(wanted.descriptor) and (self._off or not self._source.remote):
             return None
         digest, diff_id = wanted.descriptor.digest, str(wanted.diff_id)
-        if self._is_there(plain := LayerKey(digest)):
-            # Whatever was there when it was asked first: a lie must not take the place of what was downloaded since.
-            noted = noted_diff_id(self._store.notes_path(plain))
-            if noted is not None:
-                return plain if noted == diff_id else None
+        # Live: a lie must not take the place of what came since the others were looked at.
+        forms = self._there(digest)
+        if forms and (forms[0][0] == LayerKey(digest) or all(noted == diff_id for _, noted in forms)):
+            # The first one was downloaded if its name is plain, and then it has the last word.
+            key, noted = forms[0]
+            return key if noted == diff_id else None
+        if forms or self._is_doubtful(digest, diff_id):
+            return None
         with self._lock:
             if self._noted is None:
-                keys = layers_noted(self._store.notes_path(plain).parent)
-                self._noted = [(key, noted) for key in keys if (noted := noted_diff_id(self._store.notes_path(key)))]
+                self._noted = self._there()
             known = self._noted
-        others = [key for key, noted in known if noted == diff_id and self._is_there(key)]
-        if not others or self._is_doubtful(digest, diff_id, known):
-            return None
-        return min(others, key=lambda key: (key.digest != digest, key))
+        return min((key for key, noted in known if noted == diff_id and self._store.has_layer(key)), default=None)
 
     def anew(self) -> Twins:
         """The same with all that is known by now."""
@@ -125,13 +124,15 @@ class Twins:
                 raise ContentError(f"layer {key.short} has {done} bytes instead of {size}")
             return process.finish(), done
 
-    def _is_there(self, key: LayerKey) -> bool:
-        return self._store.has_layer(key)
+    def _there(self, digest: Digest | None = None) -> list[tuple[LayerKey, str]]:
+        """The complete layers, all or those with a digest, in the order of their names, and the content of each."""
+        store = self._store
+        keys = layers_noted(store.own / "records", digest)
+        noted = ((key, noted_diff_id(store.notes_path(key))) for key in keys if store.has_layer(key))
+        return [(key, diff_id) for key, diff_id in noted if diff_id is not None]
 
-    def _is_doubtful(self, digest: Digest, diff_id: str, known: list[tuple[LayerKey, str]]) -> bool:
-        """Whether a layer or an image of the store says that the blob of a digest has another content."""
-        if any(key.digest == digest and noted != diff_id and self._is_there(key) for key, noted in known):
-            return True
+    def _is_doubtful(self, digest: Digest, diff_id: str) -> bool:
+        """Whether an image of the store says that the blob of a digest has another content."""
         with self._lock:
             if self._claimed is None:
                 self._claimed = {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError
-from msb_pull.ground.running import Job
+from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.reference import Reference
@@ -51,10 +52,70 @@ def test_d39_the_same_layers_in_another_compression_are_not_fetched(machine, tmp
     other = Machine(tmp_path / "other", machine.registry)
     fetched = other.pull("zstd")
     for made, plain in zip(result.layers, fetched.layers, strict=True):
-        assert Path(made.path).name == Path(plain.path).name
+        assert Path(made.path).name != Path(plain.path).name
         assert describe(Path(made.path)) == describe(Path(plain.path))
-    # What it was made from may go.
-    assert not machine.pull("zstd").changed
+    for tag in ("gzip", "zstd"):
+        assert not machine.pull(tag).changed and not machine.registry.asked("")
+
+
+@pytest.mark.parametrize("tars", [[ONE, TWO], [layer_tar(BASE), layer_tar(TOP)]], ids=["plain", "sample"])
+def test_d40_what_was_not_downloaded_never_has_the_name_of_the_blob(machine, tars):
+    """That is the one that Microsandbox takes for it, without any comparison."""
+    machine.add("gzip", tars)
+    image = machine.add("zstd", tars, zstd.compress)
+    # A second base: a form made from what was made is not the blob either.
+    upper = machine.add("upper", [directory(b"lower") + END, *tars], zstd.compress)
+    machine.pull("gzip")
+    plain = [machine.store.layer_dir(LayerKey.parse(x)) for x in image.layer_digests]
+    machine.pull("zstd")
+    made = machine.pull("upper")
+    assert [x.reused for x in made.layers[1:]] == [True] * len(tars) and len(upper.layer_digests) == len(tars) + 1
+    assert not any(os.path.lexists(x) for x in plain)
+    fetched = machine.pull("zstd", force=True)
+    assert [Path(x.path) for x in fetched.layers] == plain and machine.layers_asked(image) == len(tars)
+    assert all(x.is_dir() for x in plain)
+    assert machine.verdicts("gzip", "zstd", "upper") == {Verdict.PROVEN}
+
+
+def test_d40_a_layer_lost_of_which_a_second_form_is_left(machine):
+    """The one that was downloaded had the name of the blob; what is made in its place does not."""
+    shared = reg(b"a/b", b"shared" * 1000) + END
+    bases = [directory(b"a", mode=mode, uid=uid) + END for mode, uid in ((0o700, 1), (0o755, 0))]
+    images = [machine.add(str(number), [base, shared]) for number, base in enumerate(bases)]
+    plain = machine.directory(machine.pull("0"), 1)
+    machine.pull("1")
+    shutil.rmtree(plain)
+    result = machine.pull("0")
+    assert machine.layers_asked(*images) == 0 and result.layers[1].reused
+    assert not plain.exists() and machine.directory(result, 1) != plain
+    assert machine.verdicts("0", "1") == {Verdict.PROVEN}
+
+
+def test_what_another_pull_made_meanwhile_is_not_made_again(machine):
+    machine.add("gzip", [ONE])
+    zstd_image = machine.add("zstd", [ONE], zstd.compress)
+    machine.pull("gzip")
+    other = Machine(machine.store.home, machine.registry)
+    results = []
+    waiting = threading.Thread(target=lambda: results.append(other.pull("zstd")))
+    digest = Digest.parse(zstd_image.layer_digests[0])
+    with machine.store.lock_layer(digest, lambda holder: None, Cancel()):
+        waiting.start()
+        while not any(isinstance(x, events.LayerWaiting) for x in list(other.seen)):
+            assert waiting.is_alive()
+            waiting.join(0.01)
+        # As the holder of the lock would leave it.
+        key = LayerKey.on(digest, "")
+        made = LayerKey(Digest.parse(digest_of(gz(ONE))))
+        shutil.copy(machine.store.record_path(made), machine.store.record_path(key))
+        shutil.copy(machine.store.notes_path(made), machine.store.notes_path(key))
+        shutil.copytree(machine.store.kept_path(made), machine.store.kept_path(key))
+        shutil.copytree(machine.store.layer_dir(made), machine.store.layer_dir(key), symlinks=True)
+        inode = machine.store.layer_dir(key).stat().st_ino
+    waiting.join()
+    (result,) = results
+    assert result.layers[0].present and Path(result.layers[0].path) == machine.store.layer_dir(key)
+    assert machine.directory(result).stat().st_ino == inode
 
 
 def test_uncompressed_is_one_more_compression(machine):
@@ -170,16 +231,20 @@ def test_d40_a_lie_does_not_outlive_the_truth(machine):
     machine.pull("known")
     assert machine.pull("lie").layers[0].reused
     result = machine.pull("honest")
-    # The blob was fetched, and replaces what the lie has put there.
+    # The blob was fetched, and has the name that the lie did not get.
     assert machine.layers_asked(honest) == 1
     assert sorted(os.listdir(machine.directory(result))) == ["c"]
+    assert machine.directory(result) == machine.store.layer_dir(LayerKey.parse(honest.layer_digests[0]))
     assert noted_diff_id(machine.store.notes_path(LayerKey.parse(result.layers[0].digest))) == digest_of(TWO)
-    assert machine.verdicts("honest") == machine.verdicts("known") == {Verdict.PROVEN}
+    assert machine.verdicts("honest", "known") == {Verdict.PROVEN}
     assert Verdict.DAMAGED in machine.verdicts("lie")
-    # And again: now the truth is known.
+    # The liar keeps what it wanted, where nobody else looks.
+    for tag in ("honest", "lie", "known"):
+        assert not machine.pull(tag).changed and not machine.registry.asked("")
+    # Whoever pulls it anew meets the truth.
     with pytest.raises(ContentError, match="does not match its diff_id"):
-        machine.pull("lie", policy="always")
-    assert machine.verdicts("honest") == {Verdict.PROVEN}
+        machine.pull("lie", force=True)
+    assert machine.verdicts("honest", "known") == {Verdict.PROVEN}
 
 
 def test_d40_the_truth_is_not_replaced_by_a_lie(machine):
@@ -204,6 +269,24 @@ def test_the_truth_may_come_while_a_lie_is_under_way(machine):
     machine.pull("honest")
     assert twins.find(lied) is None
     assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey(blob.digest)
+
+
+def test_what_is_true_may_be_made_while_a_lie_is_under_way(machine):
+    """Both would have the same name."""
+    machine.add("known", [ONE])
+    machine.add("other", [TWO])
+    made = machine.add("honest", [TWO], zstd.compress)
+    machine.pull("known")
+    machine.pull("other")
+    source = RegistryClient(RegistryOptions(), CredentialStore.nobody(), Job()).source(Reference.parse("r.example/a:1"))
+    twins = Twins(machine.store, source, off=False)
+    size = len(zstd.compress(TWO))
+    blob = Descriptor("application/vnd.oci.image.layer.v1.tar+zstd", Digest.parse(made.layer_digests[0]), size)
+    lied = WantedLayer(blob, Digest.parse(digest_of(ONE)))
+    assert twins.find(lied) is not None
+    assert machine.pull("honest").layers[0].reused
+    assert twins.find(lied) is None
+    assert twins.find(WantedLayer(blob, Digest.parse(digest_of(TWO)))) == LayerKey.on(blob.digest, "")
 
 
 def test_a_lie_about_a_layer_that_was_lost(machine):
@@ -245,7 +328,7 @@ def test_a_lie_about_a_layer_that_has_two_forms(machine):
     machine.pull("1")
     assert machine.verdicts("0", "1", "known") == {Verdict.PROVEN}
     with pytest.raises(ContentError):
-        machine.pull("lie", policy="always")
+        machine.pull("lie", force=True)
     assert machine.verdicts("0", "1", "known") == {Verdict.PROVEN}
 
 
