@@ -17,15 +17,15 @@ from tests.conftest import RIG
 MORE = [Path(path) for path in os.environ.get("MSB_PROGRAMS", "").split(":") if path]
 
 _FAKE = r"""
-import hashlib, io, json, os, sys, tarfile, time
+import fcntl, hashlib, io, json, os, sys, tarfile, time
 home = {home!r}
 behaviour = {behaviour!r}
 note = lambda text: open(home + "/calls", "a").write(text + "\n")
 names = home + "/images.json"
-images = json.load(open(names)) if os.path.exists(names) else {{}}
+known = lambda: json.load(open(names)) if os.path.exists(names) else {{}}
 words = sys.argv[1:]
 if words[:2] == ["image", "ls"]:
-    print(json.dumps([{{"reference": name, "digest": digest}} for name, digest in images.items()]))
+    print(json.dumps([{{"reference": name, "digest": digest}} for name, digest in known().items()]))
 elif words[0] == "load":
     note("load")
     exec(behaviour)
@@ -37,6 +37,7 @@ elif words[0] == "load":
         sys.exit("error: " + str(error))
     if "oci-layout" not in files:
         sys.exit("error: archive missing oci-layout")
+    images = {{}}
     for entry in json.loads(files["index.json"])["manifests"]:
         blobs = {{name.rpartition("/")[2]: data for name, data in files.items() if name.startswith("blobs/sha256/")}}
         assert all(hashlib.sha256(data).hexdigest() == name for name, data in blobs.items())
@@ -44,8 +45,13 @@ elif words[0] == "load":
         wanted = [manifest["config"], *manifest["layers"]]
         assert all(len(blobs[x["digest"][7:]]) == x["size"] for x in wanted)
         images[entry["annotations"]["org.opencontainers.image.ref.name"]] = entry["digest"]
-    json.dump(images, open(names + ".new", "w"))
-    os.rename(names + ".new", names)
+    with open(home + "/lock", "w") as lock:
+        # Two of them may be at work at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        images = known() | images
+        with open(names + ".new", "w") as file:
+            json.dump(images, file)
+        os.rename(names + ".new", names)
 else:
     sys.exit(2)
 """
