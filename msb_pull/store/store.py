@@ -108,15 +108,12 @@ class Store(Paths):
     def begin(self) -> None:
         """Makes the database of a store that has neither images nor layers, before it gets the first layer.
 
-        So layers without a database mean that it was lost, not that the first pull was interrupted. Raises LocalError.
+        So layers without a database mean that it was lost, not that the first pull was interrupted. Whatever keeps it
+        from being made is said when the image is recorded.
         """
-        try:
-            new = not self.has_images and not self.homes.others() and not self.layers_there()
-        except OSError as error:
-            raise local_error(error, self.layers) from error
-        if new:
-            with self.database(create=True):
-                pass
+        with contextlib.suppress(OSError, LocalError):
+            if not self.has_images and not self.homes.others() and not self.layers_there():
+                self.database(create=True).close()
 
     def disk_usage(self, layer: Name) -> int:
         """The bytes that a layer and its record take on the disk; 0 for what is not there."""

@@ -263,7 +263,8 @@ def test_d9_full_while_the_record_is_written(tmp_path, registry):
         partial.parent.mkdir(parents=True)
         partial.write_bytes(blob)
         assert len(blob) < size - 30_000, "free space between the two would be refused at once, or suffice"
-        with filled(where, max(len(blob), size - 60_000) + 30_000):
+        # The database is made first, with 20 pages.
+        with filled(where, max(len(blob), size - 60_000) + 30_000 + 100_000):
             run = home.pull(name)
             told(run, where)
             assert "not enough" not in run.stderr
