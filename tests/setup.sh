@@ -4,7 +4,7 @@
 #
 #   tests/setup.sh [--dev] [--quick] [--no-apt] [--no-run] [pytest arguments …]
 #
-#   --quick    only the tests that are not marked as slow: less than a minute instead of seven or eight
+#   --quick    only the tests that are not marked as slow: less than a minute instead of ten
 #   --dev      also ruff and mypy, and run both before the tests
 #   --no-apt   install no Debian packages; tests that need them are skipped, and say so
 #   --no-run   set up only

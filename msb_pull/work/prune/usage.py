@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.below import opener
 from msb_pull.ground.errors import local_error
 from msb_pull.ground.remove import disk_usage
 from msb_pull.image.digest import InvalidDigest
@@ -108,7 +109,7 @@ def remembered(store: Store) -> dict[str, tuple[_Stamp, int]]:
     Only whoever can write to the layers could make it lie, and it says no more than when a budget is reached.
     """
     try:
-        with open(store.own / _SIZES, "rb", opener=_opener) as file:
+        with open(store.own / _SIZES, "rb", opener=opener) as file:
             document = json.loads(file.read(_MOST_BYTES))
         return {
             str(name): ((int(inode), int(changed)), max(int(size), 0))
@@ -124,10 +125,6 @@ def remember(store: Store, usage: Usage) -> None:
     with contextlib.suppress(OSError), store.places.private(_DRAFT) as draft:
         draft.write_text(json.dumps(document), encoding="ascii")
         os.replace(draft, store.own / _SIZES)
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _stamp(folder: Path) -> _Stamp | None:
