@@ -342,10 +342,8 @@ def test_rm_of_an_image_whose_layers_are_gone(store):
         assert database.images() == []
 
 
-def test_rm_that_is_interrupted_says_what_is_gone(store):
-    """The images go first, all of them; ``rm`` would not know them any more, and ``prune`` removes the rest."""
-    pull(store, "localhost/a:1", "xyz")
-    pull(store, "localhost/b:1", "z")
+def interrupted(store, references) -> Cancelled:
+    """What ends a removal that is stopped after its first layer."""
     cancel, real = Cancel(), store.trash
 
     def trash(path):
@@ -354,9 +352,19 @@ def test_rm_that_is_interrupted_says_what_is_gone(store):
 
     store.trash = trash
     with pytest.raises(Cancelled) as caught:
-        remove_images(store, ["localhost/a:1", "localhost/b:1"], Job(cancel=cancel))
+        remove_images(store, references, Job(cancel=cancel))
     del store.trash
-    assert caught.value.hint == "2 images are removed; `msb-pull prune` removes the layers that are left"
+    return caught.value
+
+
+def test_rm_that_is_interrupted_says_what_is_gone(store):
+    """The images go first, all of them; ``rm`` would not know them any more, and ``prune`` removes the rest."""
+    pull(store, "localhost/a:1", "xyz")
+    pull(store, "localhost/b:1", "z")
+    assert (
+        interrupted(store, ["localhost/a:1", "localhost/b:1"]).hint
+        == "2 images are removed; `msb-pull prune` removes the layers that are left"
+    )
     assert len(there(store)) == 2
     with store.database(create=False) as database:
         assert database.images() == []
@@ -367,17 +375,10 @@ def test_d43_rm_of_an_image_of_microsandbox_that_is_interrupted_leaves_to_prune_
     for name in "pqr":
         foreign(store, name)
     microsandbox_pull(store.database_path, "localhost/theirs:1", "pqr")
-    cancel, real = Cancel(), store.trash
-
-    def trash(path):
-        real(path)
-        cancel.set()
-
-    store.trash = trash
-    with pytest.raises(Cancelled) as caught:
-        remove_images(store, ["localhost/theirs:1"], Job(cancel=cancel))
-    del store.trash
-    assert caught.value.hint == "localhost/theirs:1 is removed; `msb-pull prune` removes the layers that are left"
+    assert (
+        interrupted(store, ["localhost/theirs:1"]).hint
+        == "localhost/theirs:1 is removed; `msb-pull prune` removes the layers that are left"
+    )
     assert len(there(store)) == 2
     assert len(layers(prune(store))) == 2
     assert there(store) == ""
