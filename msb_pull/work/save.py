@@ -27,6 +27,7 @@ from msb_pull.work.archive import (
     member,
     to_json,
 )
+from msb_pull.work.memory import keep_freed
 from msb_pull.work.recorded import layer_stream, recorded_layer
 from msb_pull.work.select import stored_images
 
@@ -87,6 +88,7 @@ def save_images(
     if without and form is not Format.OCI:
         raise UsageError("--without only works with --format oci: `docker load` needs all layers")
     started = time.monotonic()
+    keep_freed()
     images = stored_images(store, references)
     for image in images:
         store.uses.touch(image.reference)
