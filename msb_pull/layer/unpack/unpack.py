@@ -136,7 +136,7 @@ def child_main() -> NoReturn:
     stream = RingReader(memory, 0)
     if options.behind:
         # Before the jail, which allows no such call.
-        os.nice(_BEHIND)
+        _step_back()
     # It clears no mode bit that gets onto the disk.
     os.umask(0o777 & ~DISK_MODES)
     # Once jailed, Python can open no more modules; the text of an error needs a codec.
@@ -162,6 +162,15 @@ def child_main() -> NoReturn:
     say(encode(answer))
     # Nothing needs flushing, and tearing an interpreter down costs milliseconds.
     os._exit(0)
+
+
+def _step_back() -> None:
+    from contextlib import suppress
+
+    os.nice(_BEHIND)
+    # Linux may share processors out among sessions first, and each child leads its own (sched(7), autogroup).
+    with suppress(OSError), open("/proc/self/autogroup", "wb", buffering=0) as share:
+        share.write(b"%d" % _BEHIND)
 
 
 def _enter(root: int, ring: RingReader, options: UnpackOptions) -> tuple[str, Filler | None]:

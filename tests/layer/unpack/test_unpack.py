@@ -244,6 +244,21 @@ def test_a_staging_directory_that_is_a_symlink_is_refused(tmp_path):
         LayerProcess(tmp_path / "staging", tmp_path / "record", UnpackOptions())
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_layer_that_others_go_before_steps_back_in_its_session_and_with_it(start):
+    ahead, back = Path(f"/proc/{child(start())}"), Path(f"/proc/{child(start(behind=True))}")
+    nice = wait_for(lambda: nice_of(back))
+    assert (nice_of(ahead), nice) == (0, 10)
+    share = back / "autogroup"
+    if share.exists():
+        wait_for(lambda: share.read_text().endswith(" nice 10\n"))
+        assert (ahead / "autogroup").read_text().endswith(" nice 0\n")
+
+
+def nice_of(process: Path) -> int:
+    return int((process / "stat").read_text().rpartition(")")[2].split()[16])
+
+
 # Life and death
 
 
