@@ -117,6 +117,10 @@ class Cancelled(MsbPullError):
     kind = "cancelled"
 
 
+class GivenUp(Cancelled):
+    """Another part of the same work has failed, and nobody asked for an end; its error is the one that is told."""
+
+
 def exhausted(error: BaseException) -> LocalError | None:
     """What to raise (the limit) when no memory, thread, process or descriptor is left; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.errors import Cancelled, exhausted
+from msb_pull.ground.errors import Cancelled, GivenUp, exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,10 @@ class Flag(Protocol):
 
 
 class Cancel:
-    """Ends work. Any thread may set and ask it; it counts as set, too, once one of ``others`` is."""
+    """Ends work. Any thread may set and ask it; it counts as set, too, once one of ``others`` is.
+
+    One that has others ends a part of their work, and is set itself where that part has failed.
+    """
 
     def __init__(self, *others: Flag) -> None:
         self._own = threading.Event()
@@ -62,9 +65,14 @@ class Cancel:
         return True
 
     def check(self, hint: str | None = None) -> None:
-        """Raises Cancelled once work is to end; ``hint`` says how to continue it."""
+        """Raises Cancelled once work is to end, GivenUp if that was not asked for; ``hint`` says how to continue it."""
         if self.is_set():
-            raise Cancelled("interrupted", hint=hint)
+            raise (Cancelled if self._asked() else GivenUp)("interrupted", hint=hint)
+
+    def _asked(self) -> bool:
+        if not self._others:
+            return self._own.is_set()
+        return any(other._asked() if isinstance(other, Cancel) else other.is_set() for other in self._others)
 
 
 def _ignore(event: Event) -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.errors import Cancelled, GivenUp
 from msb_pull.ground.remove import remove_tree
 from msb_pull.store.locks import flock, open_lock
 
@@ -51,8 +51,9 @@ class Places:
         with _locked(path.with_name(path.name + _LOCK)):
             try:
                 yield path
-            except (Cancelled, KeyboardInterrupt):
-                if self._deadline is None:
+            except (Cancelled, KeyboardInterrupt) as error:
+                # Who gives up after an error has all the time it takes, and leaves nothing.
+                if self._deadline is None and not isinstance(error, GivenUp):
                     self._deadline = time.monotonic() + _LAST_SECONDS
                 raise
             finally:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.errors import Cancelled, GivenUp
 from msb_pull.ground.events import Warned
 from msb_pull.ground.running import Cancel, Job, Throttle
 
@@ -28,6 +28,21 @@ def test_what_is_set_below_is_not_heard_above():
     below = Cancel(above)
     below.set()
     assert (above.is_set(), below.is_set()) == (False, True)
+
+
+def test_who_stops_for_another_part_of_the_work_says_so():
+    """Nobody has asked for that end, and who cleans up may take all the time it needs."""
+    asked = threading.Event()
+    above = Cancel(Cancel(asked))
+    below = Cancel(above)
+    for failed in (above, below):
+        failed.set()
+        with pytest.raises(GivenUp):
+            below.check()
+    asked.set()
+    with pytest.raises(Cancelled) as caught:
+        below.check()
+    assert type(caught.value) is Cancelled
 
 
 @pytest.mark.parametrize("made", [lambda event: Cancel(event), lambda event: Cancel(Cancel(event))])

@@ -26,6 +26,7 @@ from msb_pull.work.pull.images import pull_images
 from msb_pull.work.pull.plan import PullOptions
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import verify_images
+from tests.support.counting import wait_for
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.make_sample import file, folder, layer_tar
 
@@ -155,6 +156,27 @@ def test_a_layer_that_is_bad_is_the_failure_of_every_image_that_has_it(tmp_path,
         digest = registry.add_image("acme/app", tag, [common, layer(tag, 900)]).layer_digests[0]
     registry.blobs[digest] = registry.blobs[digest][:-1] + b"x"
     assert [type(x) for x in Command(tmp_path / "home", registry, ["app:a", "app:b"]).run()] == [DigestMismatch] * 2
+
+
+def test_what_a_failed_image_has_unpacked_is_removed_however_long_that_takes(tmp_path, registry, monkeypatch):
+    """Only a person who stops the command must not wait for that."""
+    monkeypatch.setattr("msb_pull.store.staging._LAST_SECONDS", 0.0)
+    folders = [
+        entry for i in range(300) for entry in (folder(f"d{i}"), file(f"d{i}/f", random.Random(i).randbytes(5000)))
+    ]
+    large = gzip.compress(layer_tar(folders), 1, mtime=0)
+    bad = registry.add_image("acme/app", "bad", [layer("bad", 700), large])
+    registry.blobs[bad.layer_digests[0]] = registry.blobs[bad.layer_digests[0]][:-1] + b"x"
+    command = Command(tmp_path / "home", registry, ["app:bad", "app:none"])
+    unpacking = command.store.places.folder
+
+    def until_unpacked() -> None:
+        wait_for(lambda: any(unpacking.glob("*/tree/d*")))
+
+    registry.always(bad.layer_digests[0], Fault(before=until_unpacked))
+    registry.always(bad.layer_digests[1], Fault(rate=500_000))
+    assert len(failed(command.run())) == 2
+    assert list(unpacking.iterdir()) == []
 
 
 def test_an_end_is_that_of_all(tmp_path, registry):
