@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.cli.run import LazyClient, hosts_of
-from msb_pull.ground.errors import Cancelled, ContentError, MsbPullError, UsageError
+from msb_pull.ground.errors import Cancelled, ContentError, LocalError, MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
 from msb_pull.image.platform import Platform
@@ -202,8 +202,9 @@ class _Report:
 
     def _explain(self, argument: ImageArgument, error: MsbPullError) -> None:
         self._run.display.settle()
-        if isinstance(error, ContentError) and argument.text not in error.message:
-            # A layer's digest alone does not say which of several images it belongs to.
+        # A layer's digest does not say which image it belongs to, and nor does a file of the store.
+        nameless = isinstance(error, ContentError) or (isinstance(error, LocalError) and len(self._arguments) > 1)
+        if nameless and argument.text not in error.message:
             error.message = f"{argument.text}: {error.message}"
         elif isinstance(error, Cancelled):
             error.hint = self._run.session.next_step

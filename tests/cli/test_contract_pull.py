@@ -181,6 +181,16 @@ def test_several_images_at_once(place):
     assert [image["image"] for image in done.document["images"]] == [later, IMAGE]
 
 
+def test_what_is_wrong_here_names_its_image_among_several(place):
+    added = place.add_later()
+    later, blob = "HOST/acme/later:1", place.layers / ".msb-pull" / "partial" / added.layer_digests[1]
+    blob.mkdir(parents=True)
+    for words, where in (([later, IMAGE], f"{later}: "), ([later], "")):
+        done = place.run("-q", *words)
+        assert (done.code, done.out) == (7, PINNED if where else "")
+        assert done.error.startswith(f"error: {where}~/home/layers/.msb-pull/partial/{added.layer_digests[1]}: ")
+
+
 # Words after `pull`, what goes wrong at which path, exit code, error. The image has its place at the end.
 FAILURES = [
     pytest.param(["--platform", "linux/riscv64"], {}, 3, failure(
