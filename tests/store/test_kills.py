@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from msb_pull.ground.pools import SMALL
 from tests.conftest import program, program_environment
 from tests.support.imagebuild import LayoutBuilder
 from tests.support.make_sample import file, folder, layer_tar
@@ -25,14 +26,16 @@ ROUNDS = int(os.environ.get("KILL_ROUNDS", "25"))
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory):
-    """Three layers, the largest on top: small enough for many rounds, large enough to be hit in the middle."""
+    """Three layers, the largest on top: small enough for many rounds, large enough that two processes write it."""
     made = LayoutBuilder(tmp_path_factory.mktemp("layout") / "oci")
     tars = [
         layer_tar(
-            [folder(f"d{number}"), *(file(f"d{number}/f{i}", random.Random(i).randbytes(2000)) for i in range(size))]
+            [folder(f"d{number}"), *(file(f"d{number}/f{i}", random.Random(i).randbytes(3000)) for i in range(size))]
         )
         for number, size in enumerate((10, FILES // 2, FILES))
     ]
+    assert 2 * len(tars[2]) > sum(map(len, tars))
+    assert 3000 * FILES > SMALL
     made.add(made.image(tars), "1")
     return made.write()
 

@@ -112,6 +112,37 @@ def test_the_tree_is_the_same_with_and_without(tmp_path, xattrs):
     assert both[0] == both[1]
 
 
+# A child whose file system makes no hard links.
+REFUSING = """exec('''
+import errno, os
+
+def link(*_, **__):
+    raise OSError(errno.EPERM, "no links here")
+
+os.link = link
+'''); """
+
+
+# One batch: none of it is filled when the last entry comes.
+@pytest.mark.parametrize(
+    ("first", "entries"),
+    [
+        pytest.param("", [reg(b"a", b"x" * 5000), reg(b"a", b"later")], id="replaced"),
+        pytest.param("", [directory(b"d"), reg(b"d/a", b"x" * 5000), reg(b"d", b"later")], id="below_a_folder"),
+        pytest.param(REFUSING, [reg(b"a", b"x" * 5000), hardlink(b"b", b"a")], id="copied"),
+    ],
+)
+def test_what_reads_a_file_again_finds_its_content(tmp_path, first, entries):
+    both = []
+    for filler in (True, False):
+        folder = tmp_path / str(filler)
+        process = start_in(folder, first, filler=filler)
+        finished(process, b"".join(entries) + END)
+        both.append(written(folder / "staging"))
+    assert both[0] == both[1]
+    assert "x" * 5000 in str(both[0])
+
+
 def test_there_is_a_second_process_and_none_is_left(tmp_path):
     process = start(tmp_path)
     filler = filler_of(process)
@@ -232,11 +263,11 @@ def test_a_low_limit_of_open_files(tmp_path, most):
     assert finished(process, data) == 4000
 
 
-def start_in(folder: Path, first: str) -> LayerProcess:
+def start_in(folder: Path, first: str, **options: object) -> LayerProcess:
     """A child that does something else first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unpack, "_BOOTSTRAP", first + unpack._BOOTSTRAP)
-        return start(folder)
+        return start(folder, **options)
 
 
 def finished(process: LayerProcess, data: bytes) -> int:
