@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
+    from msb_pull.ground.running import Cancel
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor, ImageConfig, Manifest
     from msb_pull.image.platform import Platform
@@ -92,6 +94,9 @@ class Source(Protocol):
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """Opens a blob of the image at ``offset`` bytes; callable from several threads at once."""
+
+    def obeying(self, cancel: Cancel) -> AbstractContextManager[None]:
+        """While the block lasts, a wait of the calling thread for bytes raises Cancelled once ``cancel`` is set."""
 
     def attached(self) -> Attached | None:
         """Where to look for signatures, None where there can be none."""

@@ -223,13 +223,13 @@ def new_home(folder: Path) -> Home:
     return home
 
 
-def pulled_here(home: Home, name: str) -> int:
+def pulled_here(home: Home, name: str, timeout: float = TIMEOUT) -> int:
     """Pulls in this process and returns what the program's exit code would be; fails on a hang or a stray error."""
     cancel, ended = Cancel(), []
 
     def run() -> None:
         try:
-            _pull(home, name, cancel)
+            _pull(home, name, cancel, timeout)
             ended.append(0)
         except MsbPullError as error:
             one_line = error.message and "\n" not in error.message + (error.cause or "") + (error.hint or "")
@@ -249,8 +249,8 @@ def pulled_here(home: Home, name: str) -> int:
     return ended[0]
 
 
-def _pull(home: Home, name: str, cancel: Cancel) -> None:
-    options = RegistryOptions(retries=RETRIES, timeout=TIMEOUT)
+def _pull(home: Home, name: str, cancel: Cancel, timeout: float) -> None:
+    options = RegistryOptions(retries=RETRIES, timeout=timeout)
     store = Store.open(home.store, home.layers)
     client = RegistryClient(options, CredentialStore.nobody({}), Job(cancel=cancel), clock=Leaps().clock())
     try:
@@ -441,3 +441,11 @@ def test_killed_at_half_of_a_large_layer_then_only_the_rest_is_fetched(tmp_path)
         (tree,) = home.layers.glob("*.extracted")
         assert (tree / "large").read_bytes() == noise
         assert home.partials() == []
+
+
+def test_a_layer_that_fails_ends_one_whose_connection_says_nothing(trouble, tmp_path):
+    """The other side may be silent for longer than a test of this file waits."""
+    silent, gone, _ = trouble.image.layer_digests
+    trouble.registry.always(f"/blobs/{silent}", Fault(stall_after=100))
+    trouble.registry.always(f"/blobs/{gone}", Fault(status=404))
+    assert pulled_here(new_home(tmp_path / "home"), trouble.name, timeout=100 * WATCHDOG) == 3

@@ -74,10 +74,25 @@ class Patience:
         finally:
             self._own.deadline = before
 
+    @contextlib.contextmanager
+    def obeying(self, cancel: Cancel) -> Iterator[None]:
+        """The same for as long as the block lasts."""
+        before = self.heard
+        self.hear(cancel)
+        try:
+            yield
+        finally:
+            self.hear(before)
+
+    @property
+    def heard(self) -> Cancel:
+        """The cancel that the calling thread obeys."""
+        cancel: Cancel = getattr(self._own, "cancel", self.cancel)
+        return cancel
+
     def check(self) -> None:
         """Raises Cancelled once work is to end, OutOfTime once the thread's deadline has passed."""
-        cancel: Cancel = getattr(self._own, "cancel", self.cancel)
-        cancel.check()
+        self.heard.check()
         if (deadline := self._deadline) is not None:
             deadline.check()
 

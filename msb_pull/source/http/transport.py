@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from msb_pull.ground.running import Job
+    from msb_pull.ground.running import Cancel, Job
     from msb_pull.source.http.sockets import Patience
     from msb_pull.source.http.tls import TrustStore
 
@@ -44,6 +44,11 @@ class Transport:
         self._lock = threading.Lock()
         self._told: set[str] = set()
         self._secrets = redact.Secrets()
+
+    @property
+    def heard(self) -> Cancel:
+        """The cancel that the calling thread obeys."""
+        return self._patience.heard
 
     def send(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -17,6 +18,7 @@ from msb_pull.source.resolve import Documents, resolve_image
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from msb_pull.ground.running import Cancel
     from msb_pull.image.manifest import Descriptor
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
@@ -241,6 +243,10 @@ class LocalSource:
     def open_blob(self, descriptor: Descriptor, offset: int) -> BlobStream:
         """See :class:`msb_pull.source.interface.Source`."""
         return FileBlob(self._image().open(descriptor), f"{self._label}: blob {descriptor.digest.short}", offset)
+
+    def obeying(self, cancel: Cancel) -> contextlib.AbstractContextManager[None]:
+        """See :class:`msb_pull.source.interface.Source`; a file keeps nobody waiting."""
+        return contextlib.nullcontext()
 
     def attached(self) -> Attached | None:
         """See :class:`msb_pull.source.interface.Source`."""

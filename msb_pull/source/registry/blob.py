@@ -115,7 +115,7 @@ class RegistryBlob:
     def read(self, size: int, /) -> bytes:
         """See :class:`msb_pull.source.interface.BlobStream`."""
         while self._position < self._size:
-            self._job.cancel.check()
+            self._patience.heard.check()
             started = self._clock.monotonic()
             try:
                 data = self._read(size) if self._fast.parts is None else self._read_parts(self._fast.parts, size)
@@ -248,7 +248,7 @@ class RegistryBlob:
         delay = self._clock.random() / 4 if self._failures == 1 else self._requester.backoff.pause(self._failures - 1)
         what = f"blob {self._descriptor.digest.short} at byte {self._position}"
         self._job.tell(events.Retrying(self._image, what, failure.reason, self._failures, delay))
-        self._clock.sleep(self._job.cancel, delay)
+        self._clock.sleep(self._patience.heard, delay)
 
     def _leave(self, error: MsbPullError) -> None:
         """Goes on with the next route, or raises the error when this was the last."""

@@ -73,7 +73,7 @@ class PartsReader:
         self._trouble: BaseException | None = None
         self._draining = False
         # Ends with the run, and when the reader wants no more.
-        self._stop = Cancel(patience.cancel)
+        self._stop = Cancel(patience.heard)
         self._threads: list[threading.Thread] = []
         for _ in range(count):
             self.add_thread()

@@ -26,8 +26,9 @@ from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
-    from msb_pull.ground.running import Job
+    from msb_pull.ground.running import Cancel, Job
     from msb_pull.image.manifest import Descriptor
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
@@ -149,6 +150,10 @@ class RegistrySource:
             delivered=self._note_delivered,
             document=document,
         )
+
+    def obeying(self, cancel: Cancel) -> AbstractContextManager[None]:
+        """See :class:`msb_pull.source.interface.Source`."""
+        return self._client.downloads.patience.obeying(cancel)
 
     def lacks(self, descriptor: Descriptor) -> bool:
         """See :class:`msb_pull.source.interface.Source`; only a request would tell."""

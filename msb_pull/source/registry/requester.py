@@ -73,7 +73,7 @@ class Requester:
         attempt = 0
         dropped = False
         while True:
-            self.backoff.wait(host, self.job.cancel)
+            self.backoff.wait(host, self._transport.heard)
             try:
                 answer = self._visit(target, address, headers) if address else self._reach(target, kind, name, headers)
                 if answer.status in accept:
@@ -105,7 +105,7 @@ class Requester:
             delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
         self.job.tell(events.Retrying(target.what, what, failure.reason, attempt, delay))
         self.backoff.hold(target.endpoint.host, delay)
-        self.backoff.wait(target.endpoint.host, self.job.cancel)
+        self.backoff.wait(target.endpoint.host, self._transport.heard)
 
     def _give_up(self, target: Target, failure: Failure, blob: str | None = None) -> MsbPullError:
         """The error for a failure that is not waited for or tried again."""

@@ -88,8 +88,10 @@ class LayerFetcher:
         A blob that does not match its digest is fetched once more from its first byte, since proxies and partial files
         go bad; the second mismatch is final. Raises ContentError, NetworkError, AccessError, LocalError, Cancelled.
         """
-        if (reused := self._reuse(wanted, resources)) is not None:
-            return reused
+        with self._source.obeying(self._job.cancel):
+            return self._reuse(wanted, resources) or self._fetch_twice(wanted, resources)
+
+    def _fetch_twice(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         try:
             return self._fetch_once(wanted, resources)
         except DigestMismatch as error:
