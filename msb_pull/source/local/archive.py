@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from msb_pull.source.local.files import LocalImage
 
 
+# What has no name of its own.
+_STREAMS = frozenset(("-", "/dev/stdin"))
+
+
 def open_archive(argument: ImageArgument, name: str | None, scratch: Path, job: Job, *, stdin: int = 0) -> LocalSource:
     """An image of the archive that ``argument`` names; nothing is opened before the source is asked.
 
@@ -32,7 +36,7 @@ def open_archive(argument: ImageArgument, name: str | None, scratch: Path, job: 
 
     def find() -> LocalImage:
         handle = open_archive_file(path, label, scratch, job.cancel, stdin)
-        folder = None if path == "-" or path.startswith("/dev/") else stem(path)
+        folder = None if path in _STREAMS or path.startswith("/dev/fd/") else stem(path)
         try:
             return _image(TarFiles(handle, label, job.cancel), transport, argument.name, name, folder, job.cancel)
         except BaseException:
