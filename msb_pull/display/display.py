@@ -79,6 +79,11 @@ class Display:
         """Only ever on a terminal, even where colour is forced: what is piped is for a program."""
         return is_terminal(self.streams.stdout) and self._color is not False
 
+    @property
+    def room(self) -> int:
+        """Columns of the terminal that standard output is, 0 where it is none."""
+        return columns(self.streams.stdout) if is_terminal(self.streams.stdout) else 0
+
     def observe(self, event: Event) -> None:
         """Notes an event; never blocks on a stream. Callable from any thread."""
         from msb_pull.ground import events
