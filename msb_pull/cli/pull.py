@@ -192,6 +192,10 @@ class _Report:
         self._outcomes[number] = outcome
         if isinstance(outcome, MsbPullError):
             self._explain(self._arguments[number], outcome)
+            # Whoever has mistyped one of many names need not wait for the others to hear of it.
+            if len(self._outcomes) < len(self._arguments) and not isinstance(outcome, Cancelled):
+                name, message = self._arguments[number].text, outcome.message
+                self._run.display.failed(message if name in message else f"{name}: {message}")
         else:
             self._summarize(outcome)
         # A script puts the lines beside its arguments.

@@ -137,6 +137,13 @@ class Display:
             shown = done and is_terminal(self.streams.stderr)
             write_aside(self.streams.stderr, f"{mark if shown else ''}{visible(text)}\n")
 
+    def failed(self, text: str) -> None:
+        """Says, where bars are drawn, what has failed while other work goes on; its error is shown at the end."""
+        if self.mode == "bars":
+            self.settle()
+            mark = painted("✗" if self._unicode else "x", "red", self._colored_stderr)
+            write_aside(self.streams.stderr, f"{mark} {_one_line(text)}\n")
+
     def bar(self, done: int, total: int, beside: int) -> str:
         """A bar for standard output, "" where that is no terminal or too narrow beside so many columns of text."""
         if not is_terminal(self.streams.stdout):
