@@ -157,12 +157,11 @@ def _write_lock(
     changes = update(beside.path, beside.locking.found(pulled), write=write)
     shown = visible(str(beside.path))
     for change in changes:
-        what = f"{change.image} {change.platform or 'index'}"
-        run.display.note(f"{what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
+        run.display.note(str(change))
     if changes:
         run.display.note(f"{'Wrote' if write else 'Would write'} {shown}", done=write)
     elif pulled:
-        run.display.note(f"{shown} says so already")
+        run.display.note(f"{shown} is up to date")
     listed = [
         {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
         for x in changes
