@@ -64,7 +64,8 @@ def pull_image(
         if local is not None and gate is not None:
             raise gate.refuse_unkept()
         hint = "pull it without `--policy never`"
-        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
+        name = argument.reference or argument.text
+        raise NotFoundError(f"{name}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
