@@ -267,7 +267,7 @@ def pull_image(
     ...     pull_image("other:1", store, PullOptions(policy=Policy.NEVER))
     ... except NotFoundError as error:
     ...     print(error.message, int(error.exit_code))
-    other:1: not in the store 3
+    docker.io/library/other:1: not in the store 3
     """
     (outcome,) = pull_images(
         [image],
@@ -311,7 +311,7 @@ def pull_images(
     >>> found.pinned
     'docker.io/library/sample:1@sha256:4543e47e7e5a48c78f04a48206f408d0f2335d9bdabb1ea0b6a10afa4cf529d9'
     >>> lost.message
-    'other:1: not in the store'
+    'docker.io/library/other:1: not in the store'
     """
     for image in images:
         _check_type("image", image, str, "text")

@@ -136,7 +136,7 @@ def ls(
     """List the images of the store.
 
     PATTERN is a glob for names, as in 'ubuntu*' or '*/app:*'. Images that Microsandbox pulled are listed too, without
-    a digest. With -q only names are printed, one per line.
+    a digest. With -q only names are printed, one per line. A terminal that is too narrow for all columns gets fewer.
     """
     from msb_pull.cli.ls import show_list
 
@@ -173,6 +173,77 @@ def inspect(
 
 @command(
     app,
+    usage="[OPTIONS] IMAGE -o OUT | IMAGE... --to WHERE",
+    settings=("msb", "authfile"),
+    examples="""\
+msb-pull export ubuntu:22.04 -o rootfs.tar
+msb-pull export ubuntu:22.04 -o rootfs/                     a folder
+msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
+msb-pull export ubuntu:22.04 -o - | tar -tv
+msb-pull export ubuntu:22.04 --path etc/os-release -o -
+msb-pull export app:1 -o - | podman import - app:flat
+msb-pull export ubuntu:22.04 app:1 --to microsandbox
+msb-pull export ubuntu:22.04 app:1 --to podman""",
+)
+def export(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.ExportOutput = None,
+    to: opt.ExportTo = None,
+    form: opt.ExportFormat = None,
+    paths: opt.Paths = None,
+    stat: opt.Stat = None,
+    size: opt.Size = None,
+    force: opt.Replace = False,
+) -> None:
+    """Write the merged tree of an image, or hand it to another program.
+
+    All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
+    owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
+    Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
+    every machine; .tar.gz and .tar.zst are compressed.
+
+    With --to microsandbox the layers go as the registry has them, and are asked for once more; without a network they
+    are made again from the store.
+    """
+    from msb_pull.cli.export import ExportArguments, export_images
+
+    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, size, force)
+    export_images(run, given)
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE... -o FILE",
+    examples="""\
+msb-pull save ubuntu:22.04 -o ubuntu.tar
+msb-pull save --format docker app:1 -o - | docker load
+msb-pull save app:2 --without app:1 -o update.tar
+msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
+)
+def save(
+    run: Run,
+    images: opt.Images = None,
+    output: opt.Output = None,
+    form: opt.SaveFormat = None,
+    without: opt.Without = None,
+) -> None:
+    """Write images into an archive, checked on the way out.
+
+    `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
+    `--format docker`. Nothing but the store is read, so this works without a network.
+
+    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
+    """
+    if not output:
+        raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
+    from msb_pull.cli.save import save_archive
+
+    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
+
+
+@command(
+    app,
     usage="[OPTIONS] [IMAGE...]",
     settings=("authfile",),
     examples="""\
@@ -191,6 +262,23 @@ def verify(run: Run, images: opt.Images = None, quick: opt.Quick = False, repair
     from msb_pull.cli.verify import verify_store
 
     verify_store(run, images or [], quick=quick, repair=repair)
+
+
+@command(
+    app,
+    usage="[OPTIONS] IMAGE...",
+    examples="""\
+msb-pull rm ubuntu:22.04
+msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
+)
+def rm(run: Run, images: opt.Images = None) -> None:
+    """Remove images, and the layers that nothing else needs.
+
+    It does not ask, and first waits for other commands that use the store.
+    """
+    from msb_pull.cli.prune import remove_from_store
+
+    remove_from_store(run, opt.needed(images, "rm"))
 
 
 @command(
@@ -242,88 +330,6 @@ def df(run: Run) -> None:
     from msb_pull.cli.ls import show_usage
 
     show_usage(run)
-
-
-@command(
-    app,
-    usage="[OPTIONS] IMAGE...",
-    examples="""\
-msb-pull rm ubuntu:22.04
-msb-pull rm $(msb-pull ls -q 'ghcr.io/acme/*')""",
-)
-def rm(run: Run, images: opt.Images = None) -> None:
-    """Remove images, and the layers that nothing else needs."""
-    from msb_pull.cli.prune import remove_from_store
-
-    remove_from_store(run, opt.needed(images, "rm"))
-
-
-@command(
-    app,
-    usage="[OPTIONS] IMAGE... -o FILE",
-    examples="""\
-msb-pull save ubuntu:22.04 -o ubuntu.tar
-msb-pull save --format docker app:1 -o - | docker load
-msb-pull save app:2 --without app:1 -o update.tar
-msb-pull save app:1 -o app.tar && skopeo copy oci-archive:app.tar docker://registry.example.com/app:1""",
-)
-def save(
-    run: Run,
-    images: opt.Images = None,
-    output: opt.Output = None,
-    form: opt.SaveFormat = None,
-    without: opt.Without = None,
-) -> None:
-    """Write images into an archive, checked on the way out.
-
-    `podman load`, `skopeo copy oci-archive:FILE` and `msb load` take the default kind, `docker load` takes
-    `--format docker`. Nothing but the store is read, so this works without a network.
-
-    With --without only `msb-pull pull oci-archive:FILE` takes it, where the store has the layers that were left out.
-    """
-    if not output:
-        raise UsageError("save: -o is missing", hint="msb-pull save ubuntu:22.04 -o ubuntu.tar (`-o -` is a pipe)")
-    from msb_pull.cli.save import save_archive
-
-    save_archive(run, opt.needed(images, "save"), output, form or [], without or [])
-
-
-@command(
-    app,
-    usage="[OPTIONS] IMAGE -o OUT | IMAGE... --to WHERE",
-    settings=("msb", "authfile"),
-    examples="""\
-msb-pull export ubuntu:22.04 -o rootfs.tar
-msb-pull export ubuntu:22.04 -o rootfs/                     a folder
-msb-pull export ubuntu:22.04 -o disk.ext4 --size 4GiB        a disk for a virtual machine
-msb-pull export ubuntu:22.04 -o - | tar -tv
-msb-pull export ubuntu:22.04 --path etc/os-release -o -
-msb-pull export app:1 -o - | podman import - app:flat
-msb-pull export ubuntu:22.04 app:1 --to microsandbox
-msb-pull export ubuntu:22.04 app:1 --to podman""",
-)
-def export(
-    run: Run,
-    images: opt.Images = None,
-    output: opt.ExportOutput = None,
-    to: opt.ExportTo = None,
-    form: opt.ExportFormat = None,
-    paths: opt.Paths = None,
-    stat: opt.Stat = None,
-    size: opt.Size = None,
-    force: opt.Replace = False,
-) -> None:
-    """Write the merged tree of an image, or hand images to another program.
-
-    All layers on each other, as a container would see them, in a tar, a folder, or a file system that a kernel mounts:
-    owners, full modes, times, attributes, devices, hard links and holes are those of the image, whoever runs this.
-    Contents are checked on the way, and no network is used. The same image gives the same tar, EROFS and ext4 image on
-    every machine; .tar.gz and .tar.zst are compressed.
-    """
-    from msb_pull.cli.export import ExportArguments, export_images
-
-    given = ExportArguments(opt.needed(images, "export"), output, to, form or [], paths or [], stat, size, force)
-    export_images(run, given)
 
 
 def main(argv: Sequence[str], streams: Streams | None = None) -> int:

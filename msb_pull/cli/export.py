@@ -178,7 +178,7 @@ def _export_tree(run: Run, given: ExportArguments, image: str, output: str) -> N
     if run.display.format == "json":
         run.write(_document(result, output), "")
     where = "standard output" if output == "-" else visible(output)
-    size = f"{counted(result.entries, 'name')}, {format_size(result.bytes)}"
+    size = f"{result.entries} {'entry' if result.entries == 1 else 'entries'}, {format_size(result.bytes)}"
     name = visible(str(reference))
     run.display.note(f"Exported {name} to {where}: {result.format}, {size} in {result.seconds:.1f}s", done=True)
 

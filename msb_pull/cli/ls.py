@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The lines of ``df`` that count something.
 _AMOUNTS = ("images", "layers", "shared", "records", "partial")
+# What a narrow terminal can do without. Whether an image is complete stands in the last column.
+_SPARE = ("LAYERS", "PLATFORM", "DIGEST")
 _COLUMNS = ("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PULLED")
 
 
@@ -34,13 +36,13 @@ def show_list(run: Run, pattern: str | None, filters: Sequence[str], sort: str, 
     if run.display.quiet:
         text = "\n".join(visible(image.reference) for image in images)
     elif images:
-        text = _table(images, whole=whole, color=run.display.colored_stdout)
+        text = _table(run, images, whole=whole)
     else:
         text = ""
     run.write([_listed(image) for image in images], text)
 
 
-def _table(images: Sequence[ListedImage], *, whole: bool, color: bool) -> str:
+def _table(run: Run, images: Sequence[ListedImage], *, whole: bool) -> str:
     now = datetime.datetime.now(datetime.UTC)
     rows = [
         (
@@ -53,7 +55,9 @@ def _table(images: Sequence[ListedImage], *, whole: bool, color: bool) -> str:
         )
         for image in images
     ]
-    return table(_COLUMNS, rows, right=("LAYERS", "SIZE"), color=color)
+    spare = _SPARE[:2] if whole else _SPARE
+    color, room = run.display.colored_stdout, run.display.room
+    return table(_COLUMNS, rows, right=("LAYERS", "SIZE"), color=color, room=room, spare=spare)
 
 
 def _shown_digest(digest: str | None, *, whole: bool) -> str:

@@ -157,7 +157,10 @@ Files = Annotated[
 ]
 Quick = Annotated[Flag, typer.Option("--quick", help="Compare everything but the contents of files.")]
 Repair = Annotated[Flag, typer.Option("--repair", help="Fetch damaged layers again and swap them in.")]
-Output = Annotated[Text, typer.Option("-o", "--output", metavar="FILE", help="Where to write; `-` is standard output.")]
+Output = Annotated[
+    Text,
+    typer.Option("-o", "--output", metavar="FILE", help="Where to write, also over a file; `-` is standard output."),
+]
 SaveFormat = Annotated[
     list[str] | None,
     typer.Option(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from msb_pull.cli.run import Run
     from msb_pull.work.prune.plan import PrunePlan
 
+# Images named before the question; `--dry-run` names all.
+_MOST_NAMED = 15
 _WHAT_IS_LEFT = "`msb-pull ls` shows which images are left, `msb-pull prune` removes layers that none of them needs"
 
 
@@ -111,6 +113,10 @@ def _agreed(run: Run, plan: PrunePlan) -> bool:
             "prune: cannot ask for confirmation without a terminal",
             hint="use --yes to remove without asking, or --dry-run to see what would go",
         )
+    for reference in plan.images[:_MOST_NAMED]:
+        run.display.note(f"image {reference}")
+    if len(plan.images) > _MOST_NAMED:
+        run.display.note(f"and {counted(len(plan.images) - _MOST_NAMED, 'more image')}")
     return run.display.ask(f"Remove {_contents(plan)} ({format_size(plan.size)})?")
 
 

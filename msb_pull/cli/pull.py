@@ -157,12 +157,11 @@ def _write_lock(
     changes = update(beside.path, beside.locking.found(pulled), write=write)
     shown = visible(str(beside.path))
     for change in changes:
-        what = f"{change.image} {change.platform or 'index'}"
-        run.display.note(f"{what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
+        run.display.note(str(change))
     if changes:
         run.display.note(f"{'Wrote' if write else 'Would write'} {shown}", done=write)
     elif pulled:
-        run.display.note(f"{shown} says so already")
+        run.display.note(f"{shown} is up to date")
     listed = [
         {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
         for x in changes
@@ -192,6 +191,10 @@ class _Report:
         self._outcomes[number] = outcome
         if isinstance(outcome, MsbPullError):
             self._explain(self._arguments[number], outcome)
+            # Whoever has mistyped one of many names need not wait for the others to hear of it.
+            if len(self._outcomes) < len(self._arguments) and not isinstance(outcome, Cancelled):
+                name, message = self._arguments[number].text, outcome.message
+                self._run.display.failed(message if name in message else f"{name}: {message}")
         else:
             self._summarize(outcome)
         # A script puts the lines beside its arguments.

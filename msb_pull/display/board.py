@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull.display.gauge import gauge
-from msb_pull.display.lines import Meter, fraction, headline, outcome, short
+from msb_pull.display.lines import Meter, fraction, headline, outcome, short, short_name
 from msb_pull.ground import events
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
@@ -86,6 +86,8 @@ class Board:
                 self._status = f"Waiting for {visible(holder)}"
             case events.Delivering(image=image, place=place):
                 self._status = f"Loading {visible(image)} into {visible(place)}"
+            case events.Removing(name=name, number=number, count=count):
+                self._status = f"Removing layer {short_name(name)} ({number} of {count})"
             case events.PullPlanned():
                 self._plan(event)
             case events.LayerProgress() | events.CheckProgress() | events.ExportProgress():

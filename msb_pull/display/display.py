@@ -79,6 +79,11 @@ class Display:
         """Only ever on a terminal, even where colour is forced: what is piped is for a program."""
         return is_terminal(self.streams.stdout) and self._color is not False
 
+    @property
+    def room(self) -> int:
+        """Columns of the terminal that standard output is, 0 where it is none."""
+        return columns(self.streams.stdout) if is_terminal(self.streams.stdout) else 0
+
     def observe(self, event: Event) -> None:
         """Notes an event; never blocks on a stream. Callable from any thread."""
         from msb_pull.ground import events
@@ -131,6 +136,13 @@ class Display:
             mark = painted("✓" if self._unicode else "*", "green", self._colored_stderr) + " "
             shown = done and is_terminal(self.streams.stderr)
             write_aside(self.streams.stderr, f"{mark if shown else ''}{visible(text)}\n")
+
+    def failed(self, text: str) -> None:
+        """Says, where bars are drawn, what has failed while other work goes on; its error is shown at the end."""
+        if self.mode == "bars":
+            self.settle()
+            mark = painted("✗" if self._unicode else "x", "red", self._colored_stderr)
+            write_aside(self.streams.stderr, f"{mark} {_one_line(text)}\n")
 
     def bar(self, done: int, total: int, beside: int) -> str:
         """A bar for standard output, "" where that is no terminal or too narrow beside so many columns of text."""

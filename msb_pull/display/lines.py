@@ -107,11 +107,12 @@ class Meter:
         if self._samples and done < self._samples[-1][1]:
             self._samples.clear()
         self._samples.append((now, done))
-        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:
-            del self._samples[0]
 
     def rate(self, now: float) -> float | None:
         """Units per second; 0.0 when nothing moves any more, None when it is too early to tell."""
+        # What was done before the window counts from its last moment, so that one sample is left of a long standstill.
+        while len(self._samples) > 1 and now - self._samples[1][0] > _RATE_WINDOW:
+            del self._samples[0]
         if not self._samples or now - self._samples[0][0] < _RATE_EARLIEST:
             return None
         since, before = self._samples[0]

@@ -16,14 +16,27 @@ _SPANS = {"year": 365 * 86400, "month": 30 * 86400, "week": 7 * 86400, "day": 86
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), color: bool = False
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    color: bool = False,
+    room: int = 0,
+    spare: Sequence[str] = (),
 ) -> str:
     """Columns as wide as their widest cell; those named in ``right`` are aligned there. One line each, no end.
 
-    Cells are escaped here: any of them may come from an image.
+    Where lines would take more than ``room`` columns of a terminal (0: as many as they like), those named in ``spare``
+    are left out, the first ones first, until they fit. Cells are escaped here: any of them may come from an image.
     """
     rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for name in spare if room else ():
+        if sum(widths) + 2 * (len(widths) - 1) <= room:
+            break
+        at = header.index(name)
+        header, *rows = [[*row[:at], *row[at + 1 :]] for row in (header, *rows)]
+        del widths[at]
     lines = [_line(row, widths, [name in right for name in header]) for row in (header, *rows)]
     return "\n".join([painted(lines[0], "bold", color), *lines[1:]])
 

@@ -146,6 +146,15 @@ class Delivering(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Removing(Event):
+    """A layer is being removed, the ``number``-th of ``count``; ``name`` is that of its folder."""
+
+    name: str
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Warned(Event):
     """Something a person should know, once per text."""
 

@@ -217,4 +217,13 @@ def _holder(descriptor: int) -> str:
             os.kill(process, 0)
     except (OSError, ValueError, IndexError):
         return "another msb-pull"
-    return f"msb-pull (pid {process})"
+    return f"msb-pull (pid {process}{', stopped' if _stopped(process) else ''})"
+
+
+def _stopped(process: int) -> bool:
+    """Whether Ctrl-Z has put a process to sleep, so that waiting for it is in vain; known on Linux alone (proc(5))."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read(512).rpartition(b") ")[2].startswith(b"T")
+    except OSError:
+        return False

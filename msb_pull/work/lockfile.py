@@ -57,6 +57,13 @@ class Change:
     old: Digest | None
     new: Digest | None
 
+    def __str__(self) -> str:
+        """For a person, in words that are also true of a change that is only planned."""
+        what = f"{self.image} {self.platform or 'index'}"
+        if self.old is None:
+            return f"{what}: new, {self.new}"
+        return f"{what}: gone, was {self.old}" if self.new is None else f"{what}: {self.old} -> {self.new}"
+
 
 class LockFile:
     """The images of one lock file, by their canonical names."""

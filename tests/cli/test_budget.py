@@ -87,7 +87,7 @@ def test_prune_min_free(filled):
     assert filled.run("prune", "-y", "--min-free", "1B") == Said(0, "", "Nothing to remove.\n")
     done = filled.run("prune", "-y", "-q", "--min-free", "99.9%")
     assert done.code == 0 and listed(filled) == []
-    assert re.fullmatch(r"warning: [\d.]+ [GTP]B more would have to go: what is left is in use, .*\n", done.error)
+    assert re.fullmatch(r"warning: [\d.]+ [kMGTP]B more would have to go: what is left is in use, .*\n", done.error)
 
 
 def test_prune_keep_chooses_among_those_that_match(filled):

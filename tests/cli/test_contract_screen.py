@@ -71,6 +71,16 @@ def test_several_images(place):
         ]
 
 
+def test_one_of_several_that_fails_says_so_at_once(place):
+    """Its error comes at the end all the same, where it cannot scroll away."""
+    place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))
+    with screen(place, "HOST/acme/none:1", IMAGE) as window:
+        rows = window.wait(lambda rows: started(rows) and any("not found" in row for row in rows))
+        assert place.alike("\n".join(rows)).splitlines()[0] == "✗ HOST/acme/none:1: not found"
+        window.press("C-c")
+        assert "error: HOST/acme/none:1: not found" in last(place, window)
+
+
 def test_ctrl_c(place):
     """The terminal writes ^C where the cursor is, on the first row; nothing is left of either."""
     place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(stall_after=100))

@@ -64,14 +64,14 @@ OWN = {
 """,
     "ls": "--filter KEY=VALUE\n--sort name|size|pulled\n--no-trunc",
     "inspect": "--layers\n--lowerdir\n--files",
-    "verify": f"--quick\n--repair\n{AUTHFILE}",
-    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait\n--keep SIZE\n--min-free SIZE",
-    "df": "",
-    "rm": "",
-    "save": "-o, --output FILE\n--format oci|docker\n--without IMAGE|FILE",
     "export": "-o, --output OUT\n--format tar|dir|erofs|squashfs|ext4\n--path PATH\n"
     "--stat native|containers|microsandbox\n--size SIZE\n-f, --force\n--to WHERE\n--msb PROGRAM # MSB_PATH\n"
     + AUTHFILE,
+    "save": "-o, --output FILE\n--format oci|docker\n--without IMAGE|FILE",
+    "verify": f"--quick\n--repair\n{AUTHFILE}",
+    "rm": "",
+    "prune": "-a, --all\n--filter KEY=VALUE\n-y, --yes\n-n, --dry-run\n--no-wait\n--keep SIZE\n--min-free SIZE",
+    "df": "",
 }
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import program_environment
+from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.program import run_program
 from tests.support.sample import LAYERS, MANIFEST, NAME, SAMPLE
+from tests.support.terminal import Terminal, plain
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,25 @@ def test_list(run):
     assert rows[1].split()[:6] == ["ghcr.io/a/b:2", "-", "-", "1", "5.0", "kB"]
     assert rows[1].endswith("(incomplete)")
     assert "\x1b" not in run("ls", env={"FORCE_COLOR": "1"}).stdout
+
+
+@pytest.mark.parametrize(
+    ("width", "words", "header"),
+    [
+        (120, (), "IMAGE DIGEST PLATFORM LAYERS SIZE PULLED"),
+        (90, (), "IMAGE DIGEST PLATFORM SIZE PULLED"),
+        (80, (), "IMAGE DIGEST SIZE PULLED"),
+        (30, (), "IMAGE SIZE PULLED"),
+        (30, ("--no-trunc",), "IMAGE DIGEST SIZE PULLED"),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_columns(run, folder, width, words, header):
+    assert run("ls").returncode == 0
+    argv = [*program(), "ls", *words, "--home", str(folder)]
+    with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY)), columns=width) as terminal:
+        assert terminal.wait() == 0
+        assert plain(terminal.text).split()[: len(header.split())] == header.split()
+        assert "(incomplete)" in plain(terminal.text)
 
 
 def test_list_of_names(run):

@@ -174,7 +174,7 @@ def test_prune_asks(run, tmp_path, answer, left):
     argv = [*program(), "prune", "--all", "--home", str(tmp_path / "home")]
     size = re.escape(format_size(on_disk(run)["freed_bytes"]))
     with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY))) as terminal:
-        terminal.expect(rf"Remove 1 image and 2 layers \({size}\)\? \[y/N\] ")
+        terminal.expect(rf"image {re.escape(NAME)}\s+Remove 1 image and 2 layers \({size}\)\? \[y/N\] ")
         terminal.send(answer)
         assert terminal.wait() == 0
         assert ("Nothing removed." if left else "✓ Removed 1 image and 2 layers") in plain(terminal.text)

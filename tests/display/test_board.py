@@ -137,6 +137,14 @@ def test_an_image_that_another_program_works_on():
     assert texts(it.rows(80, 24, 0.0)) == [f"Loading {IMAGE} into microsandbox"]
 
 
+def test_what_is_being_removed():
+    it = board()
+    it.take(e.Removing("", f"{digest(0)}+0123abcd", 2, 7), 0.0)
+    assert texts(it.rows(80, 24, 0.0)) == [f"Removing layer {name(0)}+0123abcd (2 of 7)"]
+    it.settle()
+    assert it.rows(80, 24, 0.0) == []
+
+
 def test_resolving_is_shown_until_the_plan_is_known():
     it = board()
     it.take(e.Resolving(IMAGE), 0.0)
@@ -152,6 +160,18 @@ def test_between_plan_and_first_byte_something_is_said():
     assert texts(it.rows(80, 24, 0.0)) == ["Preparing"]
     it.take(e.LayerDone(IMAGE, digest(1), 5, 0, present=True), 1.0)
     assert it.rows(80, 24, 1.0) == []
+
+
+def test_where_nothing_moves_the_rate_falls_to_nothing():
+    it = board()
+    it.take(planned(1_000_000), 0.0)
+    for second in range(5):
+        it.take(progress(0, 100_000 * second, 1_000_000), float(second))
+    assert text(it.rows(80, 24, 4.0)[0]).endswith("  100.0 kB/s  0:00:06")
+    assert text(it.rows(80, 24, 6.5)[0]).endswith("   28.6 kB/s  0:00:21")
+    assert text(it.rows(80, 24, 7.5)[0]).endswith("       0 B/s  -:--:--")
+    it.take(progress(0, 500_000, 1_000_000), 14.0)
+    assert text(it.rows(80, 24, 14.0)[0]).endswith("   10.0 kB/s  0:00:50")
 
 
 def test_a_restarted_download_may_go_back():

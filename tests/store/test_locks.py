@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
+import sys
 import threading
 import time
 
@@ -42,6 +44,16 @@ def test_no_wait(folder):
         pass
     assert f"in use by msb-pull (pid {process.pid})" in caught.value.message
     assert caught.value.exit_code == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
+def test_a_holder_that_ctrl_z_has_stopped(folder):
+    with holder(folder) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(LocalError) as caught, hold(Locks(folder), wait=False):
+            pass
+    assert f"in use by msb-pull (pid {process.pid}, stopped)" in caught.value.message
 
 
 def test_shared_holders_do_not_wait_for_each_other_but_keep_a_lone_one_out(folder):

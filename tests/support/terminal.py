@@ -93,4 +93,4 @@ class Terminal:
 
 def plain(text):
     """Text without colours and cursor movements."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])", "", text)

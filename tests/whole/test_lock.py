@@ -155,7 +155,7 @@ def test_what_the_file_says_stays_until_it_is_upgraded(tmp_path, registry):
     # A platform that is missing comes from the index that is locked, not from where the tag points by now.
     done = home.pull("--lock", "images.lock", "--lock-platform", "linux/arm64", name)
     assert done.returncode == 0 and "1" not in manifests_asked(registry)
-    assert f"{name} linux/arm64: nothing -> {old['linux/arm64']}\n" in done.stderr
+    assert f"{name} linux/arm64: new, {old['linux/arm64']}\n" in done.stderr
     planned = home.pull("--lock", "images.lock", "--upgrade", "--dry-run")
     assert planned.returncode == 0 and recorded(home) == {name: old["linux/amd64"]}
     text = (home.folder / "images.lock").read_text()

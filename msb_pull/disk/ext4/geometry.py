@@ -97,7 +97,7 @@ def chosen(size: int | None, content: int, inodes: int) -> Geometry:
 def too_small(size: int, content: int, inodes: int) -> UsageError:
     """What is said of a size that the tree does not fit into."""
     least = _first(content * BLOCK, content, inodes).size
-    return UsageError(f"--size: {size // _MIB} MiB are too few", hint=f"the tree takes {least // _MIB} MiB")
+    return UsageError(f"--size: {size // _MIB} MiB is too small", hint=f"the tree needs at least {least // _MIB} MiB")
 
 
 def _first(size: int, content: int, inodes: int) -> Geometry:

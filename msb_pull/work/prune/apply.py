@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import local_error
+from msb_pull.ground.events import Removing
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.locks import Busy
 from msb_pull.store.paths import LayerState
@@ -151,8 +152,9 @@ def _still_there(store: Store, planned: Iterable[Removal]) -> tuple[Removal, ...
 
 
 def _remove_layers(store: Store, layers: Collection[Removal], job: Job) -> None:
-    for layer in layers:
+    for number, layer in enumerate(layers, 1):
         job.cancel.check()
+        job.tell(Removing("", layer.name, number, len(layers)))
         remove_layer(store, LayerKey.parse(layer.name))
     if layers and store.database_path.exists():
         with store.database(create=True) as database:

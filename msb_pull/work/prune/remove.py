@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.events import Removing
 from msb_pull.store.paths import LayerState
 from msb_pull.work.prune.apply import remove_layer
 from msb_pull.work.prune.plan import PrunePlan, Removal, elsewhere
@@ -40,11 +41,12 @@ def remove_images(store: Store, references: Sequence[str], job: Job) -> PrunePla
         going = sorted(key for key in mine if str(key) not in reached)
         hide_from_podman(store, (), map(str, going), job)
         _mark(store, going)
-        for key in going:
+        for number, key in enumerate(going, 1):
             state = store.layer_state(key)
             if state is LayerState.ABSENT:
                 continue
             job.cancel.check(f"{gone}; `msb-pull prune` removes the layers that are left")
+            job.tell(Removing("", str(key), number, len(going)))
             if state is LayerState.OCCUPIED:
                 remarks.append(f"{store.layer_dir(key)}: not a directory but a symlink or a file; it was left as it is")
             else:

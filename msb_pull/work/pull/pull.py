@@ -63,8 +63,7 @@ def pull_image(
     if options.policy is Policy.NEVER:
         if local is not None and gate is not None:
             raise gate.refuse_unkept()
-        hint = "pull it without `--policy never`"
-        raise NotFoundError(f"{argument.text}: not in the store", cause=_what_is_there(argument, store, pin), hint=hint)
+        raise _absent(argument, store, pin)
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
@@ -262,6 +261,12 @@ def _find(reference: Reference | None, store: Store) -> StoredImage | None:
         return None
     with store.database(create=False) as database:
         return database.find(str(reference))
+
+
+def _absent(argument: ImageArgument, store: Store, pin: Pin | None) -> NotFoundError:
+    """What is said where only the store may be asked, and does not have the image."""
+    message = f"{argument.reference or argument.text}: not in the store"
+    return NotFoundError(message, cause=_what_is_there(argument, store, pin), hint="pull it without `--policy never`")
 
 
 def _what_is_there(argument: ImageArgument, store: Store, pin: Pin | None) -> str | None:

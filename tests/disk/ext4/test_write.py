@@ -172,7 +172,7 @@ def test_odd_sizes(tmp_path):
 @pytest.mark.parametrize("files", [10, 20_000])
 def test_a_size_that_is_too_small(tmp_path, files):
     tree = [folder(), *(Inode(b"%d" % number, content=b"x" * 30) for number in range(files))]
-    with pytest.raises(UsageError, match="--size: 1 MiB are too few") as caught:
+    with pytest.raises(UsageError, match="--size: 1 MiB is too small") as caught:
         make(tmp_path / "image", tree, MEBI)
     least = int(caught.value.hint.split()[-2])
     make(tmp_path / "image", tree, least * MEBI)

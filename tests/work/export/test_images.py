@@ -92,7 +92,7 @@ def test_a_disk_is_as_large_as_is_asked(store, tmp_path):
 def test_a_size_is_for_disks(store, tmp_path):
     with pytest.raises(UsageError, match="--size: tar is as large as its content"):
         store.export(NAME, tmp_path / "x.tar", ExportOptions(size=1 << 30))
-    with pytest.raises(UsageError, match="--size: 1 MiB are too few"):
+    with pytest.raises(UsageError, match="--size: 1 MiB is too small"):
         store.export(NAME, tmp_path / "x.ext4", ExportOptions(size=1 << 20))
     assert sorted(os.listdir(tmp_path)) == ["home", "layout"]
 

@@ -240,7 +240,7 @@ def test_d27_d28_waits_for_a_pull_and_says_so(store):
         assert there(store) == "x"
     work.join(10)
     assert there(store) == ""
-    assert [type(event) for event in seen] == [events.StoreWaiting]
+    assert [type(event) for event in seen] == [events.StoreWaiting, events.Removing]
 
 
 def test_d27_pull_and_prune_in_loops(store):
