@@ -129,7 +129,7 @@ TAR = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), True, _tar)
 DIRECTORY = Format("dir", (), False, _directory, folder=True)
 EROFS = Format("erofs", (".erofs",), False, _erofs)
 SQUASHFS = Format("squashfs", (".squashfs", ".sqfs"), False, _squashfs)
-EXT4 = Format("ext4", (".ext4", ".img"), False, _ext4, sized=True)
+EXT4 = Format("ext4", (".ext4", ".img", ".raw"), False, _ext4, sized=True)
 FORMATS = {form.name: form for form in (TAR, DIRECTORY, EROFS, SQUASHFS, EXT4)}
 
 

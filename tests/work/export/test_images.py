@@ -83,10 +83,11 @@ def test_none_goes_to_a_stream(store, form):
 # The size of a disk
 
 
-def test_a_disk_is_as_large_as_is_asked(store, tmp_path):
-    result = store.export(NAME, tmp_path / "x.img", ExportOptions(size=3 << 30))
-    assert (result.format, result.bytes, (tmp_path / "x.img").stat().st_size) == ("ext4", 3 << 30, 3 << 30)
-    assert (tmp_path / "x.img").stat().st_blocks * 512 < 1 << 20
+@pytest.mark.parametrize("name", ["x.ext4", "x.img", "x.raw"])
+def test_a_disk_is_as_large_as_is_asked(store, tmp_path, name):
+    result = store.export(NAME, tmp_path / name, ExportOptions(size=3 << 30))
+    assert (result.format, result.bytes, (tmp_path / name).stat().st_size) == ("ext4", 3 << 30, 3 << 30)
+    assert (tmp_path / name).stat().st_blocks * 512 < 1 << 20
 
 
 def test_a_size_is_for_disks(store, tmp_path):
