@@ -82,7 +82,7 @@ class _Journal:
     segments: Sequence[tuple[int, int]] | None = ()
     xattrs: Mapping[bytes, bytes] = {}
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
+    def pieces(self, _: object = None, /) -> Iterator[tuple[int, bytes]]:
         return iter(())
 
 

@@ -13,13 +13,21 @@ from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.tree.holes import first_data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from msb_pull.layer.proof.node import Node
     from msb_pull.layer.tar.record import Payload
 
+    # Gives where so many bytes can be read to, and they stay until it is asked again.
+    Room = Callable[[int], memoryview]
+
 _PIECE = 1 << 18
 _REPAIR = "`msb-pull verify --repair` repairs it"
+
+
+def fresh(size: int) -> memoryview:
+    """Room of its own for each piece."""
+    return memoryview(bytearray(size))
 
 
 class Source:
@@ -63,41 +71,47 @@ class Contents:
             os.close(root)
         self._layers = ()
 
-    def pieces(self, source: Source) -> Iterator[tuple[int, bytes]]:
-        """What a file holds, as (offset, bytes) in order and without its holes.
+    def pieces(self, source: Source, room: Room = fresh) -> Iterator[tuple[int, memoryview]]:
+        """What a file holds, as (offset, bytes) in order and without its holes, read into ``room``.
 
         Raises ContentError, at the latest after the last piece, for a file that is not what its layer's record says.
         """
-        sparse = source.segments
+        size = source.size
         try:
             handle = self.open(source)
             try:
-                if sparse is None and source.size < _PIECE:
+                if source.segments is None and size < _PIECE:
                     # Most files: one byte more than there should be tells as much as a look at the size.
-                    piece = os.pread(handle, source.size + 1, 0)
-                    if len(piece) == source.size and crc32(piece) == source.crc:
+                    piece = room(size + 1)
+                    if os.readv(handle, (piece,)) == size and crc32(piece := piece[:size]) == source.crc:
                         yield 0, piece
                         return
-                if (size := os.fstat(handle).st_size) != source.size:
-                    raise self._damage(source, f"{source.size} bytes", f"{size} bytes")
-                crc = 0
-                for offset, length in sparse if sparse is not None else ((0, source.size),):
-                    end = offset + length
-                    while offset < end:
-                        piece = os.pread(handle, min(_PIECE, end - offset), offset)
-                        if not piece:
-                            raise self._damage(source, f"{source.size} bytes", f"{offset} bytes")
-                        crc = crc32(piece, crc)
-                        yield offset, piece
-                        offset += len(piece)
-                if crc != source.crc:
-                    raise self._damage(source, f"crc32 {source.crc:08x}", f"crc32 {crc:08x}")
-                if sparse is not None and (at := first_data(handle, sparse, source.size)) is not None:
-                    raise self._damage(source, "a hole", f"data at byte {at}")
+                yield from self._read(source, handle, room)
             finally:
                 os.close(handle)
         except OSError as error:
             raise self.trouble(source, error) from error
+
+    def _read(self, source: Source, handle: int, room: Room) -> Iterator[tuple[int, memoryview]]:
+        sparse = source.segments
+        if (size := os.fstat(handle).st_size) != source.size:
+            raise self._damage(source, f"{source.size} bytes", f"{size} bytes")
+        crc = 0
+        for offset, length in sparse if sparse is not None else ((0, source.size),):
+            end = os.lseek(handle, offset, os.SEEK_SET) + length
+            while offset < end:
+                piece = room(min(_PIECE, end - offset))
+                count = os.readv(handle, (piece,))
+                if not count:
+                    raise self._damage(source, f"{source.size} bytes", f"{offset} bytes")
+                piece = piece[:count]
+                crc = crc32(piece, crc)
+                yield offset, piece
+                offset += count
+        if crc != source.crc:
+            raise self._damage(source, f"crc32 {source.crc:08x}", f"crc32 {crc:08x}")
+        if sparse is not None and (at := first_data(handle, sparse, source.size)) is not None:
+            raise self._damage(source, "a hole", f"data at byte {at}")
 
     def open(self, source: Source) -> int:
         """A descriptor to read a file; raises OSError."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from msb_pull.work.export.formats import Format
     from msb_pull.work.export.tree import Inode, MergedTree
 
+# Bytes and pieces between two looks at whether to tell of progress, or to end.
+_TOLD = 1 << 18
+_CALLS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -147,12 +151,19 @@ def _task(
 def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[int], None]:
     """Tells of the bytes of each piece, and ends the work when it is to end."""
     total = sum(inode.stored for inode in inodes if inode.kind == stat.S_IFREG and inode.link_of is None)
-    done, throttle = 0, Throttle()
+    done = told = 0
+    calls = _CALLS
+    throttle = Throttle()
 
     def count(size: int) -> None:
-        nonlocal done
-        job.cancel.check()
+        nonlocal done, told, calls
         done += size
+        calls += 1
+        # Most pieces are small files, and looking at a clock takes as long as opening one.
+        if done - told < _TOLD and calls < _CALLS and done < total:
+            return
+        told, calls = done, 0
+        job.cancel.check()
         if throttle.passes(last=done == total):
             job.tell(events.ExportProgress(reference, done, total))
 
