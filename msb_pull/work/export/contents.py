@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -79,29 +80,37 @@ class Contents:
         size = source.size
         try:
             handle = self.open(source)
-            try:
-                if source.segments is None and size < _PIECE:
-                    # Most files: one byte more than there should be tells as much as a look at the size.
-                    piece = room(size + 1)
-                    if os.readv(handle, (piece,)) == size and crc32(piece := piece[:size]) == source.crc:
-                        yield 0, piece
-                        return
-                yield from self._read(source, handle, room)
-            finally:
-                os.close(handle)
         except OSError as error:
             raise self.trouble(source, error) from error
+        try:
+            if source.segments is None and size < _PIECE:
+                # Most files: one byte more than there should be tells as much as a look at the size.
+                piece = room(size + 1)
+                try:
+                    count = os.readv(handle, (piece,))
+                except OSError as error:
+                    raise self.trouble(source, error) from error
+                if count == size and crc32(piece := piece[:size]) == source.crc:
+                    yield 0, piece
+                    return
+            yield from self._read(source, handle, room)
+        finally:
+            os.close(handle)
 
     def _read(self, source: Source, handle: int, room: Room) -> Iterator[tuple[int, memoryview]]:
         sparse = source.segments
-        if (size := os.fstat(handle).st_size) != source.size:
+        with self._reading(source):
+            size = os.fstat(handle).st_size
+        if size != source.size:
             raise self._damage(source, f"{source.size} bytes", f"{size} bytes")
         crc = 0
         for offset, length in sparse if sparse is not None else ((0, source.size),):
-            end = os.lseek(handle, offset, os.SEEK_SET) + length
+            end = offset + length
             while offset < end:
                 piece = room(min(_PIECE, end - offset))
-                count = os.readv(handle, (piece,))
+                with self._reading(source):
+                    os.lseek(handle, offset, os.SEEK_SET)
+                    count = os.readv(handle, (piece,))
                 if not count:
                     raise self._damage(source, f"{source.size} bytes", f"{offset} bytes")
                 piece = piece[:count]
@@ -110,8 +119,19 @@ class Contents:
                 offset += count
         if crc != source.crc:
             raise self._damage(source, f"crc32 {source.crc:08x}", f"crc32 {crc:08x}")
-        if sparse is not None and (at := first_data(handle, sparse, source.size)) is not None:
-            raise self._damage(source, "a hole", f"data at byte {at}")
+        if sparse is not None:
+            with self._reading(source):
+                at = first_data(handle, sparse, source.size)
+            if at is not None:
+                raise self._damage(source, "a hole", f"data at byte {at}")
+
+    @contextlib.contextmanager
+    def _reading(self, source: Source) -> Iterator[None]:
+        """What fails here is the file; what ``room`` raises is another matter."""
+        try:
+            yield
+        except OSError as error:
+            raise self.trouble(source, error) from error
 
     def open(self, source: Source) -> int:
         """A descriptor to read a file; raises OSError."""

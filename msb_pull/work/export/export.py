@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from msb_pull.work.export.formats import Format
     from msb_pull.work.export.tree import Inode, MergedTree
 
-# Bytes and pieces between two looks at whether to tell of progress, or to end.
+# Bytes and pieces between two looks at whether to tell of progress.
 _TOLD = 1 << 18
 _CALLS = 64
 
@@ -157,13 +157,13 @@ def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[in
 
     def count(size: int) -> None:
         nonlocal done, told, calls
+        job.cancel.check()
         done += size
         calls += 1
         # Most pieces are small files, and looking at a clock takes as long as opening one.
         if done - told < _TOLD and calls < _CALLS and done < total:
             return
         told, calls = done, 0
-        job.cancel.check()
         if throttle.passes(last=done == total):
             job.tell(events.ExportProgress(reference, done, total))
 
