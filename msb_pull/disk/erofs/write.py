@@ -6,10 +6,10 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from msb_pull.disk.behind import Behind
 from msb_pull.disk.erofs import format as erofs
 from msb_pull.disk.erofs.format import BLOCK, directory_block, directory_blocks, super_block
 from msb_pull.disk.erofs.layout import Layout
-from msb_pull.ground.behind import Behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

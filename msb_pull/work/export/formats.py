@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.running import processors
 from msb_pull.ground.text import visible, visible_bytes
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.work.export.tar import write_tar
 
     with _compressed(out, task.name) as sink:
-        # A pipe is read beside this by itself, and may make its writer wait.
-        write_tar(inodes, sink, task.progress, aside=_is_file(out))
+        write_tar(inodes, sink, task.progress, aside=_aside(out))
     return sink.count
 
 
@@ -69,6 +69,11 @@ def _is_file(out: BinaryIO) -> bool:
     except (AttributeError, OSError):
         # A stream in memory, or any object that takes bytes.
         return False
+
+
+def _aside(out: BinaryIO) -> bool:
+    """Whether a thread is to write. A pipe is read beside this by itself, and may make its writer wait."""
+    return processors() > 1 and _is_file(out)
 
 
 def _file(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
@@ -92,7 +97,7 @@ def _erofs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.disk.erofs.write import write_image
 
     _warn_of(inodes, "EROFS", foreign, task)
-    return write_image(out, inodes, uuid=_identity(task.image), progress=task.progress, aside=_is_file(out))
+    return write_image(out, inodes, uuid=_identity(task.image), progress=task.progress, aside=_aside(out))
 
 
 def _ext4(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.behind import Behind
+from msb_pull.disk.behind import Behind
 from msb_pull.ground.tarfields import BLOCK, ZEROS, byte_sum
 
 if TYPE_CHECKING:

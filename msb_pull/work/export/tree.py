@@ -125,13 +125,12 @@ class MergedTree:
         # There are few of them, and many who have one.
         said: dict[bytes, tuple[int, int, int, int]] = {}
         for name in names:
-            override = name.node.override
-            if override not in said:
-                said[override] = _said(override)
-            shared = first.setdefault(id(name.node), name.path)
-            source = self._sources.get(id(name.node))
-            link_of = shared if shared != name.path else None
-            inodes.append(Inode(name.path, name.node, link_of, self._contents, source, said[override]))
+            node, path = name.node, name.path
+            if (known := said.get(node.override)) is None:
+                known = said[node.override] = _said(node.override)
+            shared = first.setdefault(id(node), path)
+            link_of = shared if shared is not path else None
+            inodes.append(Inode(path, node, link_of, self._contents, self._sources.get(id(node)), known))
         return inodes
 
     def forget(self) -> None:

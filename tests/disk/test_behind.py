@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from msb_pull.ground.behind import BUFFER, Behind
+from msb_pull.disk.behind import BUFFER, Behind
 
 ASIDE = pytest.mark.parametrize("aside", [False, True])
 
