@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Two of them stay in a processor's cache, and a system call for each costs next to nothing.
-BUFFER = 1 << 20
+BUFFER = 1 << 19
 _BUFFERS = 2
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from msb_pull.disk.inode import Inode
 
 # How much of the inodes, with what stands behind them, is made at a time.
-AREA = 1 << 20
+AREA = 1 << 18
 
 
 class Placed(Linked):

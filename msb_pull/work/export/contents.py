@@ -34,23 +34,19 @@ def fresh(size: int) -> memoryview:
 class Source:
     """Where the content of a file lies: a layer (counted from the bottom), a path there, and what must be read.
 
-    Of a sparse file ``segments`` are where (offset, length) it holds data. The ``node`` lives as long as this, so
-    that its id stands for it alone.
+    Of a sparse file ``segments`` are where (offset, length) it holds data, and ``size`` counts its holes. The ``node``
+    lives as long as this, so that its id stands for it alone, or until it is set to None.
     """
 
-    __slots__ = ("crc", "layer", "node", "path", "segments")
+    __slots__ = ("crc", "layer", "node", "path", "segments", "size")
 
     def __init__(self, layer: int, path: bytes, payload: Payload, node: Node) -> None:
         self.layer = layer
         self.path = path
         self.crc = payload[2]
         self.segments = payload[4]
-        self.node = node
-
-    @property
-    def size(self) -> int:
-        """The bytes of the file, holes included."""
-        return self.node.size
+        self.size = node.size
+        self.node: Node | None = node
 
 
 class Contents:

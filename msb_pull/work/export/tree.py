@@ -136,6 +136,8 @@ class MergedTree:
     def forget(self) -> None:
         """Lets go of all names, for the sake of memory: inodes that were given can be read as before."""
         self._root = Name(b"", Node.of_nothing(), 0, b"")
+        for source in self._sources.values():
+            source.node = None
         self._sources.clear()
 
     def real_path(self, path: bytes, *, followed: bool = False) -> bytes:
