@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 # Two of them stay in a processor's cache, and a system call for each costs next to nothing.
 BUFFER = 1 << 19
 _BUFFERS = 2
+_PLACE = 1 << 18
+
+
+def one_place() -> Callable[[int], memoryview]:
+    """Room for one piece at a time, for whoever has written it when the next one comes."""
+    place = memoryview(bytearray(_PLACE))
+    return lambda size: place[:size]
 
 
 class Behind:
