@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 class Inode(Protocol):
@@ -35,5 +35,9 @@ class Inode(Protocol):
     @property
     def segments(self) -> Sequence[tuple[int, int]] | None: ...
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """What a regular file holds, as (offset, bytes) in order and without holes."""
+    def pieces(self, room: Callable[[int], memoryview] = ..., /) -> Iterator[tuple[int, bytes | memoryview]]:
+        """What a regular file holds, as (offset, bytes) in order and without holes.
+
+        Each piece stands at the start of what ``room`` gives for so many bytes, or fewer, until that is asked again;
+        without it, in a place of its own.
+        """

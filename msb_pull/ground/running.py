@@ -50,7 +50,8 @@ class Cancel:
 
     def is_set(self) -> bool:
         """Whether work is to end."""
-        return self._own.is_set() or any(other.is_set() for other in self._others)
+        # Asked for each small file; most have no others.
+        return self._own.is_set() or (bool(self._others) and any(other.is_set() for other in self._others))
 
     def wait(self, seconds: float) -> bool:
         """Waits; returns True as soon as work is to end, else False when the time is over."""

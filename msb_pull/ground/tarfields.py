@@ -18,6 +18,9 @@ class BadField(ValueError):
 def number(field: bytes) -> int:
     """The value of a numeric field: octal digits padded by spaces or NULs, or base-256 (GNU, star), which may be
     negative. An empty field is 0. Raises BadField."""
+    # As nearly all writers have it.
+    if field[-1] in b" \0" and (digits := field[:-1]) and not digits.strip(b"01234567"):
+        return int(digits, 8)
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)

@@ -92,13 +92,15 @@ def stack(layers: Iterable[Mapping[bytes, Node]]) -> Name:
         for path in sorted(nodes):
             if path not in hidden:
                 node = nodes[path]
-                parent = path.rpartition(b"/")[0]
+                parent, _, last = path.rpartition(b"/")
                 if parent != inside.path:
                     # A layer names every directory before what is in it, or has one made.
                     found = look(root, parent)
                     assert found is not None
                     inside = found
-                _put(root, inside, Name(path, originals.get(id(node), node), number, first[id(node)]))
+                at = id(node)
+                new = Name(path, originals.get(at, node) if originals else node, number, first[at])
+                _put(root, inside, last, new)
     return root
 
 
@@ -133,12 +135,14 @@ def _hide(root: Name, path: bytes) -> None:
         place.children.pop(name, None)
 
 
-def _put(root: Name, inside: Name, new: Name) -> None:
+def _put(root: Name, inside: Name, last: bytes, new: Name) -> None:
     """Puts a name into a directory."""
-    last = new.path.rpartition(b"/")[2]
     assert inside.children is not None
+    if new.children is None:
+        inside.children[last] = new
+        return
     before = inside.children.get(last) if new.path else root
-    if new.children is None or before is None or before.children is None:
+    if before is None or before.children is None:
         inside.children[last] = new
         return
     before.layer, before.first = new.layer, new.first

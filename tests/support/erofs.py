@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 BLOCK = 4096
@@ -34,15 +34,18 @@ class Inode:
     def size(self) -> int:
         return len(self.content) if self.length is None else self.length
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
+    def pieces(
+        self, room: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size))
+    ) -> Iterator[tuple[int, memoryview]]:
         """The content in pieces of an odd size; that of a sparse file repeats ``content``."""
         for offset, length in ((0, self.size),) if self.segments is None else self.segments:
-            for at in range(offset, offset + length, 5000):
-                size = min(5000, offset + length - at)
-                if self.segments is None:
-                    yield at, self.content[at : at + size]
-                else:
-                    yield at, (self.content * size)[:size]
+            at, end = offset, offset + length
+            while at < end:
+                place = room(min(5000, end - at))
+                size = len(place)
+                place[:] = self.content[at : at + size] if self.segments is None else (self.content * size)[:size]
+                yield at, place
+                at += size
 
     def whole(self) -> bytes:
         data = bytearray(self.size)

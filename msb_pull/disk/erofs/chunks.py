@@ -43,7 +43,7 @@ class Chunks:
             struct.pack_into("<I", packed, chunk * _ENTRY, block)
         return bytes(packed)
 
-    def cut(self, offset: int, piece: bytes) -> Iterator[tuple[int, bytes]]:
+    def cut(self, offset: int, piece: bytes | memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
         """Parts of a piece of content, with their offsets in the image."""
         size = BLOCK << self.bits
         while piece:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from msb_pull.disk.inode import Inode
 
+# How much of the inodes, with what stands behind them, is made at a time.
+AREA = 1 << 18
+
 
 class Placed(Linked):
     """One inode and its place. ``offset`` is that of the inode in the image, ``where`` its first block (or device),
@@ -62,7 +65,10 @@ class Placed(Linked):
 
 
 class Layout:
-    """The image of a tree: ``placed`` in the order of the tree, where the top is the first."""
+    """The image of a tree: ``placed`` in the order of the tree, where the top is the first.
+
+    ``areas`` are where the stretches of inodes end, each with all that follow those of the one before in that order.
+    """
 
     def __init__(self, inodes: Iterable[Inode]) -> None:
         held = list(inodes)
@@ -73,6 +79,7 @@ class Layout:
         for number, placed in enumerate(self.placed, 1):
             placed.number = number
             placed.offset = space.take(_shape(placed))
+        self.areas = [*space.cuts, space.end]
         self.shared_block = space.end // BLOCK
         block = self.shared_block + blocks_of(len(self.shared))
         for placed in sorted(self.placed, key=lambda one: one.inode.kind == stat.S_IFREG):
@@ -119,20 +126,40 @@ def _give_blocks(placed: Placed, block: int) -> int:
 
 
 class _Space:
-    """Gives out slots from ``end`` on, so that what fits into one block lies in one: in the fullest that has room."""
+    """Gives out slots from ``end`` on, so that what fits into one block lies in one: in the fullest that has room.
+
+    ``cuts`` are where areas end that nothing is put into any more, so that each can be made in memory.
+    """
 
     def __init__(self, end: int) -> None:
         self.end = end
+        self.cuts: list[int] = []
+        self._cut = end + AREA
         self._gaps: list[list[int]] = [[] for _ in range(BLOCK // SLOT + 1)]
+        # A bit for each size of which there are gaps.
+        self._sizes = 0
 
     def take(self, size: int) -> int:
         slots = -(-size // SLOT)
-        for free in range(slots, len(self._gaps)):
-            if self._gaps[free]:
-                offset = self._gaps[free].pop()
-                break
+        if fitting := self._sizes >> slots:
+            free = slots + (fitting & -fitting).bit_length() - 1
+            gaps = self._gaps[free]
+            offset = gaps.pop()
+            if not gaps:
+                self._sizes ^= 1 << free
         else:
+            if self.end >= self._cut:
+                self._begin_area()
             offset, free = self.end, blocks_of(size) * BLOCK // SLOT
             self.end += free * SLOT
-        self._gaps[free - slots].append(offset + slots * SLOT)
+        if left := free - slots:
+            self._gaps[left].append(offset + slots * SLOT)
+            self._sizes |= 1 << left
         return offset
+
+    def _begin_area(self) -> None:
+        self.cuts.append(self.end)
+        self._cut = self.end + AREA
+        self._sizes = 0
+        for gaps in self._gaps:
+            gaps.clear()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import stat
+import threading
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.disk.erofs.format import BLOCK, directory_block, directory_blocks, inode, super_block
+from msb_pull.disk.behind import Behind
+from msb_pull.disk.erofs import format as erofs
+from msb_pull.disk.erofs.format import BLOCK, directory_block, directory_blocks, super_block
 from msb_pull.disk.erofs.layout import Layout
 
 if TYPE_CHECKING:
@@ -13,8 +16,6 @@ if TYPE_CHECKING:
 
     from msb_pull.disk.erofs.layout import Placed
     from msb_pull.disk.inode import Inode
-
-_ZEROS = bytes(1 << 18)
 
 
 class Output(Protocol):
@@ -24,46 +25,52 @@ class Output(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
-def write_image(out: Output, inodes: Iterable[Inode], *, uuid: bytes, progress: Callable[[int], None]) -> int:
+def write_image(
+    out: Output, inodes: Iterable[Inode], *, uuid: bytes, progress: Callable[[int], None], aside: bool = False
+) -> int:
     """Writes the image of ``inodes`` from the start of ``out``, and returns its size.
 
     They come sorted component for component, the top first. ``uuid`` is 16 bytes; ``progress`` gets the size of each
-    piece of content and may raise. Attributes that EROFS cannot hold are left out (see :func:`attributes.foreign`).
-    Memory grows with the number of inodes alone. Raises ContentError, and what contents and ``out`` raise.
+    piece of content and may raise. ``aside``: threads write into ``out``, which never waits for anybody. Attributes
+    that EROFS cannot hold are left out (see :func:`attributes.foreign`). Memory grows with the number of inodes alone.
+    Raises ContentError, and what contents and ``out`` raise.
     """
     layout = Layout(inodes)
-    root, *_ = layout.placed
     image = _Image(out)
-    image.append(
-        0,
-        super_block(
-            root=root.nid,
-            inodes=len(layout.placed),
-            blocks=layout.blocks,
-            shared=layout.shared_block if layout.shared else 0,
-            uuid=uuid,
-            chunked=any(placed.chunks for placed in layout.placed),
-        ),
-    )
-    for placed in sorted(layout.placed, key=lambda one: one.offset):
-        image.append(placed.offset, _metadata(placed))
-    image.append(layout.shared_block * BLOCK, layout.shared)
-    for placed in layout.placed:
-        if placed.inode.kind != stat.S_IFREG and placed.size > placed.tail:
-            image.append(placed.where * BLOCK, _own_content(placed)[: placed.size - placed.tail])
-    for placed in layout.placed:
-        if placed.inode.kind == stat.S_IFREG:
-            for offset, piece in placed.inode.pieces():
-                _put(image, placed, offset, piece)
-                progress(len(piece))
-    image.append(layout.blocks * BLOCK, b"")
+    with image.part(0, aside=aside) as head, image.part(layout.shared_block * BLOCK, aside=aside) as body:
+        head.put(_super_block(layout, uuid))
+        body.put(layout.shared)
+        for placed in layout.placed:
+            if placed.inode.kind != stat.S_IFREG and placed.size > placed.tail:
+                body.put_at(placed.where * BLOCK, _own_content(placed)[: placed.size - placed.tail])
+        area = _Area(layout.areas)
+        for placed in layout.placed:
+            if placed.offset >= area.end:
+                head.put(area.data)
+                area.follow()
+            area.put(placed.offset, _metadata(placed))
+            if placed.inode.kind == stat.S_IFREG:
+                _write_content(placed, area, body, progress)
+        head.put(area.data)
+        body.put_at(layout.blocks * BLOCK, b"")
     return layout.blocks * BLOCK
+
+
+def _super_block(layout: Layout, uuid: bytes) -> bytes:
+    return super_block(
+        root=layout.placed[0].nid,
+        inodes=len(layout.placed),
+        blocks=layout.blocks,
+        shared=layout.shared_block if layout.shared else 0,
+        uuid=uuid,
+        chunked=any(placed.chunks for placed in layout.placed),
+    )
 
 
 def _metadata(placed: Placed) -> bytes:
     """The inode with its attributes, and what stands behind it but for the tail of a file."""
     one = placed.inode
-    head = inode(
+    head = erofs.inode(
         layout=placed.layout,
         attributes=len(placed.attributes),
         mode=one.kind | one.mode,
@@ -97,42 +104,78 @@ def _directory(placed: Placed) -> Iterator[bytes]:
     yield directory_block(entries[last[0] :])
 
 
-def _put(image: _Image, placed: Placed, offset: int, piece: bytes) -> None:
-    """Writes a piece of a file where its layout has it."""
-    if placed.chunks:
-        for at, part in placed.chunks.cut(offset, piece):
-            image.append(at, part)
-        return
+def _write_content(placed: Placed, area: _Area, body: _Part, progress: Callable[[int], None]) -> None:
+    """Writes a file where its layout has it."""
+    inode, start = placed.inode, placed.where * BLOCK
+    if inode.segments is None and placed.size > placed.tail:
+        body.put_at(start, b"")
     tail_at = placed.size - placed.tail
-    if body := piece[: max(tail_at - offset, 0)]:
-        image.append(placed.where * BLOCK + offset, body)
-    if rest := piece[len(body) :]:
-        image.put_back(placed.behind + offset + len(body) - tail_at, rest)
+    for offset, piece in inode.pieces(body.room) if inode.segments is None else inode.pieces():
+        if placed.chunks:
+            for at, part in placed.chunks.cut(offset, piece):
+                body.put_at(at, part)
+        elif inode.segments is None:
+            body.took(min(max(tail_at - offset, 0), len(piece)))
+        elif offset < tail_at:
+            body.put_at(start + offset, piece[: tail_at - offset])
+        if placed.tail and offset + len(piece) > tail_at:
+            rest = piece[max(tail_at - offset, 0) :]
+            area.put(placed.behind + max(offset - tail_at, 0), rest)
+        progress(len(piece))
+
+
+class _Area:
+    """A stretch of inodes, which ends at ``end``: ``data`` is made in any order."""
+
+    def __init__(self, ends: Iterable[int]) -> None:
+        self._ends = iter(ends)
+        self.end = BLOCK
+        self.follow()
+
+    def follow(self) -> None:
+        """Goes on to the next one."""
+        self._start, self.end = self.end, next(self._ends)
+        self.data = bytearray(self.end - self._start)
+
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        """Puts what is to stand at ``offset`` in the image."""
+        at = offset - self._start
+        self.data[at : at + len(data)] = data
+
+
+class _Part(Behind):
+    """A part of the image, written forwards from ``start`` on."""
+
+    def __init__(self, image: _Image, start: int, *, aside: bool) -> None:
+        super().__init__(self._forward, aside=aside)
+        self._image = image
+        self._start = self._end = start
+
+    def put_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Puts what is to stand at ``offset`` in the image, the end so far or beyond it; zeros come between."""
+        self.zeros(offset - self._start - self.size)
+        self.put(data)
+
+    def _forward(self, data: memoryview) -> None:
+        self._image.write_at(self._end, data)
+        self._end += len(data)
 
 
 class _Image:
-    """Writes forwards, with zeros where nothing is, and now and then to a place that lies behind."""
+    """The output, of which several parts are written at a time."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._end = 0
-        out.seek(0)
+        self._lock = threading.Lock()
 
-    def append(self, offset: int, data: bytes) -> None:
-        """Writes at ``offset``, which is the end so far or beyond it."""
-        while self._end < offset:
-            self._end += self._write(_ZEROS[: offset - self._end])
-        self._end += self._write(data)
+    def part(self, start: int, *, aside: bool) -> _Part:
+        """What is to stand from ``start`` on."""
+        return _Part(self, start, aside=aside)
 
-    def put_back(self, offset: int, data: bytes) -> None:
-        """Writes over zeros that stand already."""
-        self._out.seek(offset)
-        self._write(data)
-        self._out.seek(self._end)
-
-    def _write(self, data: bytes) -> int:
-        view = memoryview(data)
-        # A raw file may take less than it is given.
-        while view:
-            view = view[self._out.write(view) :]
-        return len(data)
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Writes all of it."""
+        with self._lock:
+            self._out.seek(offset)
+            # A raw file may take less than it is given.
+            while data:
+                data = data[self._out.write(data) :]

@@ -6,6 +6,7 @@ import stat
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Protocol
 
+from msb_pull.disk.behind import one_place
 from msb_pull.disk.ext4.format import (
     JOURNAL,
     NO_BLOCKS,
@@ -82,7 +83,7 @@ class _Journal:
     segments: Sequence[tuple[int, int]] | None = ()
     xattrs: Mapping[bytes, bytes] = {}
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
+    def pieces(self, _: object = None, /) -> Iterator[tuple[int, bytes]]:
         return iter(())
 
 
@@ -163,7 +164,7 @@ def _inode(placed: Placed) -> bytes:
 def _write_content(image: _Image, placed: Placed, progress: Callable[[int], None]) -> None:
     extents = placed.extents
     firsts = [first for first, _, _ in extents]
-    for offset, piece in placed.inode.pieces():
+    for offset, piece in placed.inode.pieces(image.room):
         view, at = memoryview(piece), offset
         while view:
             first, where, count = extents[bisect_right(firsts, at // BLOCK) - 1]
@@ -178,6 +179,7 @@ class _Image:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._at = -1
+        self.room = one_place()
 
     def put(self, block: int, data: bytes | memoryview, inside: int = 0) -> None:
         """Writes from a byte behind the start of a block on."""

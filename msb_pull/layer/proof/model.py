@@ -102,7 +102,10 @@ class Tree:
                 self.paths.put(said, self._node(entry))
                 self._plinks[said] = entry.index
             return
-        path = self._real(said)
+        above = self.nodes.get(said.rpartition(b"/")[0])
+        # Nearly all name their directory before.
+        plain = above is not None and above.kind == stat.S_IFDIR
+        path = said if plain else self._real(said)
         if WHITEOUT in path and is_whiteout(path.rpartition(b"/")[2]):
             self._whiteout(path, said, entry)
             return
@@ -112,10 +115,12 @@ class Tree:
             self._directory(path, entry)
         elif entry.type == LNK:
             self._hard_link(path, entry)
-        elif entry.type == SYM:
-            self.paths.put(path, Node.of_symlink(entry))
         else:
-            self.paths.put(path, self._node(entry))
+            node = Node.of_symlink(entry) if entry.type == SYM else self._node(entry)
+            if plain and path not in self.nodes:
+                self.paths.set(path, node)
+            else:
+                self.paths.put(path, node)
 
     def finish(self) -> None:
         """The end of the layer: links whose targets came later, and whiteouts beside what they name."""
@@ -163,7 +168,8 @@ class Tree:
 
     def _node(self, entry: Entry) -> Node:
         node = Node.of_entry(entry, self._said)
-        node.partial = entry.index in self._unkept
+        if self._unkept:
+            node.partial = entry.index in self._unkept
         return node
 
     def _directory(self, path: bytes, entry: Entry) -> None:

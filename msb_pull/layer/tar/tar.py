@@ -57,7 +57,8 @@ class TarReader(BlockReader):
 
         What is left of the previous payload is skipped.
         """
-        self._skip_payload()
+        if self._padding or self._left:
+            self._skip_payload()
         before: Extensions | None = None
         # Together, since any number of them may come before one entry.
         self._extension_left = self._limits.max_extension
@@ -279,7 +280,9 @@ class TarReader(BlockReader):
                 there = self._need(padding)
             if 0 < there < padding:
                 self._fail("the archive ends inside the padding of a file")
-            if there:
+            if there and self._record is None:
+                self._pos += padding
+            elif there:
                 self._take(padding)
 
     def _check_end(self) -> None:

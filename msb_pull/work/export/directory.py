@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msb_pull.disk.behind import one_place
 from msb_pull.ground.below import Trail, create_file
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.text import visible_bytes
@@ -60,6 +61,7 @@ class _Writer:
         self._there = Trail(root)
         self._native = how == NATIVE
         self._shares = True
+        self._room = one_place()
         self._how = how
         self._progress = progress
         self._folder = self._here.reach(b"")
@@ -109,7 +111,7 @@ class _Writer:
 
     def _fill(self, inode: Inode, handle: int) -> None:
         shared = self._shared(inode, handle)
-        for offset, piece in inode.pieces():
+        for offset, piece in inode.pieces(self._room):
             view = memoryview(b"" if shared else piece)
             while view:
                 count = os.pwrite(handle, view, offset)

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from msb_pull.ground import events
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import Throttle
-from msb_pull.work.export.directory import chosen_stat
 from msb_pull.work.export.formats import FILE, TAR, Task, format_of
 from msb_pull.work.export.place import file_draft, folder_draft, output_path, unwritten
-from msb_pull.work.export.single import single_file
 from msb_pull.work.export.tree import merged_tree
 from msb_pull.work.listing import find_image
 
@@ -29,6 +27,10 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
     from msb_pull.work.export.formats import Format
     from msb_pull.work.export.tree import Inode, MergedTree
+
+# Bytes and pieces between two looks at whether to tell of progress.
+_TOLD = 1 << 18
+_CALLS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def _to_stream(
     store: Store, image: StoredImage, out: BinaryIO, options: ExportOptions, job: Job
 ) -> tuple[Format, int, int]:
     if options.format is None and len(options.paths) == 1:
+        from msb_pull.work.export.single import single_file
+
         with single_file(store, image, os.fsencode(options.paths[0])) as inode:
             if inode is not None:
                 return FILE, 1, FILE.write([inode], out, _task(image, [inode], job))
@@ -120,7 +124,11 @@ def _to_path(
     store: Store, image: StoredImage, out: Path, form: Format, options: ExportOptions, job: Job
 ) -> tuple[int, int]:
     path = output_path(store, out, folder=form.folder, force=options.force)
-    how = chosen_stat(options.stat) if form.folder else ""
+    how = ""
+    if form.folder:
+        from msb_pull.work.export.directory import chosen_stat
+
+        how = chosen_stat(options.stat)
     with merged_tree(store, image, job) as tree:
         inodes = _chosen(tree, options)
         tree.forget()
@@ -147,12 +155,19 @@ def _task(
 def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[int], None]:
     """Tells of the bytes of each piece, and ends the work when it is to end."""
     total = sum(inode.stored for inode in inodes if inode.kind == stat.S_IFREG and inode.link_of is None)
-    done, throttle = 0, Throttle()
+    done = told = 0
+    calls = _CALLS
+    throttle = Throttle()
 
     def count(size: int) -> None:
-        nonlocal done
+        nonlocal done, told, calls
         job.cancel.check()
         done += size
+        calls += 1
+        # Most pieces are small files, and looking at a clock takes as long as opening one.
+        if done - told < _TOLD and calls < _CALLS and done < total:
+            return
+        told, calls = done, 0
         if throttle.passes(last=done == total):
             job.tell(events.ExportProgress(reference, done, total))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.running import processors
 from msb_pull.ground.text import visible, visible_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Task:
 class Sink(Protocol):
     """What takes the bytes of a file, in order."""
 
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,21 @@ def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.work.export.tar import write_tar
 
     with _compressed(out, task.name) as sink:
-        write_tar(inodes, sink, task.progress)
+        write_tar(inodes, sink, task.progress, aside=_aside(out))
     return sink.count
+
+
+def _is_file(out: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(out.fileno()).st_mode)
+    except (AttributeError, OSError):
+        # A stream in memory, or any object that takes bytes.
+        return False
+
+
+def _aside(out: BinaryIO) -> bool:
+    """Whether a thread is to write. A pipe is read beside this by itself, and may make its writer wait."""
+    return processors() > 1 and _is_file(out)
 
 
 def _file(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
@@ -83,14 +97,14 @@ def _erofs(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.disk.erofs.write import write_image
 
     _warn_of(inodes, "EROFS", foreign, task)
-    return write_image(out, inodes, uuid=_identity(task.image), progress=task.progress)
+    return write_image(out, inodes, uuid=_identity(task.image), progress=task.progress, aside=_aside(out))
 
 
 def _ext4(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.disk.ext4.attributes import foreign
     from msb_pull.disk.ext4.write import write_image
 
-    if not stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+    if not _is_file(out):
         raise UsageError(f"{visible(task.name)}: ext4 can be written to a regular file alone")
     _warn_of(inodes, "ext4", foreign, task)
     return write_image(out, inodes, uuid=_identity(task.image), size=task.size, progress=task.progress)
@@ -164,7 +178,7 @@ class _Counted:
         self._out = out
         self.count = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         self.count += len(view)
         # A raw file may take less than it is given.
@@ -182,7 +196,7 @@ class _Compressing:
         self._out = out
         self._compressor = compressor
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._out.write(self._compressor.compress(data))
 
     def close(self) -> None:

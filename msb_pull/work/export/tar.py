@@ -8,7 +8,8 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.tarfields import BLOCK, byte_sum
+from msb_pull.disk.behind import Behind
+from msb_pull.ground.tarfields import BLOCK, ZEROS, byte_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
     class Sink(Protocol):
         """What takes bytes."""
 
-        def write(self, data: bytes, /) -> object: ...
+        def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 _FILE, _LINK, _SYMLINK, _EXTENDED = b"0", b"1", b"2", b"x"
 _TYPES = {stat.S_IFREG: _FILE, stat.S_IFLNK: _SYMLINK, stat.S_IFDIR: b"5"}
 _TYPES |= {stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFIFO: b"6"}
-_BATCH = 1 << 18
-# GNU tar pads archives to records of this size, and warns of a lone block of zeros.
 _RECORD = 20 * BLOCK
 _SECOND = 1_000_000_000
 _HEAD = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0"
@@ -37,29 +36,43 @@ _MAX_ID = 8**7 - 1
 _MAX_SIZE = 8**11 - 1
 
 
-def write_tar(inodes: Iterable[Inode], out: Sink, progress: Callable[[int], None]) -> int:
+def write_tar(inodes: Iterable[Inode], out: Sink, progress: Callable[[int], None], *, aside: bool = False) -> int:
     """Writes the archive into ``out`` and returns its size; ``progress`` gets the bytes of each piece of content.
 
-    Raises ContentError for damaged content, when most of the archive may have been written, and OSError.
+    ``aside`` is for a sink that never waits for a reader: a thread writes into it then. Raises ContentError for damaged
+    content, when most of the archive may have been written, and OSError.
     """
-    archive = _Archive(out)
-    for inode in inodes:
-        archive.put(_headers(inode))
-        if inode.kind == stat.S_IFREG and inode.link_of is None:
-            at = 0
-            for offset, piece in inode.pieces():
-                if offset != at:
-                    # From one segment to the next within its last block; what is more is a hole.
-                    archive.put(bytes(_gap(at, offset)))
-                archive.put(piece)
-                at = offset + len(piece)
-                progress(len(piece))
-            archive.put(bytes(-at % BLOCK))
-    archive.put(bytes(2 * BLOCK))
-    archive.flush()
-    archive.put(bytes(-archive.size % _RECORD))
-    archive.flush()
+    with Behind(out.write, aside=aside) as archive:
+        for inode in inodes:
+            archive.put(_headers(inode))
+            if inode.kind == stat.S_IFREG and inode.link_of is None:
+                _content(archive, inode, progress)
+        # GNU tar pads archives to records, and warns of a lone block of zeros.
+        archive.put(bytes(2 * BLOCK))
+        archive.put(bytes(-archive.size % _RECORD))
     return archive.size
+
+
+def _content(archive: Behind, inode: Inode, progress: Callable[[int], None]) -> None:
+    if inode.segments is not None:
+        _segments(archive, inode, progress)
+        return
+    for _, piece in inode.pieces(archive.room):
+        archive.took(len(piece))
+        progress(len(piece))
+    if over := inode.size % BLOCK:
+        archive.put(ZEROS[over:])
+
+
+def _segments(archive: Behind, inode: Inode, progress: Callable[[int], None]) -> None:
+    at = 0
+    for offset, piece in inode.pieces():
+        # From one segment to the next within its last block; what is more is a hole.
+        archive.put(bytes(_gap(at, offset)))
+        archive.put(piece)
+        at = offset + len(piece)
+        progress(len(piece))
+    archive.put(bytes(-at % BLOCK))
 
 
 def _gap(at: int, offset: int) -> int:
@@ -78,28 +91,6 @@ def _blocks(segments: Iterable[tuple[int, int]], size: int) -> list[tuple[int, i
             start = found.pop()[0]
         found.append((start, end - start))
     return found
-
-
-class _Archive:
-    """Gathers small pieces, so that there are few writes. ``size`` is what has been written."""
-
-    def __init__(self, out: Sink) -> None:
-        self._out = out
-        self._parts: list[bytes] = []
-        self._gathered = 0
-        self.size = 0
-
-    def put(self, piece: bytes) -> None:
-        self._parts.append(piece)
-        self._gathered += len(piece)
-        if self._gathered >= _BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        self._out.write(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
-        self._parts.clear()
-        self.size += self._gathered
-        self._gathered = 0
 
 
 def _headers(inode: Inode) -> bytes:

@@ -13,7 +13,7 @@ from msb_pull.layer.attributes import image_name, parse_override_stat
 from msb_pull.layer.proof.model import content_paths
 from msb_pull.layer.proof.node import Node
 from msb_pull.layer.rules import clean, join, resolve
-from msb_pull.work.export.contents import Contents, Source
+from msb_pull.work.export.contents import Contents, Source, fresh
 from msb_pull.work.merge import Name, look, stack, walk
 from msb_pull.work.recorded import recorded_layer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.layer.rules import Look
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
+    from msb_pull.work.export.contents import Room
 
 _SLASH = ord("/")
 
@@ -71,12 +72,14 @@ class Inode:
         """How many bytes :meth:`pieces` gives."""
         return self.size if self.segments is None else sum(length for _, length in self.segments)
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
+    def pieces(self, room: Room = fresh) -> Iterator[tuple[int, memoryview]]:
         """What a regular file holds, as (offset, bytes) in order and without holes; each call reads it again.
+
+        ``room`` gives where so many bytes, or fewer, can be put; each piece stays there until it is asked again.
 
         Raises ContentError, at the latest after the last piece, for a file that is not what the image has.
         """
-        return self._contents.pieces(self._source) if self._source is not None else iter(())
+        return self._contents.pieces(self._source, room) if self._source is not None else iter(())
 
     def open(self) -> int | None:
         """A descriptor to read the file itself in its layer, None where it holds nothing; raises ContentError.
@@ -122,18 +125,19 @@ class MergedTree:
         # There are few of them, and many who have one.
         said: dict[bytes, tuple[int, int, int, int]] = {}
         for name in names:
-            override = name.node.override
-            if override not in said:
-                said[override] = _said(override)
-            shared = first.setdefault(id(name.node), name.path)
-            source = self._sources.get(id(name.node))
-            link_of = shared if shared != name.path else None
-            inodes.append(Inode(name.path, name.node, link_of, self._contents, source, said[override]))
+            node, path = name.node, name.path
+            if (known := said.get(node.override)) is None:
+                known = said[node.override] = _said(node.override)
+            shared = first.setdefault(id(node), path)
+            link_of = shared if shared is not path else None
+            inodes.append(Inode(path, node, link_of, self._contents, self._sources.get(id(node)), known))
         return inodes
 
     def forget(self) -> None:
         """Lets go of all names, for the sake of memory: inodes that were given can be read as before."""
         self._root = Name(b"", Node.of_nothing(), 0, b"")
+        for source in self._sources.values():
+            source.node = None
         self._sources.clear()
 
     def real_path(self, path: bytes, *, followed: bool = False) -> bytes:

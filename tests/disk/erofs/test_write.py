@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import stat
 import subprocess
 
 import pytest
 from hypothesis import given, settings
 
+from msb_pull.disk.erofs import layout
 from msb_pull.disk.erofs.attributes import foreign
+from msb_pull.disk.erofs.format import BLOCK
 from msb_pull.disk.erofs.write import write_image
 from msb_pull.ground.errors import ContentError
 from tests.support.disktrees import FACTS, MEBI, facts_seen, linked_first, loop_mounted, traps, trees
@@ -49,6 +52,18 @@ def test_what_the_file_held_before_does_not_show():
     for out in (fresh, used):
         size = write_image(out, tree, uuid=UUID, progress=lambda _: None)
     assert used.getvalue()[:size] == fresh.getvalue()
+
+
+def test_inodes_of_many_areas(monkeypatch):
+    monkeypatch.setattr(layout, "AREA", 2 * BLOCK)
+    files = [Inode(b"%04d" % one, content=bytes([one % 256]) * (one * 37 % 9000)) for one in range(600)]
+    tree = [folder(), *files]
+    found, wanted = Image(image_of(tree)).read(), facts_of(tree)
+    assert {path: facts for path, facts in found.items() if facts != wanted[path]} == {}
+    assert len(layout.Layout(tree).areas) > 50
+    # Whoever reads contents in the order of the tree has a few blocks to make at a time.
+    ends = layout.Layout(tree).areas
+    assert max(end - start for start, end in itertools.pairwise(ends)) <= 3 * BLOCK
 
 
 def test_a_large_folder():
