@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -104,6 +105,35 @@ def check_stack(folder: Path, top: str, known: dict[str, dict]) -> None:
         lower = overlay / layer / "lower"
         assert (lower.read_text().split(":") if lower.exists() else []) == below
         lowers.append(below)
+
+
+def layer_ids(folder: Path) -> list[dict]:
+    """What podman is told of the layers, each below what stands on it."""
+    return json.loads((folder / "overlay-layers" / "layers.json").read_bytes())
+
+
+def split_of(folder: Path, layer: str) -> list[dict]:
+    """The lines of tar-split for a layer."""
+    packed = (folder / "overlay-layers" / f"{layer}.tar-split.gz").read_bytes()
+    return [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+
+
+def archive_of(folder: Path, layer: str) -> bytes:
+    """The archive of a layer, put together as tar-split does (tar/asm: WriteOutputTarStream), but for the checksums."""
+    stream, seen = bytearray(), set()
+    root = os.fsencode(folder / "overlay" / layer / "diff")
+    for line in split_of(folder, layer):
+        if line["type"] == 2:
+            stream += base64.b64decode(line["payload"])
+            continue
+        name = base64.b64decode(line["name_raw"]) if "name_raw" in line else line["name"].encode()
+        clean = os.path.normpath(name)
+        assert clean not in seen
+        seen.add(clean)
+        content = Path(os.fsdecode(os.path.join(root, name))).read_bytes()
+        assert len(content) == line["size"] > 0
+        stream += content
+    return bytes(stream)
 
 
 class Podman:
