@@ -13,9 +13,10 @@ import pytest
 
 from tests.conftest import RIG, need
 from tests.support.archive import reg
-from tests.support.exports import BOTTOM, NAME, TOP, by_umoci, layout
-from tests.support.podman import BASE, A, B, Podman, export, pull, remove, shown
+from tests.support.exports import BOTTOM, NAME, TOP, by_umoci, layout, real_layout
+from tests.support.podman import BASE, A, B, OrdinaryPodman, Podman, export, pull, remove, shown
 from tests.support.treecompare import describe, differences
+from tests.support.unprivileged import folder_of_nobody
 
 # The store keeps no time before 1970, and no hard link leads into another layer of an overlay.
 KNOWN = frozenset((b"before-1970", b"shared", b"second", b"third"))
@@ -127,3 +128,36 @@ def test_real_images_look_as_umoci_makes_them(home, podman, tmp_path, image):
     export(home, f"localhost/{image}")
     theirs = by_umoci(source, image.partition(":")[2], tmp_path / "theirs")
     assert differences(describe(podman.mount(f"localhost/{image}")), describe(theirs)) == []
+
+
+# What podman puts into each container, and where it mounts something.
+ADDED = re.compile(r"/(dev|proc|sys|run)(/.*)?|/etc/(hosts|hostname|mtab|resolv\.conf)|/")
+
+
+@pytest.mark.rig
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", [Podman, OrdinaryPodman])
+def test_a_container_sees_what_umoci_makes(tmp_path, kind):
+    need("umoci", "crun")
+    source, tag = real_layout("debian")
+    theirs = by_umoci(source, tag, tmp_path / "theirs")
+    name = f"localhost/debian:{tag}"
+    with folder_of_nobody() as folder:
+        pull(folder / "home", name, source)
+        export(folder / "home", name)
+        podman = kind(folder, folder / "home" / "podman")
+        try:
+            assert podman.images() == [name]
+            release = podman.contained(name, "cat", "/usr/lib/os-release")
+            listed = podman.contained(name, "find", "/", "-xdev", "-printf", r"%y %U %G %m %p %l\n")
+        finally:
+            podman.remove()
+    assert release == (theirs / "usr/lib/os-release").read_text()
+    command = ["find", str(theirs), "-xdev", "-printf", r"%y %U %G %m /%P %l\n"]
+    wanted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(facts(wanted)) > 5000
+    assert facts(listed) == facts(wanted)
+
+
+def facts(listed: str) -> set[str]:
+    return {line for line in listed.splitlines() if not ADDED.fullmatch(line.split(" ")[4])}
