@@ -30,7 +30,7 @@ packages=(
     btrfs-progs:mkfs.btrfs xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 dosfstools:mkfs.vfat
     erofs-utils:fsck.erofs squashfs-tools-ng:tar2sqfs
     docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
-    fuse-overlayfs:fuse-overlayfs fuse3:fusermount3
+    fuse-overlayfs:fuse-overlayfs uidmap:newuidmap fuse3:fusermount3
     tmux:tmux zsh:zsh fish:fish mandoc:mandoc groff:groff libarchive-tools:bsdtar
 )
 

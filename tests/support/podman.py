@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from msb_pull.work.prune.plan import plan_prune
 from msb_pull.work.prune.remove import remove_images
 from tests.support.archive import directory, reg
 from tests.support.tools import lacking, need
+from tests.support.unprivileged import NOBODY
 
 A, B = "localhost/a:1", "localhost/b:1"
 BASE = [directory(b"etc", mtime=1), reg(b"etc/base", b"base")]
@@ -106,11 +108,57 @@ def check_stack(folder: Path, top: str, known: dict[str, dict]) -> None:
         lowers.append(below)
 
 
+def layer_ids(folder: Path) -> list[dict]:
+    """What podman is told of the layers, each below what stands on it."""
+    return json.loads((folder / "overlay-layers" / "layers.json").read_bytes())
+
+
+def split_of(folder: Path, layer: str) -> list[dict]:
+    """The lines of tar-split for a layer."""
+    packed = (folder / "overlay-layers" / f"{layer}.tar-split.gz").read_bytes()
+    return [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+
+
+def archive_of(folder: Path, layer: str) -> bytes:
+    """The archive of a layer, put together as tar-split does (tar/asm: WriteOutputTarStream), but for the checksums."""
+    stream, seen = bytearray(), set()
+    root = os.fsencode(folder / "overlay" / layer / "diff")
+    for line in split_of(folder, layer):
+        if line["type"] == 2:
+            stream += base64.b64decode(line["payload"])
+            continue
+        name = base64.b64decode(line["name_raw"]) if "name_raw" in line else line["name"].encode()
+        clean = os.path.normpath(name)
+        assert clean not in seen
+        seen.add(clean)
+        content = Path(os.fsdecode(os.path.join(root, name))).read_bytes()
+        assert len(content) == line["size"] > 0
+        stream += content
+    return bytes(stream)
+
+
+# crun knows cgroups of version 2 alone or none of them; whoever cannot raise a limit gets the lower ones below. With
+# --pid and its friends nothing is left of what was started.
+_APART = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup"
+_UNSHARE = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+_CONTAINED = ["run", "--rm", "--network=none", "--cgroups=disabled", "--ulimit=nofile=1024:1024"]
+_CONTAINED.append("--ulimit=nproc=1024:1024")
+# For an ordinary user: a device that may be opened, and users of its own.
+_ORDINARY = f"""
+aside=$(mktemp -d); mount -t tmpfs -o mode=755 none "$aside"
+mknod -m 666 "$aside/fuse" c 10 229; mount --bind "$aside/fuse" /dev/fuse
+echo "$(id -un {NOBODY}):100000:65536" >"$aside/ids"
+mount --bind "$aside/ids" /etc/subuid; mount --bind "$aside/ids" /etc/subgid
+umount -l "$aside"; rmdir "$aside"
+mount --make-rshared /; cd /
+"""
+
+
 class Podman:
     """podman as root, with a storage of its own in ``folder`` and ``view`` beside it."""
 
     def __init__(self, folder: Path, view: Path) -> None:
-        need("podman", "fuse-overlayfs")
+        need("podman", "fuse-overlayfs", "unshare")
         if not sys.platform.startswith("linux") or os.geteuid() != 0:
             pytest.skip("mounting needs root on Linux")
         if not os.access("/dev/fuse", os.W_OK):
@@ -127,7 +175,19 @@ class Podman:
         self._containers: list[str] = []
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = ["podman", *self._places, *self._options, self._view, *arguments]
+        return self._said(self._command(arguments), check=check)
+
+    def contained(self, image: str, *command: str) -> str:
+        """What a command prints in a container of an image."""
+        script = f'set -e\n{_APART}\nexec "$@"'
+        words = self._command((*_CONTAINED, image, *command))
+        return self._said([*_UNSHARE, "sh", "-c", script, "sh", *words]).stdout
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return ["podman", *self._places, *self._options, self._view, *arguments]
+
+    @staticmethod
+    def _said(command: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert not check or done.returncode == 0, done.stderr
         return done
@@ -158,3 +218,25 @@ class Podman:
     def remove(self) -> None:
         self.close()
         shutil.rmtree(self._running)
+
+
+class OrdinaryPodman(Podman):
+    """podman as an ordinary user, to whom ``folder`` belongs; ``view`` and its store are given to it.
+
+    Each command runs apart, so containers do not outlive it, and mounts cannot be seen.
+    """
+
+    def __init__(self, folder: Path, view: Path) -> None:
+        need("newuidmap", "setpriv")
+        super().__init__(folder, view)
+        for base, folders, files in os.walk(folder):
+            for name in (base, *folders, *files):
+                os.lchown(os.path.join(base, name), NOBODY, NOBODY)
+        os.chown(self._running, NOBODY, NOBODY)
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env", "-i"]
+        user += [f"PATH={os.environ['PATH']}", f"HOME={self.folder}", f"XDG_RUNTIME_DIR={self._running}"]
+        script = f'set -e\n{_ORDINARY}\nexec "$@"'
+        apart = [*_UNSHARE, "sh", "-c", script, "sh"]
+        return [*apart, *user, *super()._command(arguments)]

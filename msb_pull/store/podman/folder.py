@@ -4,6 +4,7 @@
     overlay/<layer>/diff, link, lower    links to the layers of our store, and how they are stacked
     overlay/l/<short>                    links to those
     overlay-layers/layers.json           written after what it names is there, and before what shows it
+    overlay-layers/<layer>.tar-split.gz  what podman makes the archive of a layer again from
     overlay-images/<image>/              manifest and config
     overlay-images/images.json           what podman lists
 
@@ -27,8 +28,9 @@ from msb_pull.store.podman import documents
 from msb_pull.store.podman.shown import short_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from msb_pull.store.podman.shown import ShownImage, ShownLayer
 
@@ -39,6 +41,7 @@ _TICKET = 64
 # Not to wait for whoever might read a FIFO in its place.
 _LOCK_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ID = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}", re.ASCII)
+_SPLIT = ".tar-split.gz"
 
 
 class Folder:
@@ -84,6 +87,18 @@ class Folder:
                         _write(name, content, place)
             finally:
                 os.close(place)
+
+    def add_splits(self, images: Sequence[ShownImage], write: Callable[[ShownLayer, BinaryIO], bool]) -> None:
+        """Has tar-split's metadata written of each layer that has none yet; False says that there is to be none."""
+        place = self._open[LAYERS]
+        for layer_id, (layer, _) in documents.layer_stacks(images).items():
+            if look(layer_id + _SPLIT, place) is not None:
+                continue
+            _unlink(_DRAFT, place)
+            with open(create_file(_DRAFT, place), "wb") as file:
+                there = write(layer, file)
+            if there:
+                os.rename(_DRAFT, layer_id + _SPLIT, src_dir_fd=place, dst_dir_fd=place)
 
     def show(self, images: Sequence[ShownImage], former: Sequence[ShownImage]) -> None:
         """Lets podman see ``images`` in place of ``former``: at no moment one without its layers."""
@@ -134,6 +149,7 @@ class Folder:
                     os.unlink(short, dir_fd=self._open[LINKS])
                 for file in ("link", "lower", _DRAFT):
                     _unlink(file, place)
+                _unlink(name + _SPLIT, self._open[LAYERS])
                 # podman 4 makes the others where it mounts the layer.
                 for inner in ("empty", "merged", "work"):
                     with contextlib.suppress(OSError):

@@ -17,9 +17,11 @@ from msb_pull.store.podman.folder import IMAGES, LAYERS, TREES, Folder, write_js
 from msb_pull.store.podman.shown import ShownImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import BinaryIO
 
     from msb_pull.ground.running import Job
+    from msb_pull.store.podman.shown import ShownLayer
     from msb_pull.store.store import Store
 
 _VERSION = 1
@@ -125,8 +127,16 @@ def check_free(path: Path, store: Store) -> None:
             raise UsageError(f"{shown}: shows the images of {visible(view.home)}", hint=ELSEWHERE)
 
 
-def rewrite(view: View, images: Sequence[ShownImage], contents: dict[str, bytes], job: Job) -> None:
+def rewrite(
+    view: View,
+    images: Sequence[ShownImage],
+    job: Job,
+    contents: Mapping[str, bytes] | None = None,
+    write_split: Callable[[ShownLayer, BinaryIO], bool] | None = None,
+) -> None:
     """Makes a locked view show ``images`` and nothing else; raises LocalError.
+
+    ``contents`` are the documents of what it does not show yet, ``write_split`` writes tar-split's metadata of a layer.
 
     What it says of itself is never less than what podman sees, so that whoever removes a layer knows.
     """
@@ -134,7 +144,9 @@ def rewrite(view: View, images: Sequence[ShownImage], contents: dict[str, bytes]
         staying = [image for image in view.images if image not in images]
         view.save([*images, *staying])
         with Folder.open(view.path, Path(view.layers)) as folder:
-            folder.add(images, contents)
+            folder.add(images, contents or {})
+            if write_split is not None:
+                folder.add_splits(images, write_split)
             folder.show(images, staying)
             folder.clear(images)
             if folder.busy:

@@ -111,7 +111,7 @@ def hide(store: Store, leaving: Leaving, job: Job) -> None:
 def _hide(path: Path, leaving: Leaving, store: Store, job: Job) -> None:
     if view := read_view(path):
         going = _going(view, leaving, store)
-        rewrite(view, [image for image in view.images if image not in going], {}, job)
+        rewrite(view, [image for image in view.images if image not in going], job)
 
 
 def _going(view: View, leaving: Leaving, store: Store) -> list[ShownImage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -37,6 +38,9 @@ _ANSWER_SECONDS = 60
 _ANSWER_LIMIT = 64 << 20
 _LAST_WORDS = 4096
 _PIECE = 1 << 20
+# What the pipe may hold where it can be told: the feeding thread then asks for the interpreter's lock less often, for
+# which the threads of the pull wait too.
+_PIPE = 1 << 20
 
 
 def find_msb(given: str) -> str:
@@ -150,6 +154,8 @@ class Loading:
         assert self._child.stdin is not None
         self._pipe = self._child.stdin
         os.set_blocking(self._pipe.fileno(), False)
+        with contextlib.suppress(AttributeError, OSError):
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -15,6 +15,7 @@ from msb_pull.work.listing import find_image
 from msb_pull.work.podman.conf import storage_conf
 from msb_pull.work.podman.devices import show_devices
 from msb_pull.work.podman.images import shown_image
+from msb_pull.work.podman.splits import SplitWriter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -64,7 +65,8 @@ def export_to_podman(store: Store, references: Sequence[Reference], folder: Path
             images = {image.reference: shown for image, shown in others} | wanted
             stored += [image for image, _ in others]
             _show_devices(store, view, stored, job)
-            rewrite(view, [images[reference] for reference in sorted(images)], _documents(stored), job)
+            shown = [images[reference] for reference in sorted(images)]
+            rewrite(view, shown, job, _documents(stored), SplitWriter(store, job).write)
     return PodmanExport(path, tuple(sorted(images)), storage_conf(path), former is None)
 
 

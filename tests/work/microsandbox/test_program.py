@@ -92,6 +92,13 @@ def test_one_that_has_closed_its_input_is_ended(program, tmp_path):
     assert gone(int(note.read_text()))
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lets a pipe be made larger")
+def test_a_mebibyte_waits_in_the_pipe(program):
+    """A pipe of 64 KiB would be filled, and found to be stuck."""
+    with Loading(program("time.sleep(60)"), None, Cancel(), patience=0.5) as loading:
+        assert loading.write(bytes(1 << 20)) == 1 << 20
+
+
 def test_one_that_reads_no_more_is_ended(program):
     with pytest.raises(LocalError, match="msb load takes no more"):
         feed(program("time.sleep(60)"), patience=0.2)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import RIG, need
 from tests.support.archive import reg
-from tests.support.exports import BOTTOM, NAME, TOP, by_umoci, layout
-from tests.support.podman import BASE, A, B, Podman, export, pull, remove, shown
+from tests.support.exports import BOTTOM, NAME, TOP, by_umoci, layout, real_layout
+from tests.support.podman import BASE, A, B, OrdinaryPodman, Podman, export, pull, remove, shown
 from tests.support.treecompare import describe, differences
+from tests.support.unprivileged import folder_of_nobody
 
 # The store keeps no time before 1970, and no hard link leads into another layer of an overlay.
 KNOWN = frozenset((b"before-1970", b"shared", b"second", b"third"))
@@ -60,12 +65,32 @@ def test_an_image_that_it_pulls_itself_shares_the_layers_of_the_view(home, podma
     assert (podman.mount(image) / "etc" / "more").read_bytes() == b"more"
 
 
-def test_what_podman_cannot_make_from_links_it_refuses(home, podman, tmp_path):
-    """It has no record of the archives, and compares: nothing wrong leaves it."""
+@pytest.mark.parametrize("image", ["plain", "traps"])
+def test_it_saves_and_pushes_what_was_pulled(home, podman, tmp_path, image):
+    """It compares the digest of each layer."""
+    if image == "traps":
+        pull(home, A, layout(tmp_path / "traps", BOTTOM, TOP), force=True)
     export(home, A)
-    done = podman.run("save", "--format", "oci-archive", "-o", str(tmp_path / "saved.tar"), A, check=False)
-    assert done.returncode != 0
-    assert "Digest did not match" in done.stderr
+    podman.run("save", "--format", "oci-dir", "-o", str(tmp_path / "saved"), A)
+    podman.run("push", "-q", A, f"dir:{tmp_path / 'pushed'}")
+    config = json.loads(next((home / "podman" / "overlay-images").glob("*/=c2hhMjU2*")).read_bytes())
+    streams = [
+        gzip.decompress(path.read_bytes()) for path in (tmp_path / "saved/blobs/sha256").iterdir() if packed(path)
+    ]
+    assert {f"sha256:{hashlib.sha256(stream).hexdigest()}" for stream in streams} == set(config["rootfs"]["diff_ids"])
+    assert len([path for path in (tmp_path / "pushed").iterdir() if packed(path) or uncompressed(path, streams)]) == 2
+
+
+def packed(path: Path) -> bool:
+    return path.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def uncompressed(path: Path, streams: list[bytes]) -> bool:
+    return path.read_bytes() in streams
+
+
+def test_what_is_read_only_podman_refuses_to_remove(home, podman):
+    export(home, A)
     assert "read-only" in podman.run("rmi", A, check=False).stderr
     assert shown(home / "podman") == [A]
 
@@ -103,3 +128,36 @@ def test_real_images_look_as_umoci_makes_them(home, podman, tmp_path, image):
     export(home, f"localhost/{image}")
     theirs = by_umoci(source, image.partition(":")[2], tmp_path / "theirs")
     assert differences(describe(podman.mount(f"localhost/{image}")), describe(theirs)) == []
+
+
+# What podman puts into each container, and where it mounts something.
+ADDED = re.compile(r"/(dev|proc|sys|run)(/.*)?|/etc/(hosts|hostname|mtab|resolv\.conf)|/")
+
+
+@pytest.mark.rig
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", [Podman, OrdinaryPodman])
+def test_a_container_sees_what_umoci_makes(tmp_path, kind):
+    need("umoci", "crun")
+    source, tag = real_layout("debian")
+    theirs = by_umoci(source, tag, tmp_path / "theirs")
+    name = f"localhost/debian:{tag}"
+    with folder_of_nobody() as folder:
+        pull(folder / "home", name, source)
+        export(folder / "home", name)
+        podman = kind(folder, folder / "home" / "podman")
+        try:
+            assert podman.images() == [name]
+            release = podman.contained(name, "cat", "/usr/lib/os-release")
+            listed = podman.contained(name, "find", "/", "-xdev", "-printf", r"%y %U %G %m %p %l\n")
+        finally:
+            podman.remove()
+    assert release == (theirs / "usr/lib/os-release").read_text()
+    command = ["find", str(theirs), "-xdev", "-printf", r"%y %U %G %m /%P %l\n"]
+    wanted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(facts(wanted)) > 5000
+    assert facts(listed) == facts(wanted)
+
+
+def facts(listed: str) -> set[str]:
+    return {line for line in listed.splitlines() if not ADDED.fullmatch(line.split(" ")[4])}
