@@ -80,6 +80,9 @@ def pull_image(
         start_thread(_load_transfer, "loading")
         try:
             resolved, also = _resolve(source, options, pin)
+            if pin is not None and argument.reference is not None and pin.doubts(resolved.config.platform):
+                with contextlib.closing(client().source(argument.reference, pin.index)) as index:
+                    _resolve(index, options, replace(pin, by_index=True))
         except NetworkError as error:
             if options.policy is Policy.NEWER and local is not None and (not gate or gate.holds_for(local, store)):
                 job.warn(argument.text, f"{error.message}; keeping the local image")
@@ -248,7 +251,8 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if image.digest is None:
         held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
-    wanted = pin is not None or (image.platform is not None and options.wanted.accepts(image.platform))
+    wished = options.wanted if pin is None else pin.platform
+    wanted = wished is None or (image.platform is not None and wished.accepts(image.platform))
     return image if wanted and _is_complete(image, store) else None
 
 
