@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 # How old a time must be before it is set again, in seconds.
 _RATION = 60
-# Each takes a descriptor, of which a process may have 1024. What was pulled last is the last to go in any case.
+# Each takes a descriptor, of which a process may have 1024; who uses more images keeps all that there are.
 _MOST = 128
+_ALL = "images"
 
 
 class Uses:
@@ -62,18 +63,19 @@ class Uses:
 
     def is_used(self, reference: str) -> bool:
         """Whether anybody uses an image at this moment; writes nothing."""
-        return self._locks.is_held(_lock(reference))
+        return self._locks.is_held(_ALL) or self._locks.is_held(_lock(reference))
 
     @contextlib.contextmanager
-    def hold(self, reference: str, job: Job) -> Iterator[None]:
-        """Keeps an image from being pruned; waits while it is just going. Raises LocalError, Cancelled.
+    def hold(self, reference: str | None, job: Job) -> Iterator[None]:
+        """Keeps an image, or all (None), from being pruned; waits while it is just going. Raises LocalError, Cancelled.
 
         Does nothing for a store that is not there, which this must not make.
         """
         if not self._own.is_dir():
             yield
             return
-        with self._locks.hold(_lock(reference), exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
+        name = _ALL if reference is None else _lock(reference)
+        with self._locks.hold(name, exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
             yield
 
     @contextlib.contextmanager
@@ -81,10 +83,11 @@ class Uses:
         """Whether nobody uses an image; whoever begins to meanwhile waits until this ends. Raises LocalError."""
         with contextlib.ExitStack() as stack:
             try:
-                held = self._locks.hold(
-                    _lock(reference), exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
-                )
-                stack.enter_context(held)
+                for name in (_ALL, _lock(reference)):
+                    held = self._locks.hold(
+                        name, exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
+                    )
+                    stack.enter_context(held)
             except Busy:
                 yield False
             else:
@@ -99,15 +102,16 @@ class InUse:
         self._job = job
         self._stack = contextlib.ExitStack()
         self._guard = threading.Lock()
-        self._names: set[str] = set()
+        self._names: set[str | None] = set()
 
     def add(self, reference: str) -> None:
         """Keeps an image from being pruned until the end. Raises LocalError, Cancelled."""
         with self._guard:
-            if reference in self._names or len(self._names) >= _MOST:
+            name = reference if len(self._names) < _MOST else None
+            if {reference, None} & self._names:
                 return
-            self._names.add(reference)
-        held = self._uses.hold(reference, self._job)
+            self._names.add(name)
+        held = self._uses.hold(name, self._job)
         held.__enter__()
         with self._guard:
             self._stack.push(held)
