@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, NotFoundError, UsageError
-from msb_pull.ground.running import Throttle
+from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import OCI_CONFIG, OCI_MANIFEST
 from msb_pull.image.reference import Reference
+from msb_pull.layer.hashing import Hashing
 from msb_pull.layer.notes import Notes
 from msb_pull.work.archive import (
     INDEX_NAME,
@@ -196,16 +197,18 @@ class _Archive:
         """The layer's stream; raises ContentError at its end where it is not what the registry signed."""
         progress = self._progress(layer, record.length)
         progress(0)
-        hasher = layer.diff_id.hasher()
-        for piece in layer_stream(self._store, layer.key, record, nodes):
-            hasher.update(piece)
-            progress(len(piece))
-            yield bytes(piece)
-        if hasher.hexdigest() != layer.diff_id.hex:
-            raise ContentError(
-                f"layer {layer.digest.short}: its stream no longer matches its diff_id",
-                hint="`msb-pull verify --repair` repairs it",
-            )
+        with Hashing(layer.diff_id.hasher(), beside=processors() > 1) as hashing:
+            for piece in layer_stream(self._store, layer.key, record, nodes):
+                data = bytes(piece)
+                hashing.update(data)
+                progress(len(data))
+                yield data
+            if hashing.hexdigest() == layer.diff_id.hex:
+                return
+        raise ContentError(
+            f"layer {layer.digest.short}: its stream no longer matches its diff_id",
+            hint="`msb-pull verify --repair` repairs it",
+        )
 
     def _progress(self, layer: StoredLayer, total: int) -> Callable[[int], None]:
         done, throttle = 0, Throttle()

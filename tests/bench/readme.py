@@ -1,4 +1,4 @@
-"""Writes the figures of bench.py into the table of docs/performance.md.
+"""Writes the figures of bench.py into the tables of docs/performance.md, which has one for each processor.
 
     python tests/bench/readme.py [--from DIR]
 
@@ -19,7 +19,9 @@ from bench import IMAGES, MSB, PEERS, US
 from measure import REPOSITORY, RIG, table
 
 PAGE = REPOSITORY / "docs" / "performance.md"
-BLOCK = re.compile(r"(<!-- performance: .*? -->\n).*?(<!-- end of performance -->)", re.DOTALL)
+BLOCK = re.compile(r"<!-- performance of (?P<processor>[^\n]*): .*? -->\n.*?<!-- end of performance -->\n", re.DOTALL)
+HEAD = "<!-- performance of {}: figures from tests/bench, never typed by hand -->"
+END = "<!-- end of performance -->"
 PROGRAMS = {"podman": ["podman"], "skopeo": ["skopeo"], "umoci": ["umoci"], "msb": [str(MSB)]}
 
 
@@ -57,13 +59,28 @@ def words(document: dict) -> str:
     return "\n".join(textwrap.wrap(text, 120, break_on_hyphens=False))
 
 
+def processor(document: dict) -> str:
+    """As in "2 cores, NAME, Linux 6.18"."""
+    return document["machine"].split(", ")[1]
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with the figures of a processor in place of its old ones, or above those of all others."""
+    block = f"{HEAD.format(name)}\n{text}\n{END}\n"
+    found = list(BLOCK.finditer(page))
+    start = end = found[0].start()
+    for match in found:
+        if match["processor"] == name:
+            start, end = match.span()
+    return page[:start] + block + ("" if end > start else "\n") + page[end:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", type=Path, default=RIG / "bench", dest="folder")
     document = json.loads((parser.parse_args().folder / "bench.json").read_text())
-    text = f"{figures(document)}\n\n{words(document)}\n"
-    whole = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BLOCK.sub(lambda match: match[1] + text + match[2], whole), encoding="utf-8")
+    text = f"{figures(document)}\n\n{words(document)}"
+    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), processor(document), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ ROOMS = {
 CHILD = {
     f"msb_pull.layer.{place}{module}"
     for place, modules in {
-        "": "attributes child limits noted notes report rules",
+        "": "attributes child hashing limits noted notes report rules",
         "proof.": "compare contents model node prove prover standing stream task",
         "settle.": "derive directories links lowers",
         "tar.": "blocks entry record tar",

@@ -7,6 +7,7 @@ import os
 from msb_pull.ground.below import open_directory
 from msb_pull.ground.errors import ContentError, raise_if_exhausted
 from msb_pull.ground.text import visible_bytes
+from msb_pull.layer.hashing import Hashing
 from msb_pull.layer.notes import Notes, prefixes_moved
 from msb_pull.layer.proof.compare import Check, knows_attributes
 from msb_pull.layer.proof.contents import Contents
@@ -151,12 +152,11 @@ def _make_again(
     import hashlib
 
     algorithm = task.diff_id.partition(":")[0]
-    hasher = hashlib.new(algorithm)
     done = 0
 
     def take(piece: memoryview) -> None:
         nonlocal done
-        hasher.update(piece)
+        hashing.update(piece)
         done += len(piece)
         progress(done)
 
@@ -170,11 +170,12 @@ def _make_again(
         leave=lambda path: path in gone or path.startswith(closed),
         is_original=lambda real, handle: _is_original(task, real, handle),
     )
-    for damage in contents.damages(take):
-        # Another size means another content; another time, mode or owner does not mean that.
-        if damage.kind != "content" or damage.path not in resized:
-            found.damages.append(damage)
-    found.diff_id = f"{algorithm}:{hasher.hexdigest()}"
+    with Hashing(hashlib.new(algorithm), beside=task.beside) as hashing:
+        for damage in contents.damages(take):
+            # Another size means another content; another time, mode or owner does not mean that.
+            if damage.kind != "content" or damage.path not in resized:
+                found.damages.append(damage)
+        found.diff_id = f"{algorithm}:{hashing.hexdigest()}"
     explained = any(damage.kind in _OF_CONTENT for damage in found.damages)
     if found.diff_id != task.diff_id and not explained and not check.denied:
         found.damages.append(Damage(b"", "stream", task.diff_id, found.diff_id))

@@ -34,8 +34,9 @@ class Damage:
 
 class ProofTask:
     """What to verify: paths of a layer's directory, record and notes, and of what is kept of overwritten payloads, the
-    signed diff_id, whether to leave file contents unread (``quick``), and the directories of the layers below, nearest
-    first, in each image. Its ``vars`` are plain values that make it again."""
+    signed diff_id, whether to leave file contents unread (``quick``), the directories of the layers below, nearest
+    first, in each image, and whether there is a processor to hash on ``beside``. Its ``vars`` are plain values that
+    make it again."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class ProofTask:
         quick: bool,
         kept: str = "",
         stacks: Sequence[Sequence[str]] = (),
+        beside: bool = False,
     ) -> None:
         self.directory = directory
         self.record = record
@@ -54,6 +56,7 @@ class ProofTask:
         self.stacks = stacks
         self.diff_id = diff_id
         self.quick = quick
+        self.beside = beside
 
 
 class Findings:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.pools import Pool
-from msb_pull.ground.running import Cancel, Throttle
+from msb_pull.ground.running import Cancel, Throttle, processors
 from msb_pull.ground.sizes import counted
 from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.proof.prover import Prover
@@ -181,6 +181,7 @@ class LayerCheck:
             diff_id=str(self.layer.diff_id),
             quick=self.quick,
             stacks=self.stacks or (),
+            beside=processors() > 1,
         )
         try:
             return self._judged(prove(task, progress))
