@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _RATION = 60
 # Each takes a descriptor, of which a process may have 1024; who uses more images keeps all that there are.
 _MOST = 128
-_ALL = "images"
 
 
 class Uses:
@@ -63,7 +62,7 @@ class Uses:
 
     def is_used(self, reference: str) -> bool:
         """Whether anybody uses an image at this moment; writes nothing."""
-        return self._locks.is_held(_ALL) or self._locks.is_held(_lock(reference))
+        return any(self._locks.is_held(_name(name)) for name in (None, reference))
 
     @contextlib.contextmanager
     def hold(self, reference: str | None, job: Job) -> Iterator[None]:
@@ -74,20 +73,21 @@ class Uses:
         if not self._own.is_dir():
             yield
             return
-        name = _ALL if reference is None else _lock(reference)
-        with self._locks.hold(name, exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
+        with self._locks.hold(_name(reference), exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
             yield
 
     @contextlib.contextmanager
-    def alone(self, reference: str, job: Job) -> Iterator[bool]:
-        """Whether nobody uses an image; whoever begins to meanwhile waits until this ends. Raises LocalError."""
+    def alone(self, reference: str | None, job: Job) -> Iterator[bool]:
+        """Whether nobody uses an image by its name, or all images (None); who begins to meanwhile waits for the end.
+
+        Who forgets an image needs both. Raises LocalError.
+        """
         with contextlib.ExitStack() as stack:
             try:
-                for name in (_ALL, _lock(reference)):
-                    held = self._locks.hold(
-                        name, exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
-                    )
-                    stack.enter_context(held)
+                held = self._locks.hold(
+                    _name(reference), exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
+                )
+                stack.enter_context(held)
             except Busy:
                 yield False
             else:
@@ -107,7 +107,8 @@ class InUse:
     def add(self, reference: str) -> None:
         """Keeps an image from being pruned until the end. Raises LocalError, Cancelled."""
         with self._guard:
-            name = reference if len(self._names) < _MOST else None
+            # The last one of them is for all.
+            name = reference if len(self._names) < _MOST - 1 else None
             if {reference, None} & self._names:
                 return
             self._names.add(name)
@@ -125,5 +126,5 @@ class InUse:
         self._stack.close()
 
 
-def _lock(reference: str) -> str:
-    return f"image-{copy_name(reference)[:32]}"
+def _name(reference: str | None) -> str:
+    return "images" if reference is None else f"image-{copy_name(reference)[:32]}"
