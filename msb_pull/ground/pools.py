@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     _Piece = tuple[int, int, Future[Any], Callable[[], Any]]
 
-# Waiting pieces ride over what one side does slowly; none is larger than a mebibyte, and the child has a store of its own.
+# Waiting pieces ride over what one side does slowly; none is larger than a mebibyte, and the child has a store of
+# its own.
 DEPTH = 4
 # Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
 SMALL = 1 << 20
