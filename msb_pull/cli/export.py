@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msb_pull.display.streams import is_standard_output
 from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.sizes import counted, format_size, parse_size
 from msb_pull.ground.text import visible
@@ -170,14 +171,14 @@ def _export_tree(run: Run, given: ExportArguments, image: str, output: str) -> N
     form = kinds[0] if kinds else None
     options = ExportOptions(format=form, paths=given.paths, stat=given.stat, size=_bytes(given.size), force=given.force)
     store = run.store_with([str(reference)])
-    if output == "-":
+    if is_standard_output(output):
         with run.binary_output("export", "a file system") as out:
             result = export_image(store, reference, out, options, run.job)
     else:
         result = export_image(store, reference, output, options, run.job)
     if run.display.format == "json":
         run.write(_document(result, output), "")
-    where = "standard output" if output == "-" else visible(output)
+    where = "standard output" if is_standard_output(output) else visible(output)
     size = f"{result.entries} {'entry' if result.entries == 1 else 'entries'}, {format_size(result.bytes)}"
     name = visible(str(reference))
     run.display.note(f"Exported {name} to {where}: {result.format}, {size} in {result.seconds:.1f}s", done=True)

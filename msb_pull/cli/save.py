@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from msb_pull.display.streams import is_standard_output
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible
-from msb_pull.work.export.place import ELSEWHERE, unwritten
+from msb_pull.work.export.place import ELSEWHERE, file_draft, is_stream, unwritten
 from msb_pull.work.save import Format, save_images
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def save_archive(
     run.session.next_step = None
     if run.display.format == "json":
         run.write(_saved_document(result, output, form), "")
-    where = "standard output" if output == "-" else visible(output)
+    where = "standard output" if is_standard_output(output) else visible(output)
     size, count = format_size(result.bytes), sum(image.left_out for image in result.images)
     less = f", without {counted(count, 'layer')}" if without else ""
     run.display.note(
@@ -65,7 +65,7 @@ def _archive_format(formats: Sequence[str]) -> str:
 @contextlib.contextmanager
 def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
     """Where the archive is written to; a file gets its name at the end, and nothing is left of one that failed."""
-    if output == "-":
+    if is_standard_output(output):
         with run.binary_output("save", "an archive") as out:
             yield out
         return
@@ -73,24 +73,17 @@ def _archive(run: Run, output: str) -> Iterator[BinaryIO]:
     try:
         if not path.parent.is_dir():
             raise LocalError(f"{visible(str(path.parent))}: no such folder", hint=ELSEWHERE)
-        if path.exists() and not path.is_file():
-            # A pipe or a device has no half-written state to hide.
-            with path.open("wb") as out:
+        if not is_stream(path):
+            # Where a link leads is meant, as with any program that simply opens the file.
+            path = path.resolve()
+            run.session.next_step = f"{output} was not written; run the same command again"
+        with file_draft(path, force=True, buffering=-1) as out:
+            try:
                 yield out
-            return
-        # Where a link leads is meant, as with any program that simply opens the file; /dev/stdout is one, too.
-        path = path.resolve()
-        run.session.next_step = f"{output} was not written; run the same command again"
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with draft.open("xb") as out:
-                yield out
-            draft.replace(path)
-        except OSError as error:
-            # Once the draft is gone, what is free says nothing of why the disk was full.
-            raise unwritten(error, path) from error
-        finally:
-            draft.unlink(missing_ok=True)
+                out.flush()
+            except OSError as error:
+                # Once the draft is gone, what is free says nothing of why the disk was full.
+                raise unwritten(error, path) from error
     except OSError as error:
         raise unwritten(error, path) from error
 

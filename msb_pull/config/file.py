@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
-from msb_pull.ground.places import config_home
+from msb_pull.ground.places import config_home, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+_MAX_BYTES = 4 << 20
 _KEYS = tuple(x.key for x in TABLE.values() if x.key)
 TOP_KEYS = tuple(key for key in _KEYS if "." not in key)
 # Table -> its keys.
@@ -83,7 +84,9 @@ def _dangles(path: Path) -> bool:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
+    data = read_regular(path, _MAX_BYTES)
+    if len(data) > _MAX_BYTES:
+        raise UsageError(f"{path}: larger than a configuration file may be ({_MAX_BYTES} bytes)")
     # Most users have no such file.
     import tomli
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.limits import Limits
-from msb_pull.ground.sizes import Percent, parse_part, parse_size
+from msb_pull.ground.sizes import Percent, parse_part, parse_rate, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +87,18 @@ def to_seconds(value: Any) -> float:
 
 def to_size(value: Any) -> int:
     """Bytes, from a number or a size with a unit."""
+    return _above_zero(value, parse_size)
+
+
+def to_rate(value: Any) -> int:
+    """Bytes a second, from a number or a size with a unit, ``/s`` behind it or not."""
+    return _above_zero(value, parse_rate)
+
+
+def _above_zero(value: Any, parse: Callable[[str], int]) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    size = parse_size(to_text(value))
+    size = parse(to_text(value))
     if size < 1:
         raise ValueError("must be above 0")
     return size
@@ -213,7 +222,7 @@ _ALL = (
         variable="MSB_PULL_JOBS",
         key="jobs",
     ),
-    Setting("limit_rate", to_size, "BYTES/s", "Total download rate limit, such as 10M.", LIMITS, key="pull.limit_rate"),
+    Setting("limit_rate", to_rate, "BYTES/s", "Total download rate limit, such as 10M.", LIMITS, key="pull.limit_rate"),
     Setting(
         "max_layer_size",
         to_size,

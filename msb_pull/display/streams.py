@@ -15,10 +15,16 @@ from msb_pull.ground.errors import LocalError, UsageError
 _LOOKS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 _SECRET_LIMIT = 1 << 20
+_STANDARD_OUTPUT = frozenset(("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"))
 
 
 class OutputClosed(Exception):
     """The reader of standard output has gone (``msb-pull ls | head``)."""
+
+
+def is_standard_output(name: str) -> bool:
+    """Whether the name of an output means standard output: ``-``, and what systems call it."""
+    return os.path.normpath(name) in _STANDARD_OUTPUT
 
 
 @dataclass(frozen=True, slots=True)

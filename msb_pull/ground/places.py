@@ -1,7 +1,10 @@
-"""The folders of the user; in a container the user may have none, or those of another user."""
+"""The folders of the user, of whom a container may have none, or another one; and how files of the user are read."""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,3 +26,27 @@ def config_home(environ: Mapping[str, str]) -> Path | None:
     if base.startswith("/"):
         return Path(base)
     return folder / ".config" if (folder := home(environ)) else None
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a file that the user named or may have, symlinks followed; /dev/null counts as an empty one.
+
+    Anything else that is no regular file is refused, and not waited for as a pipe would be. Raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(handle)
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(facts.st_mode) and not os.path.samestat(facts, os.stat(os.devnull)):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """What such a file holds; of one that is larger than ``limit`` one byte more than that. Raises OSError."""
+    with open(open_regular(path), "rb") as file:
+        return file.read(limit + 1)

@@ -45,11 +45,11 @@ def counted(count: int, noun: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``1500``, ``50M``, ``1.5GB``, ``64GiB``, ``10M/s``; a lone letter is decimal.
+    """Bytes of ``1500``, ``50M``, ``1.5GB``, ``64GiB``; a lone letter is decimal.
 
     Raises ValueError with a text that fits behind the name of an option or key.
     """
-    word = text.strip().lower().removesuffix("/s")
+    word = text.strip().lower()
     number = word.rstrip("abcdefghijklmnopqrstuvwxyz ")
     unit = word[len(number) :].strip().removesuffix("b")
     if unit not in _FACTORS or not number or not number.replace(".", "", 1).isdecimal() or not number.isascii():
@@ -59,6 +59,12 @@ def parse_size(text: str) -> int:
     digits = int((whole or "0") + fraction)
     result: int = digits * _FACTORS[unit] // 10 ** len(fraction)
     return result
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second, as a size with or without ``/s`` behind it; raises ValueError as :func:`parse_size` does."""
+    word = text.strip()
+    return parse_size(word[:-2].rstrip() if word.lower().endswith("/s") else word)
 
 
 def parse_part(text: str) -> int | Percent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOCK = ".lock"
+# What stands beside a place under its name and a word, such as what it replaces.
+_PARTS = "(?:-[a-z]+)?"
 # Without flock a living process looks like a dead one, so only what no run can still need counts as a leftover.
 _OLD_SECONDS = 7 * 86400
 _LAST_SECONDS = 0.5
@@ -34,11 +37,12 @@ class Staging:
 
 
 class Places:
-    """All private places in ``folder``, or those whose label is ``only`` in one that holds other things as well."""
+    """All private places in ``folder``; in one that holds other things, too, those whose label ends in ``only``."""
 
     def __init__(self, folder: Path, only: str = "") -> None:
         self.folder = folder
-        self._prefix = only and f"{only}-"
+        # What stands in a folder of the user's must have the whole form of such a name before it is taken for one.
+        self._ours = re.compile(rf".*{re.escape(only)}-[0-9]+-[0-9a-f]{{8}}{_PARTS}", re.DOTALL) if only else None
         self._deadline: float | None = None
 
     @contextlib.contextmanager
@@ -77,9 +81,8 @@ class Places:
     def _names(self) -> list[str]:
         try:
             with os.scandir(self.folder) as entries:
-                return sorted(
-                    {entry.name.removesuffix(_LOCK) for entry in entries if entry.name.startswith(self._prefix)}
-                )
+                names = {entry.name.removesuffix(_LOCK) for entry in entries}
+                return sorted(name for name in names if self._ours is None or self._ours.fullmatch(name))
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # How old a time must be before it is set again, in seconds.
 _RATION = 60
-# Each takes a descriptor, of which a process may have 1024. What was pulled last is the last to go in any case.
+# Each takes a descriptor, of which a process may have 1024; who uses more images keeps all that there are.
 _MOST = 128
 
 
@@ -62,27 +62,30 @@ class Uses:
 
     def is_used(self, reference: str) -> bool:
         """Whether anybody uses an image at this moment; writes nothing."""
-        return self._locks.is_held(_lock(reference))
+        return any(self._locks.is_held(_name(name)) for name in (None, reference))
 
     @contextlib.contextmanager
-    def hold(self, reference: str, job: Job) -> Iterator[None]:
-        """Keeps an image from being pruned; waits while it is just going. Raises LocalError, Cancelled.
+    def hold(self, reference: str | None, job: Job) -> Iterator[None]:
+        """Keeps an image, or all (None), from being pruned; waits while it is just going. Raises LocalError, Cancelled.
 
         Does nothing for a store that is not there, which this must not make.
         """
         if not self._own.is_dir():
             yield
             return
-        with self._locks.hold(_lock(reference), exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
+        with self._locks.hold(_name(reference), exclusive=False, on_wait=job.tell_waiting, cancel=job.cancel):
             yield
 
     @contextlib.contextmanager
-    def alone(self, reference: str, job: Job) -> Iterator[bool]:
-        """Whether nobody uses an image; whoever begins to meanwhile waits until this ends. Raises LocalError."""
+    def alone(self, reference: str | None, job: Job) -> Iterator[bool]:
+        """Whether nobody uses an image by its name, or all images (None); who begins to meanwhile waits for the end.
+
+        Who forgets an image needs both. Raises LocalError.
+        """
         with contextlib.ExitStack() as stack:
             try:
                 held = self._locks.hold(
-                    _lock(reference), exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
+                    _name(reference), exclusive=True, on_wait=job.tell_waiting, cancel=job.cancel, wait=False
                 )
                 stack.enter_context(held)
             except Busy:
@@ -99,15 +102,17 @@ class InUse:
         self._job = job
         self._stack = contextlib.ExitStack()
         self._guard = threading.Lock()
-        self._names: set[str] = set()
+        self._names: set[str | None] = set()
 
     def add(self, reference: str) -> None:
         """Keeps an image from being pruned until the end. Raises LocalError, Cancelled."""
         with self._guard:
-            if reference in self._names or len(self._names) >= _MOST:
+            # The last one of them is for all.
+            name = reference if len(self._names) < _MOST - 1 else None
+            if {reference, None} & self._names:
                 return
-            self._names.add(reference)
-        held = self._uses.hold(reference, self._job)
+            self._names.add(name)
+        held = self._uses.hold(name, self._job)
         held.__enter__()
         with self._guard:
             self._stack.push(held)
@@ -121,5 +126,5 @@ class InUse:
         self._stack.close()
 
 
-def _lock(reference: str) -> str:
-    return f"image-{copy_name(reference)[:32]}"
+def _name(reference: str | None) -> str:
+    return "images" if reference is None else f"image-{copy_name(reference)[:32]}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import ContentError, UsageError, raise_if_exhausted
+from msb_pull.ground.places import read_regular
 from msb_pull.ground.text import clipped
 from msb_pull.image.documents import load_json
 from msb_pull.trust.evidence import BUNDLES, decoded
@@ -149,7 +150,7 @@ def _verifier(path: Path) -> Any:
     logging.getLogger("sigstore").addHandler(logging.NullHandler())
     hint = "it must be a trusted_root.json, as `cosign trusted-root create` writes one"
     try:
-        if path.stat().st_size > _MAX_ROOT:
+        if len(read_regular(path, _MAX_ROOT)) > _MAX_ROOT:
             raise UsageError(f"{path}: too large for a trust root", hint=hint)
         return Verifier(trusted_root=TrustedRoot.from_file(str(path)))
     except OSError as error:

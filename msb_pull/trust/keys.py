@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.places import read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,8 +65,7 @@ class PublicKey:
 def read_key(path: Path) -> PublicKey:
     """The one public key in a file (PEM); raises UsageError, also where the package that reads it is missing."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
+        data = read_regular(path, _MAX_FILE)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the public key", cause=error.strerror) from None
     return parse_key(data, str(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msb_pull.ground.errors import LocalError, UsageError, local_error
+from msb_pull.ground.places import read_regular
 from msb_pull.ground.text import in_ascii, visible
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.platform import Platform
@@ -83,8 +84,7 @@ class LockFile:
         if create and path.exists() and not path.is_file():
             raise LocalError(f"{shown}: not a file", hint="choose another place with --lock")
         try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_BYTES + 1)
+            data = read_regular(path, _MAX_BYTES)
         except FileNotFoundError:
             if not create:
                 hint = f"`msb-pull pull --lock {shown} IMAGE...` writes it"

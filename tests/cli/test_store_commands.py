@@ -9,6 +9,7 @@ import re
 import subprocess
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -224,16 +225,56 @@ def test_save_where_a_link_leads(run, tmp_path):
         assert [x.name for x in (tmp_path / "real").iterdir()] == ["x.tar"]
 
 
+@pytest.mark.parametrize("command", ["save", "export"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/./stdout"])
+def test_standard_output_by_its_names(run, tmp_path, command, name):
+    whole = run(command, "sample:1", "-q", "-o", "-", text=False).stdout
+    done = run(command, "sample:1", "-o", name, text=False)
+    assert (done.returncode, done.stdout) == (0, whole), done.stderr
+    assert b" to standard output: " in done.stderr
+    line = [*program(), command, "sample:1", "-o", name, "--home", str(tmp_path / "home")]
+    with open(tmp_path / "x.tar", "wb") as out:
+        subprocess.run(line, check=True, env=program_environment(), stdout=out, timeout=30)
+    assert os.path.islink("/dev/stdout") and (tmp_path / "x.tar").read_bytes() == whole
+    done = run(command, "sample:1", "-o", name, "--format", "json")
+    assert done.returncode == 2 and "and a document" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["save", "export"])
+def test_a_pipe_or_device_as_output_is_written_into(run, tmp_path, command):
+    whole = run(command, "sample:1", "-q", "-o", "-", text=False).stdout
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "null").symlink_to("/dev/null")
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        done = run(command, "sample:1", "-o", str(tmp_path / "fifo"))
+        assert (done.returncode, reader.stdout.read()) == (0, whole), done.stderr
+    for name in ("/dev/null", str(tmp_path / "null")):
+        assert run(command, "sample:1", "-o", name).returncode == 0
+    # A shell's process substitution.
+    read, write = os.pipe()
+    line = [*program(), command, "sample:1", "-o", f"/dev/fd/{write}", "--home", str(tmp_path / "home")]
+    with subprocess.Popen(["cat"], stdin=read, stdout=subprocess.PIPE) as reader:
+        subprocess.run(line, check=True, env=program_environment(), pass_fds=[write], timeout=30)
+        os.close(read)
+        os.close(write)
+        assert reader.stdout.read() == whole
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "null").is_symlink() and Path("/dev/null").is_char_device()
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["fifo", "home", "null"]
+
+
+def test_what_needs_a_file_is_not_written_into_a_pipe(run, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    done = run("export", "sample:1", "-o", str(tmp_path / "fifo"), "--format", "erofs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: export: erofs cannot be written to a stream\n")
+
+
 def test_save_into_what_is_no_file(run, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
         assert run("save", "sample:1", "-o", str(tmp_path / "fifo")).returncode == 0
         assert tarfile.is_tarfile(io.BytesIO(reader.stdout.read()))
     assert (tmp_path / "fifo").is_fifo()
-    line = [*program(), "save", "sample:1", "-o", "/dev/stdout", "--home", str(tmp_path / "home")]
-    with open(tmp_path / "x.tar", "wb") as out:
-        subprocess.run(line, check=True, env=program_environment(), stdout=out, timeout=30)
-    assert os.path.islink("/dev/stdout") and tarfile.is_tarfile(tmp_path / "x.tar")
     done = run("save", "sample:1", "-o", str(tmp_path / "none" / "x.tar"))
     assert (done.returncode, done.stderr) == (
         7,

@@ -12,7 +12,7 @@ from msb_pull.config import file as config_file
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
-from msb_pull.ground.sizes import Percent, format_size, parse_size
+from msb_pull.ground.sizes import Percent, format_size, parse_rate, parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -215,13 +215,31 @@ def test_sizes_are_decimal(size, text):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1500", 1500), ("50M", 50_000_000), ("1.5 GB", 1_500_000_000), ("64GiB", 64 << 30), ("10M/s", 10**7)],
+    [("1500", 1500), ("50M", 50_000_000), ("1.5 GB", 1_500_000_000), ("64GiB", 64 << 30)],
 )
 def test_sizes_are_read(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-5", "5X", "1.2.3", "٣", ".", "1e5"])
+@pytest.mark.parametrize("text", ["10M", "10MB/s", "10M/S", "10 MB /s", "10000000/s"])
+def test_rates_are_read(text):
+    assert parse_rate(text) == 10**7
+
+
+@pytest.mark.parametrize("text", ["", "/s", "10M/m", "10M/s/s", "10M/ss"])
+def test_bad_rates(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize("name", ["max_layer_size", "max_window", "keep", "min_free"])
+def test_a_rate_is_no_size(name):
+    with pytest.raises(ValueError, match="'50MB/s' is not a size"):
+        TABLE[name].parse("50MB/s")
+    assert TABLE["limit_rate"].parse("50MB/s") == 50_000_000
+
+
+@pytest.mark.parametrize("text", ["", "M", "-5", "5X", "1.2.3", "٣", ".", "1e5", "5M/s", "5MB/S"])
 def test_bad_sizes(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)

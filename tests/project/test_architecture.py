@@ -43,7 +43,7 @@ CHILD = {
     for place, modules in {
         "": "attributes child hashing limits noted notes report rules",
         "proof.": "compare contents model node prove prover standing stream task",
-        "settle.": "derive directories lowers",
+        "settle.": "derive directories links lowers",
         "tar.": "blocks entry record tar",
         "tree.": "dress folders holes keeping kept links tree whiteouts",
         "unpack.": "filler jail ring seccomp unpack",

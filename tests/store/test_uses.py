@@ -147,6 +147,25 @@ def test_an_image_is_in_use_while_any_command_holds_it(store):
     assert is_free(store)
 
 
+def test_who_uses_more_images_than_can_be_held_one_by_one_keeps_all(store, monkeypatch):
+    monkeypatch.setattr("msb_pull.store.uses._MOST", 3)
+    other = Store.open(store.home)
+    before = len(os.listdir("/dev/fd"))
+    with InUse(store.uses, Job()) as many:
+        many.add("docker.io/library/a:1")
+        many.add("docker.io/library/b:1")
+        assert is_free(other) and not other.uses.is_used(NAME)
+        for number in range(50):
+            many.add(f"docker.io/library/c:{number}")
+        many.add(NAME)
+        with other.uses.alone(None, Job()) as free:
+            assert not free and other.uses.is_used(NAME)
+        assert len(os.listdir("/dev/fd")) == before + 3
+    assert not other.uses.is_used(NAME)
+    with other.uses.alone(None, Job()) as free:
+        assert free
+
+
 def test_whoever_begins_to_use_an_image_waits_while_it_goes(store):
     held, cancel = threading.Event(), Cancel()
 

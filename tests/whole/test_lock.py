@@ -243,6 +243,52 @@ def test_digests_that_were_edited(tmp_path, registry):
     assert recorded(home) == {}
 
 
+def swapped(text: str, one: str, other: str) -> str:
+    return text.replace(one, "?").replace(other, one).replace("?", other)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_digests_that_were_swapped(tmp_path, registry, here):
+    name = f"{registry.host}/acme/app:1"
+    index, manifests = add_index(registry, "1", "first")
+    home = machine(tmp_path, "one")
+    assert home.pull("--lock", "images.lock", "--lock-platform", "arm64", name).returncode == 0
+    path = home.folder / "images.lock"
+    amd64, arm64 = manifests["linux/amd64"], manifests["linux/arm64"]
+    assert amd64 in path.read_text() and arm64 in path.read_text()
+    if here:
+        assert home.run("pull", "--platform", "linux/arm64", "--locked", "images.lock").returncode == 0
+    else:
+        assert home.run("rm", name).returncode == 0
+    before = recorded(home)
+    path.write_text(swapped(path.read_text(), amd64, arm64))
+    done = home.pull("--locked", "images.lock")
+    assert done.returncode == 2, done.stderr
+    assert f"{arm64} is not its manifest for one platform" in done.stderr
+    assert f"cause: {index} leads to {amd64}" in done.stderr and "hint: " in done.stderr
+    assert recorded(home) == before
+
+
+def test_a_config_that_is_wrong_is_pulled_as_its_index_says(tmp_path, registry):
+    """As many builds for another platform have one."""
+    image = registry.add_image("acme/app", None, [layer("x")], platform=("linux", "arm64", None))
+    entry = {
+        "mediaType": OCI_MANIFEST,
+        "digest": image.manifest_digest,
+        "size": len(image.manifest_bytes),
+        "platform": {"os": "linux", "architecture": "amd64"},
+    }
+    registry.add_index("acme/app", "1", [entry])
+    name = f"{registry.host}/acme/app:1"
+    one, two = machine(tmp_path, "one"), machine(tmp_path, "two")
+    assert one.pull("--lock", "images.lock", name).returncode == 0
+    shutil.copy(one.folder / "images.lock", two.folder)
+    done = two.pull("--locked", "images.lock")
+    assert done.returncode == 0, done.stderr
+    assert recorded(two) == {name: image.manifest_digest}
+    assert two.pull("--locked", "images.lock").returncode == 0
+
+
 def test_a_digest_and_a_tag_can_be_locked_together(tmp_path, registry):
     index, manifests = add_index(registry, "1", "first")
     name = f"{registry.host}/acme/app:1@{index}"

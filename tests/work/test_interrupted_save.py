@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tarfile
 
 import pytest
 
@@ -27,9 +28,40 @@ def large(tmp_path_factory):
 def test_nothing_half_written_stays(large, tmp_path, number, code):
     home, name = large
     process = home.start("save", name, "-o", str(tmp_path / "image.tar"))
-    wait_for(lambda: list(tmp_path.glob(".image.tar.*.part")))
+    wait_for(lambda: list(tmp_path.glob(".image.tar.msb-pull-*")))
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code
     assert error.endswith(f"hint: {tmp_path / 'image.tar'} was not written; run the same command again\n")
     assert list(tmp_path.glob("*image.tar*")) == list(tmp_path.glob(".image.tar*")) == []
+
+
+@pytest.mark.parametrize("command", ["save", "export"])
+def test_what_a_killed_save_left_goes_with_the_next_output_into_that_folder(large, tmp_path, command):
+    home, name = large
+    process = home.start("save", name, "-o", str(tmp_path / "image.tar"))
+    wait_for(lambda: list(tmp_path.glob(".image.tar.msb-pull-*[0-9a-f]")))
+    process.kill()
+    process.communicate(timeout=60)
+    assert list(tmp_path.glob(".image.tar.msb-pull-*"))
+    others = {".image.tar.msb-pull", ".image.tar.msb-pull-1", ".msb-pull-notes-2024", ".x.msb-pull-1-0123456g"}
+    for other in others:
+        (tmp_path / other).write_text("of the user")
+    assert home.run(command, name, "-o", str(tmp_path / "other.tar")).returncode == 0
+    assert {x.name for x in tmp_path.iterdir()} == {"other.tar", *others}
+    assert tarfile.is_tarfile(tmp_path / "other.tar")
+
+
+def test_what_a_living_save_is_writing_stays(large, tmp_path):
+    home, name = large
+    process = home.start("save", name, "-o", str(tmp_path / "image.tar"))
+    wait_for(lambda: list(tmp_path.glob(".image.tar.msb-pull-*[0-9a-f]")))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert home.run("export", name, "-o", str(tmp_path / "other.tar"), "--path", "zeros").returncode == 0
+        assert list(tmp_path.glob(".image.tar.msb-pull-*[0-9a-f]"))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["image.tar", "other.tar"]

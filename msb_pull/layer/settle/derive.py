@@ -22,7 +22,6 @@ import stat
 from binascii import b2a_base64
 
 from msb_pull.ground.errors import ContentError
-from msb_pull.ground.text import visible_bytes
 from msb_pull.layer.attributes import (
     IMPLIED,
     OVERRIDE_STAT,
@@ -33,6 +32,7 @@ from msb_pull.layer.attributes import (
 )
 from msb_pull.layer.limits import MAX_NOTED, NOTE
 from msb_pull.layer.rules import OPAQUE, Moves, join
+from msb_pull.layer.settle.links import targets
 from msb_pull.layer.settle.lowers import MergedView, Shown
 from msb_pull.layer.tree.holes import sha256_of
 
@@ -86,8 +86,8 @@ def derive_on(view: MergedView, wishes: Wishes, lowers: Sequence[Path | str], *,
         # A whiteout of this layer does not count: a rename is recorded as a link to a name that it removes.
         with MergedView(lowers) as below:
             known: dict[bytes, Fact] = {}
-            for asked, target in wishes.links:
-                shown = _target(below, asked, target)
+            shown_at = targets(wishes.links, below, view, work.place_of)
+            for (asked, target), shown in zip(wishes.links, shown_at, strict=True):
                 if shown.path not in known:
                     # Many links may lead to one file, which is large.
                     known[shown.path] = _facts_of_file(below, shown, hashed=hashed)
@@ -245,18 +245,6 @@ def _is_complete(value: bytes) -> bool:
         return None not in parse_override_stat(value)
     except ValueError:
         return False
-
-
-def _target(view: MergedView, asked: bytes, target: bytes) -> Shown:
-    parent, _, name = target.rpartition(b"/")
-    real = view.resolve(parent) if parent else b""
-    shown = None if real is None else view.look(real + b"/" + name if real else name)
-    if shown is None or shown.is_directory:
-        raise ContentError(
-            f'hard link "{visible_bytes(asked)}": its target "{visible_bytes(target)}" is in no layer',
-            hint="the image is broken, or was built for layers that are not in it",
-        )
-    return shown
 
 
 def _facts_of_file(view: MergedView, shown: Shown, *, hashed: bool) -> Fact:

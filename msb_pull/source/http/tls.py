@@ -162,6 +162,9 @@ def _load_client(context: ssl.SSLContext, path: Path, key: Path) -> None:
         raise LocalError(f"{key}: this client key has a passphrase, and msb-pull cannot ask for it", hint=hint)
 
     try:
+        for file in (path, key):
+            # OpenSSL would wait for what a pipe brings.
+            os.close(places.open_regular(file))
         context.load_cert_chain(path, key, ask)
     except (OSError, ssl.SSLError) as error:
         raise LocalError(f"{path}: client certificate cannot be used", cause=str(error)) from error
@@ -172,6 +175,7 @@ def _load(context: ssl.SSLContext, path: Path, what: str) -> None:
         if path.is_dir():
             context.load_verify_locations(capath=path)
         else:
+            os.close(places.open_regular(path))
             context.load_verify_locations(cafile=path)
     except (OSError, ssl.SSLError) as error:
         hint = "it must be a file of PEM certificates"

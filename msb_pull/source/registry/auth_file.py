@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msb_pull.ground.errors import UsageError
+from msb_pull.ground.places import read_regular
 from msb_pull.ground.text import clipped
 from msb_pull.source.http.addresses import spellings
 from msb_pull.source.http.redact import MESSAGE_LIMIT
@@ -92,11 +93,10 @@ def load(path: Path, *, legacy: bool, required: bool, warn: Callable[[str], None
     Raises UsageError when it is not JSON, or is ``required`` and cannot be read; never with its content.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_LIMIT + 1)
+        data = read_regular(path, _LIMIT)
     except OSError as error:
         absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        if required and (absent or isinstance(error, PermissionError)):
+        if required:
             raise UsageError(f"{path}: {error.strerror}", hint="name a file that `docker login` wrote") from error
         if not absent:
             warn(f"{path} cannot be read and is ignored: {error.strerror}")

@@ -37,7 +37,8 @@ class Endpoint:
 
     def api(self, scheme: str, path: str = "") -> str:
         """An address below ``/v2/``, by default that itself, where registries say how to log in."""
-        query = f"?ns={quote(self.namespace, safe=':')}" if self.namespace else ""
+        sign = "&" if "?" in path else "?"
+        query = f"{sign}ns={quote(self.namespace, safe=':')}" if self.namespace else ""
         return f"{scheme}://{self.host}{self.prefix}/v2/{path}{query}"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import AccessError, ContentError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.image.digest import Digest, InvalidDigest
 from msb_pull.image.documents import DOCUMENT_LIMIT
 from msb_pull.image.manifest import ACCEPT
+from msb_pull.source.http.pages import MAX_BYTES, MAX_PAGES, next_query
 from msb_pull.source.http.retry import Clock
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.http.tls import TrustStore
@@ -25,7 +26,7 @@ from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
 from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from msb_pull.ground.running import Cancel, Job
@@ -88,6 +89,19 @@ class RegistryClient:
     def close(self) -> None:
         """Ends all connections."""
         self._transport.close()
+
+
+_NO_LIST = (NotFoundError, AccessError, NetworkError, ContentError)
+
+
+class _Document(NamedTuple):
+    """A document: its bytes, Content-Type and Docker-Content-Digest, who had it, and the query for its next page."""
+
+    data: bytes
+    content_type: str | None
+    digest: str
+    endpoint: Endpoint
+    following: str | None
 
 
 class RegistrySource:
@@ -172,7 +186,7 @@ class RegistrySource:
         """The manifest or index that the reference names: the same for every platform, though the tag may move."""
         if self._top is None:
             wanted = self._target_digest
-            data, content_type, header = self._fetch_manifest(str(wanted or self._reference.tag), wanted)
+            data, content_type, header = self._fetch_manifest(str(wanted or self._reference.tag), wanted)[:3]
             if wanted is None:
                 self._compare_header(data, header)
             self._top = data, content_type, wanted or Digest.of(data)
@@ -182,8 +196,7 @@ class RegistrySource:
         """A manifest that an index names, always by its digest: the tag may have moved meanwhile."""
         if (inline := self._inline(descriptor)) is not None:
             return inline, descriptor.media_type
-        data, content_type, _ = self._fetch_manifest(str(descriptor.digest), descriptor.digest, descriptor.size)
-        return data, content_type
+        return self._fetch_manifest(str(descriptor.digest), descriptor.digest, descriptor.size)[:2]
 
     def blob(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified; from the next endpoint when one sends other content."""
@@ -207,14 +220,33 @@ class RegistrySource:
 
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """See :class:`msb_pull.source.interface.Attached`: by the API, else by the tag that stands in for it."""
-        found: tuple[bytes, str | None] | None
         try:
-            found = self._fetch_manifest(str(digest), None, kind="referrers", beside=True)[:2]
-        except (NotFoundError, AccessError, NetworkError, ContentError) as error:
+            first = self._fetch_manifest(str(digest), None, kind="referrers", beside=True)
+        except _NO_LIST as error:
             # Registries without it answer with any error, or with a page.
             self._client.job.log(self._what, f"no list of referrers: {error.cause or error.message}")
-            found = self.tagged(referrers_tag(digest))
-        return referrers_in(found, self._what)
+            return referrers_in(self.tagged(referrers_tag(digest)), self._what)
+        return tuple(self._all_pages(first, digest))
+
+    def _all_pages(self, page: _Document, digest: Digest) -> Iterator[Descriptor]:
+        """The entries of a list that begins with ``page``; what lies beyond the limits is left out."""
+        room = MAX_BYTES
+        asked: set[str | None] = {None}
+        for number in range(1, MAX_PAGES + 1):
+            yield from referrers_in(page[:2], self._what)
+            room -= len(page.data)
+            if page.following in asked:
+                return
+            if room < 0 or number == MAX_PAGES:
+                break
+            asked.add(page.following)
+            more = f"{digest}?{page.following}"
+            try:
+                page = self._fetch_manifest(more, None, kind="referrers", beside=True, usable=[page.endpoint])
+            except _NO_LIST as error:
+                self._client.job.log(self._what, f"no further page of referrers: {error.cause or error.message}")
+                return
+        self._client.job.log(self._what, "the list of referrers is too long; its end is left out")
 
     # Endpoints
 
@@ -226,13 +258,14 @@ class RegistrySource:
         *,
         kind: str = "manifests",
         beside: bool = False,
-    ) -> tuple[bytes, str | None, str]:
-        """Body, Content-Type and Docker-Content-Digest from the first endpoint that has the right document.
+        usable: Sequence[Endpoint] = (),
+    ) -> _Document:
+        """The right document from the first endpoint that has it, of all or of the ``usable`` ones.
 
         Of what lies ``beside`` an image mirrors need have nothing: there that is no trouble, nor an answer.
         """
 
-        def take(answer: Answer) -> tuple[bytes, str | None, str]:
+        def take(answer: Answer) -> _Document:
             with answer:
                 data = answer.read(DOCUMENT_LIMIT)
                 if len(data) > DOCUMENT_LIMIT:
@@ -244,9 +277,12 @@ class RegistrySource:
                     raise ContentError(f"{self._what}: its manifest has a different size than the index says")
                 if kind == "referrers" and not last and not referrers_in((data, None), self._what):
                     raise NotFoundError(f"{self._what}: an empty list of referrers")
-                return data, answer.headers.get("Content-Type"), answer.headers.get("Docker-Content-Digest", "")
+                headers = answer.headers
+                named = headers.get("Docker-Content-Digest", "")
+                following = next_query(answer) if kind == "referrers" else None
+                return _Document(data, headers.get("Content-Type"), named, endpoint, following)
 
-        usable = self._usable()
+        usable = usable or self._usable()
         for endpoint in usable:
             last = endpoint is usable[-1]
             try:

@@ -14,7 +14,7 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import Throttle
 from msb_pull.work.export.formats import FILE, TAR, Task, format_of
-from msb_pull.work.export.place import file_draft, folder_draft, output_path, unwritten
+from msb_pull.work.export.place import file_draft, folder_draft, is_stream, output_path, unwritten
 from msb_pull.work.export.tree import merged_tree
 from msb_pull.work.listing import find_image
 
@@ -76,7 +76,9 @@ def export_image(
     store.uses.touch(image.reference)
     with store.lock_shared(job.tell_waiting, job.cancel):
         if isinstance(out, str):
-            form = format_of(Path(out).name, options.format, folder=out.endswith("/") or Path(out).is_dir())
+            path = Path(out).expanduser()
+            folder = out.endswith("/") or path.is_dir()
+            form = format_of(path.name, options.format, folder=folder, stream=not folder and is_stream(path))
             if options.stat is not None and not form.folder:
                 raise UsageError(f"--stat: {form.name} keeps owners by itself", hint="it is for --format dir")
             if options.size is not None and not form.sized:
@@ -111,9 +113,13 @@ def _for_stream(tree: MergedTree, options: ExportOptions) -> tuple[Format, list[
         is_file = inodes[-1].path == real and inodes[-1].kind == stat.S_IFREG
         return (FILE, inodes[-1:]) if is_file else (TAR, inodes)
     form = TAR if options.format is None else format_of("", options.format)
+    _refuse_unstreamed(form)
+    return form, _chosen(tree, options)
+
+
+def _refuse_unstreamed(form: Format) -> None:
     if not form.streamed:
         raise UsageError(f"export: {form.name} cannot be written to a stream", hint="name a file with -o")
-    return form, _chosen(tree, options)
 
 
 def _chosen(tree: MergedTree, options: ExportOptions) -> list[Inode]:
@@ -124,6 +130,8 @@ def _to_path(
     store: Store, image: StoredImage, out: Path, form: Format, options: ExportOptions, job: Job
 ) -> tuple[int, int]:
     path = output_path(store, out, folder=form.folder, force=options.force)
+    if path.is_fifo():
+        _refuse_unstreamed(form)
     how = ""
     if form.folder:
         from msb_pull.work.export.directory import chosen_stat

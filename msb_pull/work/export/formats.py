@@ -147,8 +147,8 @@ EXT4 = Format("ext4", (".ext4", ".img", ".raw"), False, _ext4, sized=True)
 FORMATS = {form.name: form for form in (TAR, DIRECTORY, EROFS, SQUASHFS, EXT4)}
 
 
-def format_of(name: str, asked: str | None, *, folder: bool = False) -> Format:
-    """The format that was asked for, or that the name of the output means, or that it is a folder's.
+def format_of(name: str, asked: str | None, *, folder: bool = False, stream: bool = False) -> Format:
+    """The format that was asked for, or that the name of the output means, or a folder's, or a tar for a ``stream``.
 
     Raises UsageError.
     """
@@ -161,6 +161,8 @@ def format_of(name: str, asked: str | None, *, folder: bool = False) -> Format:
             return form
     if folder:
         return DIRECTORY
+    if stream:
+        return TAR
     raise UsageError(
         f"{visible(name)}: the name does not tell the format", hint=f"name one with --format: {', '.join(FORMATS)}"
     )

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from msb_pull.store.store import Store
 
 ELSEWHERE = "choose another place with -o"
-# Bytes of the name of the place; with what makes it private the whole must stay a name.
-_LABEL = 60
+_LABEL = ".msb-pull"
+# Bytes of the name that the place has in its own; with what makes it private the whole must stay a name.
+_NAME = 60
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
@@ -30,10 +31,14 @@ def output_path(store: Store, out: Path, *, folder: bool, force: bool) -> Path:
     """Where an export to ``out`` goes, symlinks followed.
 
     What exists there is replaced with ``force`` alone, but for an empty folder; a folder that is or holds the store,
-    the user's home, the current folder or something mounted never is. Raises UsageError where no export may go,
-    LocalError, OSError.
+    the user's home, the current folder or something mounted never is. A pipe or a device is written into. Raises
+    UsageError where no export may go, LocalError, OSError.
     """
-    path = Path(os.path.realpath(out.expanduser()))
+    out = out.expanduser()
+    if not folder and is_stream(out) and not out.is_dir():
+        # What stands for an open pipe leads to no path.
+        return out
+    path = Path(os.path.realpath(out))
     shown = visible(str(path))
     for place in (store.home, store.layers):
         if path.is_relative_to(os.path.realpath(place)):
@@ -51,6 +56,11 @@ def output_path(store: Store, out: Path, *, folder: bool, force: bool) -> Path:
         _refuse_to_lose(path, (Path(os.path.realpath(one)) for one in needed), ELSEWHERE)
         _refuse_mounted(path)
     return path
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a pipe or a device stands there, which is written into, and never replaced; a folder counts too."""
+    return path.exists() and not path.is_file()
 
 
 def _refuse_to_lose(path: Path, needed: Iterable[Path], hint: str) -> None:
@@ -76,18 +86,18 @@ def _mounted() -> list[Path]:
 
 
 @contextlib.contextmanager
-def file_draft(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+def file_draft(path: Path, *, force: bool, buffering: int = 0) -> Iterator[BinaryIO]:
     """A file to write, which gets the name ``path`` once all is well; else nothing is left of it.
 
-    Without ``force`` what has come to stand there meanwhile stays. Raises OSError.
+    Without ``force`` what has come to stand there meanwhile stays. ``buffering`` is :func:`open`'s. Raises OSError.
     """
-    if path.exists() and not path.is_file():
+    if is_stream(path):
         # A pipe or a device has no half-written state to hide.
-        with path.open("wb", buffering=0) as out:
+        with path.open("wb", buffering=buffering) as out:
             yield out
         return
     with _draft(path) as draft:
-        with open(create_file(draft), "wb", buffering=0) as out:
+        with open(create_file(draft), "wb", buffering=buffering) as out:
             yield out
             os.fchmod(out.fileno(), 0o666 & ~_umask())
         if not force and os.path.lexists(path):
@@ -117,12 +127,11 @@ def folder_draft(path: Path, *, force: bool) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    name = os.fsencode(path.name)[:_LABEL].decode(errors="ignore")
-    label = f".{name}.msb-pull"
-    places = Places(path.parent, label)
-    # What a killed run has left.
+    name = os.fsencode(path.name)[:_NAME].decode(errors="ignore")
+    places = Places(path.parent, _LABEL)
+    # What killed runs have left.
     places.sweep()
-    with places.private(label) as draft:
+    with places.private(f".{name}{_LABEL}") as draft:
         yield draft
 
 

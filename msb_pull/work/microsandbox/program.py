@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, UsageError, raise_if_exhausted
 from msb_pull.image.reference import Reference
@@ -37,6 +37,9 @@ _PATIENCE = 120.0
 _ANSWER_SECONDS = 60
 _ANSWER_LIMIT = 64 << 20
 _LAST_WORDS = 4096
+# Bytes of what it says that are kept, and how often that much is taken at once.
+_MOST_SAID = 64 << 10
+_PIECES_SAID = 32
 _PIECE = 1 << 20
 # What the pipe may hold where it can be told: the feeding thread then asks for the interpreter's lock less often, for
 # which the threads of the pull wait too.
@@ -132,9 +135,9 @@ class Loading:
         self._folder = folder
         self._cancel = cancel
         self._patience = patience
+        self._said = b""
 
     def __enter__(self) -> Loading:
-        self._said: IO[bytes] = tempfile.TemporaryFile()
         command = [self._program, "load", "--quiet"]
         if self._folder is not None:
             command = ["/usr/bin/env", f"TMPDIR={self._folder}", *command]
@@ -144,16 +147,16 @@ class Loading:
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=self._said,
+                stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
             )
         except OSError as error:
-            self._said.close()
             raise _not_run(self._program, error) from error
-        assert self._child.stdin is not None
-        self._pipe = self._child.stdin
-        os.set_blocking(self._pipe.fileno(), False)
+        assert self._child.stdin is not None and self._child.stderr is not None
+        self._pipe, self._voice = self._child.stdin, self._child.stderr
+        for end in (self._pipe, self._voice):
+            os.set_blocking(end.fileno(), False)
         with contextlib.suppress(AttributeError, OSError):
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         return self
@@ -164,7 +167,7 @@ class Loading:
             _kill(self._child)
         finally:
             self._pipe.close()
-            self._said.close()
+            self._voice.close()
 
     def write(self, data: bytes | memoryview) -> int:
         """Hands bytes over; returns how many. Raises LocalError once the program has ended or takes no more, Cancelled.
@@ -178,6 +181,7 @@ class Loading:
         last = time.monotonic()
         while view:
             self._cancel.check()
+            self._hear()
             if not ready.poll(_SLICE * 1000):
                 # Something that it started may hold the other end open.
                 if self._child.poll() is not None:
@@ -199,6 +203,7 @@ class Loading:
         self._pipe.close()
         while self._child.poll() is None:
             self._cancel.check()
+            self._hear()
             self._cancel.wait(_SLICE)
         if self._child.returncode:
             raise self._failed()
@@ -208,20 +213,33 @@ class Loading:
         return f"{Path(self._program).name} load"
 
     def _failed(self) -> LocalError:
-        try:
-            # It has closed its input, or is about to end.
-            status = self._child.wait(self._patience and 1)
-        except subprocess.TimeoutExpired:
+        # It has closed its input, or is about to end.
+        end = time.monotonic() + (self._patience and 1)
+        while not (ended := _ended(self._child)) and time.monotonic() < end:
+            self._hear()
+        if not ended:
             return LocalError(f"{self._name} stopped reading", cause=self._last_words())
+        status = self._child.returncode
         how = f"was killed by signal {-status}" if status < 0 else f"failed (status {status})"
         hint = _TOO_OLD if status == _UNKNOWN_ARGUMENT else None
         return LocalError(f"{self._name} {how}", cause=self._last_words(), hint=hint)
 
     def _last_words(self) -> str | None:
-        said = self._said.fileno()
-        text = os.pread(said, _LAST_WORDS, max(0, os.fstat(said).st_size - _LAST_WORDS))
-        lines = text.decode(errors="replace").strip().splitlines()
+        self._hear()
+        lines = self._said[-_LAST_WORDS:].decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else None
+
+    def _hear(self) -> None:
+        """Takes what it has said by now, and keeps the end of it; raises OSError."""
+        # What has ended has left no more than a pipe holds; what never ends must not be heard for ever.
+        for _ in range(_PIECES_SAID):
+            try:
+                piece = os.read(self._voice.fileno(), _MOST_SAID)
+            except BlockingIOError:
+                break
+            if not piece:
+                break
+            self._said = (self._said + piece)[-_MOST_SAID:]
 
 
 def _not_run(program: str, error: OSError) -> LocalError:

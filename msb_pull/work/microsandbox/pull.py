@@ -52,12 +52,14 @@ def pull_into(options: PullOptions) -> Pull:
         together: Together | None = None,
         in_use: InUse | None = None,
     ) -> PullResult:
+        started = time.monotonic()
         taker = _Taker(program, store, force=options.force)
         result = pull_image(argument, store, client, options, job, together, in_use, taker.receive)
         if options.dry_run or result.digest is None:
             return result
         delivered = taker.delivered or _deliver_stored(program, store, client, options, job, result)
-        return replace(result, delivered=delivered)
+        # The loading goes on when all is in the store.
+        return replace(result, delivered=delivered, seconds=time.monotonic() - started)
 
     return pull
 

@@ -135,9 +135,10 @@ def _forget(store: Store, plan: PrunePlan, job: Job) -> tuple[str, ...]:
     for start in range(0, len(plan.images), _BATCH):
         with store.database(create=True) as database, contextlib.ExitStack() as alone:
             batch = []
+            none_has_all = alone.enter_context(store.uses.alone(None, job))
             for reference in plan.images[start : start + _BATCH]:
                 free = alone.enter_context(store.uses.alone(reference, job))
-                image = database.find(reference) if free else None
+                image = database.find(reference) if free and none_has_all else None
                 if image is not None and not image.shared and version(image) in plan.versions:
                     batch.append(reference)
             database.remove(batch)

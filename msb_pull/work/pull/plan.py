@@ -56,6 +56,14 @@ class Pin:
         """What the target is for, if that is known."""
         return self.platform if self.target == self.manifest else None
 
+    def doubts(self, said: Platform) -> bool:
+        """Whether the index must be asked, since the manifest's config says that it is for another platform.
+
+        Some images have a wrong config, so that this alone proves nothing.
+        """
+        stated = self.stated
+        return stated is not None and self.index is not None and not stated.accepts(said)
+
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:

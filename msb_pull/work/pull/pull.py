@@ -78,7 +78,7 @@ def pull_image(
             return _signed_at_home(gate, local, source, store, options, started)
         start_thread(_load_transfer, "loading")
         try:
-            resolved, also = _resolve(source, options, pin)
+            resolved, also = _resolve(argument, source, client, options, pin)
         except NetworkError as error:
             if options.policy is Policy.NEWER and local is not None and (not gate or gate.holds_for(local, store)):
                 job.warn(argument.text, f"{error.message}; keeping the local image")
@@ -179,7 +179,9 @@ def _pin_of(argument: ImageArgument, options: PullOptions) -> Pin | None:
     return options.pins.get(str(argument.reference)) if options.pins and argument.reference else None
 
 
-def _resolve(source: Source, options: PullOptions, pin: Pin | None) -> tuple[ResolvedImage, Mapping[str, str]]:
+def _resolve(
+    argument: ImageArgument, source: Source, client: Callable[[], RegistryClient], options: PullOptions, pin: Pin | None
+) -> tuple[ResolvedImage, Mapping[str, str]]:
     """The image that a source has, and the digests of the manifests that are to be looked up beside it."""
     try:
         resolved = source.resolve(options.wanted, explicit=options.platform is not None)
@@ -187,7 +189,12 @@ def _resolve(source: Source, options: PullOptions, pin: Pin | None) -> tuple[Res
         if pin is not None and pin.target is not None:
             error.hint = "if the registry no longer has it, renew the lock file with --lock FILE --upgrade"
         raise
-    return resolved, _look_up(source, resolved, pin) if pin is not None else {}
+    if pin is None:
+        return resolved, {}
+    if argument.reference is not None and pin.doubts(resolved.config.platform):
+        with contextlib.closing(client().source(argument.reference, pin.index)) as index:
+            _resolve(argument, index, client, options, replace(pin, by_index=True))
+    return resolved, _look_up(source, resolved, pin)
 
 
 def _look_up(source: Source, resolved: ResolvedImage, pin: Pin) -> dict[str, str]:
@@ -247,7 +254,8 @@ def find_local(argument: ImageArgument, store: Store, options: PullOptions) -> S
     if image.digest is None:
         held = options.policy is Policy.NEVER and all(store.has_directory(x.key) for x in image.layers)
         return image if held else None
-    wanted = pin is not None or (image.platform is not None and options.wanted.accepts(image.platform))
+    wished = options.wanted if pin is None else pin.platform
+    wanted = wished is None or (image.platform is not None and wished.accepts(image.platform))
     return image if wanted and _is_complete(image, store) else None
 
 

@@ -11,6 +11,7 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.rows import ImageRecord
 from msb_pull.work.claims import check_claims
 from msb_pull.work.pull.bases import Bases, Publisher
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.source.interface import ResolvedImage, Source
-    from msb_pull.store.index.keys import LayerKey
     from msb_pull.store.store import Store
     from msb_pull.work.pull.receiving import Arrived
 
@@ -323,7 +323,8 @@ class Transfer:
                 size=x.size,
                 fetched=x.bytes_fetched,
                 present=x.present,
-                path=str(self._store.layer_dir(x.key)),
+                # What is made from another layer never gets the plain name (Bases.key_for).
+                path=str(self._store.layer_dir(LayerKey.on(x.digest, x.chain) if x in planned else x.key)),
                 reused=x.reused or x in planned,
             )
             for x in stack

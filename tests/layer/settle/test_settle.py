@@ -380,6 +380,55 @@ def test_a19_an_empty_stack_has_no_targets(stack):
         stack.add(hardlink(b"b", b"a"))
 
 
+# A22: chains of links that end in a lower layer
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_a22_a_chain_that_ends_in_a_lower_layer(stack, order):
+    links = [hardlink(b"a", b"d/b"), hardlink(b"d/b", b"z"), hardlink(b"z", b"lower/c")]
+    stack.add(reg(b"lower/c", b"content", uid=7))
+    stack.add(*(links[number] for number in order))
+    top = stack.top()
+    assert tree(top) == {"a": "content", "d": "/", "d/b": "content", "z": "content"}
+    assert {(top / name).stat().st_ino for name in ("a", "d/b", "z")} == {(top / "a").stat().st_ino}
+    assert override(top / "a") == "7:0:0100644"
+
+
+def test_a22_an_earlier_link_covers_the_file_below_and_a_later_one_does_not(stack):
+    stack.add(reg(b"b", b"old"), reg(b"c", b"new"))
+    stack.add(hardlink(b"before", b"b"), hardlink(b"b", b"c"), hardlink(b"after", b"b"))
+    assert tree(stack.top()) == {"before": "old", "b": "new", "after": "new"}
+
+
+def test_a22_such_a_chain_goes_through_symlinks_of_both_layers(stack):
+    stack.add(reg(b"usr/lib/c", b"content"), symlink(b"lib", b"usr/lib"))
+    stack.add(symlink(b"own", b"lib"), hardlink(b"lib/b", b"lib/c"), hardlink(b"lib/a", b"own/b"))
+    assert tree(stack.top()) == {
+        "usr": "/",
+        "usr/lib": "/",
+        "usr/lib/a": "content",
+        "usr/lib/b": "content",
+        "own": "-> lib",
+    }
+
+
+def test_a22_a_circle_of_links_is_refused_unless_something_lies_below(stack):
+    circle = hardlink(b"a", b"b"), hardlink(b"b", b"a")
+    stack.add(reg(b"other"))
+    with pytest.raises(ContentError, match='hard link "a": its target "b" is in no layer'):
+        stack.add(*circle)
+    stack.add(reg(b"b", b"below"))
+    stack.add(*circle)
+    assert tree(stack.top()) == {"a": "below", "b": "below"}
+
+
+def test_a22_a_long_chain_that_ends_in_a_lower_layer_takes_no_square(stack):
+    count = 3000
+    stack.add(reg(b"f0", b"x"))
+    stack.add(*(hardlink(b"f%d" % i, b"f%d" % (i - 1)) for i in range(count, 0, -1)))
+    assert (stack.top() / "f1").stat().st_nlink == count
+
+
 # A26: the same layer under other layers
 
 

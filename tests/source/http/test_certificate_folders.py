@@ -11,7 +11,10 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from msb_pull.ground.errors import LocalError
+from msb_pull.ground.errors import LocalError, UsageError
+from msb_pull.ground.running import Cancel
+from msb_pull.source.http.sockets import Patience
+from msb_pull.source.http.tls import TrustStore
 from msb_pull.source.registry.credentials import CredentialStore
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.fault_registry import FaultRegistry
@@ -113,3 +116,25 @@ def test_nobody_is_asked_for_a_pass_phrase_at_a_terminal(guarded, authority, tmp
         os.close(theirs)
     assert done.returncode == 7 and done.stderr.count("error:") == 1
     assert "has a passphrase" in done.stderr
+
+
+@pytest.mark.parametrize("pipe", ["ca.crt", "client.cert", "client.key", "named", "bundle"])
+def test_a_pipe_in_the_place_of_a_certificate_is_refused_and_not_waited_for(tmp_path, authority, pipe):
+    """OpenSSL opens these files itself."""
+    folder = trust(authority, tmp_path / "certs.d" / "example.com")
+    client = authority.issue_cert("client@example.com")
+    client.cert_chain_pems[0].write_to_path(folder / "client.cert")
+    client.private_key_pem.write_to_path(folder / "client.key")
+    (folder / pipe).unlink(missing_ok=True)
+    os.mkfifo(folder / pipe)
+    store = TrustStore(
+        ca_certs={"example.com": str(folder / pipe)} if pipe == "named" else {},
+        no_verify=frozenset(),
+        environment={"HOME": str(tmp_path)} | ({"SSL_CERT_FILE": str(folder / pipe)} if pipe == "bundle" else {}),
+        patience=Patience(Cancel()),
+        aliases={},
+        certs_d=(tmp_path / "certs.d",),
+    )
+    with pytest.raises((UsageError, LocalError), match="cannot be used") as caught:
+        store.context("example.com")
+    assert str(folder) in str(caught.value) and "not a regular file" in str(caught.value.cause)

@@ -114,6 +114,18 @@ def test_b24_a_named_file_stands_alone(home):
     assert home.user() is None
 
 
+def test_b24_a_pipe_is_refused_where_it_is_named_and_else_passed_over(home, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: not a regular file"):
+        home.find(authfile=tmp_path / "pipe")
+    home.write(".dockercfg", auths(".dockercfg", "old"))
+    (tmp_path / ".docker").mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / ".docker" / "config.json")
+    assert home.user() == "old"
+    (warning,) = home.warnings
+    assert warning.endswith(".docker/config.json cannot be read and is ignored: not a regular file")
+
+
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_b24_a_named_file_must_exist(home, how):
     if how == "environment":
@@ -341,10 +353,10 @@ def test_b30_a_folder_in_place_of_the_file(home):
 def test_b30_a_file_that_may_not_be_read(home, monkeypatch):
     home.docker({})
 
-    def closed(self, mode):
+    def closed(path, limit):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "open", closed)
+    monkeypatch.setattr("msb_pull.source.registry.auth_file.read_regular", closed)
     assert home.find() is None
     assert "Permission denied" in home.warnings[0]
 

@@ -77,6 +77,22 @@ def test_its_last_words(program, text, message, cause, hint):
     assert caught.value.hint is None if hint is None else hint in caught.value.hint
 
 
+def test_of_much_that_it_says_the_end_is_kept_and_it_is_never_kept_waiting(program):
+    text = "sys.stderr.write('line\\n' * 1_000_000); sys.stderr.flush(); sys.stdin.buffer.read(); sys.exit('the end')"
+    with Loading(program(text), None, Cancel()) as loading:
+        loading.write(LARGE)
+        with pytest.raises(LocalError) as caught:
+            loading.finish()
+        assert len(loading._said) <= 64 << 10
+    assert caught.value.cause == "the end"
+
+
+def test_one_that_closes_its_standard_error_is_fed_to_the_end(program, tmp_path):
+    out = tmp_path / "out"
+    feed(program(f"os.close(2); open({str(out)!r}, 'wb').write(sys.stdin.buffer.read())"))
+    assert out.read_bytes() == LARGE
+
+
 def test_a_failure_is_noticed_though_its_child_holds_the_pipe(program):
     """The end of the pipe that is read stays open with the child."""
     text = "subprocess.Popen(['sleep', '30'], stdout=2); sys.exit('left a child')"

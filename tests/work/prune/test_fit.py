@@ -175,6 +175,25 @@ def test_an_image_in_use_stays_and_the_next_one_goes(store):
     assert prune_to_fit(store, fit(1), Job()).images == (A,)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_nothing_goes_while_a_command_uses_more_images_than_it_can_name(store, monkeypatch, late):
+    monkeypatch.setattr("msb_pull.store.uses._MOST", 1)
+    real = apply.plan_to_fit
+    with InUse(Store.open(store.home).uses, Job()) as command:
+
+        def planned(*arguments, **more):
+            found = real(*arguments, **more)
+            for name in ("localhost/x:1", "localhost/y:1"):
+                command.add(name)
+            return found
+
+        monkeypatch.setattr(apply, "plan_to_fit", planned)
+        if not late:
+            planned(store, fit(1))
+        done = prune_to_fit(store, fit(1), Job())
+        assert (done.images, images(store)) == ((), [A, B, C])
+
+
 def test_an_image_that_is_used_from_the_last_moment_on_stays(store, monkeypatch):
     """It was chosen already; so another one has to go in its place."""
     before, real = total(store), apply.plan_to_fit

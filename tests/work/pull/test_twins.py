@@ -46,6 +46,7 @@ def test_d39_the_same_layers_in_another_compression_are_not_fetched(machine, tmp
     result = machine.pull("zstd")
     assert machine.layers_asked(first, second) == 0
     assert result.fetched == 0 and result.changed
+    assert [x.path for x in planned.layers] == [x.path for x in result.layers]
     assert [(x.fetched, x.present, x.reused) for x in result.layers] == [(0, False, True)] * 2
     assert [(x.fetched, x.reused) for x in machine.seen if isinstance(x, events.LayerDone)] == [(0, True)] * 2
     assert machine.verdicts("zstd") == machine.verdicts("gzip") == {Verdict.PROVEN}
