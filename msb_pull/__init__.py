@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Cancelled,
         ContentError,
         ExitCode,
+        GivenUp,
         LocalError,
         MsbPullError,
         NetworkError,
@@ -51,6 +52,7 @@ __all__ = [
     "ExitCode",
     "ExportOptions",
     "ExportResult",
+    "GivenUp",
     "LayerOutcome",
     "ListedImage",
     "LocalError",
@@ -78,8 +80,8 @@ __all__ = [
 _HOLDERS = {
     "api": "Store pull_image pull_images",
     "config.signatures": "SignatureRule",
-    "ground.errors": "AccessError Cancelled ContentError ExitCode LocalError MsbPullError NetworkError NotFoundError "
-    "SignatureError UsageError",
+    "ground.errors": "AccessError Cancelled ContentError ExitCode GivenUp LocalError MsbPullError NetworkError "
+    "NotFoundError SignatureError UsageError",
     "image.platform": "Platform",
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",
