@@ -70,8 +70,8 @@ class Name:
 def stack(layers: Iterable[Mapping[bytes, Node]]) -> Name:
     """Puts layers on each other, bottom first; returns the top directory.
 
-    A hard link into a lower layer has the node that stands there, and a directory that a layer only implies keeps that
-    of the layer below. Raises ContentError where a link leads to nothing.
+    A hard link into a lower layer has the node that stands there, and a directory that a layer only implies is what was
+    derived for it, or keeps that of the layer below. Raises ContentError where a link leads to nothing.
     """
     root = Name(b"", Node.of_nothing(), 0, b"")
     for number, nodes in enumerate(layers):
@@ -146,7 +146,8 @@ def _put(root: Name, inside: Name, last: bytes, new: Name) -> None:
         inside.children[last] = new
         return
     before.layer, before.first = new.layer, new.first
-    if not new.node.implied:
+    # A directory that the layer only implies has no time until settling has derived what it is.
+    if new.node.mtime_ns is not None:
         before.node = new.node
 
 

@@ -271,8 +271,15 @@ def test_a_directory_whose_whiteout_would_be_too_long_may_hold_whiteouts(show, l
         [[reg(b"a/.wh..wh..opq")]],
         [[directory(b"a"), reg(b"a/b")], [reg(b"a/.wh..wh..opq")]],
         [[reg(b"a", b"1"), hardlink(b"b", b"a"), reg(b"a", b"22")]],
+        [[directory(b"c", mode=0, gid=9), symlink(b"b", b"/c")], [reg(b".wh.c"), reg(b"b/a/x")]],
     ],
-    ids=["what AUFS left", "an opaque nothing", "an opaque directory", "a link that outlives its target"],
+    ids=[
+        "what AUFS left",
+        "an opaque nothing",
+        "an opaque directory",
+        "a link that outlives its target",
+        "a directory that its layer hides and has anew",
+    ],
 )
 def test_the_listing_shows_what_lies_there(show, stack):
     show(*stack)
