@@ -146,8 +146,8 @@ def _put(root: Name, inside: Name, last: bytes, new: Name) -> None:
         inside.children[last] = new
         return
     before.layer, before.first = new.layer, new.first
-    # A directory that the layer only implies has no time until settling has derived what it is.
-    if new.node.mtime_ns is not None:
+    # One that the layer only implies has no time until settling has derived what it is.
+    if not new.node.implied or new.node.mtime_ns is not None:
         before.node = new.node
 
 

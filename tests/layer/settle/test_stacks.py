@@ -272,6 +272,7 @@ def test_a_directory_whose_whiteout_would_be_too_long_may_hold_whiteouts(show, l
         [[directory(b"a"), reg(b"a/b")], [reg(b"a/.wh..wh..opq")]],
         [[reg(b"a", b"1"), hardlink(b"b", b"a"), reg(b"a", b"22")]],
         [[directory(b"c", mode=0, gid=9), symlink(b"b", b"/c")], [reg(b".wh.c"), reg(b"b/a/x")]],
+        [[directory(b"a", mode=0, gid=9)], [reg(b"a"), reg(b"a/b")]],
     ],
     ids=[
         "what AUFS left",
@@ -279,6 +280,7 @@ def test_a_directory_whose_whiteout_would_be_too_long_may_hold_whiteouts(show, l
         "an opaque directory",
         "a link that outlives its target",
         "a directory that its layer hides and has anew",
+        "a directory in place of a file that replaced one",
     ],
 )
 def test_the_listing_shows_what_lies_there(show, stack):
