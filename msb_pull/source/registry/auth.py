@@ -151,7 +151,7 @@ class Authenticator:
                 target.repository,
                 mirror=bool(endpoint.namespace),
                 warn=lambda text: self._job.warn(target.what, text),
-                cancel=self._job.cancel,
+                cancel=self._transport.heard,
             )
             slot.asked = True
         return slot.credential

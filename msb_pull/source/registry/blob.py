@@ -84,7 +84,7 @@ class RegistryBlob:
         self._job = downloads.requester.job
         self._clock = downloads.requester.clock
         # A document has a deadline, which a rate for large things must not use up.
-        self._limiter = Limiter(None, self._clock, self._job.cancel) if document else downloads.limiter
+        self._limiter = Limiter(None, self._clock, downloads.patience) if document else downloads.limiter
         self._decode = decode
         self._delivered = delivered
         self._document = document

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from msb_pull.ground.running import Cancel
     from msb_pull.source.http.retry import Clock
     from msb_pull.source.http.sockets import Patience
     from msb_pull.source.registry.requester import Requester
@@ -52,10 +51,10 @@ class Connections:
 class Limiter:
     """A token bucket for all threads; without a rate it costs one comparison."""
 
-    def __init__(self, rate: int | None, clock: Clock, cancel: Cancel) -> None:
+    def __init__(self, rate: int | None, clock: Clock, patience: Patience) -> None:
         self.rate = rate
         self._clock = clock
-        self._cancel = cancel
+        self._patience = patience
         self._lock = threading.Lock()
         self._free = 0.0
 
@@ -71,7 +70,7 @@ class Limiter:
             now = self._clock.monotonic()
             self._free = max(self._free, now - _BURST) + count / self.rate
             wait = self._free - now
-        self._clock.sleep(self._cancel, wait)
+        self._clock.sleep(self._patience.heard, wait)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class RegistryClient:
         self._transport = Transport(trust, patience, timeout=options.timeout, job=job, environment=environment)
         auth = Authenticator(self._transport, credentials, clock, job)
         self.requester = Requester(self._transport, auth, clock, retries=options.retries, job=job)
-        limiter = Limiter(options.limit_rate, clock, job.cancel)
+        limiter = Limiter(options.limit_rate, clock, patience)
         self.downloads = Downloads(self.requester, limiter, Connections(options.connections), patience)
 
     def source(self, reference: Reference, target: Digest | None = None, platform: Platform | None = None) -> Source:

@@ -193,6 +193,7 @@ def _resolve(
         return resolved, {}
     if argument.reference is not None and pin.doubts(resolved.config.platform):
         with contextlib.closing(client().source(argument.reference, pin.index)) as index:
+            # Raises where the index has another manifest for that platform.
             _resolve(argument, index, client, options, replace(pin, by_index=True))
     return resolved, _look_up(source, resolved, pin)
 
