@@ -30,8 +30,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         # It came while modules were loaded; nothing has been done yet that needs a message.
         code = 130
-    except MemoryError:
-        # The modules that show errors may not fit either.
+    except (MemoryError, SystemError):
+        # The modules that show errors may not fit either. A call that finds no room for its frame is a SystemError.
         os.write(2, b"error: out of memory\n  hint: raise the limit (`ulimit -v`, the memory of a container)\n")
         code = 7
     for stream in (sys.stdout, sys.stderr):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 
+# How the SystemError ends of a call that failed without saying why.
+_UNSAID = ("without exception set", "without setting an exception")
+
+
 class ExitCode(enum.IntEnum):
     """Exit statuses of the command line; documented in docs/usage.md."""
 
@@ -128,7 +132,9 @@ def exhausted(error: BaseException) -> LocalError | None:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return no_more_tasks()
     unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped:
+    # Where there is no room for a frame or an exception, the interpreter fails without saying of what.
+    unsaid = isinstance(error, SystemError) and str(error).endswith(_UNSAID)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or unmapped or unsaid:
         return LocalError(
             "out of memory", hint="raise the limit (`ulimit -v`, the memory of a container); --jobs 1 needs the least"
         )

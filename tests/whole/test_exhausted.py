@@ -229,9 +229,12 @@ def test_a_pool_without_threads_says_so(monkeypatch):
 
 def test_what_counts_as_exhausted():
     library = ImportError("/lib/x.so: failed to map segment from shared object")
-    for error in (MemoryError(), OSError(errno.ENOMEM, ""), library):
+    unsaid = SystemError("error return without exception set")
+    of_a_call = SystemError("<function f at 0x1> returned NULL without setting an exception")
+    for error in (MemoryError(), OSError(errno.ENOMEM, ""), library, unsaid, of_a_call):
         assert errors.exhausted(error).message == MEMORY
     for number in (errno.EMFILE, errno.ENFILE):
         assert errors.exhausted(OSError(number, "")).message == FILES
-    for other in (ImportError("no module named x"), OSError(errno.EAGAIN, ""), RuntimeError("another"), ValueError()):
+    others = (ImportError("no module named x"), OSError(errno.EAGAIN, ""), RuntimeError("x"), SystemError("x"))
+    for other in (*others, ValueError()):
         assert errors.exhausted(other) is None
