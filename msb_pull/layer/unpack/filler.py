@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 from collections import deque
+from contextlib import suppress
 from struct import Struct
 
 from msb_pull.layer.attributes import OVERRIDE_STAT, set_attribute
@@ -190,6 +191,9 @@ def _clone() -> int:
 def _live(jobs: int, answers: int, ring: RingReader, creator: int, restrict: Callable[[], object]) -> NoReturn:
     try:
         die_with_parent(creator)
+        with suppress(OSError):
+            # The creator is what the layer waits for, so the filler does not interrupt it when it has work again.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         restrict()
         while head := os.read(jobs, _HEAD.size):
             length, release = _HEAD.unpack(head)

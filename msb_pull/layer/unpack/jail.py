@@ -189,14 +189,12 @@ def limits_memory() -> bool:
 
 def _limit_resources(max_file_size: int) -> None:
     import resource
-    import signal
 
     _limit(resource.RLIMIT_AS, _MEMORY)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
+    # Past this limit writes fail with EFBIG: Python ignores the signal that would end the process.
     _limit(resource.RLIMIT_FSIZE, max_file_size)
-    # Past the file size limit writes fail with EFBIG instead of killing the process.
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def _limit(which: int, value: int) -> None:

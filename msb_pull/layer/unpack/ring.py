@@ -16,6 +16,8 @@ from msb_pull.ground.errors import file_size_limit, too_large
 _BLOCK = 512
 SLOT = 1024 * _BLOCK
 SLOTS = 12
+# For the layer that all wait for: neither side is to wait while the other has a file that takes longer than most.
+MORE_SLOTS = 32
 _COUNT = 4
 _EMPTY = memoryview(b"")
 
@@ -23,14 +25,15 @@ _EMPTY = memoryview(b"")
 class RingWriter:
     """The parent's end; ``memory`` and ``socket`` are descriptors for the child to inherit. Not for several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = SLOTS) -> None:
         import socket
 
-        self.memory, self._size = _memory()
-        self._map = mmap.mmap(self.memory, self._size * SLOTS)
+        self.memory, self._size = _memory(slots)
+        self._slots = slots
+        self._map = mmap.mmap(self.memory, self._size * slots)
         self._ours, self._theirs = socket.socketpair()
         self.socket = self._theirs.fileno()
-        self._free = SLOTS
+        self._free = slots
         self._slot = 0
         self._filled = 0
 
@@ -44,7 +47,7 @@ class RingWriter:
         view = memoryview(data)
         while view:
             if not self._free:
-                self._free = len(os.read(self._ours.fileno(), SLOTS))
+                self._free = len(os.read(self._ours.fileno(), self._slots))
                 if not self._free:
                     raise BrokenPipeError
             piece = view[: self._size - self._filled]
@@ -71,20 +74,21 @@ class RingWriter:
     def _pass(self) -> None:
         self._ours.sendall(self._filled.to_bytes(_COUNT, "little"))
         self._free -= 1
-        self._slot = (self._slot + 1) % SLOTS
+        self._slot = (self._slot + 1) % self._slots
         self._filled = 0
 
 
 class RingReader:
-    """The child's end; ``read`` gives what the parent wrote, slot by slot.
+    """The child's end; ``read`` gives what the parent wrote, slot by slot, of which there are as many as there.
 
     ``view`` is all of the memory, ``size`` bytes: the byte at position n of the stream lies at n % size, since every
     slot but the last is full. ``release`` is what happens to a slot that was read to its end.
     """
 
-    def __init__(self, memory: int, socket: int) -> None:
+    def __init__(self, memory: int, socket: int, slots: int = SLOTS) -> None:
         self.size = os.fstat(memory).st_size
-        self._slot_size = self.size // SLOTS
+        self._slots = slots
+        self._slot_size = self.size // slots
         self.view = memoryview(mmap.mmap(memory, self.size, prot=mmap.PROT_READ))
         os.close(memory)
         self.release = self.give_back
@@ -105,18 +109,18 @@ class RingReader:
             if not more:
                 return _EMPTY
             count += more
-        self._slot = (self._slot + 1) % SLOTS
+        self._slot = (self._slot + 1) % self._slots
         at = self._slot * self._slot_size
         return self.view[at : at + int.from_bytes(count, "little")]
 
 
-def _memory() -> tuple[int, int]:
+def _memory(slots: int) -> tuple[int, int]:
     """A descriptor of memory without a name, and the size of a slot in it; of a temporary file where there is none.
 
     The limit of file sizes counts for such memory as well. Raises LocalError where it leaves no room.
     """
     most = file_size_limit()
-    slot = SLOT if most is None else min(SLOT, most // SLOTS // _BLOCK * _BLOCK)
+    slot = SLOT if most is None else min(SLOT, most // slots // _BLOCK * _BLOCK)
     if not slot:
         raise too_large("memory shared with the unpacking process")
     try:
@@ -126,5 +130,5 @@ def _memory() -> tuple[int, int]:
 
         with tempfile.TemporaryFile(buffering=0) as file:
             memory = os.dup(file.fileno())
-    os.ftruncate(memory, slot * SLOTS)
+    os.ftruncate(memory, slot * slots)
     return memory, slot

@@ -16,8 +16,7 @@ from msb_pull.layer.tar.record import RecordWriter
 from msb_pull.layer.tar.tar import TarReader
 from msb_pull.layer.tree.links import COPIES
 from msb_pull.layer.tree.tree import TreeWriter
-from msb_pull.layer.unpack.filler import Unfilled, start
-from msb_pull.layer.unpack.ring import RingReader, RingWriter
+from msb_pull.layer.unpack.ring import MORE_SLOTS, SLOTS, RingReader, RingWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +73,8 @@ def unpack(
             raise LayerError(reader.entries - 1, b"", COPIES)
     except (LayerError, OSError) as error:
         # Files that were made before may be written after, and the first error counts.
-        raise _error_of((filler and filler.failure()) or error, entry, options) from error
+        failed = filler and filler.failure()
+        raise _error_of(failed or error, failed.entry if failed else entry, options) from error
     finally:
         tree.close()
     return _report(reader, tree)
@@ -82,8 +82,6 @@ def unpack(
 
 def _error_of(error: LayerError | OSError, entry: Entry | None, options: UnpackOptions) -> LayerError | OSError:
     """Says what the file system did not take, and of which entry."""
-    if isinstance(error, Unfilled):
-        entry = error.entry
     if isinstance(error, LayerError) or entry is None:
         return error
     if error.errno in _ENTRY_ERRORS and not (error.errno == errno.EFBIG and _is_limited(options)):
@@ -133,7 +131,7 @@ def child_main() -> NoReturn:
 
     memory, root, record = map(int, sys.argv[1:4])
     options = UnpackOptions.from_arguments(sys.argv[4:])
-    stream = RingReader(memory, 0)
+    stream = RingReader(memory, 0, _slots(options))
     if options.behind:
         # Before the jail, which allows no such call.
         _step_back()
@@ -178,6 +176,8 @@ def _enter(root: int, ring: RingReader, options: UnpackOptions) -> tuple[str, Fi
     from msb_pull.layer.unpack import jail
 
     fillers: list[Filler | None] = []
+    if options.filler:
+        from msb_pull.layer.unpack.filler import start
 
     def split() -> None:
         if options.filler:
@@ -192,6 +192,11 @@ def _enter(root: int, ring: RingReader, options: UnpackOptions) -> tuple[str, Fi
 
 
 _BOOTSTRAP = "from msb_pull.layer.unpack.unpack import child_main; child_main()"
+
+
+def _slots(options: UnpackOptions) -> int:
+    """How many slots the ring has: both ends must agree."""
+    return MORE_SLOTS if options.filler else SLOTS
 
 
 def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> Child:
@@ -220,7 +225,7 @@ class LayerProcess:
         self._staging = staging
         self._lock = threading.RLock()
         self._answer: dict[str, Any] | MsbPullError | None = None
-        self._ring = RingWriter()
+        self._ring = RingWriter(_slots(options))
         try:
             self._child = _start(self._ring, staging, record, options)
         except BaseException:

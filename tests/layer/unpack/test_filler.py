@@ -190,6 +190,13 @@ def test_it_is_jailed_like_the_first_one(tmp_path):
     assert limits[0] == limits[1]
 
 
+def test_it_does_not_interrupt_the_first_one(tmp_path):
+    process = start(tmp_path)
+    filler = filler_of(process)
+    wait_for(lambda: os.sched_getscheduler(filler) == os.SCHED_BATCH)
+    assert os.sched_getscheduler(process._child.process.pid) == os.SCHED_OTHER
+
+
 @pytest.mark.parametrize("victim", ["filler", "creator", "group"])
 @pytest.mark.parametrize("moment", range(0, 600, 9))
 def test_when_one_is_killed_the_layer_ends_and_nothing_runs_on(tmp_path, victim, moment):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.layer.unpack import ring
-from msb_pull.layer.unpack.ring import SLOT, SLOTS, RingReader, RingWriter
+from msb_pull.layer.unpack.ring import MORE_SLOTS, SLOT, SLOTS, RingReader, RingWriter
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def pair() -> tuple[RingWriter, RingReader]:
-    writer = RingWriter()
-    reader = RingReader(os.dup(writer.memory), os.dup(writer.socket))
+def pair(slots: int = SLOTS) -> tuple[RingWriter, RingReader]:
+    writer = RingWriter(slots)
+    reader = RingReader(os.dup(writer.memory), os.dup(writer.socket), slots)
     writer.started()
     return writer, reader
 
@@ -30,8 +30,8 @@ def everything(reader: RingReader) -> bytes:
     return b"".join(pieces)
 
 
-def passed(pieces: list[bytes]) -> bytes:
-    writer, reader = pair()
+def passed(pieces: list[bytes], slots: int = SLOTS) -> bytes:
+    writer, reader = pair(slots)
     found: list[bytes] = []
     thread = threading.Thread(target=lambda: found.append(everything(reader)))
     thread.start()
@@ -51,10 +51,11 @@ def test_bytes_arrive_as_they_were_written(sizes):
     assert passed(pieces) == b"".join(pieces)
 
 
-@pytest.mark.parametrize("size", [0, 1, SLOT - 1, SLOT, SLOT + 1, SLOT * SLOTS, 3 * SLOT * SLOTS + 7])
-def test_sizes_around_the_slots(size):
+@pytest.mark.parametrize("size", [0, 1, SLOT - 1, SLOT, SLOT + 1, SLOT * SLOTS, 3 * SLOT * MORE_SLOTS + 7])
+@pytest.mark.parametrize("slots", [SLOTS, MORE_SLOTS])
+def test_sizes_around_the_slots(size, slots):
     data = os.urandom(size)
-    assert passed([data]) == data
+    assert passed([data], slots) == data
 
 
 @pytest.mark.parametrize("most", [SLOTS * 512, 100_000, SLOT * SLOTS - 1, SLOT * SLOTS + 1])
