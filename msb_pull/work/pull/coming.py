@@ -33,3 +33,8 @@ class Coming:
                 return None
             largest = max(self._sizes, key=self._sizes.__getitem__)
             return largest if 2 * self._sizes[largest] > sum(self._sizes.values()) else None
+
+    def fewer_than(self, processors: int) -> bool:
+        """Whether there are so few that a processor is free for more than inflating and writing one of them each."""
+        with self._guard:
+            return len(self._sizes) < processors

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
     from msb_pull.work.pull.twins import Twins
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedLayer:
+class FetchedLayer(NamedTuple):
     """A layer that lies in staging, verified, and what is still to be said about it.
 
     ``reused``: it was made from one that the store has under another digest.
@@ -154,9 +152,11 @@ class LayerFetcher:
             progress=self._progress(descriptor),
             cancel=self._job.cancel,
         )
-        process = LayerProcess(staging.path, staging.record, self._options(descriptor))
+        options = self._options(descriptor)
+        process = LayerProcess(staging.path, staging.record, options)
         try:
-            pipe = _Pipe(wanted, process, self._limits)
+            apart = options.filler or self._coming.fewer_than(processors())
+            pipe = _Pipe(wanted, process, self._limits, apart=apart)
             with contextlib.ExitStack() as ending:
                 feeding = ending.enter_context(Handoff(pipe.pass_on))
                 inflating, put = self._inflating(pipe, feeding, keep)
@@ -244,14 +244,18 @@ class LayerFetcher:
 
 
 class _Pipe:
-    """Inflates, hashes and counts a layer on its way into the child."""
+    """Inflates, hashes and counts a layer on its way into the child.
 
-    def __init__(self, wanted: WantedLayer, process: LayerProcess, limits: Limits) -> None:
+    ``apart``: whether one thread inflates and another one hashes.
+    """
+
+    def __init__(self, wanted: WantedLayer, process: LayerProcess, limits: Limits, *, apart: bool) -> None:
         self.tar_bytes = 0
         self.warning: str | None = None
         self._task = wanted
         self._process = process
         self._limits = limits
+        self._apart = apart
         self._hash = wanted.diff_id.hasher()
         self._decompressor: Decompressor | None = None
         self._head = b""
@@ -264,8 +268,7 @@ class _Pipe:
             if len(self._head) < 6:
                 return
             chunk = self._head
-        for piece in self._inflate(chunk):
-            feeding.put(piece)
+        self._feed(chunk, feeding)
 
     def pass_on(self, piece: bytes) -> None:
         """Hashes a piece of the tar stream and feeds the child; raises LayerError when the child found trouble."""
@@ -275,8 +278,7 @@ class _Pipe:
     def finish(self, feeding: Handoff[bytes]) -> UnpackReport:
         """Ends the stream, compares the diff_id and takes the child's report; raises ContentError, LocalError."""
         if self._decompressor is None:
-            for piece in self._inflate(self._head):
-                feeding.put(piece)
+            self._feed(self._head, feeding)
         assert self._decompressor is not None
         self._decompressor.finish()
         feeding.finish()
@@ -288,6 +290,12 @@ class _Pipe:
                 hint="the image is broken or forged: its config does not match its layers",
             )
         return self._process.finish()
+
+    def _feed(self, chunk: bytes, feeding: Handoff[bytes]) -> None:
+        # Where every processor is busy, the thread that inflates hashes too, while its cache has the piece.
+        feed = feeding.put if self._apart else self.pass_on
+        for piece in self._inflate(chunk):
+            feed(piece)
 
     def _inflate(self, chunk: bytes) -> Iterator[bytes]:
         if self._decompressor is None:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import random
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +24,10 @@ from msb_pull.work.pull.plan import PullOptions
 from msb_pull.work.pull.pull import pull_image
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import file, layer_tar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 A, B, C = (Digest.parse("sha256:" + letter * 64) for letter in "abc")
 
@@ -50,6 +55,13 @@ def test_the_leader_is_larger_than_all_others_together(sizes, leader):
     assert coming(**sizes).leader() == leader
 
 
+@pytest.mark.parametrize(("processors", "fewer"), [(1, False), (2, False), (3, True), (16, True)])
+def test_a_processor_is_free_where_there_are_fewer_layers(processors, fewer):
+    layers = coming(a=1, b=9)
+    assert layers.fewer_than(processors) is fewer
+    assert coming().fewer_than(1)
+
+
 def test_what_is_done_counts_no_more_and_what_is_named_twice_counts_once():
     layers = coming(a=3, b=5, c=3)
     layers.add(A, 3)
@@ -60,24 +72,15 @@ def test_what_is_done_counts_no_more_and_what_is_named_twice_counts_once():
     assert layers.leader() == A
 
 
-@pytest.mark.parametrize("processors", [1, 2])
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ((3_000_000, 1_200_000, 1000), {3_000_000: (True, False), 1_200_000: (False, True), 1000: (False, True)}),
-        ((2_000_000, 1_500_000, 600_000), dict.fromkeys((2_000_000, 1_500_000, 600_000), (False, False))),
-        ((500_000, 1000), {500_000: (False, False), 1000: (False, True)}),
-    ],
-    ids=["one_leads", "none_leads", "too_small_for_two"],
-)
-def test_the_leader_gets_two_processes_and_goes_before_the_others(tmp_path, monkeypatch, sizes, expected, processors):
+def pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: Sequence[int], processors: int) -> list[UnpackOptions]:
+    """Pulls an image of layers of such sizes; returns how each was to be unpacked."""
     asked = []
     # What has been fetched does not count, and so the next one might lead.
     all_asked = threading.Barrier(len(sizes))
 
     class Process(fetch.LayerProcess):
         def __init__(self, staging, record, options: UnpackOptions) -> None:
-            asked.append((options.filler, options.behind))
+            asked.append(options)
             all_asked.wait(20)
             super().__init__(staging, record, options)
 
@@ -92,4 +95,48 @@ def test_the_leader_gets_two_processes_and_goes_before_the_others(tmp_path, monk
             argument = parse_argument(f"{registry.host}/acme/app:1")
             options = PullOptions(platform=Platform("linux", "amd64"))
             pull_image(argument, Store.open(tmp_path), lambda: client, options, job)
+    return asked
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((3_000_000, 1_200_000, 1000), {3_000_000: (True, False), 1_200_000: (False, True), 1000: (False, True)}),
+        ((2_000_000, 1_500_000, 600_000), dict.fromkeys((2_000_000, 1_500_000, 600_000), (False, False))),
+        ((500_000, 1000), {500_000: (False, False), 1000: (False, True)}),
+    ],
+    ids=["one_leads", "none_leads", "too_small_for_two"],
+)
+def test_the_leader_gets_two_processes_and_goes_before_the_others(tmp_path, monkeypatch, sizes, expected, processors):
+    asked = [(options.filler, options.behind) for options in pull(tmp_path, monkeypatch, sizes, processors)]
     assert sorted(asked) == sorted((filler and processors > 1, behind) for filler, behind in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processors", "apart"),
+    [
+        ((1_200_000, 1_250_000, 1_300_000), 2, [False, False, False]),
+        ((1_200_000, 1_250_000, 1_300_000), 4, [True, True, True]),
+        ((500_000, 2_000_000), 2, [False, True]),
+        ((2_000_000,), 1, [False]),
+    ],
+)
+def test_a_thread_hashes_what_another_inflates_where_a_processor_is_free(
+    tmp_path, monkeypatch, sizes, processors, apart
+):
+    inflating, hashing = threading.local(), []
+    inflate, pass_on = fetch._Pipe.inflate, fetch._Pipe.pass_on
+
+    def inflated(pipe, *arguments):
+        inflating.here = True
+        inflate(pipe, *arguments)
+
+    def passed(pipe, piece):
+        hashing.append((pipe._task.descriptor.size, not hasattr(inflating, "here")))
+        pass_on(pipe, piece)
+
+    monkeypatch.setattr(fetch._Pipe, "inflate", inflated)
+    monkeypatch.setattr(fetch._Pipe, "pass_on", passed)
+    pull(tmp_path, monkeypatch, sizes, processors)
+    assert [otherwise for _, otherwise in sorted(set(hashing))] == apart
