@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.cli.run import LazyClient, hosts_of
 from msb_pull.ground.errors import Cancelled, ContentError, LocalError, MsbPullError, UsageError
@@ -31,8 +31,7 @@ _KEPT = "what was downloaded is kept; run the same command again to continue"
 _FINISHED = "finished layers are kept; run the same command again to continue"
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What is to be done with the images, beside what settings say."""
 
     force: bool = False
@@ -42,16 +41,14 @@ class Wishes:
     allow_no_xattr: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Signing:
+class Signing(NamedTuple):
     """What was asked for on signatures, beside the rules of the settings."""
 
     keys: tuple[str, ...] = ()
     unchecked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LockChoice:
+class LockChoice(NamedTuple):
     """The lock file that is to be written (``lock``) or obeyed (``locked``), and how."""
 
     lock: str | None = None

@@ -6,8 +6,8 @@ import contextlib
 import errno
 import itertools
 import traceback
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from msb_pull.config import settings as config
 from msb_pull.config.table import TABLE
@@ -201,8 +201,7 @@ class Run:
         self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """How the registries of the named images are to be reached."""
 
     plain_http: bool = False

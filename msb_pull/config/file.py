@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.config.table import TABLE
 from msb_pull.ground.errors import UsageError
@@ -27,8 +26,7 @@ REGISTRY_KEYS = ("mirrors", "plain_http", "tls_no_verify", "ca_cert")
 TABLES = (*SETTING_TABLES, "registries", "signatures")
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """``keys``: key with its table (``pull.policy``) -> value; ``registries``: host -> its table. Values unchecked.
 
     ``signatures`` are the rules about them, None where there are none.

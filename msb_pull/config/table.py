@@ -7,9 +7,8 @@ are here, once. Credentials are not settings: the module that uses them reads th
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.ground.limits import Limits
 from msb_pull.ground.sizes import Percent, parse_part, parse_rate, parse_size
@@ -149,8 +148,7 @@ def _shown(value: Any) -> str:
     return {"True": "true", "False": "false"}.get(text, text)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting. What takes no value from a place has None there: ``metavar`` for an option, ``variable`` of the
     environment, ``key`` of the configuration file (with its table). ``section`` is that of a help page."""
 

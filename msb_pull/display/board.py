@@ -86,7 +86,7 @@ class Board:
                 self._status = f"Waiting for {visible(holder)}"
             case events.Delivering(image=image, place=place):
                 self._status = f"Loading {visible(image)} into {visible(place)}"
-            case events.Removing(name=name, number=number, count=count):
+            case events.Removing(name=name, number=number, layers=count):
                 self._status = f"Removing layer {short_name(name)} ({number} of {count})"
             case events.PullPlanned():
                 self._plan(event)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -164,7 +163,7 @@ def headline(event: events.PullPlanned) -> str:
 def describe(event: Event) -> dict[str, Any]:
     """An event as a JSON object: its kind, and its fields with their unit in the name."""
     kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(event).__name__).lower()
-    return {"event": kind, **_fields(dataclasses.asdict(event), unit=getattr(event, "unit", "bytes"))}
+    return {"event": kind, **_fields(event, unit=getattr(event, "unit", "bytes"))}
 
 
 def short(digest: str) -> str:
@@ -197,11 +196,11 @@ def _planned(event: events.PullPlanned) -> list[str]:
     return [headline(event)] + [f"layer {short(x.digest)} already here" for x in event.layers if x.present]
 
 
-def _fields(values: dict[str, Any], *, unit: str) -> dict[str, Any]:
+def _fields(values: Event | events.PlannedLayer, *, unit: str) -> dict[str, Any]:
     counts = {"size", "fetched"} | ({"done", "total"} if unit == "bytes" else set())
     result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, (list, tuple)):
-            value = [_fields(x, unit=unit) if isinstance(x, dict) else x for x in value]
+    for name, value in values._asdict().items():
+        if isinstance(value, tuple):
+            value = [_fields(x, unit=unit) for x in value]
         result[f"{name}_bytes" if name in counts else name] = value
     return result

@@ -6,8 +6,7 @@ import io
 import os
 import select
 import sys
-from dataclasses import dataclass
-from typing import Any, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from msb_pull.ground.errors import LocalError, UsageError
 
@@ -27,8 +26,7 @@ def is_standard_output(name: str) -> bool:
     return os.path.normpath(name) in _STANDARD_OUTPUT
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
+class Streams(NamedTuple):
     """What a run reads from and writes to; tests hand in their own."""
 
     stdin: TextIO

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.ground.errors import ContentError
 from msb_pull.image.documents import Fields, load_json, shown, text
@@ -58,8 +58,7 @@ class Descriptor:
     artifact_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """One image for one platform: its config and its layers, bottom first."""
 
     schema_version: int
@@ -70,8 +69,7 @@ class Manifest:
     artifact_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """Manifests for several platforms."""
 
     media_type: str
@@ -87,8 +85,7 @@ class Index:
         return said or [entry for entry in possible if entry.media_type in _UNSAID]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """The parts of an image's config that msb-pull needs; ``raw`` holds all of it."""
 
     raw: Mapping[str, Any]

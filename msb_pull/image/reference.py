@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.text import in_ascii
@@ -78,8 +79,7 @@ class Reference:
         return f"{text}@{self.digest}" if self.digest else text
 
 
-@dataclass(frozen=True, slots=True)
-class ImageArgument:
+class ImageArgument(NamedTuple):
     """One image as named on the command line: ``transport`` is ``registry`` or that of a local source.
 
     ``path`` and ``name`` (a tag or a reference inside it) belong to local sources; ``-`` is standard input.

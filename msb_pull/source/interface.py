@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from msb_pull.image.reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedImage:
+class ResolvedImage(NamedTuple):
     """One image for one platform, manifest and config verified and parsed.
 
     ``reference`` is the name it is recorded under, ``digest`` that of ``manifest_bytes`` (the platform's manifest,

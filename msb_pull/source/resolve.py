@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from msb_pull.ground.errors import ContentError, NotFoundError
 from msb_pull.image.digest import Digest
@@ -74,8 +73,7 @@ def resolve_image(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """A manifest, the platform that the index said it is for, and the indexes that led to it."""
 
     digest: Digest

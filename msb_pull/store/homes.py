@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.ground.sizes import counted
@@ -31,8 +30,7 @@ _MICROSANDBOX = b"microsandbox"
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class OtherHome:
+class OtherHome(NamedTuple):
     """A home that has images in a layers folder. ``name`` is "" for the one that the folder is a part of.
 
     ``path`` is where it was last, "" if unknown. ``copies`` is the folder with the copies of its images;

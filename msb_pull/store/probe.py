@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import LocalError
 
@@ -19,8 +18,7 @@ _ATTRIBUTE = "user.containers.override_stat"
 _CANNOT = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystem:
+class FileSystem(NamedTuple):
     """What was found. ``lacks`` names what no layer can do without, ``attributes`` whether user attributes work."""
 
     lacks: tuple[str, ...]

@@ -7,8 +7,7 @@ import fcntl
 import os
 import re
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import Cancelled, GivenUp
 from msb_pull.ground.remove import remove_tree
@@ -26,8 +25,7 @@ _OLD_SECONDS = 7 * 86400
 _LAST_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Staging:
+class Staging(NamedTuple):
     """A private place on the layers' file system: the tree to be, its record, its notes, and what it overwrites."""
 
     path: Path

@@ -8,7 +8,6 @@ verify and save work on an image of the rig, pulled from its layout; the other f
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shlex
@@ -56,7 +55,7 @@ def fill_with_images(home: str, count: int) -> None:
             image.source or "",
         )  # fmt: skip
         for number in range(1, count):
-            database.record(dataclasses.replace(record, reference=f"docker.io/library/sample:{number}"))
+            database.record(record._replace(reference=f"docker.io/library/sample:{number}"))
 
 
 def commands(image: str | None) -> dict[str, list[str] | str]:

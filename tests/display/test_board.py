@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from msb_pull.display.board import Board
@@ -208,7 +206,7 @@ FIRST, SECOND = "docker.io/library/one:1", "docker.io/library/two:1"
 
 
 def of(image, event):
-    return dataclasses.replace(event, image=image)
+    return event._replace(image=image)
 
 
 def test_several_images_are_shown_one_below_the_other():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import threading
@@ -91,7 +90,7 @@ def test_a_use_in_the_future_is_one_of_now(store):
 
 def test_a_lost_database_does_not_make_all_images_alike(store):
     pulled_at = datetime.fromtimestamp(THEN - DAY, UTC)
-    made = dataclasses.replace(record("localhost/b:1", "x"), pulled_at=pulled_at)
+    made = record("localhost/b:1", "x")._replace(pulled_at=pulled_at)
     with store.database(create=True) as database:
         database.record(made)
     os.utime(copy(store, "localhost/b:1"), (THEN, THEN))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.running import Cancel
 
@@ -24,8 +23,7 @@ _UNIX_TIMES = (1e9, 1e11)
 RETRY_STATUS = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """Time and chance, so that tests need not wait for either."""
 
     monotonic: Callable[[], float] = time.monotonic

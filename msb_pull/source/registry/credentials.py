@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground import places
 from msb_pull.ground.errors import UsageError
@@ -54,8 +53,7 @@ def _named_host(environment: Mapping[str, str]) -> str:
     return host
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(NamedTuple):
     """What files and helpers are asked, how they warn, and what ends them."""
 
     registry: str

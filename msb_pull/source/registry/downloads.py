@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from msb_pull.source.http.retry import Clock
@@ -73,8 +72,7 @@ class Limiter:
         self._clock.sleep(self._patience.heard, wait)
 
 
-@dataclass(frozen=True, slots=True)
-class Downloads:
+class Downloads(NamedTuple):
     """Who asks for blobs, how fast and over how many connections they come, and what ends the waiting for them."""
 
     requester: Requester

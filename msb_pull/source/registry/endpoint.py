@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from msb_pull.ground.errors import UsageError
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 HOSTS = {DEFAULT_REGISTRY: "registry-1.docker.io"}
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One host that may serve a registry's content.
 
     ``host`` is ``host[:port]``. ``scheme`` None means: https, and http where a loopback host does not speak TLS.
@@ -42,8 +40,7 @@ class Endpoint:
         return f"{scheme}://{self.host}{self.prefix}/v2/{path}{query}"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """What is being asked for: a repository at an endpoint; ``what`` names the image in messages."""
 
     endpoint: Endpoint

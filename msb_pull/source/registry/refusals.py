@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import responses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import AccessError, MsbPullError, NetworkError, NotFoundError
 from msb_pull.source.http.failures import PROXY_LOGIN, PROXY_LOGIN_HINT, Failure
@@ -26,8 +25,7 @@ _BLANK = b"\xef\xbb\xbf \t\r\n"
 _UNKNOWN = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"})
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """An unsuccessful answer: its status and, where the body had them, the registry's codes and message."""
 
     status: int

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.image.platform import Platform
 from msb_pull.store.index.keys import LayerKey
@@ -23,8 +22,7 @@ TIME = "%Y-%m-%d %H:%M:%S"
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """All that is recorded of one pulled image.
 
     ``keys`` name its layers in the store, in the manifest's order (empty: by their digests); ``pulled_at`` None is now.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.ground.errors import LocalError
 from msb_pull.image.digest import Digest, InvalidDigest
@@ -36,8 +35,7 @@ _CONFIG_PLATFORM = """SELECT c.os, c.architecture, c.os_variant FROM configs c
     JOIN manifests m ON m.id = c.manifest_id WHERE m.image_id = ? ORDER BY c.id LIMIT 1"""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLayer:
+class StoredLayer(NamedTuple):
     """A layer as recorded; ``size`` is compressed bytes, ``key`` its name in the store."""
 
     key: LayerKey
@@ -51,8 +49,7 @@ class StoredLayer:
         return self.key.digest
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(NamedTuple):
     """An image as recorded, layers bottom first with repeats. Microsandbox's own images lack the optional facts.
 
     ``shared`` says that another program has rows for the image, all of them or some beside ours. ``used_at`` is the

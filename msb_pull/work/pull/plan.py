@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.limits import Limits
@@ -121,16 +121,14 @@ class PullOptions:
         return self.platform or Platform.host()
 
 
-@dataclass(frozen=True, slots=True)
-class WantedLayer:
+class WantedLayer(NamedTuple):
     """One distinct layer to fetch: its blob and the digest of its tar stream."""
 
     descriptor: Descriptor
     diff_id: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class LayerOutcome:
+class LayerOutcome(NamedTuple):
     """One layer of the result: compressed ``size`` and ``fetched`` bytes, and where it lies.
 
     ``reused``: it was made from a layer that the store had under another digest, as in another compression.

@@ -221,9 +221,9 @@ def _distinct(
     for image, layers in proofs:
         for layer in layers:
             plain = LayerKey(layer.key.digest)
-            if plain not in found and store.has_layer(plain) and claims.refuting(replace(layer, key=plain)) is None:
+            if plain not in found and store.has_layer(plain) and claims.refuting(layer._replace(key=plain)) is None:
                 # Microsandbox, which knows one form of each layer, reads this one. Its base has gone with its image.
-                found[plain] = _Wanted(replace(layer, key=plain), [image.reference], [], set())
+                found[plain] = _Wanted(layer._replace(key=plain), [image.reference], [], set())
     return list(found.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -49,8 +48,8 @@ class World:
 def world(tmp_path):
     made = World(tmp_path / "home")
     made.write(
-        dataclasses.replace(record("localhost/a:1", "xyx"), pulled_at=WHEN),
-        dataclasses.replace(record("localhost/b:1", "z"), keys=(LayerKey(digest("z"), "0" * 12),), source="oci:dir"),
+        record("localhost/a:1", "xyx")._replace(pulled_at=WHEN),
+        record("localhost/b:1", "z")._replace(keys=(LayerKey(digest("z"), "0" * 12),), source="oci:dir"),
     )
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
@@ -207,7 +206,7 @@ def test_an_image_that_is_pulled_again_meanwhile_stays(store):
     with store.database(create=True) as database:
         publish(store, "x")
         old = datetime.now(UTC) - timedelta(days=30)
-        database.record(dataclasses.replace(record("localhost/a:1", "x"), pulled_at=old))
+        database.record(record("localhost/a:1", "x")._replace(pulled_at=old))
     plan = plan_prune(store, parse_filters(["until=24h"]))
     assert plan.images == ("localhost/a:1",)
     pull(store, "localhost/a:1", "x")
@@ -405,7 +404,7 @@ def make(store, reference: str, names: str, days: float = 0, platform: str = "li
         publish(store, name)
     when = datetime.now(UTC) - timedelta(days=days)
     with store.database(create=True) as database:
-        database.record(dataclasses.replace(made, pulled_at=when, platform=Platform.parse(platform)))
+        database.record(made._replace(pulled_at=when, platform=Platform.parse(platform)))
 
 
 @pytest.mark.parametrize(
