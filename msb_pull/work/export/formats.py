@@ -59,8 +59,11 @@ def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.work.export.tar import write_tar
 
     with _compressed(out, task.name) as sink:
-        write_tar(inodes, sink, task.progress, aside=_aside(out))
-    return sink.count
+        # Of a stream nobody knows where it stands, or whether it only takes what is appended.
+        plain = bool(task.name) and isinstance(sink, _Counted) and _is_file(out)
+        handle = out.fileno() if plain else None
+        size = write_tar(inodes, sink, task.progress, aside=_aside(out), handle=handle)
+    return size if plain else sink.count
 
 
 def _is_file(out: BinaryIO) -> bool:
