@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msb_pull.cli import options as opt
-from msb_pull.cli.group import Group, command, usage_error
+from msb_pull.cli.group import Group, build, command, usage_error
 from msb_pull.cli.run import Access, Run, Session
 from msb_pull.cli.signals import Interrupts
 from msb_pull.display.streams import Streams
@@ -339,7 +339,7 @@ def main(argv: Sequence[str], streams: Streams | None = None) -> int:
 
     def work() -> None:
         interrupts.install(session.say_farewell)
-        program = typer.main.get_command(app)
+        program = build(app, argv)
         try:
             program.main(list(argv) or ["--help"], prog_name="msb-pull", standalone_mode=False, obj=session)
         except typer.TyperException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,19 @@ def one_place() -> Callable[[int], memoryview]:
     """Room for one piece at a time, for whoever has written it when the next one comes."""
     place = memoryview(bytearray(_PLACE))
     return lambda size: place[:size]
+
+
+def writer_at(handle: int, start: int) -> Callable[[memoryview], None]:
+    """Writes into an open file from ``start`` on, wherever others write into it. Raises OSError."""
+    at = start
+
+    def write(data: memoryview) -> None:
+        nonlocal at
+        while data:
+            count = os.pwrite(handle, data, at)
+            data, at = data[count:], at + count
+
+    return write
 
 
 class Behind:

@@ -142,9 +142,13 @@ class Throttle:
         return True
 
 
+class OwnThread(threading.Thread):
+    """A thread of this package, as opposed to those of a program that uses it."""
+
+
 def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
     """Starts a thread that ends with the process; raises LocalError when there can be no more."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread = OwnThread(target=work, name=name, daemon=True)
     try:
         thread.start()
     except RuntimeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import sys
@@ -159,6 +158,9 @@ def flush(*folders: Path) -> None:
 
 
 def _swap(one: bytes, other: bytes) -> bool:
+    # 2 ms that hardly any command needs.
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
         result = libc.renamex_np(one, other, _RENAME_SWAP)
@@ -173,6 +175,8 @@ def _swap(one: bytes, other: bytes) -> bool:
 
 
 def _flush_file_system(descriptor: int) -> None:
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "syncfs"):
         os.sync()

@@ -50,6 +50,8 @@ CHILD = {
     }.items()
     for module in modules.split()
 }
+# What goes on in a fork of the whole process, where nothing but the fork itself ends.
+FORKED = {"msb_pull.disk.beside"}
 
 # What they may have of the ground.
 GROUND = ("below", "errors", "limits", "pax", "remove", "tarfields", "text")
@@ -274,7 +276,7 @@ def test_library_neither_prints_nor_exits_nor_reads_the_environment(name):
             wrong.append(f"{name}:{node.lineno}: {node.func.id}()")
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             reads = (node.value.id, node.attr)
-            exits = reads in {("sys", "exit"), ("os", "_exit")} and name not in CHILD
+            exits = reads in {("sys", "exit"), ("os", "_exit")} and name not in CHILD | FORKED
             if exits or reads in {("os", "environ"), ("os", "getenv"), ("os", "putenv")}:
                 wrong.append(f"{name}:{node.lineno}: {'.'.join(reads)}")
     assert not wrong

@@ -68,9 +68,9 @@ class Node:
         kind = _KINDS[entry.type]
         on_disk = kind if kind == stat.S_IFDIR else stat.S_IFREG
         key = kind, entry.mode, entry.uid, entry.gid
-        if key not in said:
-            said[key] = disk_mode(on_disk, entry.mode), override_stat(*key)
-        node = cls(on_disk, *said[key], entry.mtime_ns)
+        if (known := said.get(key)) is None:
+            known = said[key] = disk_mode(on_disk, entry.mode), override_stat(*key)
+        node = cls(on_disk, *known, entry.mtime_ns)
         if entry.xattrs:
             named = ((disk_name(name), value) for name, value in entry.xattrs.items())
             node.attributes = {kept: value for kept, value in named if kept is not None}

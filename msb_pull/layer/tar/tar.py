@@ -44,6 +44,7 @@ class TarReader(BlockReader):
         self._map_leads = False
         self._extension_left = 0
         self._owners: dict[bytes, tuple[int, int, int]] = {}
+        self._times: dict[bytes, int] = {}
         self.content_bytes = 0
         self.trailing_garbage = False
 
@@ -131,10 +132,17 @@ class TarReader(BlockReader):
             )
         try:
             owner = self._owners.get(block[100:124]) or self._owner(block[100:124])
-            entry = Entry(index, name, kind, *owner, number(block[136:148]) * 1_000_000_000)
+            if (time := self._times.get(block[136:148])) is None:
+                time = self._time(block[136:148])
+            entry = Entry(index, name, kind, *owner, time)
             size = number(block[124:136])
             if before is not None:
                 size = self._extend(entry, before, size)
+            elif kind == REG and size >= 0:
+                # As nearly all are.
+                entry.stored = entry.size = size
+                self._begin_payload(entry)
+                return entry
             self._typed(entry, kind, block, size)
         except (BadField, BadRecord) as error:
             self._fail(str(error), index=index)
@@ -181,6 +189,13 @@ class TarReader(BlockReader):
         if len(self._owners) < 4096:
             self._owners[field] = owner
         return owner
+
+    def _time(self, field: bytes) -> int:
+        """In nanoseconds."""
+        time = number(field) * 1_000_000_000
+        if len(self._times) < 4096:
+            self._times[field] = time
+        return time
 
     # Extension headers
 

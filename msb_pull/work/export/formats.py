@@ -7,8 +7,7 @@ import hashlib
 import os
 import stat
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import processors
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from msb_pull.work.export.tree import Inode
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What a writer is asked beside the tree: the ``image``, the ``name`` of the output ("" for a stream), how owners
     are kept (``stat``, of a folder), how many bytes a file system is to have (``size``, None to choose), whom
     to tell of the bytes of each piece of content, and of what is left out."""
@@ -41,8 +39,7 @@ class Sink(Protocol):
     def write(self, data: bytes | memoryview, /) -> object: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A format. ``write`` takes the tree, a file (or what is no more than a pipe, where ``streamed``; where it is a
     ``folder``, the descriptor of an empty one) and the task, and returns how many bytes it wrote. Of a ``sized`` one
     the user chooses how large it is."""
@@ -59,8 +56,11 @@ def _tar(inodes: Sequence[Inode], out: BinaryIO, task: Task) -> int:
     from msb_pull.work.export.tar import write_tar
 
     with _compressed(out, task.name) as sink:
-        write_tar(inodes, sink, task.progress, aside=_aside(out))
-    return sink.count
+        # Of a stream nobody knows where it stands, or whether it only takes what is appended.
+        plain = bool(task.name) and isinstance(sink, _Counted) and _is_file(out)
+        handle = out.fileno() if plain else None
+        size = write_tar(inodes, sink, task.progress, aside=_aside(out), handle=handle)
+    return size if plain else sink.count
 
 
 def _is_file(out: BinaryIO) -> bool:

@@ -5,14 +5,19 @@ Nothing in it depends on the machine, the user or the store: the same image give
 
 from __future__ import annotations
 
+import os
 import stat
+from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.disk.behind import Behind
+from msb_pull.disk.behind import Behind, writer_at
+from msb_pull.disk.beside import FILE, gains, start
+from msb_pull.ground.running import processors
 from msb_pull.ground.tarfields import BLOCK, ZEROS, byte_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from msb_pull.work.export.tree import Inode
 
@@ -34,23 +39,81 @@ _SPACES = 8 * ord(" ")
 _NAME = 100
 _MAX_ID = 8**7 - 1
 _MAX_SIZE = 8**11 - 1
+_MAX_TIME = _MAX_SIZE * _SECOND
+_PLAIN_KINDS = (stat.S_IFREG, stat.S_IFDIR)
+# Processes that write, and as many processors as they keep busy.
+_HALVES = 2
 
 
-def write_tar(inodes: Iterable[Inode], out: Sink, progress: Callable[[int], None], *, aside: bool = False) -> int:
+def write_tar(
+    inodes: Sequence[Inode],
+    out: Sink,
+    progress: Callable[[int], None],
+    *,
+    aside: bool = False,
+    handle: int | None = None,
+) -> int:
     """Writes the archive into ``out`` and returns its size; ``progress`` gets the bytes of each piece of content.
 
-    ``aside`` is for a sink that never waits for a reader: a thread writes into it then. Raises ContentError for damaged
-    content, when most of the archive may have been written, and OSError.
+    ``aside`` is for a sink that never waits for a reader: a thread writes into it then. ``handle`` is an empty file
+    that may be written in its place, by two processes. Raises ContentError for damaged content, when most of the
+    archive may have been written, LocalError for the death of a process, and OSError.
     """
+    if handle is not None and (size := _write_halves(inodes, handle, progress)) is not None:
+        return size
     with Behind(out.write, aside=aside) as archive:
-        for inode in inodes:
-            archive.put(_headers(inode))
-            if inode.kind == stat.S_IFREG and inode.link_of is None:
-                _content(archive, inode, progress)
-        # GNU tar pads archives to records, and warns of a lone block of zeros.
-        archive.put(bytes(2 * BLOCK))
-        archive.put(bytes(-archive.size % _RECORD))
+        _write(archive, inodes, progress)
+        _finish(archive, 0)
     return archive.size
+
+
+def _write_halves(inodes: Sequence[Inode], handle: int, progress: Callable[[int], None]) -> int | None:
+    """Writes the first half while another process writes the second one behind it; None where that is no gain."""
+    costs = list(accumulate(FILE + (inode.size if inode.link_of is None else 0) for inode in inodes))
+    if not gains(costs[-1]):
+        return None
+    middle = bisect_left(costs, costs[-1] // 2)
+    place = sum(map(_length, inodes[:middle]))
+    aside = processors() > _HALVES
+
+    def second(tell: Callable[[int], None]) -> None:
+        with Behind(writer_at(handle, place), aside=aside) as archive:
+            _write(archive, inodes[middle:], tell)
+            _finish(archive, place)
+
+    if (beside := start(second)) is None:
+        return None
+    with beside:
+        with Behind(writer_at(handle, 0), aside=aside) as archive:
+            _write(archive, inodes[:middle], beside.with_it(progress))
+        assert archive.size == place
+        if not beside.finish(progress):
+            second(progress)
+    return os.fstat(handle).st_size
+
+
+def _write(archive: Behind, inodes: Iterable[Inode], progress: Callable[[int], None]) -> None:
+    for inode in inodes:
+        archive.put(_headers(inode))
+        if inode.kind == stat.S_IFREG and inode.link_of is None:
+            _content(archive, inode, progress)
+
+
+def _finish(archive: Behind, before: int) -> None:
+    """The end of an archive of which ``before`` bytes stand elsewhere."""
+    # GNU tar pads archives to records, and warns of a lone block of zeros.
+    archive.put(bytes(2 * BLOCK))
+    archive.put(bytes(-(before + archive.size) % _RECORD))
+
+
+def _length(inode: Inode) -> int:
+    """How many bytes of the archive a name takes."""
+    size = 0
+    if inode.kind == stat.S_IFREG and inode.link_of is None:
+        size = inode.size
+        if inode.segments is not None:
+            size = sum(length for _, length in _blocks(inode.segments, size))
+    return (BLOCK if _is_plain(inode) else len(_headers(inode))) + size + -size % BLOCK
 
 
 def _content(archive: Behind, inode: Inode, progress: Callable[[int], None]) -> None:
@@ -93,9 +156,28 @@ def _blocks(segments: Iterable[tuple[int, int]], size: int) -> list[tuple[int, i
     return found
 
 
+def _is_plain(inode: Inode) -> bool:
+    """Whether a header alone says all of a file or directory, as with nearly every one."""
+    return (
+        inode.link_of is None
+        and inode.kind in _PLAIN_KINDS
+        and not inode.xattrs
+        and inode.segments is None
+        and 0 < len(inode.path) < _NAME
+        and not inode.mtime_ns % _SECOND
+        and 0 <= inode.mtime_ns <= _MAX_TIME
+        and inode.uid <= _MAX_ID
+        and inode.gid <= _MAX_ID
+        and inode.size <= _MAX_SIZE
+    )
+
+
 def _headers(inode: Inode) -> bytes:
     """All that stands before the content: an extended header where one is needed, the header, a sparse file's map."""
     name = inode.path + b"/" if inode.kind == stat.S_IFDIR else inode.path
+    if _is_plain(inode):
+        seconds = inode.mtime_ns // _SECOND
+        return _block(name, inode.mode, inode.uid, inode.gid, inode.size, seconds, _TYPES[inode.kind])
     if not inode.path:
         name = b"./" if inode.kind == stat.S_IFDIR else b"."
     link = inode.target if inode.link_of is None else inode.link_of

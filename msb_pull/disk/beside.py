@@ -1,0 +1,150 @@
+"""A second process that writes one part of a file while this one writes another.
+
+It is a fork of this one: it has all that was worked out here, so nothing need be sent to it, and what it writes it
+writes into the same open file, at places of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import signal
+import sys
+import threading
+from struct import Struct
+from typing import TYPE_CHECKING, Self
+
+from msb_pull.ground.errors import LocalError
+from msb_pull.ground.running import OwnThread, processors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    # Is told of as many bytes as were written.
+    Tell = Callable[[int], None]
+
+# As many bytes are written in the time that a file takes beside its content.
+FILE = 1 << 14
+# What is written in about 20 ms; a fork and its end take 5.
+_WORTH = 1 << 25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Milliseconds between two looks at whether this work is to end.
+_PATIENCE = 100
+_COUNT = Struct("=Q")
+_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container)"
+
+
+def gains(work: int) -> bool:
+    """Whether a second process may be forked here, and helps with what takes as long as writing ``work`` bytes.
+
+    Of threads only the one that forks goes on in a fork, and what others hold stays locked there. Ours hold nothing
+    that a writer asks for; of those of a program that uses this package nobody knows.
+    """
+    return work >= _WORTH and processors() > 1 and sys.platform.startswith("linux") and _only_own_threads()
+
+
+def _only_own_threads() -> bool:
+    own = sum(isinstance(thread, OwnThread) for thread in threading.enumerate())
+    try:
+        # Those that Python did not start count as well; two are the directory itself and the one above.
+        return os.stat("/proc/self/task").st_nlink == own + 1 + 2
+    except OSError:
+        return False
+
+
+def start(work: Callable[[Tell], object]) -> Beside | None:
+    """See :class:`Beside`; None where one process has to do it all, as where a limit leaves room for no more."""
+    try:
+        return Beside(work)
+    except OSError:
+        return None
+
+
+class Beside:
+    """A process that does ``work``, which is given whom to tell of what it has written; a context manager, which ends
+    the process.
+
+    ``work`` loads no module and uses nothing that other threads lock. It sees no signal and ends with this process.
+    Raises OSError where there can be no more processes.
+    """
+
+    def __init__(self, work: Callable[[Tell], object]) -> None:
+        self._told = mmap.mmap(-1, _COUNT.size)
+        self._seen = 0
+        self._end, theirs = os.pipe()
+        creator = os.getpid()
+        # It shares the descriptor that handlers write to: this process would take its signals for a second Ctrl-C.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._process = os.fork()
+            if not self._process:
+                self._live(work, creator)
+        except OSError:
+            os.close(self._end)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+            os.close(theirs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            os.kill(self._process, signal.SIGKILL)
+            self._status()
+        os.close(self._end)
+
+    def with_it(self, progress: Tell) -> Tell:
+        """Tells ``progress`` of what this process writes, and of what the other one has written meanwhile."""
+        return lambda size: progress(size + self._news())
+
+    def finish(self, progress: Tell) -> bool:
+        """Waits for the end; returns whether all was done. If not, ``progress`` is told that nothing was.
+
+        Raises LocalError when the process was killed, and what ``progress`` raises.
+        """
+        ended = select.poll()
+        ended.register(self._end, select.POLLIN)
+        while not ended.poll(_PATIENCE):
+            progress(self._news())
+        status = self._status()
+        if status is not None and os.WIFSIGNALED(status):
+            raise LocalError(f"a process that helps was killed by signal {os.WTERMSIG(status)}", hint=_KILLED)
+        progress(self._news() if status == 0 else -self._seen)
+        return status == 0
+
+    def _news(self) -> int:
+        before, self._seen = self._seen, _COUNT.unpack_from(self._told)[0]
+        return self._seen - before
+
+    def _status(self) -> int | None:
+        """How it has ended (wait(2)), None where somebody else in this process has waited for it."""
+        process, self._process = self._process, 0
+        try:
+            return os.waitpid(process, 0)[1]
+        except ChildProcessError:
+            return None
+
+    def _live(self, work: Callable[[Tell], object], creator: int) -> NoReturn:
+        written = 0
+
+        def tell(size: int) -> None:
+            nonlocal written
+            written += size
+            _COUNT.pack_into(self._told, 0, written)
+            if os.getppid() != creator:
+                os._exit(1)
+
+        failed = 1
+        try:
+            # Looking at every object would copy all memory that both share.
+            gc.disable()
+            work(tell)
+            failed = 0
+        finally:
+            # Whatever it was, the other process finds it again, and tells.
+            os._exit(failed)

@@ -1,0 +1,158 @@
+"""A second process: it does its part, ends in every case, and tells how it went."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from msb_pull.disk.beside import Beside, gains, start
+from msb_pull.ground.errors import Cancelled, LocalError
+from msb_pull.ground.running import processors
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is one process elsewhere")
+
+
+class Progress(list):
+    """What was told."""
+
+    def tell(self, size: int) -> None:
+        self.append(size)
+
+
+def forever(tell):
+    signal.pause()
+
+
+def runs(process: int) -> bool:
+    """Whether it has not ended; one that was waited for is gone."""
+    return os.path.exists(f"/proc/{process}")
+
+
+def test_it_does_its_part_and_tells_how_much():
+    shared, told = mmap.mmap(-1, 8), Progress()
+
+    def work(tell):
+        shared[:4] = b"done"
+        for _ in range(10):
+            tell(7)
+
+    with Beside(work) as beside:
+        beside.with_it(told.tell)(5)
+        assert beside.finish(told.tell)
+    assert shared[:4] == b"done"
+    assert sum(told) == 75
+
+
+def test_what_it_fails_at_is_left_to_this_process():
+    told = Progress()
+
+    def work(tell):
+        tell(7)
+        raise ValueError("damaged")
+
+    with Beside(work) as beside:
+        assert not beside.finish(told.tell)
+    assert sum(told) == 0
+
+
+def test_killed():
+    def work(tell):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(LocalError, match="killed by signal 9"), Beside(work) as beside:
+        beside.finish(lambda size: None)
+
+
+def test_somebody_else_has_waited_for_it():
+    with Beside(lambda tell: None) as beside:
+        os.waitpid(beside._process, 0)
+        assert not beside.finish(lambda size: None)
+
+
+def test_an_error_here_ends_it():
+    with pytest.raises(ValueError, match="here"), Beside(forever) as beside:
+        process = beside._process
+        assert runs(process)
+        raise ValueError("here")
+    assert not runs(process)
+
+
+def test_it_is_waited_for_no_longer_than_the_work_goes_on():
+    def progress(size: int) -> None:
+        raise Cancelled("interrupted")
+
+    with pytest.raises(Cancelled), Beside(forever) as beside:
+        process = beside._process
+        beside.finish(progress)
+    assert not runs(process)
+
+
+def test_signals_are_for_the_first_process():
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def work(tell):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+    with Beside(work) as beside:
+        assert beside.finish(lambda size: None)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former
+
+
+def test_it_ends_with_the_first_process():
+    code = (
+        "import os, signal, sys, time\n"
+        "from msb_pull.disk.beside import Beside\n"
+        "def work(tell):\n"
+        "    while True:\n"
+        "        tell(1)\n"
+        "        time.sleep(0.01)\n"
+        "Beside(work)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Both have the output open: its end is that of the last.
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_where_there_can_be_no_more_processes(monkeypatch):
+    def refused():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "fork", refused)
+    assert start(forever) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_little_work_needs_none():
+    assert not gains(1 << 20)
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor is kept busy by one process")
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    [
+        ("", True),
+        ("start_thread(wait, 'ours')", True),
+        ("threading.Thread(target=wait, daemon=True).start()", False),
+        ("_thread.start_new_thread(wait, ())", False),
+        ("start_thread(wait, 'ours'); threading.Thread(target=wait, daemon=True).start()", False),
+    ],
+)
+def test_none_is_forked_beside_threads_of_others(threads, expected):
+    code = (
+        "import _thread, threading, time\n"
+        "from msb_pull.disk.beside import gains\n"
+        "from msb_pull.ground.running import start_thread\n"
+        "wait = lambda: time.sleep(600)\n"
+        f"{threads}\n"
+        "print(gains(1 << 40))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True, text=True)
+    assert done.stdout == f"{expected}\n"
