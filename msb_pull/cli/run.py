@@ -234,7 +234,7 @@ class LazyClient:
             self._client.close()
 
     def _options(self) -> RegistryOptions:
-        from msb_pull.api import registry_options
+        from msb_pull.api.clients import registry_options
 
         access, listed = self._access, registry_options(self._run.settings)
         return replace(
