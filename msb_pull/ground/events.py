@@ -83,12 +83,16 @@ class LayerDone(Event):
 
 @dataclass(frozen=True, slots=True)
 class Retrying(Event):
-    """A request broke and is tried again after ``delay`` seconds; ``what`` names it, without secrets."""
+    """A request broke and is tried again after ``delay`` seconds; ``what`` names it, without secrets.
+
+    It is number ``attempt`` of at most ``retries`` since something last came.
+    """
 
     what: str
     reason: str
     attempt: int
     delay: float
+    retries: int
 
 
 @dataclass(frozen=True, slots=True)
