@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +18,7 @@ from msb_pull.ground.errors import LocalError
 from msb_pull.layer.child import _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions
+from msb_pull.layer.unpack import filler as second
 from msb_pull.layer.unpack import unpack
 from msb_pull.layer.unpack.unpack import LayerProcess
 from tests.support.archive import END, directory, hardlink, reg, symlink, xattr
@@ -254,6 +257,25 @@ def test_where_no_more_processes_may_be_one_does_it_all(tmp_path):
     data = b"".join(reg(b"f%d" % i, b"x" * i) for i in range(2000)) + END
     assert finished(process, data) == 2000
     assert len(list((tmp_path / "staging").iterdir())) == 2000
+
+
+@pytest.mark.parametrize("refused", ["_clone", "os.pipe"])
+def test_where_there_can_be_none_nothing_stays_open(monkeypatch, refused):
+    real, pipes = os.pipe, []
+
+    def refuse():
+        raise OSError(errno.EAGAIN, "refused")
+
+    def pipe():
+        pipes.append(real() if not pipes else refuse())
+        return pipes[-1]
+
+    monkeypatch.setattr(second, "_clone", refuse)
+    if refused == "os.pipe":
+        monkeypatch.setattr(os, "pipe", pipe)
+    before = os.listdir("/proc/self/fd")
+    assert second.start(SimpleNamespace(), lambda: None) is None
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("most", [40, 64, 200])
