@@ -87,12 +87,14 @@ def _ignore(event: Event) -> None:
 class Job:
     """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time.
 
-    ``jobs`` is None for what suits the machine.
+    ``jobs`` is None for what suits the machine. ``own_process`` says that nothing else runs in this process, so that
+    what holds for all of it may be changed for good.
     """
 
     observer: Observer = _ignore
     cancel: Cancel = field(default_factory=Cancel)
     jobs: int | None = None
+    own_process: bool = False
 
     @property
     def at_once(self) -> int:

@@ -80,7 +80,8 @@ class LayerFetcher:
         self._job = job
         self._twins = twins
         self._arrived = arrived
-        keep_freed()
+        if job.own_process:
+            keep_freed()
 
     def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.
