@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.errors import Cancelled, GivenUp, exhausted
+from msb_pull.ground.errors import Cancelled, GivenUp, check_room_for_thread, exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +146,7 @@ class Throttle:
 
 def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
     """Starts a thread that ends with the process; raises LocalError when there can be no more."""
+    check_room_for_thread()
     thread = threading.Thread(target=work, name=name, daemon=True)
     try:
         thread.start()
