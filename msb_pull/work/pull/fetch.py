@@ -20,7 +20,7 @@ from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.report import UnpackOptions, UnpackReport
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack.process import LayerProcess
 from msb_pull.work.memory import keep_freed
 
 if TYPE_CHECKING:

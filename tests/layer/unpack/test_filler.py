@@ -19,8 +19,8 @@ from msb_pull.layer.child import _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.unpack import filler as second
-from msb_pull.layer.unpack import unpack
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack import process as parent
+from msb_pull.layer.unpack.process import LayerProcess
 from tests.support.archive import END, directory, hardlink, reg, symlink, xattr
 from tests.support.counting import wait_for
 
@@ -288,7 +288,7 @@ def test_a_low_limit_of_open_files(tmp_path, most):
 def start_in(folder: Path, first: str, **options: object) -> LayerProcess:
     """A child that does something else first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unpack, "_BOOTSTRAP", first + unpack._BOOTSTRAP)
+        patch.setattr(parent, "_BOOTSTRAP", first + parent._BOOTSTRAP)
         return start(folder, **options)
 
 
