@@ -15,7 +15,9 @@ used, so that ``import msb_pull`` costs nothing.
 # Spelled out, since importing typing takes longer than all else that a start needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from msb_pull.api import Store, pull_image, pull_images
+    from msb_pull.api.lock import LockResult, pull_and_lock, pull_locked
+    from msb_pull.api.pull import pull_image, pull_images
+    from msb_pull.api.store import Store
     from msb_pull.config.signatures import SignatureRule
     from msb_pull.ground import errors as errors
     from msb_pull.ground import events as events
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
+    from msb_pull.work.lockfile import LockChange
     from msb_pull.work.podman.export import PodmanExport
     from msb_pull.work.pull.plan import Delivered, LayerOutcome, Policy, PullOptions, PullResult
 
@@ -56,6 +59,8 @@ __all__ = [
     "LayerOutcome",
     "ListedImage",
     "LocalError",
+    "LockChange",
+    "LockResult",
     "MsbPullError",
     "NetworkError",
     "NotFoundError",
@@ -72,13 +77,17 @@ __all__ = [
     "__version__",
     "errors",
     "events",
+    "pull_and_lock",
     "pull_image",
     "pull_images",
+    "pull_locked",
 ]
 
 # Module -> the public names that it holds.
 _HOLDERS = {
-    "api": "Store pull_image pull_images",
+    "api.lock": "LockResult pull_and_lock pull_locked",
+    "api.pull": "pull_image pull_images",
+    "api.store": "Store",
     "config.signatures": "SignatureRule",
     "ground.errors": "AccessError Cancelled ContentError ExitCode GivenUp LocalError MsbPullError NetworkError "
     "NotFoundError SignatureError UsageError",
@@ -86,6 +95,7 @@ _HOLDERS = {
     "ground.version": "__version__",
     "work.export.export": "ExportOptions ExportResult",
     "work.listing": "ListedImage",
+    "work.lockfile": "LockChange",
     "work.podman.export": "PodmanExport",
     "work.pull.plan": "Delivered LayerOutcome Policy PullOptions PullResult",
     "source.registry.auth_file": "Credential",

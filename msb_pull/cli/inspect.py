@@ -15,6 +15,8 @@ from msb_pull.image.reference import Reference
 from msb_pull.work.listing import InspectedImage, InspectedLayer, inspect_image, list_files
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from msb_pull.cli.run import Run
     from msb_pull.work.merge import ListedFile
 
@@ -37,6 +39,7 @@ _CONFIG = (
     ("Stop signal", "StopSignal"),
     ("Labels", "Labels"),
 )
+_LAYER = ("LAYER", "DIGEST", "SIZE", "UNPACKED", "ENTRIES", "STATE", "PATH")
 
 
 def show_image(run: Run, text: str, *, part: str | None) -> None:
@@ -58,10 +61,10 @@ def show_image(run: Run, text: str, *, part: str | None) -> None:
         lowerdir = image.lowerdir()
         run.write({"lowerdir": lowerdir}, lowerdir)
     else:
-        run.write(_document(image), _page(image, color=run.display.colored_stdout))
+        run.write(_document(image), _page(image, color=run.display.colored_stdout, room=run.display.room))
 
 
-def _page(image: InspectedImage, *, color: bool) -> str:
+def _page(image: InspectedImage, *, color: bool, room: int) -> str:
     now = datetime.datetime.now(datetime.UTC)
     pairs = [
         ("Image", image.reference),
@@ -74,10 +77,21 @@ def _page(image: InspectedImage, *, color: bool) -> str:
         *(("Signed by", visible(f"{x.signer}, as {x.rule} required")) for x in image.signatures),
         *((title, shown) for title, key in _CONFIG if (shown := _shown_value(image.config.get(key)))),
     ]
-    rows = [_layer_row(number, layer) for number, layer in enumerate(image.layers, start=1)]
-    header = ("LAYER", "DIGEST", "SIZE", "UNPACKED", "ENTRIES", "STATE", "PATH")
-    layers = table(header, rows, right=("LAYER", "SIZE", "UNPACKED", "ENTRIES"), color=color)
-    return f"{facts(pairs, color=color)}\n\n{layers}"
+    return f"{facts(pairs, color=color)}\n\n{_layers_table(image.layers, color=color, room=room)}"
+
+
+def _layers_table(layers: Sequence[InspectedLayer], *, color: bool, room: int) -> str:
+    """The layers, with their paths beside them or, where these do not fit there, below, each alone in its line.
+
+    A path that a terminal breaks into two lines is easily copied only then.
+    """
+    rows = [_layer_row(number, layer) for number, layer in enumerate(layers, start=1)]
+    right = ("LAYER", "SIZE", "UNPACKED", "ENTRIES")
+    shown = table(_LAYER, rows, right=right, color=color)
+    if not room or all(len(line) <= room for line in shown.splitlines()[1:]):
+        return shown
+    others = table(_LAYER[:-1], [row[:-1] for row in rows], right=right, color=color)
+    return f"{others}\n\n{table(_LAYER[-1:], [row[-1:] for row in rows], color=color)}"
 
 
 def _layer_row(number: int, layer: InspectedLayer) -> tuple[str, ...]:

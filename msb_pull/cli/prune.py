@@ -35,6 +35,8 @@ def prune_store(run: Run, filters: Sequence[str], *, everything: bool, yes: bool
     plan = plan_to_fit(store, fit) if fit else plan_prune(store, parse_filters(filters) if everything else None)
     for remark in plan.remarks:
         run.warn(remark)
+    if plan.empty and not dry_run:
+        store.sweep_locks()
     if plan.empty or dry_run:
         run.write(_removed_document(plan, dry_run=dry_run), _removed_lines(plan))
         would = f"Would remove {_contents(plan)} ({format_size(plan.size)})."

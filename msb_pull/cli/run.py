@@ -128,7 +128,7 @@ class Run:
         self.session = session
         self.settings = settings
         self.display = session.display
-        self.job = Job(session.display.observe, session.interrupts.cancel, settings.jobs)
+        self.job = Job(session.display.observe, session.interrupts.cancel, settings.jobs, own_process=True)
 
     def store(self, *, create: bool = True) -> Store:
         """Opens the store; with ``create`` False nothing is made that is not there."""
@@ -233,7 +233,7 @@ class LazyClient:
             self._client.close()
 
     def _options(self) -> RegistryOptions:
-        from msb_pull.api import registry_options
+        from msb_pull.api.clients import registry_options
 
         access, listed = self._access, registry_options(self._run.settings)
         return replace(

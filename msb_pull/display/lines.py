@@ -142,8 +142,8 @@ def change(event: Event) -> str | None:
             return f"waiting for {visible(holder)}"
         case events.Delivering(image=image, place=place):
             return f"loading {visible(image)} into {visible(place)}"
-        case events.Retrying(what=what, reason=reason, attempt=attempt, delay=delay):
-            return f"retrying {visible(what)} in {delay:.1f}s (attempt {attempt}): {visible(reason)}"
+        case events.Retrying(what=what, reason=reason, attempt=attempt, delay=delay, retries=retries):
+            return f"retrying {visible(what)} in {delay:.1f}s (retry {attempt} of {retries}): {visible(reason)}"
         case events.Resolving(image=image):
             return f"resolving {visible(image)}"
     return None

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 
+# What a thread has where nothing limits its stack, and what Python needs beside it: a frame, and room for objects.
+_STACK = 8 << 20
+_TO_BEGIN = 2 << 20
 # How the SystemError ends of a call that failed without saying why.
 _UNSAID = ("without exception set", "without setting an exception")
 
@@ -161,6 +164,27 @@ def no_more_tasks(cause: str | None = None) -> LocalError:
         cause=cause,
         hint="raise the limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
     )
+
+
+def check_room_for_thread() -> None:
+    """Raises LocalError where a limit of memory leaves too little for one more thread.
+
+    Whoever starts one waits until it has begun (CPython before 3.15), for ever where it finds no room for that.
+    """
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    import threading
+
+    stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
+    needed = (_STACK if stack == resource.RLIM_INFINITY else stack) + _TO_BEGIN
+    try:
+        from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
+        mmap(-1, needed, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
+    except (OSError, ImportError, MemoryError) as error:
+        raise no_more_tasks() from error
 
 
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:

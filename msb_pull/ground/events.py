@@ -77,13 +77,17 @@ class LayerDone(NamedTuple):
 
 
 class Retrying(NamedTuple):
-    """A request broke and is tried again after ``delay`` seconds; ``what`` names it, without secrets."""
+    """A request broke and is tried again after ``delay`` seconds; ``what`` names it, without secrets.
+
+    It is number ``attempt`` of at most ``retries`` since something last came.
+    """
 
     image: str
     what: str
     reason: str
     attempt: int
     delay: float
+    retries: int
 
 
 class ImageDone(NamedTuple):

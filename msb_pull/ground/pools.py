@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from msb_pull.ground.errors import LocalError, exhausted
+from msb_pull.ground.errors import LocalError, check_room_for_thread, exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,16 @@ SMALL = 1 << 20
 class Pool(ThreadPoolExecutor):
     """A pool whose :meth:`submit` raises LocalError when it needs one more thread and there can be no more."""
 
+    def __init__(self, size: int, *, thread_name_prefix: str = "") -> None:
+        super().__init__(size, thread_name_prefix=thread_name_prefix)
+        # How many threads it may still come to need, counted down with each piece of work.
+        self._to_come = size
+
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """As ThreadPoolExecutor does."""
+        if self._to_come > 0:
+            check_room_for_thread()
+            self._to_come -= 1
         try:
             return super().submit(work, *arguments, **named)
         except RuntimeError as error:

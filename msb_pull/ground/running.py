@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from msb_pull.ground.errors import Cancelled, GivenUp, exhausted
+from msb_pull.ground.errors import Cancelled, GivenUp, check_room_for_thread, exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,12 +87,14 @@ def _ignore(event: Event) -> None:
 class Job:
     """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time.
 
-    ``jobs`` is None for what suits the machine.
+    ``jobs`` is None for what suits the machine. ``own_process`` says that nothing else runs in this process, so that
+    what holds for all of it may be changed for good.
     """
 
     observer: Observer = _ignore
     cancel: Cancel = field(default_factory=Cancel)
     jobs: int | None = None
+    own_process: bool = False
 
     @property
     def at_once(self) -> int:
@@ -148,6 +150,7 @@ class OwnThread(threading.Thread):
 
 def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
     """Starts a thread that ends with the process; raises LocalError when there can be no more."""
+    check_room_for_thread()
     thread = OwnThread(target=work, name=name, daemon=True)
     try:
         thread.start()

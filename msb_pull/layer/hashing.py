@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msb_pull.ground.errors import LocalError, check_room_for_thread
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from queue import SimpleQueue
@@ -62,8 +64,9 @@ class Hashing:
         self._room = BoundedSemaphore(_DEPTH)
         self._thread = Thread(target=self._work, name="hashing", daemon=True)
         try:
+            check_room_for_thread()
             self._thread.start()
-        except RuntimeError:
+        except (RuntimeError, LocalError):
             return
         self._over = False
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _SLICE = 0.1
 _TELL_AFTER = 1.0
 _TURNSTILE = ".turnstile"
+_SUFFIX = ".lock"
+# NFS locks exclusively only what is open for writing.
+_THERE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
 
 
@@ -30,7 +33,8 @@ class Busy(LocalError):
 
 
 class Locks:
-    """All locks of one store folder. Lock files are never removed: another process may just be opening them.
+    """All locks of one store folder. A lock file may go at any moment when nobody holds it: whoever has just opened it
+    finds that it is no longer the one of its name, and opens that.
 
     ``warn`` hears once when the file system has no flock; then only threads of this process are kept apart.
     """
@@ -57,12 +61,8 @@ class Locks:
         patience = _Patience(name, on_wait, cancel, wait)
         # flock keeps two descriptors of one process apart as if they were strangers, so threads queue here first.
         with self._thread_lock(name, patience) if exclusive else contextlib.nullcontext():
-            descriptor = self._open(name)
+            descriptor = self._enter(name, patience, exclusive=exclusive)
             try:
-                if descriptor is not None:
-                    enter = self._enter_alone if exclusive else self._enter_shared
-                    enter(name, descriptor, patience)
-                    _sign(descriptor)
                 yield
             finally:
                 if descriptor is not None:
@@ -71,7 +71,7 @@ class Locks:
     def is_held(self, name: str) -> bool:
         """Whether anybody has the lock ``name`` at this moment, shared or not; makes no file."""
         try:
-            descriptor = os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self._path(name), _THERE)
         except OSError:
             # Nobody has had it yet, or nobody can write here and so lock.
             return False
@@ -79,6 +79,34 @@ class Locks:
             return not self._try(descriptor, exclusive=True)
         finally:
             os.close(descriptor)
+
+    def sweep(self, is_gone: Callable[[str], bool]) -> None:
+        """Removes the files of locks that nobody holds and whose names are of what is gone. Raises OSError.
+
+        Who holds one is not disturbed, and who is about to take one makes it again.
+        """
+        try:
+            paths = [path for path in self._folder.iterdir() if path.suffix == _SUFFIX]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for path in paths:
+            if is_gone(path.stem.removesuffix(_TURNSTILE)):
+                _remove_free(path)
+
+    def _enter(self, name: str, patience: _Patience, *, exclusive: bool) -> int | None:
+        """The descriptor that holds the lock; None where there is nothing to lock."""
+        enter = self._enter_alone if exclusive else self._enter_shared
+        while (descriptor := self._open(name)) is not None:
+            try:
+                enter(name, descriptor, patience)
+                if is_same_file(descriptor, self._path(name)):
+                    _sign(descriptor)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        return None
 
     def _enter_alone(self, name: str, descriptor: int, patience: _Patience) -> None:
         if self._try(descriptor, exclusive=True):
@@ -119,7 +147,7 @@ class Locks:
             os.close(turnstile)
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.lock"
+        return self._folder / (name + _SUFFIX)
 
     def _open(self, name: str) -> int | None:
         path = self._path(name)
@@ -184,8 +212,8 @@ class _Patience:
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of a lock file, made where it is missing; NFS locks exclusively only what is open for writing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """A descriptor of a lock file, made where it is missing. Raises OSError."""
+    return os.open(path, _THERE | os.O_CREAT, 0o600)
 
 
 def flock(descriptor: int, operation: int) -> bool | None:
@@ -199,6 +227,27 @@ def flock(descriptor: int, operation: int) -> bool | None:
             raise
         return None
     return True
+
+
+def _remove_free(path: Path) -> None:
+    """Removes a lock file that nobody holds, while it is held here; where nobody can tell, it stays."""
+    try:
+        descriptor = os.open(path, _THERE)
+    except OSError:
+        return
+    try:
+        if flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) and is_same_file(descriptor, path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name: a lock on one that was removed keeps nobody out. Raises OSError."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sign(descriptor: int) -> None:

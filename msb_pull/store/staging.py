@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msb_pull.ground.errors import Cancelled, GivenUp
 from msb_pull.ground.remove import remove_tree
-from msb_pull.store.locks import flock, open_lock
+from msb_pull.store.locks import flock, is_same_file, open_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,7 @@ def _locked(lock: Path) -> Iterator[None]:
         descriptor = open_lock(lock)
         flock(descriptor, fcntl.LOCK_EX)
         # A sweep may have taken the file for a leftover between its creation and its lock.
-        if _same_file(descriptor, lock):
+        if is_same_file(descriptor, lock):
             break
         os.close(descriptor)
     try:
@@ -119,7 +119,7 @@ def _if_free(lock: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        free = _try(descriptor) and _same_file(descriptor, lock)
+        free = _try(descriptor) and is_same_file(descriptor, lock)
         yield free
         if free and not os.path.lexists(str(lock).removesuffix(_LOCK)):
             lock.unlink(missing_ok=True)
@@ -144,10 +144,3 @@ def _is_free(lock: Path) -> bool:
 def _try(descriptor: int) -> bool:
     taken = flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return time.time() - os.fstat(descriptor).st_mtime > _OLD_SECONDS if taken is None else taken
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

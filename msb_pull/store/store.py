@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from msb_pull.ground.errors import LocalError, local_error
 from msb_pull.ground.running import Cancel
+from msb_pull.image.digest import InvalidDigest
+from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.locks import Locks
-from msb_pull.store.paths import Paths
+from msb_pull.store.paths import LayerState, Paths
 from msb_pull.store.staging import Places, Staging
 from msb_pull.store.uses import Uses
 
@@ -213,6 +215,21 @@ class Store(Paths):
         from msb_pull.store.index.connect import sweep_drafts
 
         return len(self.places.sweep()) + sweep_drafts(self.database_path)
+
+    def sweep_locks(self) -> None:
+        """Removes the lock files of images and layers that are gone, unless they are in use.
+
+        Whoever wants one makes it again, so what cannot be removed stays for later.
+        """
+
+        def is_gone(lock: str) -> bool:
+            with contextlib.suppress(InvalidDigest):
+                return self.layer_state(LayerKey.parse(lock)) is LayerState.ABSENT
+            return unrecorded(lock)
+
+        with contextlib.suppress(OSError):
+            unrecorded = self.uses.unrecorded()
+            self.locks.sweep(is_gone)
 
     def trash(self, path: Path) -> None:
         """Removes a directory: first moved out of sight, then deleted; in place where it cannot be moved.

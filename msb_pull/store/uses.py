@@ -13,11 +13,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from msb_pull.store.index.keys import copy_name
+from msb_pull.store.index.keys import copies_in, copy_name
 from msb_pull.store.locks import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _RATION = 60
 # Each takes a descriptor, of which a process may have 1024; who uses more images keeps all that there are.
 _MOST = 128
+_IMAGE = "image-"
 
 
 class Uses:
@@ -63,6 +64,12 @@ class Uses:
     def is_used(self, reference: str) -> bool:
         """Whether anybody uses an image at this moment; writes nothing."""
         return any(self._locks.is_held(_name(name)) for name in (None, reference))
+
+    def unrecorded(self) -> Callable[[str], bool]:
+        """Tells names of locks that are of images which no home has recorded here. Raises OSError."""
+        folders = (self._homes.copies, *(home.copies for home in self._homes.others()))
+        recorded = {_lock_of(path.name) for folder in folders for path in copies_in(folder)}
+        return lambda lock: lock.startswith(_IMAGE) and lock not in recorded
 
     @contextlib.contextmanager
     def hold(self, reference: str | None, job: Job) -> Iterator[None]:
@@ -127,4 +134,8 @@ class InUse:
 
 
 def _name(reference: str | None) -> str:
-    return "images" if reference is None else f"image-{copy_name(reference)[:32]}"
+    return "images" if reference is None else _lock_of(copy_name(reference))
+
+
+def _lock_of(copy: str) -> str:
+    return _IMAGE + copy[:32]

@@ -50,7 +50,7 @@ class LockedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LockChange:
     """One digest that is another than it was in a lock file, or is new: of a platform, or of the index (None)."""
 
     image: str
@@ -129,7 +129,7 @@ class LockFile:
         return "".join(parts)
 
 
-def update(path: Path, found: Mapping[str, LockedImage], *, write: bool = True) -> list[Change]:
+def update(path: Path, found: Mapping[str, LockedImage], *, write: bool = True) -> list[LockChange]:
     """Puts ``found`` into a lock file, beside all else that is in it by then, and returns what is new.
 
     The file is the old one or the new one at any moment, and stays untouched where nothing changes, or without
@@ -149,17 +149,17 @@ def update(path: Path, found: Mapping[str, LockedImage], *, write: bool = True) 
     return changes
 
 
-def _merge(lock: LockFile, found: Mapping[str, LockedImage]) -> list[Change]:
+def _merge(lock: LockFile, found: Mapping[str, LockedImage]) -> list[LockChange]:
     changes = []
     for name, image in sorted(found.items()):
         held = lock.images.get(name)
         lock.images[name] = merged = image.joined(held) if held else image
         if held and held.index != merged.index:
-            changes.append(Change(name, None, held.index, merged.index))
+            changes.append(LockChange(name, None, held.index, merged.index))
         for platform in sorted({*merged.manifests, *(held.manifests if held else ())}):
             old, new = held.manifests.get(platform) if held else None, merged.manifests.get(platform)
             if old != new:
-                changes.append(Change(name, platform, old, new))
+                changes.append(LockChange(name, platform, old, new))
     return changes
 
 

@@ -19,6 +19,8 @@ def keep_freed() -> None:
     Else it gives each that is larger than 128 KiB back to the system at once, which then has to find and clear every
     page of the next one: 3 % of a pull, where all bytes go through such buffers. One place for all threads keeps that
     small, and costs nothing, since Python lets one at a time make or free something.
+
+    It holds for the whole process and for good, so a program that embeds this package is left alone.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -89,7 +89,8 @@ def save_images(
     if without and form is not Format.OCI:
         raise UsageError("--without only works with --format oci: `docker load` needs all layers")
     started = time.monotonic()
-    keep_freed()
+    if job.own_process:
+        keep_freed()
     images = stored_images(store, references)
     for image in images:
         store.uses.touch(image.reference)

@@ -221,7 +221,7 @@ def test_retries_and_timeout(place):
     assert done == Said(
         5,
         "",
-        f"{RESOLVING}retrying manifest of {IMAGE} in Ns (attempt 1): registry answered 503 Service Unavailable\n"
+        f"{RESOLVING}retrying manifest of {IMAGE} in Ns (retry 1 of 1): registry answered 503 Service Unavailable\n"
         f"error: {IMAGE}: no answer from HOST\n  cause: no answer for too long (0.5 seconds)\n"
         "  hint: check the address and the network\n",
     )

@@ -75,6 +75,27 @@ def test_a_narrow_terminal_gets_fewer_columns(run, folder, width, words, header)
         assert "(incomplete)" in plain(terminal.text)
 
 
+@pytest.mark.parametrize("width", [400, 80])
+def test_the_paths_of_layers_stand_alone_where_they_do_not_fit(run, folder, width):
+    """So that they can be copied: no column stands before or behind them."""
+    assert run("ls").returncode == 0
+    argv = [*program(), "inspect", "sample:1", "--home", str(folder)]
+    with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY)), columns=width) as terminal:
+        assert terminal.wait() == 0
+        tables = plain(terminal.text).replace("\r", "").rstrip("\n").split("\n\n")[1:]
+    paths = [f"{folder}/layers/{layer}.extracted" for layer in LAYERS]
+    header = ["LAYER", "DIGEST", "SIZE", "UNPACKED", "ENTRIES", "STATE"]
+    if width == 400:
+        (rows,) = tables
+        assert rows.splitlines()[0].split() == [*header, "PATH"]
+        assert [line.split()[-1] for line in rows.splitlines()[1:]] == paths
+    else:
+        rows, below = tables
+        assert rows.splitlines()[0].split() == header and len(rows.splitlines()) == 3
+        assert all(len(line) <= 80 for line in rows.splitlines())
+        assert below.splitlines() == ["PATH", *paths]
+
+
 def test_list_of_names(run):
     assert run("ls", "-q").stdout == f"{NAME}\nghcr.io/a/b:2\n"
     assert run("ls", "-q", "--sort", "size").stdout == f"ghcr.io/a/b:2\n{NAME}\n"

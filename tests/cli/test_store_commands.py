@@ -144,6 +144,21 @@ def test_prune(run, tmp_path):
     assert list((tmp_path / "home" / "layers").glob("*.extracted")) == []
 
 
+def test_prune_takes_the_locks_of_images_that_are_gone(run, tmp_path):
+    def locks():
+        return [name for name in os.listdir(tmp_path / "home/layers/.msb-pull/locks") if name.startswith("image-")]
+
+    assert run("pull", "--policy", "never", "localhost/misspelled:1").returncode == 3
+    assert len(locks()) == 2
+    assert run("prune", "--dry-run").returncode == 0
+    assert len(locks()) == 2
+    assert run("prune").returncode == 0
+    assert len(locks()) == 1
+    assert run("rm", NAME).returncode == 0
+    assert run("prune", "--yes").returncode == 0
+    assert locks() == []
+
+
 def test_prune_as_json(run):
     document = on_disk(run)
     assert [(layer.pop("size_bytes") > 0, layer) for layer in document["layers"]] == [

@@ -46,7 +46,7 @@ def tell_a_pull(it):
     it.observe(e.Resolving(IMAGE))
     it.observe(planned(100, 1_200_000, present={0}))
     it.observe(progress(1, 600_000, 1_200_000))
-    it.observe(e.Retrying(IMAGE, "blob", "connection reset", 1, 0.5))
+    it.observe(e.Retrying(IMAGE, "blob", "connection reset", 1, 0.5, 5))
     it.observe(e.Warned(IMAGE, "an odd layer"))
     it.observe(e.Warned(IMAGE, "an odd layer"))
     it.observe(e.LayerDone(IMAGE, digest(1), 1_200_000, 1_200_000, present=False))
@@ -60,7 +60,7 @@ def test_plain_lines():
         f"resolving {IMAGE}",
         f"Pulling {IMAGE} (linux/amd64, 2 layers, 1.2 MB)",
         f"layer {name(0)} already here",
-        "retrying blob in 0.5s (attempt 1): connection reset",
+        "retrying blob in 0.5s (retry 1 of 5): connection reset",
         "warning: an odd layer",
         f"layer {name(1)} done 1.2 MB",
     ]
@@ -269,7 +269,7 @@ def test_plain_lines_of_several_images_say_which():
         planned(5, 1_200_000, present={0}),
         e.LayerWaiting(IMAGE, digest(1), "another image of this run"),
         e.LayerDone(IMAGE, digest(1), 1_200_000, 1_200_000, present=False),
-        e.Retrying(IMAGE, "blob 1 from example.com", "reset", 2, 1.0),
+        e.Retrying(IMAGE, "blob 1 from example.com", "reset", 2, 1.0, 5),
         e.Warned(IMAGE, "it is odd"),
         e.Warned("", "so is this"),
     ])  # fmt: skip
@@ -279,7 +279,7 @@ def test_plain_lines_of_several_images_say_which():
         f"{IMAGE}: layer {name(0)} already here",
         f"{IMAGE}: layer {name(1)} waiting for another image of this run",
         f"{IMAGE}: layer {name(1)} done 1.2 MB",
-        f"{IMAGE}: retrying blob 1 from example.com in 1.0s (attempt 2): reset",
+        f"{IMAGE}: retrying blob 1 from example.com in 1.0s (retry 2 of 5): reset",
         f"warning: {IMAGE}: it is odd",
         "warning: so is this",
     ]

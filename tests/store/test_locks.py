@@ -13,7 +13,7 @@ import time
 import pytest
 
 from msb_pull.ground.errors import Cancelled, LocalError
-from msb_pull.store.locks import Locks
+from msb_pull.store.locks import Busy, Locks
 from tests.support.holders import hold, holder
 
 
@@ -131,12 +131,88 @@ def test_d7_without_flock_one_warning_and_the_work_goes_on(folder, monkeypatch, 
     assert "one msb-pull at a time" in warnings[0]
 
 
-def test_d8_lock_files_stay(folder):
+def test_d8_lock_files_stay_when_they_are_let_go(folder):
     with hold(Locks(folder)):
         number = (folder / "store.lock").stat().st_ino
     with hold(Locks(folder)):
         assert (folder / "store.lock").stat().st_ino == number
     assert os.listdir(folder) == ["store.lock"]
+
+
+def test_d8_what_is_gone_and_free_loses_its_lock_file(folder):
+    locks = Locks(folder)
+    for name in ("a", "b", "c"):
+        with hold(locks, name):
+            pass
+    (folder / "a.turnstile.lock").touch()
+    (folder / "b.lock.txt").touch()
+    with holder(folder, "c", "s"):
+        locks.sweep(lambda name: name in ("a", "c"))
+        assert sorted(os.listdir(folder)) == ["b.lock", "b.lock.txt", "c.lock"]
+        with pytest.raises(Busy), hold(locks, "c", wait=False):
+            pass
+    locks.sweep(lambda name: True)
+    assert os.listdir(folder) == ["b.lock.txt"]
+
+
+def test_d8_a_sweep_of_a_folder_that_is_not_there(folder):
+    Locks(folder).sweep(lambda name: True)
+    assert not folder.exists()
+
+
+def test_d8_what_is_no_lock_file_stays(folder, tmp_path):
+    (folder / "dir.lock").mkdir(parents=True)
+    (folder / "link.lock").symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").touch()
+    Locks(folder).sweep(lambda name: True)
+    assert sorted(os.listdir(folder)) == ["dir.lock", "link.lock"] and (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_d8_whoever_had_opened_a_lock_that_goes_takes_the_next_one_of_its_name(folder, monkeypatch, exclusive):
+    """A lock on a file without a name keeps nobody out who comes later."""
+    locks, real, swept = Locks(folder), fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not swept:
+            swept.append(True)
+            Locks(folder).sweep(lambda name: True)
+            assert os.listdir(folder) == []
+        return real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold(locks, exclusive=exclusive):
+        assert swept
+        with pytest.raises(Busy), hold(Locks(folder), wait=False):
+            pass
+    with hold(Locks(folder), wait=False):
+        pass
+
+
+def test_d8_threads_that_sweep_and_hold_are_never_two_inside(folder):
+    locks, inside, most, done = Locks(folder), [], [], threading.Event()
+
+    def work(mine):
+        for _ in range(50):
+            with hold(mine, "layer"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    def sweep():
+        while not done.is_set():
+            locks.sweep(lambda name: True)
+
+    # Each has locks of its own, so flock alone keeps them apart.
+    threads = [threading.Thread(target=work, args=(Locks(folder),)) for _ in range(4)]
+    sweeper = threading.Thread(target=sweep)
+    for thread in (sweeper, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    done.set()
+    sweeper.join(60)
+    assert len(most) == 200 and max(most) == 1
 
 
 def test_d22_a_folder_that_cannot_be_written_to_needs_no_lock(folder, monkeypatch):

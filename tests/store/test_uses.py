@@ -16,7 +16,7 @@ from msb_pull.store.index.keys import copy_name
 from msb_pull.store.store import Store
 from msb_pull.store.uses import InUse
 from tests.support.counting import wait_for
-from tests.support.stores import microsandbox_pull, pull, record, set_used, sql
+from tests.support.stores import NEVER, digest, microsandbox_pull, pull, record, set_used, sql
 
 NAME = "localhost/a:1"
 DAY = 86400
@@ -131,8 +131,8 @@ def test_where_nothing_can_be_written_a_touch_is_silent(store, monkeypatch, numb
     assert last(store) == THEN
 
 
-def is_free(store) -> bool:
-    with Store.open(store.home).uses.alone(NAME, Job()) as free:
+def is_free(store, name: str = NAME) -> bool:
+    with Store.open(store.home).uses.alone(name, Job()) as free:
         return free
 
 
@@ -203,3 +203,41 @@ def test_a_command_holds_no_more_images_than_it_may_open_files(store):
             mine.add(f"localhost/a{number}:1")
         assert descriptors() - before <= 128
     assert descriptors() == before
+
+
+def locks(store) -> list[str]:
+    return sorted(name for name in os.listdir(store.own / "locks") if name.startswith(("image-", "sha256:")))
+
+
+def test_the_locks_of_images_and_layers_that_are_gone_go(store):
+    def use(name):
+        with store.uses.hold(name, Job()):
+            pass
+
+    use(NAME)
+    with store.lock_layer(digest("x"), print, NEVER):
+        pass
+    kept = locks(store)
+    assert len(kept) == 2
+    use("localhost/misspelled:1")
+    with store.lock_layer(digest("gone"), print, NEVER):
+        pass
+    assert len(locks(store)) == 4
+    with Store.open(store.home).uses.hold("localhost/coming:1", Job()):
+        store.sweep_locks()
+        assert len(locks(store)) == 3
+        assert not is_free(store, "localhost/coming:1")
+    store.sweep_locks()
+    assert locks(store) == kept
+
+
+def test_the_locks_of_another_homes_images_stay(store, tmp_path):
+    other = Store.open(tmp_path / "other", store.layers)
+    other.register(needed=True)
+    pull(other, "localhost/other:1", "y")
+    with other.uses.hold("localhost/other:1", Job()):
+        pass
+    kept = locks(store)
+    for each in (store, other):
+        each.sweep_locks()
+    assert locks(store) == kept

@@ -111,7 +111,7 @@ def extract(folder: Path, *entries: bytes, record: Path | None = None, proven: b
     stream = b"".join(entries) + END
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with tempfile.TemporaryDirectory() as elsewhere:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as elsewhere:
             kept = record or Path(elsewhere, "record")
             with kept.open("wb") as file:
                 report = unpack(io.BytesIO(stream), root, file.fileno(), UnpackOptions(**options))
@@ -135,7 +135,7 @@ def assert_proven(
     What the layer overwrites is moved beside its record.
     """
     diff_id = "sha256:" + hashlib.sha256(stream).hexdigest()
-    with tempfile.TemporaryDirectory() as elsewhere:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as elsewhere:
         notes = Path(elsewhere, "notes")
         Notes.of(report, settled.derived, diff_id=diff_id, tar_bytes=len(stream), chain="").save(notes)
         kept = record.with_name(record.name + ".kept")

@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from msb_pull.api import registry_options
+from msb_pull.api.clients import registry_options
 from msb_pull.config import settings as config
 from msb_pull.ground.errors import MsbPullError, NotFoundError
 from msb_pull.ground.running import Job

@@ -10,11 +10,13 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
 import msb_pull
-from msb_pull import api
+from msb_pull.api import lock, pull
+from msb_pull.api import store as store_module
 from msb_pull.ground import errors, events
 from tests.conftest import REPOSITORY, lacking, program, program_environment
 from tests.support.fault_registry import Fault, FaultRegistry
@@ -37,12 +39,12 @@ def registry():
         yield registry
 
 
-@pytest.mark.parametrize("module", [msb_pull, api])
+@pytest.mark.parametrize("module", [msb_pull, lock, pull, store_module])
 def test_examples_in_docstrings_are_true(module, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    found = doctest.testmod(module)
-    assert found.attempted >= 4
+    found = doctest.testmod(module, extraglobs={name: getattr(msb_pull, name) for name in msb_pull.__all__})
+    assert found.attempted >= 3
     assert found.failed == 0
 
 
@@ -296,6 +298,51 @@ def test_several_images_each_with_its_outcome(store, registry):
     assert msb_pull.pull_images([], store) == []
     with pytest.raises(msb_pull.UsageError):
         msb_pull.pull_images([names[1], "Not A Name"], store)
+
+
+def locked_text(name, digest) -> str:
+    return f'version = 1\n\n[images."{name}"]\n"linux/amd64" = "{digest}"\n'
+
+
+def test_what_is_pulled_is_locked_and_pulled_again_elsewhere(store, registry, tmp_path):
+    name, path = f"{registry.host}/acme/app:1", tmp_path / "images.lock"
+    options = msb_pull.PullOptions(platform=msb_pull.Platform("linux", "amd64"))
+    first = msb_pull.pull_and_lock(path, store, [name, f"{registry.host}/acme/none:1"], options)
+    assert isinstance(first.outcomes[f"{registry.host}/acme/none:1"], msb_pull.NotFoundError)
+    digest = first.outcomes[name].digest
+    assert [(x.image, x.platform, x.old, str(x.new)) for x in first.changes] == [(name, "linux/amd64", None, digest)]
+    assert path.read_text().endswith(locked_text(name, digest).partition("\n\n")[2])
+    assert msb_pull.pull_and_lock(path, store, [name], options).changes == ()
+    # The tag moves, and the file goes on to say what it said.
+    registry.add_image("acme/app", "1", [layer_tar([file("c", "z" * 5000)])])
+    other = msb_pull.Store.open(tmp_path / "other")
+    (outcome,) = msb_pull.pull_locked(str(path), other, (), options).values()
+    assert (outcome.digest, outcome.changed) == (digest, True)
+    asked = len(registry.requests)
+    again = msb_pull.pull_locked(path, other, [name], options)[name]
+    assert (again.changed, len(registry.requests)) == (False, asked)
+    renewed = msb_pull.pull_and_lock(path, other, [], replace(options, dry_run=True), upgrade=True)
+    assert [str(x.old) for x in renewed.changes] == [digest] and digest in path.read_text()
+    renewed = msb_pull.pull_and_lock(path, other, [], options, upgrade=True)
+    assert renewed.outcomes[name].changed and digest not in path.read_text()
+
+
+def test_what_cannot_be_locked(store, registry, tmp_path):
+    name, path = f"{registry.host}/acme/app:1", tmp_path / "images.lock"
+    with pytest.raises(msb_pull.UsageError, match=r"Policy\.NEVER"):
+        msb_pull.pull_and_lock(path, store, [name], msb_pull.PullOptions(policy=msb_pull.Policy.NEVER))
+    with pytest.raises(msb_pull.UsageError, match="only images from registries"):
+        msb_pull.pull_and_lock(path, store, [f"oci:{SAMPLE}:1"])
+    path.write_text(locked_text(name, "sha256:" + 64 * "0"))
+    with pytest.raises(msb_pull.UsageError, match=r"not in .*images\.lock for linux/s390x"):
+        msb_pull.pull_locked(path, store, [name], msb_pull.PullOptions(platform=msb_pull.Platform("linux", "s390x")))
+    with pytest.raises(msb_pull.UsageError, match=r"not in .*images\.lock$"):
+        msb_pull.pull_locked(path, store, ["other:1"])
+    with pytest.raises(TypeError, match=r"^lock must be a path, not NoneType$"):
+        msb_pull.pull_locked(None, store)
+    with pytest.raises(TypeError, match=r"^store must be a msb_pull.Store, not list$"):
+        msb_pull.pull_and_lock(path, [name], store)
+    assert not registry.requests
 
 
 def test_one_password_is_not_for_two_registries(store, registry, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.image.digest import Digest
 from msb_pull.image.platform import Platform
-from msb_pull.work.lockfile import Change, LockedImage, LockFile, update
+from msb_pull.work.lockfile import LockChange, LockedImage, LockFile, update
 
 A, B, C, D = (Digest("sha256", letter * 64) for letter in "abcd")
 NAME = "docker.io/library/alpine:3.20"
@@ -38,7 +38,7 @@ def test_the_same_images_give_the_same_text(tmp_path):
 def test_a_platform_of_the_same_index_is_added_to_those_that_are_there(tmp_path):
     path = tmp_path / "images.lock"
     update(path, {NAME: LockedImage(C, {"linux/amd64": A})})
-    assert update(path, {NAME: LockedImage(C, {"linux/arm64": B})}) == [Change(NAME, "linux/arm64", None, B)]
+    assert update(path, {NAME: LockedImage(C, {"linux/arm64": B})}) == [LockChange(NAME, "linux/arm64", None, B)]
     assert LockFile.load(path).images[NAME].manifests == {"linux/amd64": A, "linux/arm64": B}
 
 
@@ -46,7 +46,7 @@ def test_another_index_takes_the_place_of_the_old_one(tmp_path):
     path = tmp_path / "images.lock"
     update(path, {NAME: LockedImage(C, {"linux/amd64": A, "linux/arm64": B})})
     assert update(path, {NAME: LockedImage(D, {"linux/amd64": B})}) == [
-        Change(NAME, None, C, D), Change(NAME, "linux/amd64", A, B), Change(NAME, "linux/arm64", B, None)
+        LockChange(NAME, None, C, D), LockChange(NAME, "linux/amd64", A, B), LockChange(NAME, "linux/arm64", B, None)
     ]  # fmt: skip
     assert LockFile.load(path).images == {NAME: LockedImage(D, {"linux/amd64": B})}
 
@@ -64,7 +64,7 @@ def test_nothing_new_leaves_the_file_alone(tmp_path):
 def test_a_change_can_be_worked_out_without_being_written(tmp_path):
     path = tmp_path / "images.lock"
     changes = update(path, {NAME: LockedImage(C, {"linux/amd64": A})}, write=False)
-    assert changes == [Change(NAME, "linux/amd64", None, A)]
+    assert changes == [LockChange(NAME, "linux/amd64", None, A)]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,12 +76,19 @@ class Filler:
         self._failed: Unfilled | None = None
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._batch = min(_BATCH, open_files // 4 // (_IN_FLIGHT + 1)) if open_files > 0 else _BATCH
-        theirs, self._jobs = os.pipe()
-        self._answers, answers = os.pipe()
         signal.signal(_GONE, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (_GONE,))
         creator = os.getpid()
-        self._process = _clone()
+        opened: list[int] = []
+        try:
+            opened += os.pipe()
+            opened += os.pipe()
+            self._process = _clone()
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        theirs, self._jobs, self._answers, answers = opened
         if not self._process:
             _live(theirs, answers, ring, creator, restrict)
         ring.release = self._release

@@ -16,7 +16,6 @@ from msb_pull.ground.errors import file_size_limit, too_large
 _BLOCK = 512
 SLOT = 1024 * _BLOCK
 SLOTS = 12
-# For the layer that all wait for: neither side is to wait while the other has a file that takes longer than most.
 MORE_SLOTS = 32
 _COUNT = 4
 _EMPTY = memoryview(b"")
@@ -112,6 +111,15 @@ class RingReader:
         self._slot = (self._slot + 1) % self._slots
         at = self._slot * self._slot_size
         return self.view[at : at + int.from_bytes(count, "little")]
+
+
+def slots(*, filler: bool) -> int:
+    """How many slots the ring of a layer has; both ends must agree.
+
+    The layer that all wait for, which has a filler, has more: neither side is to wait while the other has a file that
+    takes longer than most.
+    """
+    return MORE_SLOTS if filler else SLOTS
 
 
 def _memory(slots: int) -> tuple[int, int]:

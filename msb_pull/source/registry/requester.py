@@ -91,19 +91,20 @@ class Requester:
                     # A server that has the whole blob may still refuse a part of it, with any status or with none.
                     raise RangeIgnored(failure.reason)
                 raise self._give_up(target, failure, blob)
-            self._pause(target, failure, attempt, f"blob {blob}" if blob else f"manifest of {target.what}")
+            self._pause(target, failure, (attempt, allowed), f"blob {blob}" if blob else f"manifest of {target.what}")
 
-    def _pause(self, target: Target, failure: Failure, attempt: int, what: str) -> None:
-        """Waits before the next try, together with every other thread that asks this host.
+    def _pause(self, target: Target, failure: Failure, turn: tuple[int, int], what: str) -> None:
+        """Waits before the next try, ``turn`` (number, at most), together with all threads that ask this host.
 
         Raises NetworkError when the server wants a longer pause than makes sense, Cancelled.
         """
+        attempt, retries = turn
         delay = self.backoff.pause(attempt)
         if failure.retry_after is not None:
             if failure.retry_after > RETRY_AFTER_CAP:
                 raise self._give_up(target, failure)
             delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
-        self.job.tell(events.Retrying(target.what, what, failure.reason, attempt, delay))
+        self.job.tell(events.Retrying(target.what, what, failure.reason, attempt, delay, retries))
         self.backoff.hold(target.endpoint.host, delay)
         self.backoff.wait(target.endpoint.host, self._transport.heard)
 

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import LocalError, file_size_limit, local_error, too_large
+from msb_pull.ground.errors import LocalError, exhausted, file_size_limit, local_error, too_large
 from msb_pull.store.index.schema import OWN_TABLE, check_tables, create_tables, tables
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ def _remove_drafts(path: Path, pattern: str) -> int:
 
 def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     """What an error of SQLite means for a person."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    whole = getattr(error, "sqlite_errorcode", 0)
+    code = whole & 0xFF
+    if whole == sqlite3.SQLITE_IOERR_NOMEM and (spent := exhausted(MemoryError())):
+        return spent
     try:
         os.stat(path.parent)
     except OSError as gone:

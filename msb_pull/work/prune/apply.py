@@ -175,6 +175,7 @@ def _remove_files(store: Store, files: Iterable[Removal]) -> int:
         for link in dead_links(store):
             link.unlink(missing_ok=True)
             leftovers += 1
+        store.sweep_locks()
     except OSError as error:
         raise local_error(error, store.layers) from error
     return leftovers

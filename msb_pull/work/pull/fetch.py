@@ -19,7 +19,7 @@ from msb_pull.ground.running import Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.report import UnpackOptions, UnpackReport
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack.process import LayerProcess
 from msb_pull.work.memory import keep_freed
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class LayerFetcher:
         self._job = job
         self._twins = twins
         self._arrived = arrived
-        keep_freed()
+        if job.own_process:
+            keep_freed()
 
     def fetch(self, wanted: WantedLayer, resources: contextlib.ExitStack) -> FetchedLayer:
         """Brings one layer into a staging directory, which lives until ``resources`` is closed.

@@ -136,7 +136,11 @@ def _transfer(
     receive: Receive | None,
     started: float,
 ) -> PullResult:
-    from msb_pull.work.pull.transfer import Transfer
+    try:
+        from msb_pull.work.pull.transfer import Transfer
+    except ImportError:
+        # Python hands over the half of a module that another thread was loading and had no memory to finish.
+        from msb_pull.work.pull.transfer import Transfer
 
     if options.dry_run:
         return Transfer(resolved, source, store, options, job).plan_only(started)

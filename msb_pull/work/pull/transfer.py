@@ -59,7 +59,7 @@ class Transfer:
         self._arrived = arrived
         self._cancel = job.cancel
         # For this pull alone: it ends, too, once a layer has failed.
-        self._job = Job(job.observer, Cancel(job.cancel), job.jobs)
+        self._job = Job(job.observer, Cancel(job.cancel), job.jobs, job.own_process)
         self._name = str(resolved.reference)
         self._fetcher: LayerFetcher | None = None
         # Whoever wants layers fetched again wants that of their content as well.

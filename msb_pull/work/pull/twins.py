@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Cancel
     from msb_pull.image.digest import Digest
     from msb_pull.layer.report import UnpackReport
-    from msb_pull.layer.unpack.unpack import LayerProcess
+    from msb_pull.layer.unpack.process import LayerProcess
     from msb_pull.source.interface import Source
     from msb_pull.store.store import Store
     from msb_pull.work.pull.plan import WantedLayer

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,8 +18,9 @@ from msb_pull.ground.errors import LocalError
 from msb_pull.layer.child import _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions
-from msb_pull.layer.unpack import unpack
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack import filler as second
+from msb_pull.layer.unpack import process as parent
+from msb_pull.layer.unpack.process import LayerProcess
 from tests.support.archive import END, directory, hardlink, reg, symlink, xattr
 from tests.support.counting import wait_for
 
@@ -263,6 +266,25 @@ def test_where_no_more_processes_may_be_one_does_it_all(tmp_path):
     assert len(list((tmp_path / "staging").iterdir())) == 2000
 
 
+@pytest.mark.parametrize("refused", ["_clone", "os.pipe"])
+def test_where_there_can_be_none_nothing_stays_open(monkeypatch, refused):
+    real, pipes = os.pipe, []
+
+    def refuse():
+        raise OSError(errno.EAGAIN, "refused")
+
+    def pipe():
+        pipes.append(real() if not pipes else refuse())
+        return pipes[-1]
+
+    monkeypatch.setattr(second, "_clone", refuse)
+    if refused == "os.pipe":
+        monkeypatch.setattr(os, "pipe", pipe)
+    before = os.listdir("/proc/self/fd")
+    assert second.start(SimpleNamespace(), lambda: None) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("most", [40, 64, 200])
 def test_a_low_limit_of_open_files(tmp_path, most):
     process = start_in(tmp_path, f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most})); ")
@@ -273,7 +295,7 @@ def test_a_low_limit_of_open_files(tmp_path, most):
 def start_in(folder: Path, first: str, **options: object) -> LayerProcess:
     """A child that does something else first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unpack, "_BOOTSTRAP", first + unpack._BOOTSTRAP)
+        patch.setattr(parent, "_BOOTSTRAP", first + parent._BOOTSTRAP)
         return start(folder, **options)
 
 

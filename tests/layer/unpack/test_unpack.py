@@ -20,8 +20,8 @@ from msb_pull.layer.child import _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
-from msb_pull.layer.unpack import unpack
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack import process as parent
+from msb_pull.layer.unpack.process import LayerProcess
 from tests.conftest import REPOSITORY, lacking
 from tests.support.archive import (
     END,
@@ -163,7 +163,7 @@ def test_a_cut_stream(start):
 
 
 def test_memory_is_an_error_of_the_layer(start, monkeypatch):
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", unpack._BOOTSTRAP.replace(
+    monkeypatch.setattr(parent, "_BOOTSTRAP", parent._BOOTSTRAP.replace(
         "child_main()", "import msb_pull.layer.unpack.unpack as u; "
         "u.unpack = lambda *a, **k: bytearray(1 << 40); child_main()"
     ))  # fmt: skip
@@ -172,7 +172,7 @@ def test_memory_is_an_error_of_the_layer(start, monkeypatch):
 
 
 def test_less_memory_than_a_layer_may_take_is_not_the_layers_fault(start, monkeypatch):
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", unpack._BOOTSTRAP.replace(
+    monkeypatch.setattr(parent, "_BOOTSTRAP", parent._BOOTSTRAP.replace(
         "child_main()",
         "import resource; import msb_pull.layer.unpack.unpack as u; "
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28)); "
@@ -295,14 +295,14 @@ def test_a_killed_child_is_an_error(start):
 
 
 def test_a_crash_is_told_with_its_last_line(start, monkeypatch):
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", "raise RuntimeError('a bug')")
+    monkeypatch.setattr(parent, "_BOOTSTRAP", "raise RuntimeError('a bug')")
     with pytest.raises(LocalError, match="crashed") as caught:
         feed(start(), END)
     assert caught.value.cause == "RuntimeError: a bug"
 
 
 def test_a_child_that_cannot_even_load_its_modules(start, monkeypatch):
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", "raise MemoryError")
+    monkeypatch.setattr(parent, "_BOOTSTRAP", "raise MemoryError")
     with pytest.raises(LocalError, match="out of memory"):
         feed(start(), END)
 
@@ -336,14 +336,14 @@ EMPTY = json.loads(encoded(UnpackReport().as_plain()))
 )
 def test_a_child_that_lies_is_not_believed(start, monkeypatch, value):
     """Even one that hostile bytes have taken over must not lead the parent out of the layer."""
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", answers(value))
+    monkeypatch.setattr(parent, "_BOOTSTRAP", answers(value))
     with pytest.raises(LocalError, match="malformed report"):
         feed(start(), b"")
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "", "{", "null"])
 def test_no_report_at_all(start, monkeypatch, text):
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", f"import os; os.write(1, {text.encode()!r})")
+    monkeypatch.setattr(parent, "_BOOTSTRAP", f"import os; os.write(1, {text.encode()!r})")
     with pytest.raises(LocalError, match="crashed"):
         feed(start(), b"")
 
@@ -370,7 +370,7 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
     """Not even what holds its pipes open: it could go on writing into what is published."""
     said = encoded({"report": EMPTY}) + b"\n" if whole else b"{"
     script = LEAVES_ONE_BEHIND.format(said=said, then=then)
-    monkeypatch.setattr(unpack, "_BOOTSTRAP", script)
+    monkeypatch.setattr(parent, "_BOOTSTRAP", script)
     monkeypatch.setattr(UnpackOptions, "as_arguments", lambda self: [str(tmp_path)])
     process = start()
 
@@ -393,7 +393,7 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
 
 def test_a_process_that_cannot_be_ended_is_an_error(start, monkeypatch):
     """The kernel itself may hold one, on a disk that does not answer."""
-    monkeypatch.setattr(unpack.Child, "end", lambda self: False)
+    monkeypatch.setattr(parent.Child, "end", lambda self: False)
     process = start()
     with pytest.raises(LocalError, match="do not end"):
         feed(process, END)
@@ -436,7 +436,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from msb_pull.layer.report import UnpackOptions
-from msb_pull.layer.unpack.unpack import LayerProcess
+from msb_pull.layer.unpack.process import LayerProcess
 staging = Path(sys.argv[1])
 process = LayerProcess(staging, staging.parent / "record", UnpackOptions(jail=sys.argv[2] == "jail"))
 process.write(bytes(100))

@@ -604,6 +604,7 @@ def test_b41_flaky_answers_are_tried_again(registry, bench, image, status):
     here = bench()
     here.resolve(image)
     assert retries_of(here) == [(1, 0.75), (2, 1.5), (3, 3.0)]
+    assert {x.retries for x in here.of(events.Retrying)} == {5}
 
 
 def test_b41_five_tries_and_then_the_end(registry, bench, image):

@@ -477,6 +477,12 @@ def test_a_database_that_is_not_there_reads_empty_and_is_not_made(path):
     assert not path.exists()
 
 
+def test_no_memory_for_a_page_is_no_trouble_with_the_disk(tmp_path):
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_NOMEM
+    assert connecting.trouble(tmp_path / "oci.db", error).message == "out of memory"
+
+
 def test_a_home_that_is_moved_while_it_is_opened(path):
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
