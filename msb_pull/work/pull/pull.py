@@ -67,11 +67,15 @@ def pull_image(
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
+    from msb_pull.work.pull.expected import expected
     from msb_pull.work.pull.open import open_source
 
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
+    expect = None if local is not None or gate is not None else expected(store, options, together, job)
+    opened = open_source(
+        argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
+    )
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
         if enough and local is not None and gate is not None:
