@@ -53,15 +53,23 @@ def expected(store: Store, options: PullOptions, together: Together | None, job:
     places = together.places if together is not None else Places(job)
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
-        layers = {layer.digest: layer for layer in manifest.layers}
-        noted = set() if options.force else {key.digest for key in layers_noted(store.own / "records")}
-        # What arrived earlier is not asked for again, and what other addresses have not at the registry.
-        missing = [
-            layer
-            for digest, layer in layers.items()
-            if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
-        ]
-        # Any other layer may have the content of one that is missing.
-        return places.take(sorted(missing, key=lambda layer: -layer.size)), layers.keys() >= noted
+        try:
+            return _missing(manifest, store, options.force, places)
+        except OSError:
+            # Whoever needs what cannot be read says so.
+            return [], False
 
     return choose
+
+
+def _missing(manifest: Manifest, store: Store, force: bool, places: Places) -> tuple[list[Descriptor], bool]:
+    layers = {layer.digest: layer for layer in manifest.layers}
+    noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
+    # What arrived in part is resumed, and what has other addresses may not be at the registry.
+    missing = [
+        layer
+        for digest, layer in layers.items()
+        if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
+    ]
+    # Any other layer of the store may have the content of one that is missing, which then is not fetched.
+    return places.take(sorted(missing, key=lambda layer: -layer.size)), layers.keys() >= noted
