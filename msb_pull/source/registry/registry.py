@@ -19,11 +19,10 @@ from msb_pull.source.http.transport import Transport
 from msb_pull.source.registry.auth import Authenticator
 from msb_pull.source.registry.blob import RegistryBlob, Route
 from msb_pull.source.registry.downloads import Connections, Downloads, Limiter
-from msb_pull.source.registry.early import Early, EarlyBlobs
 from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
-from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
+from msb_pull.source.registry.routes import Early, EarlyBlobs, EarlyRoute, EndpointRoute, ForeignRoute
 from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class RegistrySource:
             return io.BytesIO(inline[offset:])
         routes = self._routes(descriptor)
         if not document:
-            routes[0] = self._early.route(str(descriptor.digest), routes[0])
+            routes[0] = EarlyRoute(routes[0], str(descriptor.digest), self._early)
         with self._lock:
             bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
         if bad and len(routes) > 1 and not doubtful:

@@ -6,8 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.pools import LargestFirst
-from msb_pull.work.pull.coming import Coming
-from msb_pull.work.pull.expected import Places
+from msb_pull.work.pull.coming import Coming, Places
 
 if TYPE_CHECKING:
     from msb_pull.ground.running import Job

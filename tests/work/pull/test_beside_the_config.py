@@ -18,7 +18,7 @@ from msb_pull.image.reference import parse_argument
 from msb_pull.source.registry.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.store.store import Store
-from msb_pull.work.pull.expected import Places
+from msb_pull.work.pull.coming import Places
 from msb_pull.work.pull.images import pull_images
 from msb_pull.work.pull.plan import Pin, PullOptions
 from tests.support.counting import wait_for
@@ -220,7 +220,7 @@ def test_a_config_that_is_refused_while_layers_are_half_here(tmp_path, command, 
     # It says what is said where the config is asked for first.
     half.clear()
     command.registry.requests.clear()
-    monkeypatch.setattr("msb_pull.work.pull.expected.expected", lambda *_: None)
+    monkeypatch.setattr("msb_pull.work.pull.coming.expected", lambda *_, **more: None)
     (same,) = Command(tmp_path / "other", command.registry).pull("a")
     assert not command.layers_asked(image)
     assert told(error) == told(same)
@@ -273,7 +273,7 @@ def test_a_layer_that_is_refused_says_what_it_always_said(tmp_path, command, fau
     (error,) = command.pull("a")
     asked = command.layers_asked(image).count(image.layer_digests[0])
     command.registry.requests.clear()
-    monkeypatch.setattr("msb_pull.work.pull.expected.expected", lambda *_: None)
+    monkeypatch.setattr("msb_pull.work.pull.coming.expected", lambda *_, **more: None)
     (same,) = Command(tmp_path / "other", command.registry).pull("a")
     assert told(error) == told(same)
     assert asked == command.layers_asked(image).count(image.layer_digests[0])
@@ -312,7 +312,7 @@ def test_what_several_images_have_in_common_is_asked_for_once(command):
 
 
 def test_an_answer_that_waited_for_too_long_is_asked_for_anew(command, monkeypatch):
-    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 0.0)
+    monkeypatch.setattr("msb_pull.source.registry.routes._LIFE", 0.0)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and len(command.layers_asked(image)) == 2
@@ -322,7 +322,7 @@ def test_where_there_can_be_no_more_threads_all_is_asked_in_turn(command, monkey
     def none(*_):
         raise LocalError("no more threads")
 
-    monkeypatch.setattr("msb_pull.source.registry.early.start_thread", none)
+    monkeypatch.setattr("msb_pull.source.registry.routes.start_thread", none)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and command.layers_asked(image) == image.layer_digests
@@ -332,7 +332,7 @@ def test_a_store_that_cannot_be_read_asks_for_the_config_first(command, monkeypa
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("msb_pull.work.pull.expected.layers_noted", refuse)
+    monkeypatch.setattr("msb_pull.work.pull.coming.layers_noted", refuse)
     image = command.add("a", 3000)
     assert command.asked_by_the_config(image, "a", count=0) == 0
 
