@@ -23,7 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from msb_pull.ground.version import __version__
 from msb_pull.source.http.connecting import connect
-from msb_pull.source.http.sockets import PatientSocket
+from msb_pull.source.http.sockets import PatientSocket, PatientTLSSocket
 from msb_pull.source.http.tls import SHARED
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class _PatientSocks:
 
 
 class _TLSConnection(_PatientConnect, HTTPSConnection):
+    @property
+    def is_connected(self) -> bool:
+        """Also where TLS itself has said something since (RFC 8446 4.6.1: tickets, just behind the handshake)."""
+        return super().is_connected or (isinstance(self.sock, PatientTLSSocket) and self.sock.is_idle())
+
     def connect(self) -> None:
         super().connect()
         # Where checking is off, the user has asked for it and was told once; urllib3 would warn for every request.
