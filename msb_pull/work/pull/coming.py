@@ -93,5 +93,7 @@ def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -
         for digest, layer in layers.items()
         if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
     ]
-    # Any other layer of the store may have the content of one that is missing, which then is not fetched.
-    return places.take(sorted(missing, key=lambda layer: -layer.size)), layers.keys() >= noted
+    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it:
+    # then it is not fetched.
+    certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
+    return places.take(sorted(missing, key=lambda layer: -layer.size)), certain

@@ -145,6 +145,29 @@ def test_where_a_layer_might_be_made_from_another_one_only_connections_are_opene
     assert len({x.connection for x in command.registry.asked()}) <= 3
 
 
+def test_while_another_command_unpacks_nothing_is_asked_for_early(command):
+    """What it brings need not be fetched."""
+    image = command.add("a", 3000, 200)
+    command.store.begin()
+    (command.store.places.folder / "somebody").mkdir()
+    assert command.asked_by_the_config(image, "a", count=0) == 0
+
+
+def test_two_commands_that_begin_at_once_bring_the_same(tmp_path, command):
+    image = command.add("a", *range(1000, 9000, 1000))
+    commands = [command, Command(tmp_path / "home", command.registry)]
+    command.registry.always(image.config_digest, Fault(before=threading.Barrier(2).wait))
+    found: list = [[], []]
+    threads = [threading.Thread(target=lambda n=n: found[n].extend(commands[n].pull("a"))) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [x.digest for outcomes in found for x in outcomes] == [image.manifest_digest] * 2
+    # Each may have asked for what the other one then has, but only once.
+    assert max(command.layers_asked(image).count(x) for x in image.layer_digests) <= 2
+
+
 def pinned(command: Command, image) -> dict:
     return {"pins": {f"{command.registry.host}/acme/app:a": Pin()}}
 
