@@ -51,25 +51,28 @@ def resolve_image(
     source: str,
     warn: Callable[[str], None],
     stated: Platform | None = None,
+    found: Callable[[Manifest], None] = lambda manifest: None,
 ) -> ResolvedImage:
     """Walks from the top document through indexes to a manifest and its config.
 
-    ``stated`` is what a top document that is a manifest itself is known to be for. See
-    :meth:`msb_pull.source.interface.Source.resolve`.
+    ``stated`` is what a top document that is a manifest itself is known to be for. ``found`` hears of the manifest
+    before its config is read. See :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
-    found = _Walk(documents, platform, what, warn).start(stated)
-    config_bytes, config = _read_config(documents, found.manifest, what)
+    chosen = _Walk(documents, platform, what, warn).start(stated)
+    _check_config(chosen.manifest, what)
+    found(chosen.manifest)
+    config_bytes, config = _read_config(documents, chosen.manifest, what)
     return ResolvedImage(
         reference=reference,
-        digest=found.digest,
-        platform=_platform(found.stated, config, platform, what, explicit, warn),
-        manifest_bytes=found.data,
-        manifest=found.manifest,
+        digest=chosen.digest,
+        platform=_platform(chosen.stated, config, platform, what, explicit, warn),
+        manifest_bytes=chosen.data,
+        manifest=chosen.manifest,
         config_bytes=config_bytes,
         config=config,
         source=source,
-        indexes=found.indexes,
+        indexes=chosen.indexes,
     )
 
 
@@ -155,11 +158,16 @@ class _Walk:
 
 def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[bytes, ImageConfig]:
     """The config of an image, as it is and parsed; raises ContentError where it is not an image."""
+    _check_config(manifest, what)
+    data = documents.blob(manifest.config)
+    return data, parse_config(data, manifest, what)
+
+
+def _check_config(manifest: Manifest, what: str) -> None:
+    """Raises ContentError for a manifest whose config need not be asked for."""
     check_image(manifest, what)
     if manifest.config.size > DOCUMENT_LIMIT:
         raise ContentError(f"{what}: its config is larger than {DOCUMENT_LIMIT} bytes")
-    data = documents.blob(manifest.config)
-    return data, parse_config(data, manifest, what)
 
 
 def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:

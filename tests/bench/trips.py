@@ -1,10 +1,11 @@
 """Measures pulls of small images from a distant registry, where round trips are all that counts.
 
-    python tests/bench/trips.py [--rtt 0.1] [--rounds 5] [--layers 20] [--jobs N]
+    python tests/bench/trips.py [--rtt 0.1] [--rounds 5] [--layers 20] [--jobs N] [--token] [--podman]
 
 A registry on the loopback answers each request, and each new connection, one round trip late. Three images of as many
 small layers are pulled by one command and by one command each, and one image of one layer alone: how many round trips
-its pull takes, start included. Wanted: nothing but msb-pull.
+its pull takes, start included. With ``--token`` it wants a token, which it gives to anybody; with ``--podman`` that one
+image is pulled by podman, too, as root. Wanted: nothing but msb-pull, and podman.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class Distant(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, rtt: float) -> None:
+    def __init__(self, rtt: float, *, token: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.rtt = rtt
+        self.token = token
         self.answers: dict[str, tuple[str, bytes]] = {"/v2/": ("application/json", b"{}")}
+        self.answers["/token"] = "application/json", b'{"token": "anybody"}'
         self.host = f"127.0.0.1:{self.server_port}"
 
     def add_blob(self, data: bytes, media_type: str = "application/octet-stream") -> dict:
@@ -66,8 +69,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         time.sleep(self.server.rtt)
-        kind, body = self.server.answers.get(self.path, ("text/plain", b""))
-        self.send_response(200 if self.path in self.server.answers else 404)
+        path = self.path.partition("?")[0]
+        kind, body = self.server.answers.get(path, ("text/plain", b""))
+        if self.server.token and path != "/token" and "Authorization" not in self.headers:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", f'Bearer realm="http://{self.server.host}/token",service="here"')
+        else:
+            self.send_response(200 if path in self.server.answers else 404)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -101,15 +109,28 @@ def pull(registry: Distant, tags: list[str], apart: bool, words: list[str]) -> f
     return seconds
 
 
+def podman(registry: Distant, tag: str) -> float:
+    """Seconds for one image into an empty storage."""
+    home = tempfile.mkdtemp()
+    places = [f"--root={home}/s", f"--runroot={home}/r", f"--tmpdir={home}/t", "--storage-driver=vfs"]
+    argv = ["podman", *places, "pull", "-q", "--tls-verify=false", f"{registry.host}/app:{tag}"]
+    run = measure("trips", "podman", 0, argv, log=Path(home) / "log", quiet=0)
+    assert run.status == 0, (Path(home) / "log").read_text()
+    shutil.rmtree(home)
+    return run.seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rtt", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--jobs")
+    parser.add_argument("--token", action="store_true")
+    parser.add_argument("--podman", action="store_true")
     options = parser.parse_args()
     words = ["--jobs", options.jobs] if options.jobs else []
-    registry = Distant(options.rtt)
+    registry = Distant(options.rtt, token=options.token)
     for tag in "abc":
         registry.add_image(tag, [small_layer(f"{tag}{number}") for number in range(options.layers)])
     registry.add_image("one", [small_layer("one")])
@@ -120,14 +141,17 @@ def main() -> None:
             pull(registry, [*"abc"], True, words),
             pull(registry, [*"abc"], False, words),
             pull(registry, ["one"], False, words),
+            podman(registry, "one") if options.podman else 0.0,
         )
         for _ in range(options.rounds)
     ]
-    apart, together, one = (median(column) for column in zip(*found, strict=True))
+    apart, together, one, other = (median(column) for column in zip(*found, strict=True))
     ratio = median(row[0] / row[1] for row in found)
     what = f"3 images of {options.layers} small layers"
     print(f"{what}: one after the other {apart:.2f} s, together {together:.2f} s, {ratio:.2f} x")
     print(f"1 image of 1 layer: {one:.2f} s, {one / options.rtt:.1f} round trips with the start")
+    if options.podman:
+        print(f"podman: {other:.2f} s, {other / options.rtt:.1f} round trips with the start")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ class Beside:
     def pull(self) -> None:
         wanted = [self.choose(list(self.names)) for _ in range(self.choose((1, 1, 2)))]
         wanted = list(dict.fromkeys(wanted))
-        options = ("--policy", self.choose(("missing", "missing", "always")), "--jobs", self.choose("124"))
+        # With a rate nothing is asked for early, which several that begin with an empty store would all do.
+        rate = ("--limit-rate", "1G")
+        options = ("--policy", self.choose(("missing", "missing", "always")), "--jobs", self.choose("124"), *rate)
         out = self.command("pull", *DOCUMENT, *LINUX, *options, *(self.names[x] for x in wanted))
         if not out:
             return

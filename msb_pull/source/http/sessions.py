@@ -23,7 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from msb_pull.ground.version import __version__
 from msb_pull.source.http.connecting import connect
-from msb_pull.source.http.sockets import PatientSocket
+from msb_pull.source.http.sockets import PatientSocket, PatientTLSSocket
 from msb_pull.source.http.tls import SHARED
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class _PatientSocks:
 
 
 class _TLSConnection(_PatientConnect, HTTPSConnection):
+    @property
+    def is_connected(self) -> bool:
+        """Also where TLS itself has said something since (RFC 8446 4.6.1: tickets, just behind the handshake)."""
+        return super().is_connected or (isinstance(self.sock, PatientTLSSocket) and self.sock.is_idle())
+
     def connect(self) -> None:
         super().connect()
         # Where checking is off, the user has asked for it and was told once; urllib3 would warn for every request.
@@ -168,14 +173,45 @@ class Sessions:
         self._trust = trust
         self._patience = patience
         self._idle: deque[requests.Session] = deque()
+        self._prepared: deque[requests.Session] = deque()
+        self._begun = False
+        self._own = threading.local()
         self._all: list[requests.Session] = []
         self._lock = threading.Lock()
 
     def borrow(self) -> requests.Session:
         """A session that no other thread has; give it back."""
-        # The last one first: its connections are the least likely to have been closed meanwhile.
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
+        reserved: requests.Session | None = self._own.__dict__.pop("session", None)
+        if reserved is not None:
+            return reserved
+        begun, self._begun = self._begun, True
+        # The last one first: its connections are the least likely to have been closed meanwhile. What was prepared is
+        # for a request beside the first one, however late that one begins.
+        for waiting in (self._idle, self._prepared) if begun else (self._idle,):
+            with contextlib.suppress(IndexError):
+                return waiting.pop()
+        return self._new()
+
+    def reserve(self) -> None:
+        """Keeps a session for the next time that this thread borrows one."""
+        self._own.session = self.borrow()
+
+    def prepare(self, url: str, verify: str, timeout: float) -> None:
+        """Adds a session with an open connection to the host of ``url``; raises what a request does."""
+        session = self._new()
+        try:
+            adapter: Any = session.get_adapter(url)
+            pool = adapter.get_connection_with_tls_context(requests.Request("GET", url).prepare(), verify)
+            connection = pool._get_conn()
+            connection.timeout = timeout
+            try:
+                connection.connect()
+            finally:
+                pool._put_conn(connection)
+        finally:
+            self._prepared.append(session)
+
+    def _new(self) -> requests.Session:
         session = _new_session(self._trust, self._patience)
         with self._lock:
             self._all.append(session)
@@ -190,6 +226,7 @@ class Sessions:
         with self._lock:
             sessions, self._all = self._all, []
             self._idle.clear()
+            self._prepared.clear()
         for session in sessions:
             session.close()
 

@@ -168,6 +168,20 @@ class PatientTLSSocket(_Patient, ssl.SSLSocket):
             self.close()
             raise
 
+    def is_idle(self) -> bool:
+        """Whether the connection is open and the other side has sent nothing, its TLS messages apart."""
+        total = self.total
+        super().settimeout(0)
+        try:
+            ssl.SSLSocket.recv(self, 1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        finally:
+            self.settimeout(total)
+        return False
+
 
 def tls_socket_class(patience: Patience) -> type[ssl.SSLSocket]:
     """The class for ``SSLContext.sslsocket_class``; a context passes no arguments of ours to its sockets."""

@@ -110,6 +110,24 @@ class Transport:
             url = target
         raise Failure(f"more than {MAX_REDIRECTS} redirects", retry=False)
 
+    def prepare(self, url: str) -> None:
+        """Opens a connection that waits for the next request to this host; none where that goes by a proxy.
+
+        Raises Failure, Cancelled.
+        """
+        if proxies_for(url, self._environment):
+            return
+        host = urlsplit(url).netloc
+        try:
+            with self._patience.until(Deadline(self._timeout)):
+                self._sessions.prepare(url, self._trust.choose(host, host), self._limit)
+        except BROKEN as error:
+            raise failure_of(error, self._secrets.hide) from None
+
+    def reserve(self) -> None:
+        """Keeps the best connections that wait for the calling thread's next request."""
+        self._sessions.reserve()
+
     def speaks_tls(self, host: str) -> bool | None:
         """Whether ``host[:port]`` answers a TLS hello; None when it cannot be reached. Raises Cancelled."""
         parts = urlsplit(f"//{host}")

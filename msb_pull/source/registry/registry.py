@@ -22,20 +22,23 @@ from msb_pull.source.registry.downloads import Connections, Downloads, Limiter
 from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
-from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
+from msb_pull.source.registry.routes import Early, EarlyBlobs, EarlyRoute, EndpointRoute, ForeignRoute
 from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from msb_pull.ground.running import Cancel, Job
-    from msb_pull.image.manifest import Descriptor
+    from msb_pull.image.manifest import Descriptor, Manifest
     from msb_pull.image.platform import Platform
     from msb_pull.image.reference import Reference
     from msb_pull.source.http.answer import Answer
     from msb_pull.source.interface import Attached, BlobStream, ResolvedImage, Source
     from msb_pull.source.registry.credentials import CredentialStore
+
+    # The layers that will be fetched first, and whether that is certain, but for what the config may say.
+    Expect = Callable[[Manifest], tuple[Sequence[Descriptor], bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,22 @@ class RegistryClient:
         auth = Authenticator(self._transport, credentials, clock, job)
         self.requester = Requester(self._transport, auth, clock, retries=options.retries, job=job)
         limiter = Limiter(options.limit_rate, clock, patience)
+        self.early = EarlyBlobs()
         self.downloads = Downloads(self.requester, limiter, Connections(options.connections), patience)
 
-    def source(self, reference: Reference, target: Digest | None = None, platform: Platform | None = None) -> Source:
+    def source(
+        self,
+        reference: Reference,
+        target: Digest | None = None,
+        platform: Platform | None = None,
+        expect: Expect | None = None,
+    ) -> Source:
         """The image that ``reference`` names; nothing is asked yet. Raises UsageError for a bad mirror address.
 
         ``target`` is the document to ask for instead of the tag, ``platform`` what it is for, where that is known.
+        ``expect`` says, of the first manifest that is found, which layers to ask for beside its config.
         """
-        return RegistrySource(self, reference, target, platform)
+        return RegistrySource(self, reference, target, platform, expect)
 
     def close(self) -> None:
         """Ends all connections."""
@@ -115,8 +126,11 @@ class RegistrySource:
         reference: Reference,
         target: Digest | None = None,
         platform: Platform | None = None,
+        expect: Expect | None = None,
     ) -> None:
         self._client = client
+        self._expect = expect if client.options.limit_rate is None else None
+        self._early = Early(client.early, client.downloads)
         self._reference = reference
         self._target_digest = target or reference.digest
         self._stated = platform
@@ -131,6 +145,9 @@ class RegistrySource:
 
     def resolve(self, platform: Platform, *, explicit: bool) -> ResolvedImage:
         """See :class:`msb_pull.source.interface.Source`."""
+        if self._expect is not None:
+            # One for a layer; the config goes the way of the manifest.
+            self._prepare(1)
         return resolve_image(
             self._reference,
             self,
@@ -139,6 +156,7 @@ class RegistrySource:
             source="registry",
             warn=self._warn,
             stated=self._stated,
+            found=self._expected,
         )
 
     def open_blob(self, descriptor: Descriptor, offset: int, *, document: bool = False) -> BlobStream:
@@ -149,6 +167,8 @@ class RegistrySource:
         if (inline := self._inline(descriptor)) is not None:
             return io.BytesIO(inline[offset:])
         routes = self._routes(descriptor)
+        if not document:
+            routes[0] = EarlyRoute(routes[0], str(descriptor.digest), self._early)
         with self._lock:
             bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
         if bad and len(routes) > 1 and not doubtful:
@@ -174,7 +194,8 @@ class RegistrySource:
         return False
 
     def close(self) -> None:
-        """Nothing is held: connections belong to the client."""
+        """Ends what was asked for and not wanted; connections belong to the client."""
+        self._early.close()
 
     def attached(self) -> Attached:
         """See :class:`msb_pull.source.interface.Source`."""
@@ -208,6 +229,25 @@ class RegistrySource:
             except ContentError as error:
                 trouble = error
         raise trouble
+
+    # What is begun early
+
+    def _expected(self, manifest: Manifest) -> None:
+        expect, self._expect = self._expect, None
+        layers, certain = expect(manifest) if expect is not None else ((), False)
+        layers = [x for x in layers if self._inline(x) is None]
+        if layers and self._inline(manifest.config) is None:
+            # All layers wait for the config: it must not come to be the one for which no connection is left.
+            self._client.requester.reserve()
+        if not certain:
+            self._prepare(len(layers) - 2)
+            return
+        for descriptor in layers:
+            self._early.ask(str(descriptor.digest), self._routes(descriptor)[0])
+
+    def _prepare(self, connections: int) -> None:
+        for _ in range(connections):
+            self._early.run(lambda: self._client.requester.prepare(self._target(self._usable()[0])))
 
     # What lies beside the image
 

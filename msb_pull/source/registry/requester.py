@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -92,6 +93,15 @@ class Requester:
                     raise RangeIgnored(failure.reason)
                 raise self._give_up(target, failure, blob)
             self._pause(target, failure, (attempt, allowed), f"blob {blob}" if blob else f"manifest of {target.what}")
+
+    def prepare(self, target: Target) -> None:
+        """Opens a connection for the next request that needs one; what keeps it from that is told by that request."""
+        with contextlib.suppress(MsbPullError, Failure):
+            self._transport.prepare(target.endpoint.api(target.endpoint.scheme or self._scheme(target)))
+
+    def reserve(self) -> None:
+        """Keeps the best connections that wait for the calling thread's next request."""
+        self._transport.reserve()
 
     def _pause(self, target: Target, failure: Failure, turn: tuple[int, int], what: str) -> None:
         """Waits before the next try, ``turn`` (number, at most), together with all threads that ask this host.

@@ -1,12 +1,23 @@
-"""What the images of one command still have to fetch."""
+"""What the images of one command still have to fetch, and what of it they ask for before they have their configs."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
 
+from msb_pull.store.index.keys import layers_noted
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
+    from msb_pull.image.manifest import Descriptor, Manifest
+    from msb_pull.source.registry.registry import Expect
+    from msb_pull.store.store import Store
+
+# As ground/pools counts them, which takes longer to load than all of this.
+_SMALL = 1 << 20
 
 
 class Coming:
@@ -38,3 +49,56 @@ class Coming:
         """Whether there are so few that a processor is free for more than inflating and writing one of them each."""
         with self._guard:
             return len(self._sizes) < processors
+
+
+class Places:
+    """How many layers the images of one command may ask for early; any thread may take some."""
+
+    def __init__(self, job: Job) -> None:
+        self._guard = threading.Lock()
+        self._all = job.at_once
+        self._large = job.large_at_once
+
+    def take(self, layers: Iterable[Descriptor]) -> list[Descriptor]:
+        """The first ones that there is still a place for, which they keep: later ones find the pool busy."""
+        taken = []
+        with self._guard:
+            for layer in layers:
+                large = layer.size >= _SMALL
+                if self._all and (self._large or not large):
+                    self._all -= 1
+                    self._large -= large
+                    taken.append(layer)
+        return taken
+
+
+def expected(store: Store, places: Places, *, force: bool) -> Expect:
+    """What tells, of a manifest, which layers to ask for at once, and whether the store can do without any of them.
+
+    Only the config tells what the store has of them under other names, or can make from what it has. ``force``: it is
+    to do neither.
+    """
+
+    def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
+        try:
+            return _missing(manifest, store, places, force=force)
+        except OSError:
+            # Whoever needs what cannot be read says so.
+            return [], False
+
+    return choose
+
+
+def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -> tuple[list[Descriptor], bool]:
+    layers = {layer.digest: layer for layer in manifest.layers}
+    noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
+    # What arrived in part is resumed, and what has other addresses may not be at the registry.
+    missing = [
+        layer
+        for digest, layer in layers.items()
+        if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
+    ]
+    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it:
+    # then it is not fetched.
+    certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
+    return places.take(sorted(missing, key=lambda layer: -layer.size)), certain

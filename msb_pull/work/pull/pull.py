@@ -67,11 +67,10 @@ def pull_image(
     # What follows needs the whole pipeline; a pull that has nothing to do must not pay for loading it.
     from msb_pull.ground.events import Resolving
     from msb_pull.ground.running import start_thread
-    from msb_pull.work.pull.open import open_source
 
-    if argument.reference is not None and argument.reference.doubt is not None:
-        job.warn(argument.text, argument.reference.doubt)
-    opened = open_source(argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin)
+    # What is here, and what a signature or a lock file may yet refuse, is not asked for before that is known.
+    early = local is None and gate is None and pin is None and not options.dry_run
+    opened = _open(argument, store, client, options, job, pin, together, early=early)
     with contextlib.closing(opened) as source:
         job.tell(Resolving(argument.text))
         if enough and local is not None and gate is not None:
@@ -88,6 +87,30 @@ def pull_image(
             gate = gate or _gate(resolved.reference, options, job)
         result = _move(argument, resolved, source, gate, store, options, job, together, in_use, receive, started)
     return replace(result, also=also) if also else result
+
+
+def _open(
+    argument: ImageArgument,
+    store: Store,
+    client: Callable[[], RegistryClient],
+    options: PullOptions,
+    job: Job,
+    pin: Pin | None,
+    together: Together | None,
+    *,
+    early: bool,
+) -> Source:
+    """The source of an image; ``early`` has it ask for layers beside the config."""
+    from msb_pull.work.pull.coming import Places, expected
+    from msb_pull.work.pull.open import open_source
+
+    if argument.reference is not None and argument.reference.doubt is not None:
+        job.warn(argument.text, argument.reference.doubt)
+    places = together.places if together is not None else Places(job)
+    expect = expected(store, places, force=options.force) if early else None
+    return open_source(
+        argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
+    )
 
 
 def _move(

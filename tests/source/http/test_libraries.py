@@ -25,6 +25,12 @@ PARTS = {
     "urllib3.contrib.socks:SOCKSConnection._new_conn": "extended: makes such a socket of what PySocks connects",
     "urllib3.connectionpool:HTTPConnectionPool.ConnectionCls": "replaced: which connections a pool makes",
     "urllib3.poolmanager:PoolManager.pool_classes_by_scheme": "replaced: which pools a manager makes",
+    "urllib3.connection:HTTPConnection.is_connected": "extended: what TLS itself says does not end a connection",
+    # Connections that are opened before there is a request for them
+    "requests.adapters:HTTPAdapter.get_connection_with_tls_context": "the pool that a request will use",
+    "urllib3.connectionpool:HTTPConnectionPool._get_conn": "a connection of that pool",
+    "urllib3.connectionpool:HTTPConnectionPool._put_conn": "gives it to the pool, for the next request",
+    "urllib3.connection:HTTPConnection.timeout": "set: how long opening it may take",
     # TLS
     "urllib3.connection:HTTPSConnection.is_verified": "set: no warning for each request where checking is off",
     "ssl:SSLContext.sslsocket_class": "set: TLS sockets that hear a cancel",
