@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FILE = 1 << 14
 # What is written in about 20 ms; a fork and its end take 5.
 _WORTH = 1 << 25
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Milliseconds between two looks at whether this work is to end.
 _PATIENCE = 100
 _COUNT = Struct("=Q")
@@ -70,8 +69,8 @@ class Beside:
     """A process that does ``work``, which is given whom to tell of what it has written; a context manager, which ends
     the process.
 
-    ``work`` loads no module and uses nothing that other threads lock. It sees no signal and ends with this process.
-    Raises OSError where there can be no more processes, RuntimeError in a subinterpreter.
+    ``work`` loads no module and uses nothing that other threads lock. It sees no signal but that of Ctrl-Z, and ends
+    with this process. Raises OSError where there can be no more processes, RuntimeError in a subinterpreter.
     """
 
     def __init__(self, work: Callable[[Tell], object]) -> None:
@@ -79,8 +78,9 @@ class Beside:
         self._seen = 0
         self._end, theirs = os.pipe()
         creator = os.getpid()
-        # It shares the descriptor that handlers write to: this process would take its signals for a second Ctrl-C.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # It would run the handlers of this program, and shares the descriptor that they write to: this process would
+        # take its signals for a second Ctrl-C. Only Ctrl-Z is for both.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTSTP})
         try:
             self._process = os.fork()
             if not self._process:
@@ -89,8 +89,8 @@ class Beside:
             os.close(self._end)
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
             os.close(theirs)
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def __enter__(self) -> Self:
         return self

@@ -112,14 +112,20 @@ def test_it_is_waited_for_no_longer_than_the_work_goes_on():
 
 
 def test_signals_are_for_the_first_process():
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    """Those of a terminal go to both, and a program may handle others than the command line does."""
+    former, shared = signal.pthread_sigmask(signal.SIG_BLOCK, ()), mmap.mmap(-1, 1)
+    handler = signal.signal(signal.SIGWINCH, lambda number, frame: shared.write(b"x"))
 
     def work(tell):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
             os.kill(os.getpid(), number)
 
-    with Beside(work) as beside:
-        assert beside.finish(lambda size: None)
+    try:
+        with Beside(work) as beside:
+            assert beside.finish(lambda size: None)
+    finally:
+        signal.signal(signal.SIGWINCH, handler)
+    assert shared[:] == b"\0"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former
 
 
