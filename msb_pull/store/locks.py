@@ -106,6 +106,8 @@ class Locks:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+            # A file system whose numbers of inodes do not last shows another file each time.
+            patience.check()
         return None
 
     def _enter_alone(self, name: str, descriptor: int, patience: _Patience) -> None:
@@ -207,6 +209,10 @@ class _Patience:
             self._on_wait(holder)
         # Most locks are held for a blink; the long ones can wait a little longer.
         time.sleep(min(_SLICE, 0.005 + waited / 4))
+        self.check()
+
+    def check(self) -> None:
+        """Raises Cancelled once work is to end."""
         if self._cancel.is_set():
             raise Cancelled("interrupted")
 

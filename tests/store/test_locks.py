@@ -189,6 +189,22 @@ def test_d8_whoever_had_opened_a_lock_that_goes_takes_the_next_one_of_its_name(f
         pass
 
 
+def test_d8_where_a_lock_never_has_its_name_the_search_for_it_ends_with_the_work(folder, monkeypatch):
+    """As where numbers of inodes do not last."""
+    cancel, looks = threading.Event(), []
+
+    def is_same_file(descriptor, path):
+        looks.append(1)
+        if len(looks) == 3:
+            cancel.set()
+        return len(looks) > 9
+
+    monkeypatch.setattr("msb_pull.store.locks.is_same_file", is_same_file)
+    with pytest.raises(Cancelled), hold(Locks(folder), cancel=cancel):
+        pass
+    assert len(looks) == 3
+
+
 def test_d8_threads_that_sweep_and_hold_are_never_two_inside(folder):
     locks, inside, most, done = Locks(folder), [], [], threading.Event()
 
