@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from msb_pull.ground.errors import AccessError, NetworkError
 from msb_pull.source.http import redact
 from msb_pull.source.http.addresses import origin
+from msb_pull.source.http.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.http.failures import Failure
 from msb_pull.source.http.retry import retry_after
-from msb_pull.source.registry.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.registry.endpoint import forbidden
 from msb_pull.source.registry.refusals import check_document, denied, read_refusal
 

@@ -19,14 +19,15 @@ from msb_pull.source.http.transport import Transport
 from msb_pull.source.registry.auth import Authenticator
 from msb_pull.source.registry.blob import RegistryBlob, Route
 from msb_pull.source.registry.downloads import Connections, Downloads, Limiter
+from msb_pull.source.registry.early import Early, EarlyBlobs, EarlyRoute
 from msb_pull.source.registry.endpoint import HOSTS, Endpoint, Target, endpoints
 from msb_pull.source.registry.refusals import check_document
 from msb_pull.source.registry.requester import Requester
-from msb_pull.source.registry.routes import Early, EarlyBlobs, EarlyRoute, EndpointRoute, ForeignRoute
+from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
 from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from msb_pull.ground.running import Cancel, Job
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
     from msb_pull.source.http.answer import Answer
     from msb_pull.source.interface import Attached, BlobStream, ResolvedImage, Source
     from msb_pull.source.registry.credentials import CredentialStore
-
-    # The layers that will be fetched first, and whether that is certain, but for what the config may say.
-    Expect = Callable[[Manifest], tuple[Sequence[Descriptor], bool]]
+    from msb_pull.source.registry.early import Expect
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +239,7 @@ class RegistrySource:
             # All layers wait for the config: it must not come to be the one for which no connection is left.
             self._client.requester.reserve()
         if not certain:
+            # Two are there already: that of resolve, and the config's, which is free by then.
             self._prepare(len(layers) - 2)
             return
         for descriptor in layers:

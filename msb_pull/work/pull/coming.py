@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor, Manifest
-    from msb_pull.source.registry.registry import Expect
+    from msb_pull.source.registry.early import Expect
     from msb_pull.store.store import Store
 
 # As ground/pools counts them, which takes longer to load than all of this.

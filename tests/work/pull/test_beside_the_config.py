@@ -335,7 +335,7 @@ def test_what_several_images_have_in_common_is_asked_for_once(command):
 
 
 def test_an_answer_that_waited_for_too_long_is_asked_for_anew(command, monkeypatch):
-    monkeypatch.setattr("msb_pull.source.registry.routes._LIFE", 0.0)
+    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 0.0)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and len(command.layers_asked(image)) == 2
@@ -345,7 +345,7 @@ def test_where_there_can_be_no_more_threads_all_is_asked_in_turn(command, monkey
     def none(*_):
         raise LocalError("no more threads")
 
-    monkeypatch.setattr("msb_pull.source.registry.routes.start_thread", none)
+    monkeypatch.setattr("msb_pull.source.registry.early.start_thread", none)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and command.layers_asked(image) == image.layer_digests
