@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.downloads import Downloads
     from msb_pull.source.registry.parallel import OpenPart
 
-    # The layers that will be fetched first, and whether that is certain, but for what the config may say.
+    # The layers that are likely to be fetched first, and whether they will be unless the config is refused.
     Expect = Callable[[Manifest], tuple[Sequence[Descriptor], bool]]
 
 # Servers give up on who does not read, some after half a minute. What has waited for longer than this is asked for

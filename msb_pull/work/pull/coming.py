@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.running import SMALL
 from msb_pull.store.index.keys import layers_noted
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from msb_pull.image.manifest import Descriptor, Manifest
     from msb_pull.source.registry.early import Expect
     from msb_pull.store.store import Store
-
-# As ground/pools counts them, which takes longer to load than all of this.
-_SMALL = 1 << 20
 
 
 class Coming:
@@ -51,7 +49,7 @@ class Coming:
             return len(self._sizes) < processors
 
 
-class Places:
+class Allowance:
     """How many layers the images of one command may ask for early; any thread may take some."""
 
     def __init__(self, job: Job) -> None:
@@ -60,11 +58,11 @@ class Places:
         self._large = job.large_at_once
 
     def take(self, layers: Iterable[Descriptor]) -> list[Descriptor]:
-        """The first ones that there is still a place for, which they keep: later ones find the pool busy."""
+        """The first ones that it still has room for, which they keep: later ones find the pool busy."""
         taken = []
         with self._guard:
             for layer in layers:
-                large = layer.size >= _SMALL
+                large = layer.size >= SMALL
                 if self._all and (self._large or not large):
                     self._all -= 1
                     self._large -= large
@@ -72,16 +70,15 @@ class Places:
         return taken
 
 
-def expected(store: Store, places: Places, *, force: bool) -> Expect:
-    """What tells, of a manifest, which layers to ask for at once, and whether the store can do without any of them.
+def expected(store: Store, allowance: Allowance, *, force: bool) -> Expect:
+    """What tells, of a manifest, which layers are likely to be fetched first, and whether all will be.
 
-    Only the config tells what the store has of them under other names, or can make from what it has. ``force``: it is
-    to do neither.
+    Only the config tells which of them another layer of the store can stand in for. ``force``: none is to.
     """
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:
-            return _missing(manifest, store, places, force=force)
+            return _missing(manifest, store, allowance, force=force)
         except OSError:
             # Whoever needs what cannot be read says so.
             return [], False
@@ -89,7 +86,7 @@ def expected(store: Store, places: Places, *, force: bool) -> Expect:
     return choose
 
 
-def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -> tuple[list[Descriptor], bool]:
+def _missing(manifest: Manifest, store: Store, allowance: Allowance, *, force: bool) -> tuple[list[Descriptor], bool]:
     layers = {layer.digest: layer for layer in manifest.layers}
     noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
     # What arrived in part is resumed, and what has other addresses may not be at the registry.
@@ -98,7 +95,6 @@ def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -
         for digest, layer in layers.items()
         if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
     ]
-    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it:
-    # then it is not fetched.
+    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it.
     certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
-    return places.take(sorted(missing, key=lambda layer: -layer.size)), certain
+    return allowance.take(sorted(missing, key=lambda layer: -layer.size)), certain

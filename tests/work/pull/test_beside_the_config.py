@@ -18,7 +18,7 @@ from msb_pull.image.reference import parse_argument
 from msb_pull.source.registry.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.store.store import Store
-from msb_pull.work.pull.coming import Places
+from msb_pull.work.pull.coming import Allowance
 from msb_pull.work.pull.images import pull_images
 from msb_pull.work.pull.plan import Pin, PullOptions
 from tests.support.counting import wait_for
@@ -107,11 +107,11 @@ def test_no_more_of_them_than_are_fetched_at_once(command):
 def test_of_large_layers_fewer_are_asked_for():
     layers = [Descriptor(OCI_LAYER_GZIP, describe(bytes([x])).digest, 1 << (30 if x < 9 else 10)) for x in range(30)]
     job = Job()
-    places = Places(job)
-    first = places.take(layers)
+    allowance = Allowance(job)
+    first = allowance.take(layers)
     assert len(first) == job.at_once
     assert sum(x.size > 1 << 20 for x in first) == job.large_at_once
-    assert places.take(layers) == []
+    assert allowance.take(layers) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"force": True}])
