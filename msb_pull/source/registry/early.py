@@ -11,13 +11,14 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import LocalError
+from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.running import Cancel, start_thread
 from msb_pull.source.http.sockets import SLICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor, Manifest
     from msb_pull.source.registry.blob import Route
     from msb_pull.source.registry.body import Body
@@ -38,14 +39,14 @@ class EarlyBlobs:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         # None: somebody has it. That it was asked for is known as long as the image that did so is pulled.
-        self._openings: dict[str, _Opening | None] = {}
+        self._openings: dict[Digest, _Opening | None] = {}
 
-    def add(self, digest: str, opening: _Opening) -> bool:
+    def add(self, digest: Digest, opening: _Opening) -> bool:
         """Notes what is to be asked for; False where another image has done so."""
         with self._guard:
             return self._openings.setdefault(digest, opening) is opening
 
-    def take(self, digest: str) -> _Opening | None:
+    def take(self, digest: Digest) -> _Opening | None:
         """What was asked for, to who comes first."""
         with self._guard:
             opening = self._openings.get(digest)
@@ -53,7 +54,7 @@ class EarlyBlobs:
                 self._openings[digest] = None
             return opening
 
-    def forget(self, digest: str) -> None:
+    def forget(self, digest: Digest) -> None:
         """From now on it may be asked for again."""
         with self._guard:
             del self._openings[digest]
@@ -64,11 +65,12 @@ class Early:
 
     def __init__(self, blobs: EarlyBlobs, downloads: Downloads) -> None:
         self._blobs = blobs
+        self._job = downloads.requester.job
         self._patience = downloads.patience
         self._now = downloads.requester.clock.monotonic
         self._cancel = Cancel(downloads.patience.cancel)
         self._threads: list[threading.Thread] = []
-        self._asked: dict[str, _Opening] = {}
+        self._asked: dict[Digest, _Opening] = {}
 
     def run(self, work: Callable[[], None]) -> bool:
         """Does ``work`` in a thread that ends when this is closed; False where there can be no more threads."""
@@ -82,7 +84,7 @@ class Early:
             return True
         return False
 
-    def ask(self, digest: str, route: Route) -> None:
+    def ask(self, digest: Digest, route: Route) -> None:
         """Asks for a whole blob, unless another image has done so."""
         opening = _Opening(self._now)
         if self._blobs.add(digest, opening):
@@ -90,7 +92,7 @@ class Early:
             if not self.run(lambda: opening.open(route)):
                 opening.done.set()
 
-    def body(self, digest: str, *, whole: bool) -> Body | None:
+    def body(self, digest: Digest, *, whole: bool) -> Body | None:
         """The answer for a blob that is wanted now, None where there is none, or not of the ``whole`` blob.
 
         Raises what asking for it has ended with, if it was asked for by this very image, and Cancelled.
@@ -111,7 +113,8 @@ class Early:
             thread.join()
         for digest, opening in self._asked.items():
             self._blobs.forget(digest)
-            opening.drop()
+            if opening.drop():
+                self._job.log("", f"blob {digest.short} was asked for beside the config, and not needed", level=2)
         self._asked.clear()
 
 
@@ -143,18 +146,19 @@ class _Opening:
             body, self._body = self._body, None
             return body
 
-    def drop(self) -> None:
-        """Ends the answer if nobody took it."""
+    def drop(self) -> bool:
+        """Ends the answer, and tells whether nobody took it."""
         with self._guard:
             body, self._body = self._body, None
         if body is not None:
             body.close()
+        return body is not None or isinstance(self.error, Cancelled)
 
 
 class EarlyRoute:
     """A route whose blob may have been asked for early; see :class:`msb_pull.source.registry.blob.Route`."""
 
-    def __init__(self, route: Route, digest: str, early: Early) -> None:
+    def __init__(self, route: Route, digest: Digest, early: Early) -> None:
         self.name = route.name
         self.patient = route.patient
         self.parts: OpenPart | None = route.parts

@@ -167,7 +167,7 @@ class RegistrySource:
             return io.BytesIO(inline[offset:])
         routes = self._routes(descriptor)
         if not document:
-            routes[0] = EarlyRoute(routes[0], str(descriptor.digest), self._early)
+            routes[0] = EarlyRoute(routes[0], descriptor.digest, self._early)
         with self._lock:
             bad, doubtful = self._delivered.pop(str(descriptor.digest), ("", False))
         if bad and len(routes) > 1 and not doubtful:
@@ -243,7 +243,7 @@ class RegistrySource:
             self._prepare(len(layers) - 2)
             return
         for descriptor in layers:
-            self._early.ask(str(descriptor.digest), self._routes(descriptor)[0])
+            self._early.ask(descriptor.digest, self._routes(descriptor)[0])
 
     def _prepare(self, connections: int) -> None:
         for _ in range(connections):
