@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -55,6 +56,30 @@ def test_verify(run, layer):
     assert {len(row) for row in rows} == {5}
     assert {row[0] for row in rows} == {LAYERS[0][7:19]}
     assert {"/etc/passwd", "/etc/\\x1b[2Jnew"} <= {row[1] for row in rows}
+
+
+REMOVED_MEANWHILE = """
+import subprocess, sys
+from msb_pull.__main__ import main
+from msb_pull.cli import verify
+home, look = sys.argv[-1], verify.verify_images
+def look_then_remove(*arguments, **named):
+    report = look(*arguments, **named)
+    subprocess.run([sys.executable, "-m", "msb_pull", "rm", "sample:1", "--home", home], check=True)
+    return report
+verify.verify_images = look_then_remove
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [(), ("--repair",)])
+def test_an_image_that_is_removed_while_verify_ends_is_no_error(run, layer, tmp_path, words):
+    if words:
+        # What nothing needs any more is not damage.
+        (layer / "etc" / "passwd").write_text("x" * 67)
+    argv = [sys.executable, "-c", REMOVED_MEANWHILE, "verify", *words, "--home", str(tmp_path / "home")]
+    done = subprocess.run(argv, env=program_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "error" not in done.stderr, done.stderr
 
 
 def test_verify_as_json(run, layer):
