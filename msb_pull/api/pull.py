@@ -61,7 +61,7 @@ def pull_image(
     >>> try:
     ...     pull_image("other:1", store, PullOptions(policy=Policy.NEVER))
     ... except NotFoundError as error:
-    ...     print(error.message, int(error.exit_code))
+    ...     print(error.message, error.exit_code)
     docker.io/library/other:1: not in the store 3
     """
     (outcome,) = pull_images(

@@ -49,7 +49,7 @@ class Session:
         # Errors in the options themselves must obey these two as well.
         self.debug = "--debug" in argv
         self.display.format = "json" if _asks_for_json(argv) else "text"
-        self.code = int(ExitCode.OK)
+        self.code = ExitCode.OK
         self.document_written = False
         # What an interruption leaves and how to go on: true at any moment until the command says otherwise.
         self.next_step: str | None = None
@@ -93,7 +93,7 @@ class Session:
             self.display.error(Cancelled("interrupted", hint=self.next_step))
 
     def _code_of(self, error: MsbPullError) -> int:
-        return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
+        return self.interrupts.exit_code if isinstance(error, Cancelled) else error.exit_code
 
     def _told(self, error: MsbPullError) -> int:
         """Shows an error, and as a document too where that was asked for; returns its exit code."""
@@ -197,8 +197,8 @@ class Run:
 
     def fail(self, errors: Sequence[MsbPullError]) -> None:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
-        codes = {int(error.exit_code) for error in errors}
-        self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+        codes = {error.exit_code for error in errors}
+        self.session.code = codes.pop() if len(codes) == 1 else ExitCode.FAILURE
 
 
 class Access(NamedTuple):
