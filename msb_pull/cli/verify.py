@@ -67,8 +67,8 @@ def verify_store(run: Run, images: Sequence[str], *, quick: bool, repair: bool) 
 def _unsigned(run: Run, store: Store, report: VerifyReport) -> tuple[tuple[str, MsbPullError], ...]:
     """The images that are not signed as required; nothing is loaded for it where nothing is asked for or kept."""
     # What is recorded of the others is wrong, which was said.
-    sound = set(report.images) - {x.reference for x in report.rows}
-    stored = still_stored(store, sound) if sound else []
+    sound = sorted(set(report.images) - {x.reference for x in report.rows})
+    stored = still_stored(store, sound)
     rules = run.settings.rules
     if not rules:
         stored = [image for image in stored if store.has_kept_signature(image.reference)]

@@ -15,7 +15,7 @@ from msb_pull.image.platform import Platform
 from msb_pull.store.locks import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Iterable, Sequence
 
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
@@ -62,11 +62,10 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
         return images
 
 
-def still_stored(store: Store, references: Collection[str]) -> list[StoredImage]:
-    """Those of the named images that are recorded at this moment: without a lock each of them may go."""
+def still_stored(store: Store, references: Iterable[str]) -> list[StoredImage]:
+    """Those of the named images that have not been removed meanwhile, as recorded."""
     with store.database(create=False) as database:
-        found = map(database.find, sorted(references))
-        return [image for image in found if image is not None]
+        return [image for reference in references if (image := database.find(reference)) is not None]
 
 
 def lost_database(store: Store) -> ContentError | None:
