@@ -33,7 +33,7 @@ SECONDS = float(os.environ.get("CONCURRENCY_SECONDS", "8"))
 PULLS = 8
 # A command that takes so long waits for something that never comes.
 FOREVER = 120
-UNNEEDED = re.compile(r"^blob (\w{12}) was asked for beside the config, and not needed$", re.M)
+UNREAD = re.compile(r"^blob (\w{12}) was asked for beside the config, and not read$", re.M)
 DOCUMENT = ("--format", "json", "--progress", "none")
 
 
@@ -82,7 +82,7 @@ class Beside:
         # Of those that were unpacked, what was made from another form that was here.
         self.reused: Counter[str] = Counter()
         # What several that began with an empty store had asked for before one of them had the layer's lock.
-        self.unneeded: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
 
     def choose(self, things):
         with self.guard:
@@ -103,7 +103,7 @@ class Beside:
             return ""
         code, out, error = done.returncode, done.stdout, done.stderr
         with self.guard:
-            self.unneeded.update(UNNEEDED.findall(error))
+            self.unread.update(UNREAD.findall(error))
             self.codes[kind, code] += 1
             self.longest[kind] = max(self.longest[kind], round(time.monotonic() - started, 1))
         if code not in codes or "Traceback" in error:
@@ -234,8 +234,8 @@ def test_d1_pulls_and_removals_side_by_side(tmp_path):
         told = f"{sum(beside.codes.values())} commands in {SECONDS:.0f} s, {len(beside.failures)} failures"
         print(f"\n{told}\n(command, exit code): {dict(sorted(beside.codes.items()))}")
         print(f"longest, seconds: {dict(beside.longest)}; looked at meanwhile: {dict(checked)}")
-        counts = beside.unpacked.total(), beside.removed.total(), beside.unneeded.total()
-        print("unpacked {}, removed {}, asked for and not needed {}".format(*counts))
+        counts = beside.unpacked.total(), beside.removed.total(), beside.unread.total()
+        print("unpacked {}, removed {}, asked for and not read {}".format(*counts))
         assert not beside.failures, "\n\n".join(beside.failures[:10])
         there = {x.name for x in home.layers.glob("*.extracted")}
         for name in {*beside.unpacked, *beside.removed, *there}:
@@ -247,7 +247,7 @@ def test_d1_pulls_and_removals_side_by_side(tmp_path):
             fetched = beside.unpacked - beside.reused
             made = sum(count for name, count in fetched.items() if digest_of(name) == digest)
             # Of a request that was given up it is not known whether it was sent.
-            assert made <= fetches[digest] <= made + beside.unneeded[digest.partition(":")[2][:12]], digest
+            assert made <= fetches[digest] <= made + beside.unread[digest.partition(":")[2][:12]], digest
         assert home.pull("-q", *names.values()).returncode == 0
         assert home.run("verify", "-q").returncode == 0
         assert os.listdir(home.layers / ".msb-pull" / "staging") == []

@@ -114,7 +114,7 @@ class Early:
         for digest, opening in self._asked.items():
             self._blobs.forget(digest)
             if opening.drop():
-                self._job.log("", f"blob {digest.short} was asked for beside the config, and not needed", level=2)
+                self._job.log("", f"blob {digest.short} was asked for beside the config, and not read", level=2)
         self._asked.clear()
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from msb_pull.ground.errors import Cancelled, LocalError, MsbPullError
+from msb_pull.ground.events import Logged
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.platform import Platform
@@ -240,6 +241,10 @@ def test_a_config_that_is_refused_while_layers_are_half_here(tmp_path, command, 
     (error,) = command.pull("a")
     assert isinstance(error, MsbPullError)
     assert len(command.layers_asked(image)) == 2 and command.listing() == before
+    logged = [x.text for x in command.seen if isinstance(x, Logged) and "beside the config" in x.text]
+    assert sorted(logged) == sorted(
+        f"blob {x[7:19]} was asked for beside the config, and not read" for x in image.layer_digests
+    )
     # It says what is said where the config is asked for first.
     half.clear()
     command.registry.requests.clear()
