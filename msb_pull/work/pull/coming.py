@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import LocalError
 from msb_pull.store.index.keys import layers_noted
 
 if TYPE_CHECKING:
@@ -72,24 +73,27 @@ class Places:
         return taken
 
 
-def expected(store: Store, places: Places, *, force: bool) -> Expect:
+def expected(store: Store, places: Places, *, force: bool, need_xattrs: bool) -> Expect:
     """What tells, of a manifest, which layers to ask for at once, and whether the store can do without any of them.
 
     Only the config tells what the store has of them under other names, or can make from what it has. ``force``: it is
-    to do neither.
+    to do neither. ``need_xattrs``: see :meth:`msb_pull.store.store.Store.check_file_system`.
     """
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:
-            return _missing(manifest, store, places, force=force)
-        except OSError:
-            # Whoever needs what cannot be read says so.
+            missing, certain = _missing(manifest, store, force=force)
+            store.check_space(sum(layer.size for layer in missing))
+            store.check_file_system(need_xattrs=need_xattrs)
+        except (OSError, LocalError):
+            # Whoever needs what cannot be read, or has no place for it, says so.
             return [], False
+        return places.take(missing), certain
 
     return choose
 
 
-def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -> tuple[list[Descriptor], bool]:
+def _missing(manifest: Manifest, store: Store, *, force: bool) -> tuple[list[Descriptor], bool]:
     layers = {layer.digest: layer for layer in manifest.layers}
     noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
     # What arrived in part is resumed, and what has other addresses may not be at the registry.
@@ -101,4 +105,4 @@ def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -
     # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it:
     # then it is not fetched.
     certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
-    return places.take(sorted(missing, key=lambda layer: -layer.size)), certain
+    return sorted(missing, key=lambda layer: -layer.size), certain
