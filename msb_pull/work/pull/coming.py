@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import LocalError
 from msb_pull.ground.running import SMALL
 from msb_pull.store.index.keys import layers_noted
 
@@ -70,23 +71,27 @@ class Allowance:
         return taken
 
 
-def expected(store: Store, allowance: Allowance, *, force: bool) -> Expect:
+def expected(store: Store, allowance: Allowance, *, force: bool, need_xattrs: bool) -> Expect:
     """What tells, of a manifest, which layers are likely to be fetched first, and whether all will be.
 
     Only the config tells which of them another layer of the store can stand in for. ``force``: none is to.
+    ``need_xattrs``: see :meth:`msb_pull.store.store.Store.check_file_system`.
     """
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:
-            return _missing(manifest, store, allowance, force=force)
-        except OSError:
-            # Whoever needs what cannot be read says so.
+            missing, certain = _missing(manifest, store, force=force)
+            store.check_space(sum(layer.size for layer in missing))
+            store.check_file_system(need_xattrs=need_xattrs)
+        except (OSError, LocalError):
+            # Whoever needs what cannot be read, or has no place for it, says so.
             return [], False
+        return allowance.take(missing), certain
 
     return choose
 
 
-def _missing(manifest: Manifest, store: Store, allowance: Allowance, *, force: bool) -> tuple[list[Descriptor], bool]:
+def _missing(manifest: Manifest, store: Store, *, force: bool) -> tuple[list[Descriptor], bool]:
     layers = {layer.digest: layer for layer in manifest.layers}
     noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
     # What arrived in part is resumed, and what has other addresses may not be at the registry.
@@ -96,5 +101,5 @@ def _missing(manifest: Manifest, store: Store, allowance: Allowance, *, force: b
         if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
     ]
     # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it.
-    certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
-    return allowance.take(sorted(missing, key=lambda layer: -layer.size)), certain
+    certain = layers.keys() >= noted and not any(store.places.folder.glob("*/tree"))
+    return sorted(missing, key=lambda layer: -layer.size), certain

@@ -107,7 +107,8 @@ def _open(
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
     allowance = together.allowance if together is not None else Allowance(job)
-    expect = expected(store, allowance, force=options.force) if early else None
+    need_xattrs = not options.allow_no_xattr
+    expect = expected(store, allowance, force=options.force, need_xattrs=need_xattrs) if early else None
     return open_source(
         argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
     )

@@ -150,7 +150,7 @@ def test_while_another_command_unpacks_nothing_is_asked_for_early(command):
     """What it brings need not be fetched."""
     image = command.add("a", 3000, 200)
     command.store.begin()
-    (command.store.places.folder / "somebody").mkdir()
+    (command.store.places.folder / "somebody" / "tree").mkdir(parents=True)
     assert command.asked_by_the_config(image, "a", count=0) == 0
 
 
