@@ -154,6 +154,14 @@ def test_while_another_command_unpacks_nothing_is_asked_for_early(command):
     assert command.asked_by_the_config(image, "a", count=0) == 0
 
 
+def test_what_is_staged_but_no_layer_keeps_nobody_from_asking_early(command):
+    """Such as the probe of the file system that another image of the same command makes."""
+    image = command.add("a", 3000, 200)
+    with command.store.places.private("probe") as place:
+        place.mkdir(parents=True)
+        assert command.asked_by_the_config(image, "a", count=2) == 2
+
+
 def test_two_commands_that_begin_at_once_bring_the_same(tmp_path, command):
     image = command.add("a", *range(1000, 9000, 1000))
     commands = [command, Command(tmp_path / "home", command.registry)]
