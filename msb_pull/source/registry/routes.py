@@ -32,17 +32,29 @@ if TYPE_CHECKING:
 _WHOLE = frozenset({200})
 _PARTS = frozenset({200, 206, 416})
 _PART = frozenset({206})
-# Servers give up on who does not read, some after half a minute. What has waited for longer than this is asked for
-# anew, in seconds.
-_LIFE = 15.0
+# Seconds that an answer waits for somebody to read it. Servers give up on who does not, some after half a minute; and
+# one that serves few at a time may keep the config back until then.
+_LIFE = 5.0
+# What a registry has said of a blob. Anything else that keeps one from being asked for early may pass.
+_VERDICTS = (NotFoundError, AccessError, NetworkError, ContentError)
 
 
 class _Place:
     """Asks for a blob in one place; see :class:`msb_pull.source.registry.blob.Route`."""
 
-    def __init__(self, requester: Requester, target: Target, descriptor: Descriptor, *, patient: bool = True) -> None:
+    def __init__(
+        self,
+        requester: Requester,
+        target: Target,
+        descriptor: Descriptor,
+        *,
+        patient: bool = True,
+        troubled: Callable[[], None] | None = None,
+    ) -> None:
+        """``troubled`` is called before the place is asked again."""
         self.name = target.endpoint.host
         self.patient = patient
+        self._troubled = troubled
         self._requester = requester
         self._target = target
         self._descriptor = descriptor
@@ -64,6 +76,7 @@ class _Place:
             take=lambda answer: Body(answer, offset=offset, end=end, size=self._descriptor.size, decode=decode),
             retries=None if self.patient and end is None else 0,
             address=address,
+            troubled=self._troubled,
         )
 
 
@@ -125,30 +138,33 @@ class ForeignRoute(_Place):
 
 
 class EarlyBlobs:
-    """What all images of a client have asked for early, for whichever comes to need it first. For any thread."""
+    """What all images of a client have asked for early, for whichever comes to need it first. For any thread.
+
+    Blobs are named by place and digest: what one place sends must not be taken for what another one would have sent.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         # None: somebody has it. That it was asked for is known as long as the image that did so is pulled.
-        self._openings: dict[str, _Opening | None] = {}
+        self._openings: dict[tuple[str, str], _Opening | None] = {}
 
-    def add(self, digest: str, opening: _Opening) -> bool:
+    def add(self, blob: tuple[str, str], opening: _Opening) -> bool:
         """Notes what is to be asked for; False where another image has done so."""
         with self._guard:
-            return self._openings.setdefault(digest, opening) is opening
+            return self._openings.setdefault(blob, opening) is opening
 
-    def take(self, digest: str) -> _Opening | None:
+    def take(self, blob: tuple[str, str]) -> _Opening | None:
         """What was asked for, to who comes first."""
         with self._guard:
-            opening = self._openings.get(digest)
+            opening = self._openings.get(blob)
             if opening is not None:
-                self._openings[digest] = None
+                self._openings[blob] = None
             return opening
 
-    def forget(self, digest: str) -> None:
+    def forget(self, blob: tuple[str, str]) -> None:
         """From now on it may be asked for again."""
         with self._guard:
-            del self._openings[digest]
+            del self._openings[blob]
 
 
 class Early:
@@ -157,10 +173,9 @@ class Early:
     def __init__(self, blobs: EarlyBlobs, downloads: Downloads) -> None:
         self._blobs = blobs
         self._patience = downloads.patience
-        self._now = downloads.requester.clock.monotonic
         self._cancel = Cancel(downloads.patience.cancel)
         self._threads: list[threading.Thread] = []
-        self._asked: dict[str, _Opening] = {}
+        self._asked: dict[tuple[str, str], _Opening] = {}
 
     def run(self, work: Callable[[], None]) -> bool:
         """Does ``work`` in a thread that ends when this is closed; False where there can be no more threads."""
@@ -176,69 +191,80 @@ class Early:
 
     def ask(self, digest: str, route: Route) -> None:
         """Asks for a whole blob, unless another image has done so."""
-        opening = _Opening(self._now)
-        if self._blobs.add(digest, opening):
-            self._asked[digest] = opening
+        opening = _Opening()
+        if self._blobs.add((route.name, digest), opening):
+            self._asked[route.name, digest] = opening
             if not self.run(lambda: opening.open(route)):
                 opening.done.set()
 
-    def body(self, digest: str, *, whole: bool) -> Body | None:
+    def body(self, digest: str, route: Route, *, whole: bool) -> Body | None:
         """The answer for a blob that is wanted now, None where there is none, or not of the ``whole`` blob.
 
-        Raises what asking for it has ended with, if it was asked for by this very image, and Cancelled.
+        Raises what the registry has said of it, if it was asked for by this very image, and Cancelled.
         """
-        opening = self._blobs.take(digest)
+        opening = self._blobs.take((route.name, digest))
         if opening is None:
+            return None
+        if not whole:
+            opening.drop()
             return None
         while not opening.done.wait(SLICE):
             self._patience.check()
-        if whole and opening.error is not None and opening is self._asked.get(digest):
-            raise opening.error
-        return opening.take() if whole else None
+        error, body = opening.take()
+        if isinstance(error, _VERDICTS) and opening is self._asked.get((route.name, digest)):
+            raise error
+        return body
+
+    def let_go(self) -> None:
+        """Ends what nobody has wanted; it is asked for anew by who comes to want it."""
+        self._cancel.set()
+        for opening in self._asked.values():
+            opening.drop()
 
     def close(self) -> None:
-        """Ends what nobody has wanted."""
-        self._cancel.set()
+        """The same, for good."""
+        self.let_go()
         for thread in self._threads:
             thread.join()
-        for digest, opening in self._asked.items():
-            self._blobs.forget(digest)
-            opening.drop()
+        for blob in self._asked:
+            self._blobs.forget(blob)
         self._asked.clear()
 
 
 class _Opening:
-    """An answer that is on its way, or here."""
+    """An answer that is on its way, or here until somebody takes it or it has waited for too long."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self.done = threading.Event()
-        self.error: BaseException | None = None
-        self._now = now
-        self._since = now()
+        self._over = threading.Event()
         self._guard = threading.Lock()
+        self._error: BaseException | None = None
         self._body: Body | None = None
 
     def open(self, route: Route) -> None:
-        """Waits for the answer, in a thread of its own."""
+        """Waits for the answer, and for who takes it, in a thread of its own."""
+        found: tuple[BaseException | None, Body | None]
         try:
-            self._body = route.open(0, ranged=True, decode=False)
+            found = None, route.open(0, ranged=True, decode=False)
         except BaseException as error:  # noqa: BLE001 - it is for whoever wants the blob
-            self.error = error
-        self._since = self._now()
-        self.done.set()
-
-    def take(self) -> Body | None:
-        """The answer, which is then the caller's; None where there is none any more."""
+            found = error, None
         with self._guard:
-            if self._now() - self._since >= _LIFE:
-                return None
-            body, self._body = self._body, None
-            return body
+            self._error, self._body = found
+            dropped = self._over.is_set()
+        self.done.set()
+        if dropped or not self._over.wait(_LIFE):
+            self.drop()
+
+    def take(self) -> tuple[BaseException | None, Body | None]:
+        """The answer, which is then the caller's, or what came in its place; neither where it is gone."""
+        with self._guard:
+            self._over.set()
+            found, self._error, self._body = (self._error, self._body), None, None
+        return found
 
     def drop(self) -> None:
-        """Ends the answer if nobody took it."""
-        with self._guard:
-            body, self._body = self._body, None
+        """Ends the answer if nobody took it, be it still to come."""
+        _, body = self.take()
         if body is not None:
             body.close()
 
@@ -257,5 +283,5 @@ class EarlyRoute:
 
     def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
         """See :class:`msb_pull.source.registry.blob.Route`."""
-        early = self._early.body(self._digest, whole=not offset and not decode)
+        early = self._early.body(self._digest, self._route, whole=not offset and not decode)
         return early or self._route.open(offset, ranged=ranged, decode=decode)

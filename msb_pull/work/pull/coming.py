@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # As ground/pools counts them, which takes longer to load than all of this.
 _SMALL = 1 << 20
+_FIRST = 2
 
 
 class Coming:
@@ -52,32 +53,48 @@ class Coming:
 
 
 class Places:
-    """How many layers the images of one command may ask for early; any thread may take some."""
+    """How many connections the images of one command may open early; any thread may take some.
+
+    There are as many as layers are fetched at once later: a server that allows no more gets no more.
+    """
 
     def __init__(self, job: Job) -> None:
         self._guard = threading.Lock()
         self._all = job.at_once
         self._large = job.large_at_once
 
+    def enter(self) -> bool:
+        """Takes a place for the documents of an image, and one for its first layer; False where they are not left."""
+        with self._guard:
+            if self._all < _FIRST:
+                return False
+            self._all -= _FIRST
+            return True
+
     def take(self, layers: Iterable[Descriptor]) -> list[Descriptor]:
-        """The first ones that there is still a place for, which they keep: later ones find the pool busy."""
-        taken = []
+        """The first layers, of an image that has entered, that there is still a place for.
+
+        They keep it: later ones find the pool busy.
+        """
+        taken: list[Descriptor] = []
         with self._guard:
             for layer in layers:
                 large = layer.size >= _SMALL
-                if self._all and (self._large or not large):
-                    self._all -= 1
+                if (self._all or not taken) and (self._large or not large):
+                    self._all -= bool(taken)
                     self._large -= large
                     taken.append(layer)
         return taken
 
 
-def expected(store: Store, places: Places, *, force: bool) -> Expect:
+def expected(store: Store, places: Places, *, force: bool) -> Expect | None:
     """What tells, of a manifest, which layers to ask for at once, and whether the store can do without any of them.
 
     Only the config tells what the store has of them under other names, or can make from what it has. ``force``: it is
-    to do neither.
+    to do neither. None where all places are taken.
     """
+    if not places.enter():
+        return None
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:

@@ -107,7 +107,7 @@ def _open(
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
     places = together.places if together is not None else Places(job)
-    expect = expected(store, places, force=options.force) if early else None
+    expect = expected(store, places, force=options.force) if early and argument.reference is not None else None
     return open_source(
         argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
     )
