@@ -27,7 +27,7 @@ from msb_pull.source.registry.routes import EndpointRoute, ForeignRoute
 from msb_pull.source.resolve import referrers_in, referrers_tag, resolve_image, verified, with_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from msb_pull.ground.running import Cancel, Job
@@ -165,7 +165,8 @@ class RegistrySource:
         """
         if (inline := self._inline(descriptor)) is not None:
             return io.BytesIO(inline[offset:])
-        routes = self._routes(descriptor)
+        # What has answered early may be what keeps the config back: some servers have only so many answers under way.
+        routes = self._routes(descriptor, self._early.let_go if document else None)
         if not document:
             routes[0] = EarlyRoute(routes[0], descriptor.digest, self._early)
         with self._lock:
@@ -353,10 +354,13 @@ class RegistrySource:
             self._client.requester.down.add(endpoint.host)
         self._warn(f"mirror {endpoint.host}: {reason}; continuing without it")
 
-    def _routes(self, descriptor: Descriptor) -> list[Route]:
+    def _routes(self, descriptor: Descriptor, troubled: Callable[[], None] | None = None) -> list[Route]:
         requester, own = self._client.requester, self._target(self._endpoints[-1])
         return [
-            *(EndpointRoute(requester, self._target(x), descriptor, patient=not x.namespace) for x in self._usable()),
+            *(
+                EndpointRoute(requester, self._target(x), descriptor, patient=not x.namespace, troubled=troubled)
+                for x in self._usable()
+            ),
             *(ForeignRoute(requester, own, descriptor, url) for url in descriptor.urls),
         ]
 

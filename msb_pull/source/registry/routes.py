@@ -12,6 +12,8 @@ from msb_pull.source.registry.body import Body
 from msb_pull.source.registry.endpoint import Endpoint, Target, forbidden
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from msb_pull.image.manifest import Descriptor
     from msb_pull.source.registry.parallel import OpenPart
     from msb_pull.source.registry.requester import Requester
@@ -24,9 +26,19 @@ _PART = frozenset({206})
 class _Place:
     """Asks for a blob in one place; see :class:`msb_pull.source.registry.blob.Route`."""
 
-    def __init__(self, requester: Requester, target: Target, descriptor: Descriptor, *, patient: bool = True) -> None:
+    def __init__(
+        self,
+        requester: Requester,
+        target: Target,
+        descriptor: Descriptor,
+        *,
+        patient: bool = True,
+        troubled: Callable[[], None] | None = None,
+    ) -> None:
+        """``troubled`` is called before the place is asked again."""
         self.name = target.endpoint.host
         self.patient = patient
+        self._troubled = troubled
         self._requester = requester
         self._target = target
         self._descriptor = descriptor
@@ -48,6 +60,7 @@ class _Place:
             take=lambda answer: Body(answer, offset=offset, end=end, size=self._descriptor.size, decode=decode),
             retries=None if self.patient and end is None else 0,
             address=address,
+            troubled=self._troubled,
         )
 
 

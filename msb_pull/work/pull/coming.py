@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from msb_pull.source.registry.early import Expect
     from msb_pull.store.store import Store
 
+# Connections that an image begins with: for its documents, and for its first layer.
+_FIRST = 2
+
 
 class Coming:
     """The layers that are still to be fetched and their compressed sizes; any thread may call anything."""
@@ -51,32 +54,48 @@ class Coming:
 
 
 class Allowance:
-    """How many layers the images of one command may ask for early; any thread may take some."""
+    """How many connections the images of one command may open early; any thread may take some.
+
+    There are as many as layers are fetched at once later: a server that allows no more gets no more.
+    """
 
     def __init__(self, job: Job) -> None:
         self._guard = threading.Lock()
         self._all = job.at_once
         self._large = job.large_at_once
 
+    def enter(self) -> bool:
+        """Takes one for the documents of an image, and one for its first layer; False where they are not left."""
+        with self._guard:
+            if self._all < _FIRST:
+                return False
+            self._all -= _FIRST
+            return True
+
     def take(self, layers: Iterable[Descriptor]) -> list[Descriptor]:
-        """The first ones that it still has room for, which they keep: later ones find the pool busy."""
-        taken = []
+        """The first layers, of an image that has entered, that there is still a connection for.
+
+        They keep it: later ones find the pool busy.
+        """
+        taken: list[Descriptor] = []
         with self._guard:
             for layer in layers:
                 large = layer.size >= SMALL
-                if self._all and (self._large or not large):
-                    self._all -= 1
+                if (self._all or not taken) and (self._large or not large):
+                    self._all -= bool(taken)
                     self._large -= large
                     taken.append(layer)
         return taken
 
 
-def expected(store: Store, allowance: Allowance, *, force: bool, need_xattrs: bool) -> Expect:
+def expected(store: Store, allowance: Allowance, *, force: bool, need_xattrs: bool) -> Expect | None:
     """What tells, of a manifest, which layers are likely to be fetched first, and whether all will be.
 
     Only the config tells which of them another layer of the store can stand in for. ``force``: none is to.
-    ``need_xattrs``: see :meth:`msb_pull.store.store.Store.check_file_system`.
+    ``need_xattrs``: see :meth:`msb_pull.store.store.Store.check_file_system`. None where no connection is left.
     """
+    if not allowance.enter():
+        return None
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:

@@ -106,9 +106,10 @@ def _open(
 
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
-    allowance = together.allowance if together is not None else Allowance(job)
-    need_xattrs = not options.allow_no_xattr
-    expect = expected(store, allowance, force=options.force, need_xattrs=need_xattrs) if early else None
+    expect = None
+    if early and argument.reference is not None:
+        allowance = together.allowance if together is not None else Allowance(job)
+        expect = expected(store, allowance, force=options.force, need_xattrs=not options.allow_no_xattr)
     return open_source(
         argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
     )
