@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from msb_pull.cli.signals import Interrupts
     from msb_pull.config.settings import Settings
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.store.store import Store
 
@@ -244,7 +244,7 @@ class LazyClient:
         )
 
     def _credentials(self) -> CredentialStore:
-        from msb_pull.source.registry.credentials import CredentialStore, check_given
+        from msb_pull.source.login.credentials import CredentialStore, check_given
 
         if self._access.anonymous:
             return CredentialStore.nobody()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from msb_pull.source.http.answer import Answer
     from msb_pull.source.http.retry import Clock
     from msb_pull.source.http.transport import Transport
-    from msb_pull.source.registry.auth_file import Credential
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.auth_file import Credential
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.endpoint import Target
 
 _BODY_LIMIT = 1 << 20

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from msb_pull.image.reference import Reference
     from msb_pull.source.http.answer import Answer
     from msb_pull.source.interface import Attached, BlobStream, ResolvedImage, Source
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.early import Expect
 
 

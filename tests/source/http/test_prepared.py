@@ -9,7 +9,7 @@ import time
 import pytest
 
 from msb_pull.ground import events
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.counting import wait_for
 from tests.support.registries import LAYER, describe, hears_a_cancel, name
 

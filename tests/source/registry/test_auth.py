@@ -9,7 +9,7 @@ import traceback
 import pytest
 
 from msb_pull.ground.errors import AccessError, ExitCode, NetworkError, NotFoundError
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.endpoint import forbidden
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault
