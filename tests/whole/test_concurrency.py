@@ -12,7 +12,6 @@ import gzip
 import json
 import os
 import random
-import re
 import subprocess
 import threading
 import time
@@ -23,7 +22,7 @@ import pytest
 
 from msb_pull.store.store import Store
 from tests.support.fault_registry import FaultRegistry
-from tests.support.home import LINUX, Home
+from tests.support.home import LINUX, Home, unread
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
@@ -33,7 +32,6 @@ SECONDS = float(os.environ.get("CONCURRENCY_SECONDS", "8"))
 PULLS = 8
 # A command that takes so long waits for something that never comes.
 FOREVER = 120
-UNREAD = re.compile(r"^blob (\w{12}) was asked for beside the config, and not read$", re.M)
 DOCUMENT = ("--format", "json", "--progress", "none")
 
 
@@ -81,7 +79,7 @@ class Beside:
         self.removed: Counter[str] = Counter()
         # Of those that were unpacked, what was made from another form that was here.
         self.reused: Counter[str] = Counter()
-        # What several that began with an empty store had asked for before one of them had the layer's lock.
+        # What was asked for early by pulls that did not come to make it.
         self.unread: Counter[str] = Counter()
 
     def choose(self, things):
@@ -103,7 +101,7 @@ class Beside:
             return ""
         code, out, error = done.returncode, done.stdout, done.stderr
         with self.guard:
-            self.unread.update(UNREAD.findall(error))
+            self.unread += unread(error)
             self.codes[kind, code] += 1
             self.longest[kind] = max(self.longest[kind], round(time.monotonic() - started, 1))
         if code not in codes or "Traceback" in error:
