@@ -75,6 +75,25 @@ def test_an_error_here_ends_it():
     assert not runs(process)
 
 
+def test_where_nobody_is_told_of_its_end_an_error_here_is_told():
+    """As under `trap "" CHLD`: the kernel waits for it, and its number may be that of another process by now."""
+    code = (
+        "import os, select, signal\n"
+        "from msb_pull.disk.beside import Beside\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "kill, killed = os.kill, []\n"
+        "os.kill = lambda *given: (killed.append(given), kill(*given))\n"
+        "try:\n"
+        "    with Beside(lambda tell: None) as beside:\n"
+        "        select.select([beside._end], [], [])\n"
+        "        raise ValueError('here')\n"
+        "except ValueError as error:\n"
+        "    print(error, killed)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True, text=True)
+    assert done.stdout == "here []\n"
+
+
 def test_it_is_waited_for_no_longer_than_the_work_goes_on():
     def progress(size: int) -> None:
         raise Cancelled("interrupted")
@@ -113,9 +132,16 @@ def test_it_ends_with_the_first_process():
     assert done.returncode == -signal.SIGKILL
 
 
-def test_where_there_can_be_no_more_processes(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("fork not supported for isolated subinterpreters"),
+    ],
+)
+def test_where_there_can_be_no_more_processes(monkeypatch, error):
     def refused():
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "fork", refused)
