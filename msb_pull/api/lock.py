@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.ground.events import Observer
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.lockfile import LockChange
     from msb_pull.work.pull.plan import PullResult

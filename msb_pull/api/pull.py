@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.ground.events import Observer
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.pull.plan import PullResult
 
@@ -61,7 +61,7 @@ def pull_image(
     >>> try:
     ...     pull_image("other:1", store, PullOptions(policy=Policy.NEVER))
     ... except NotFoundError as error:
-    ...     print(error.message, int(error.exit_code))
+    ...     print(error.message, error.exit_code)
     docker.io/library/other:1: not in the store 3
     """
     (outcome,) = pull_images(
@@ -117,7 +117,7 @@ def pull_images(
     arguments = [parse_argument(image, store._settings.default_registry) for image in names]
     hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}
     if credentials is None and len(hosts) > 1:
-        from msb_pull.source.registry.credentials import check_given
+        from msb_pull.source.login.credentials import check_given
 
         check_given(hosts, stdin=False)
     pull: work.Pull = pull_one

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage

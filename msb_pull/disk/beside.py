@@ -17,7 +17,7 @@ import threading
 from struct import Struct
 from typing import TYPE_CHECKING, Self
 
-from msb_pull.ground.errors import LocalError
+from msb_pull.ground.errors import WHY_KILLED, LocalError
 from msb_pull.ground.running import OwnThread, processors
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _PATIENCE = 100
 _COUNT = Struct("=Q")
 # What os.fork raises: the kernel's refusal, and Python's in any interpreter of a process but its main one.
 _REFUSED = (OSError, RuntimeError)
-_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container)"
 
 
 def gains(work: int) -> bool:
@@ -117,7 +116,9 @@ class Beside:
             progress(self._news())
         status = self._status()
         if status is not None and os.WIFSIGNALED(status):
-            raise LocalError(f"a process that helps was killed by signal {os.WTERMSIG(status)}", hint=_KILLED)
+            number = os.WTERMSIG(status)
+            hint = WHY_KILLED if number == signal.SIGKILL else None
+            raise LocalError(f"a process that helps was killed by signal {number}", hint=hint)
         progress(self._news() if status == 0 else -self._seen)
         return status == 0
 

@@ -17,13 +17,6 @@ from msb_pull.ground.running import processors
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is one process elsewhere")
 
 
-class Progress(list):
-    """What was told."""
-
-    def tell(self, size: int) -> None:
-        self.append(size)
-
-
 def forever(tell):
     signal.pause()
 
@@ -34,7 +27,7 @@ def runs(process: int) -> bool:
 
 
 def test_it_does_its_part_and_tells_how_much():
-    shared, told = mmap.mmap(-1, 8), Progress()
+    shared, told = mmap.mmap(-1, 8), []
 
     def work(tell):
         shared[:4] = b"done"
@@ -42,21 +35,21 @@ def test_it_does_its_part_and_tells_how_much():
             tell(7)
 
     with Beside(work) as beside:
-        beside.with_it(told.tell)(5)
-        assert beside.finish(told.tell)
+        beside.with_it(told.append)(5)
+        assert beside.finish(told.append)
     assert shared[:4] == b"done"
     assert sum(told) == 75
 
 
 def test_what_it_fails_at_is_left_to_this_process():
-    told = Progress()
+    told = []
 
     def work(tell):
         tell(7)
         raise ValueError("damaged")
 
     with Beside(work) as beside:
-        assert not beside.finish(told.tell)
+        assert not beside.finish(told.append)
     assert sum(told) == 0
 
 

@@ -61,12 +61,14 @@ class Requester:
         take: Callable[[Answer], Result],
         retries: int | None = None,
         address: str | None = None,
+        troubled: Callable[[], None] | None = None,
     ) -> Result:
         """Asks for a manifest or blob and returns what ``take`` makes of the answer, which it must close.
 
         ``take`` may raise Failure, which counts like a failed request. ``address`` is asked instead, without any
-        authorization, where the content lies outside of registries. Raises NotFoundError, AccessError, NetworkError,
-        Cancelled, RangeIgnored for a Range that was refused in any way, and whatever ``take`` raises.
+        authorization, where the content lies outside of registries. ``troubled`` is called before each pause. Raises
+        NotFoundError, AccessError, NetworkError, Cancelled, RangeIgnored for a Range that was refused in any way, and
+        whatever ``take`` raises.
         """
         host = target.endpoint.host
         allowed = self.retries if retries is None else retries
@@ -92,6 +94,8 @@ class Requester:
                     # A server that has the whole blob may still refuse a part of it, with any status or with none.
                     raise RangeIgnored(failure.reason)
                 raise self._give_up(target, failure, blob)
+            if troubled is not None:
+                troubled()
             self._pause(target, failure, (attempt, allowed), f"blob {blob}" if blob else f"manifest of {target.what}")
 
     def prepare(self, target: Target) -> None:

@@ -1,22 +1,13 @@
-"""The places where one blob may be read, and what is asked of them before it is certain to be needed.
-
-Without its config nobody knows whether a layer of an image is wanted, or what it must contain. But a distant registry
-can answer to both at once. Nothing is read of an early answer before somebody wants the blob, and what goes wrong with
-it is told to them alone.
-"""
+"""The places where one blob may be read."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from msb_pull.ground.errors import AccessError, ContentError, LocalError, NetworkError, NotFoundError
-from msb_pull.ground.running import Cancel, start_thread
+from msb_pull.ground.errors import AccessError, ContentError, NetworkError, NotFoundError
 from msb_pull.source.http import redact
 from msb_pull.source.http.failures import RangeIgnored
-from msb_pull.source.http.sockets import SLICE
 from msb_pull.source.registry.body import Body
 from msb_pull.source.registry.endpoint import Endpoint, Target, forbidden
 
@@ -24,25 +15,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from msb_pull.image.manifest import Descriptor
-    from msb_pull.source.registry.blob import Route
-    from msb_pull.source.registry.downloads import Downloads
     from msb_pull.source.registry.parallel import OpenPart
     from msb_pull.source.registry.requester import Requester
 
 _WHOLE = frozenset({200})
 _PARTS = frozenset({200, 206, 416})
 _PART = frozenset({206})
-# Servers give up on who does not read, some after half a minute. What has waited for longer than this is asked for
-# anew, in seconds.
-_LIFE = 15.0
 
 
 class _Place:
     """Asks for a blob in one place; see :class:`msb_pull.source.registry.blob.Route`."""
 
-    def __init__(self, requester: Requester, target: Target, descriptor: Descriptor, *, patient: bool = True) -> None:
+    def __init__(
+        self,
+        requester: Requester,
+        target: Target,
+        descriptor: Descriptor,
+        *,
+        patient: bool = True,
+        troubled: Callable[[], None] | None = None,
+    ) -> None:
+        """``troubled`` is called before the place is asked again."""
         self.name = target.endpoint.host
         self.patient = patient
+        self._troubled = troubled
         self._requester = requester
         self._target = target
         self._descriptor = descriptor
@@ -64,6 +60,7 @@ class _Place:
             take=lambda answer: Body(answer, offset=offset, end=end, size=self._descriptor.size, decode=decode),
             retries=None if self.patient and end is None else 0,
             address=address,
+            troubled=self._troubled,
         )
 
 
@@ -122,140 +119,3 @@ class ForeignRoute(_Place):
 
     def mark_down(self) -> None:
         """Other layers may still be there."""
-
-
-class EarlyBlobs:
-    """What all images of a client have asked for early, for whichever comes to need it first. For any thread."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        # None: somebody has it. That it was asked for is known as long as the image that did so is pulled.
-        self._openings: dict[str, _Opening | None] = {}
-
-    def add(self, digest: str, opening: _Opening) -> bool:
-        """Notes what is to be asked for; False where another image has done so."""
-        with self._guard:
-            return self._openings.setdefault(digest, opening) is opening
-
-    def take(self, digest: str) -> _Opening | None:
-        """What was asked for, to who comes first."""
-        with self._guard:
-            opening = self._openings.get(digest)
-            if opening is not None:
-                self._openings[digest] = None
-            return opening
-
-    def forget(self, digest: str) -> None:
-        """From now on it may be asked for again."""
-        with self._guard:
-            del self._openings[digest]
-
-
-class Early:
-    """What one image asks for early, in threads of its own. Close it."""
-
-    def __init__(self, blobs: EarlyBlobs, downloads: Downloads) -> None:
-        self._blobs = blobs
-        self._patience = downloads.patience
-        self._now = downloads.requester.clock.monotonic
-        self._cancel = Cancel(downloads.patience.cancel)
-        self._threads: list[threading.Thread] = []
-        self._asked: dict[str, _Opening] = {}
-
-    def run(self, work: Callable[[], None]) -> bool:
-        """Does ``work`` in a thread that ends when this is closed; False where there can be no more threads."""
-
-        def obey() -> None:
-            with self._patience.obeying(self._cancel):
-                work()
-
-        with contextlib.suppress(LocalError):
-            self._threads.append(start_thread(obey, "early"))
-            return True
-        return False
-
-    def ask(self, digest: str, route: Route) -> None:
-        """Asks for a whole blob, unless another image has done so."""
-        opening = _Opening(self._now)
-        if self._blobs.add(digest, opening):
-            self._asked[digest] = opening
-            if not self.run(lambda: opening.open(route)):
-                opening.done.set()
-
-    def body(self, digest: str, *, whole: bool) -> Body | None:
-        """The answer for a blob that is wanted now, None where there is none, or not of the ``whole`` blob.
-
-        Raises what asking for it has ended with, if it was asked for by this very image, and Cancelled.
-        """
-        opening = self._blobs.take(digest)
-        if opening is None:
-            return None
-        while not opening.done.wait(SLICE):
-            self._patience.check()
-        if whole and opening.error is not None and opening is self._asked.get(digest):
-            raise opening.error
-        return opening.take() if whole else None
-
-    def close(self) -> None:
-        """Ends what nobody has wanted."""
-        self._cancel.set()
-        for thread in self._threads:
-            thread.join()
-        for digest, opening in self._asked.items():
-            self._blobs.forget(digest)
-            opening.drop()
-        self._asked.clear()
-
-
-class _Opening:
-    """An answer that is on its way, or here."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.done = threading.Event()
-        self.error: BaseException | None = None
-        self._now = now
-        self._since = now()
-        self._guard = threading.Lock()
-        self._body: Body | None = None
-
-    def open(self, route: Route) -> None:
-        """Waits for the answer, in a thread of its own."""
-        try:
-            self._body = route.open(0, ranged=True, decode=False)
-        except BaseException as error:  # noqa: BLE001 - it is for whoever wants the blob
-            self.error = error
-        self._since = self._now()
-        self.done.set()
-
-    def take(self) -> Body | None:
-        """The answer, which is then the caller's; None where there is none any more."""
-        with self._guard:
-            if self._now() - self._since >= _LIFE:
-                return None
-            body, self._body = self._body, None
-            return body
-
-    def drop(self) -> None:
-        """Ends the answer if nobody took it."""
-        with self._guard:
-            body, self._body = self._body, None
-        if body is not None:
-            body.close()
-
-
-class EarlyRoute:
-    """A route whose blob may have been asked for early; see :class:`msb_pull.source.registry.blob.Route`."""
-
-    def __init__(self, route: Route, digest: str, early: Early) -> None:
-        self.name = route.name
-        self.patient = route.patient
-        self.parts: OpenPart | None = route.parts
-        self.mark_down = route.mark_down
-        self._route = route
-        self._digest = digest
-        self._early = early
-
-    def open(self, offset: int, *, ranged: bool, decode: bool) -> Body:
-        """See :class:`msb_pull.source.registry.blob.Route`."""
-        early = self._early.body(self._digest, whole=not offset and not decode)
-        return early or self._route.open(offset, ranged=ranged, decode=decode)

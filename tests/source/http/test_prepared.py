@@ -9,7 +9,7 @@ import time
 import pytest
 
 from msb_pull.ground import events
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.counting import wait_for
 from tests.support.registries import LAYER, describe, hears_a_cancel, name
 
@@ -29,7 +29,7 @@ def ca_file(authority, tmp_path):
 
 def prepare(here, text: str) -> None:
     source = here.source(text)
-    here.client.requester.prepare(source._target(source._endpoints[-1]))
+    here.client.requester.prepare(source._repository.own)
 
 
 def connections_of(server, match: str = "/v2/") -> list[int]:

@@ -11,14 +11,16 @@ from dataclasses import replace
 import pytest
 
 from msb_pull.ground.errors import Cancelled, LocalError, MsbPullError
+from msb_pull.ground.events import Logged
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.platform import Platform
-from msb_pull.image.reference import parse_argument
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.image.reference import Reference, parse_argument
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
+from msb_pull.source.registry.routes import EndpointRoute
 from msb_pull.store.store import Store
-from msb_pull.work.pull.coming import Places
+from msb_pull.work.pull.coming import Allowance
 from msb_pull.work.pull.images import pull_images
 from msb_pull.work.pull.plan import Pin, PullOptions
 from tests.support.counting import wait_for
@@ -47,12 +49,12 @@ class Command:
     def add(self, tag: str, *sizes: int, **more):
         return self.registry.add_image("acme/app", tag, [gz(tar(f"{tag}{x}", x)) for x in sizes], **more)
 
-    def pull(self, *tags: str, jobs: int | None = None, limit_rate: int | None = None, **options):
+    def pull(self, *tags: str, jobs: int | None = None, limit_rate: int | None = None, retries: int = 0, **options):
         """The outcomes, results or errors."""
         job = Job(self.seen.append, self.cancel, jobs)
         arguments = [parse_argument(f"{self.registry.host}/acme/app:{tag}") for tag in tags]
         settled = PullOptions(**{"platform": AMD64, **options})
-        client = RegistryClient(RegistryOptions(retries=0, limit_rate=limit_rate), CredentialStore.nobody(), job)
+        client = RegistryClient(RegistryOptions(retries=retries, limit_rate=limit_rate), CredentialStore.nobody(), job)
         with contextlib.closing(client):
             return pull_images(arguments, self.store, lambda: client, settled, job)
 
@@ -97,21 +99,49 @@ def test_layers_are_asked_for_before_the_config_is_there(command):
     assert sorted(command.layers_asked(image)) == sorted(image.layer_digests)
 
 
-def test_no_more_of_them_than_are_fetched_at_once(command):
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+def test_config_and_layers_together_are_no_more_than_are_fetched_at_once(command, jobs):
+    """A server may allow so many connections only, which is what some people say ``--jobs 1`` for."""
     image = command.add("a", *range(1000, 6000, 1000))
-    assert command.asked_by_the_config(image, "a", count=2, jobs=2) == 2
-    assert sorted(command.layers_asked(image)[:2]) == sorted(image.layer_digests[3:])
+    early = jobs - 1
+    assert command.asked_by_the_config(image, "a", count=early, jobs=jobs) == early
+    assert sorted(command.layers_asked(image)[:early]) == sorted(image.layer_digests[5 - early :])
     assert sorted(command.layers_asked(image)) == sorted(image.layer_digests)
+    # One more asks whether TLS is spoken here.
+    assert len(command.registry.connections) <= jobs + 1
+
+
+def test_each_of_several_images_has_a_place_for_its_config_and_a_layer():
+    layers = [Descriptor(OCI_LAYER_GZIP, describe(bytes([x])).digest, 1000) for x in range(9)]
+    places = Allowance(Job(jobs=7))
+    assert places.enter() and places.enter()
+    assert len(places.take(layers)) == 4
+    assert len(places.take(layers)) == 1
+    assert not places.enter()
+
+
+def test_a_local_image_takes_no_place_of_another_one(command, tmp_path):
+    asked = []
+    image = command.add("a", 3000, 200)
+    job = Job(asked.append, command.cancel, 2)
+    client = RegistryClient(RegistryOptions(retries=0), CredentialStore.nobody(), job)
+    command.registry.script(image.config_digest, Fault(before=lambda: wait_for(lambda: command.layers_asked(image))))
+    arguments = [parse_argument(f"oci:{tmp_path}/none"), parse_argument(f"{command.registry.host}/acme/app:a")]
+    with contextlib.closing(client):
+        missing, result = pull_images(arguments, command.store, lambda: client, PullOptions(platform=AMD64), job)
+    assert isinstance(missing, MsbPullError) and not isinstance(result, MsbPullError)
 
 
 def test_of_large_layers_fewer_are_asked_for():
     layers = [Descriptor(OCI_LAYER_GZIP, describe(bytes([x])).digest, 1 << (30 if x < 9 else 10)) for x in range(30)]
     job = Job()
-    places = Places(job)
-    first = places.take(layers)
-    assert len(first) == job.at_once
-    assert sum(x.size > 1 << 20 for x in first) == job.large_at_once
-    assert places.take(layers) == []
+    allowance = Allowance(job)
+    assert allowance.enter()
+    first = allowance.take(layers)
+    # The last one is that of the config.
+    assert len(first) == job.at_once - 1
+    assert sum(x.size > 1 << 20 for x in first) == min(job.large_at_once, job.at_once - 1)
+    assert not allowance.enter()
 
 
 @pytest.mark.parametrize("options", [{}, {"force": True}])
@@ -149,8 +179,16 @@ def test_while_another_command_unpacks_nothing_is_asked_for_early(command):
     """What it brings need not be fetched."""
     image = command.add("a", 3000, 200)
     command.store.begin()
-    (command.store.places.folder / "somebody").mkdir()
+    (command.store.places.folder / "somebody" / "tree").mkdir(parents=True)
     assert command.asked_by_the_config(image, "a", count=0) == 0
+
+
+def test_what_is_staged_but_no_layer_keeps_nobody_from_asking_early(command):
+    """Such as the probe of the file system that another image of the same command makes."""
+    image = command.add("a", 3000, 200)
+    with command.store.places.private("probe") as place:
+        place.mkdir(parents=True)
+        assert command.asked_by_the_config(image, "a", count=2) == 2
 
 
 def test_two_commands_that_begin_at_once_bring_the_same(tmp_path, command):
@@ -240,6 +278,10 @@ def test_a_config_that_is_refused_while_layers_are_half_here(tmp_path, command, 
     (error,) = command.pull("a")
     assert isinstance(error, MsbPullError)
     assert len(command.layers_asked(image)) == 2 and command.listing() == before
+    logged = [x.text for x in command.seen if isinstance(x, Logged) and "beside the config" in x.text]
+    assert sorted(logged) == sorted(
+        f"blob {x[7:19]} was asked for beside the config, and not read" for x in image.layer_digests
+    )
     # It says what is said where the config is asked for first.
     half.clear()
     command.registry.requests.clear()
@@ -334,18 +376,79 @@ def test_what_several_images_have_in_common_is_asked_for_once(command):
     assert len(asked) == len(set(asked)) == len(common) + 2 * len(images)
 
 
-def test_an_answer_that_waited_for_too_long_is_asked_for_anew(command, monkeypatch):
-    monkeypatch.setattr("msb_pull.source.registry.routes._LIFE", 0.0)
-    image = command.add("a", 3000)
+def none_wait() -> None:
+    """Until no thread asks for anything early, or keeps what was answered."""
+    wait_for(lambda: not [x for x in threading.enumerate() if x.name == "early"])
+
+
+def test_an_answer_that_waited_for_too_long_is_ended_and_asked_for_anew(command, monkeypatch):
+    """It may be what keeps the config back, where a server gives only so many answers at a time."""
+    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 0.01)
+    image = command.add("a", 3000, 200)
+
+    def wait() -> None:
+        wait_for(lambda: len(command.layers_asked(image)) == 2)
+        none_wait()
+
+    command.registry.script(image.config_digest, Fault(before=wait))
     (result,) = command.pull("a")
-    assert result.changed and len(command.layers_asked(image)) == 2
+    assert result.changed and len(command.layers_asked(image)) == 4
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_where_the_config_is_refused_for_now_early_answers_are_ended(command, status, monkeypatch):
+    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 60)
+    image = command.add("a", 3000, 200)
+    asked = Fault(status=status, before=lambda: wait_for(lambda: len(command.layers_asked(image)) == 2))
+    command.registry.script(image.config_digest, asked, Fault(before=none_wait))
+    (result,) = command.pull("a", retries=1)
+    assert result.changed and len(command.layers_asked(image)) == 4
+
+
+@pytest.mark.parametrize("trouble", [LocalError("too many open files"), OSError(24, "no"), MemoryError()])
+def test_what_keeps_an_early_request_from_being_made_here_may_pass(command, trouble, monkeypatch):
+    real = EndpointRoute.open
+
+    def fail(self, *arguments, **named):
+        if threading.current_thread().name == "early":
+            raise trouble
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(EndpointRoute, "open", fail)
+    image = command.add("a", 3000, 200)
+    (result,) = command.pull("a")
+    assert result.changed and sorted(command.layers_asked(image)) == sorted(image.layer_digests)
+
+
+def test_what_one_registry_sends_is_not_taken_for_what_another_one_would(command):
+    """Two may know the same layer; one of them may lie, which is not to harm an image of the other one."""
+    layer = gz(tar("common", 3000))
+    image = command.registry.add_image("acme/app", "a", [layer])
+    with FaultRegistry() as liar:
+        liar.add_image("acme/app", "a", [layer], diff_ids=[])
+        liar.always(image.layer_digests[0], Fault(chunked=True, extra=b"x"))
+        job = Job(command.seen.append, command.cancel)
+        with contextlib.closing(RegistryClient(RegistryOptions(), CredentialStore.nobody(), job)) as client:
+            lies, truth = (
+                client.source(
+                    Reference.parse(f"{x.host}/acme/app:a"), expect=lambda manifest: (list(manifest.layers), True)
+                )
+                for x in (liar, command.registry)
+            )
+            with contextlib.closing(lies), contextlib.closing(truth):
+                with pytest.raises(MsbPullError):
+                    lies.resolve(AMD64, explicit=True)
+                wait_for(lambda: liar.asked(image.layer_digests[0]))
+                with truth.open_blob(describe(layer), 0) as stream:
+                    assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == layer
+    assert len(command.layers_asked(image)) == 1
 
 
 def test_where_there_can_be_no_more_threads_all_is_asked_in_turn(command, monkeypatch):
     def none(*_):
         raise LocalError("no more threads")
 
-    monkeypatch.setattr("msb_pull.source.registry.routes.start_thread", none)
+    monkeypatch.setattr("msb_pull.source.registry.early.start_thread", none)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and command.layers_asked(image) == image.layer_digests
