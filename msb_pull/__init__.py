@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     )
     from msb_pull.ground.version import __version__
     from msb_pull.image.platform import Platform
-    from msb_pull.source.registry.auth_file import Credential
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.auth_file import Credential
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import ListedImage
@@ -98,8 +98,8 @@ _HOLDERS = {
     "work.lockfile": "LockChange",
     "work.podman.export": "PodmanExport",
     "work.pull.plan": "Delivered LayerOutcome Policy PullOptions PullResult",
-    "source.registry.auth_file": "Credential",
-    "source.registry.credentials": "CredentialStore",
+    "source.login.auth_file": "Credential",
+    "source.login.credentials": "CredentialStore",
     "source.registry.registry": "RegistryOptions",
 }
 

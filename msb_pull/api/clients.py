@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.running import Job
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 
 
@@ -28,7 +28,7 @@ def open_client(
 
         def client() -> RegistryClient:
             if not clients:
-                from msb_pull.source.registry.credentials import CredentialStore
+                from msb_pull.source.login.credentials import CredentialStore
                 from msb_pull.source.registry.registry import RegistryClient
 
                 how = registries or registry_options(settings)

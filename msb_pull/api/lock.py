@@ -7,9 +7,10 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from msb_pull.api.pull import pull_images
-from msb_pull.api.store import Store, check_type, given_path
+from msb_pull.api.store import Store, check_type, given_path, given_several
 from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.events import ignore
+from msb_pull.image.platform import Platform
 from msb_pull.image.reference import parse_argument
 from msb_pull.work.pull.plan import Policy, PullOptions
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msb_pull.ground.events import Observer
-    from msb_pull.image.platform import Platform
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.lockfile import LockChange
     from msb_pull.work.pull.plan import PullResult
@@ -63,8 +63,8 @@ def pull_locked(
     from msb_pull.work.pull.locked import beside_locked
 
     check_type("store", store, Store, "a msb_pull.Store")
-    wishes = options or PullOptions()
-    beside = beside_locked(_path(lock), images, wishes.wanted, store._settings.default_registry)
+    wishes, names = options or PullOptions(), given_several("images", images, str, "text")
+    beside = beside_locked(_path(lock), names, wishes.wanted, store._settings.default_registry)
     outcomes = pull_images(
         beside.images,
         store,
@@ -109,7 +109,9 @@ def pull_and_lock(
     wishes, registry = options or PullOptions(), store._settings.default_registry
     if wishes.policy is Policy.NEVER:
         raise UsageError("lock and Policy.NEVER exclude each other: only a registry says what is to be locked")
-    beside = beside_locking(_path(lock), images, wishes.wanted, platforms, registry, upgrade=upgrade)
+    names = given_several("images", images, str, "text")
+    also = given_several("platforms", platforms, Platform, "a msb_pull.Platform")
+    beside = beside_locking(_path(lock), names, wishes.wanted, also, registry, upgrade=upgrade)
     outcomes = pull_images(
         beside.images,
         store,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msb_pull.api.clients import open_client
-from msb_pull.api.store import Store, check_type
+from msb_pull.api.store import Store, check_type, given_several
 from msb_pull.ground.errors import MsbPullError
 from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from msb_pull.ground.events import Observer
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.pull.plan import PullResult
 
@@ -61,7 +61,7 @@ def pull_image(
     >>> try:
     ...     pull_image("other:1", store, PullOptions(policy=Policy.NEVER))
     ... except NotFoundError as error:
-    ...     print(error.message, int(error.exit_code))
+    ...     print(error.message, error.exit_code)
     docker.io/library/other:1: not in the store 3
     """
     (outcome,) = pull_images(
@@ -108,17 +108,16 @@ def pull_images(
     >>> lost.message
     'docker.io/library/other:1: not in the store'
     """
-    for image in images:
-        check_type("image", image, str, "text")
+    names = given_several("images", images, str, "text")
     check_type("store", store, Store, "a msb_pull.Store")
     wishes = options or PullOptions()
     if wishes.signatures is None:
         wishes = replace(wishes, signatures=store._settings.rules)
     job = Job(observer, Cancel(cancel) if cancel else Cancel(), jobs or store._settings.jobs)
-    arguments = [parse_argument(image, store._settings.default_registry) for image in images]
+    arguments = [parse_argument(image, store._settings.default_registry) for image in names]
     hosts = {argument.reference.registry for argument in arguments if argument.reference is not None}
     if credentials is None and len(hosts) > 1:
-        from msb_pull.source.registry.credentials import check_given
+        from msb_pull.source.login.credentials import check_given
 
         check_given(hosts, stdin=False)
     pull: work.Pull = pull_one

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from msb_pull.api.clients import open_client
 from msb_pull.config import settings as config
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from msb_pull.config.settings import Settings
     from msb_pull.ground.events import Observer
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryOptions
     from msb_pull.work.export.export import ExportOptions, ExportResult
     from msb_pull.work.listing import InspectedImage, ListedImage
     from msb_pull.work.podman.export import PodmanExport
     from msb_pull.work.pull.plan import Delivered
+
+_Kind = TypeVar("_Kind")
 
 
 class Store:
@@ -193,7 +196,8 @@ class Store:
         """
         from msb_pull.work.podman.export import export_to_podman
 
-        references = [Reference.parse(image, self._settings.default_registry) for image in images]
+        names = given_several("images", images, str, "text")
+        references = [Reference.parse(image, self._settings.default_registry) for image in names]
         job = Job(observer, Cancel(cancel) if cancel else Cancel())
         return export_to_podman(self._place, references, given_path("folder", folder), job)
 
@@ -215,6 +219,19 @@ def given_path(name: str, given: object) -> Path | None:
         return to_path(given)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
+
+
+def given_several(names: str, given: object, kind: type[_Kind], what: str) -> list[_Kind]:
+    """Several values from a caller, each looked at once, as a generator gives them; raises TypeError.
+
+    A text is one value, though Python takes it for a sequence of its letters.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise TypeError(f"{names} must be a list or the like, not {type(given).__name__}")
+    found = list(given)
+    for one in found:
+        check_type(names.removesuffix("s"), one, kind, what)
+    return found
 
 
 def check_type(name: str, given: object, wanted: type | tuple[type, ...], what: str) -> None:

@@ -60,7 +60,7 @@ def command(
 
 def build(app: typer.Typer, argv: Sequence[str]) -> Any:
     """What runs a command line: all commands, or the one that its first word names, in a tenth of the time (4 ms)."""
-    named = [info for info in app.registered_commands if [info.name] == list(argv[:1])]
+    named = [info for info in app.registered_commands if info.name in argv[:1]]
     if named:
         app = copy(app)
         app.registered_commands = named

@@ -286,7 +286,7 @@ def _check(arguments: Sequence[ImageArgument], access: Access, name: str | None)
         raise UsageError("standard input can only be read once", hint="save the archive to a file and name that file")
     hosts = hosts_of(arguments)
     if not access.anonymous and (access.creds_stdin or len(hosts) > 1):
-        from msb_pull.source.registry.credentials import check_given
+        from msb_pull.source.login.credentials import check_given
 
         check_given(hosts, stdin=access.creds_stdin)
 

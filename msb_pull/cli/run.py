@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from msb_pull.cli.signals import Interrupts
     from msb_pull.config.settings import Settings
     from msb_pull.image.reference import ImageArgument
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
     from msb_pull.store.store import Store
 
@@ -49,7 +49,7 @@ class Session:
         # Errors in the options themselves must obey these two as well.
         self.debug = "--debug" in argv
         self.display.format = "json" if _asks_for_json(argv) else "text"
-        self.code = int(ExitCode.OK)
+        self.code = ExitCode.OK
         self.document_written = False
         # What an interruption leaves and how to go on: true at any moment until the command says otherwise.
         self.next_step: str | None = None
@@ -93,7 +93,7 @@ class Session:
             self.display.error(Cancelled("interrupted", hint=self.next_step))
 
     def _code_of(self, error: MsbPullError) -> int:
-        return self.interrupts.exit_code if isinstance(error, Cancelled) else int(error.exit_code)
+        return self.interrupts.exit_code if isinstance(error, Cancelled) else error.exit_code
 
     def _told(self, error: MsbPullError) -> int:
         """Shows an error, and as a document too where that was asked for; returns its exit code."""
@@ -197,8 +197,8 @@ class Run:
 
     def fail(self, errors: Sequence[MsbPullError]) -> None:
         """Sets the exit code for errors that were told already: their common one, or 1 when they differ."""
-        codes = {int(error.exit_code) for error in errors}
-        self.session.code = codes.pop() if len(codes) == 1 else int(ExitCode.FAILURE)
+        codes = {error.exit_code for error in errors}
+        self.session.code = codes.pop() if len(codes) == 1 else ExitCode.FAILURE
 
 
 class Access(NamedTuple):
@@ -244,7 +244,7 @@ class LazyClient:
         )
 
     def _credentials(self) -> CredentialStore:
-        from msb_pull.source.registry.credentials import CredentialStore, check_given
+        from msb_pull.source.login.credentials import CredentialStore, check_given
 
         if self._access.anonymous:
             return CredentialStore.nobody()

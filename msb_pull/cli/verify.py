@@ -11,7 +11,7 @@ from msb_pull.ground.errors import ContentError, LocalError, MsbPullError
 from msb_pull.ground.sizes import counted, format_size
 from msb_pull.ground.text import visible, visible_bytes
 from msb_pull.image.reference import parse_argument
-from msb_pull.work.select import lost_database, stored_images
+from msb_pull.work.select import lost_database, still_stored
 from msb_pull.work.verify.layers import Verdict
 from msb_pull.work.verify.verify import VerifyReport, verify_images
 
@@ -68,7 +68,7 @@ def _unsigned(run: Run, store: Store, report: VerifyReport) -> tuple[tuple[str, 
     """The images that are not signed as required; nothing is loaded for it where nothing is asked for or kept."""
     # What is recorded of the others is wrong, which was said.
     sound = sorted(set(report.images) - {x.reference for x in report.rows})
-    stored = stored_images(store, sound) if sound else []
+    stored = still_stored(store, sound)
     rules = run.settings.rules
     if not rules:
         stored = [image for image in stored if store.has_kept_signature(image.reference)]
@@ -88,7 +88,7 @@ def _repair(run: Run, store: Store, report: VerifyReport) -> VerifyReport:
     run.session.next_step = "repaired layers stay; run the same command again to repair the rest"
     # What the pull was allowed to do without, its repair is too.
     options = PullOptions(limits=settings.limits, allow_no_xattr=True)
-    sources = [parse_argument(x.reference) for x in stored_images(store, report.images) if x.source == "registry"]
+    sources = [parse_argument(x.reference) for x in still_stored(store, report.images) if x.source == "registry"]
     with contextlib.closing(LazyClient(run, sources, Access())) as client:
         return repair_layers(store, report, client, options, run.job)
 

@@ -6,6 +6,7 @@ writes into the same open file, at places of its own.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -16,7 +17,7 @@ import threading
 from struct import Struct
 from typing import TYPE_CHECKING, Self
 
-from msb_pull.ground.errors import LocalError
+from msb_pull.ground.errors import WHY_KILLED, LocalError
 from msb_pull.ground.running import OwnThread, processors
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Milliseconds between two looks at whether this work is to end.
 _PATIENCE = 100
 _COUNT = Struct("=Q")
-_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container)"
+# What os.fork raises: the kernel's refusal, and Python's in any interpreter of a process but its main one.
+_REFUSED = (OSError, RuntimeError)
 
 
 def gains(work: int) -> bool:
@@ -59,7 +61,7 @@ def start(work: Callable[[Tell], object]) -> Beside | None:
     """See :class:`Beside`; None where one process has to do it all, as where a limit leaves room for no more."""
     try:
         return Beside(work)
-    except OSError:
+    except _REFUSED:
         return None
 
 
@@ -68,7 +70,7 @@ class Beside:
     the process.
 
     ``work`` loads no module and uses nothing that other threads lock. It sees no signal and ends with this process.
-    Raises OSError where there can be no more processes.
+    Raises OSError where there can be no more processes, RuntimeError in a subinterpreter.
     """
 
     def __init__(self, work: Callable[[Tell], object]) -> None:
@@ -82,7 +84,7 @@ class Beside:
             self._process = os.fork()
             if not self._process:
                 self._live(work, creator)
-        except OSError:
+        except _REFUSED:
             os.close(self._end)
             raise
         finally:
@@ -94,7 +96,10 @@ class Beside:
 
     def __exit__(self, *_: object) -> None:
         if self._process:
-            os.kill(self._process, signal.SIGKILL)
+            # One that has ended may have been waited for by others, and its number given to a stranger.
+            if not self._has_ended(0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._process, signal.SIGKILL)
             self._status()
         os.close(self._end)
 
@@ -107,15 +112,21 @@ class Beside:
 
         Raises LocalError when the process was killed, and what ``progress`` raises.
         """
-        ended = select.poll()
-        ended.register(self._end, select.POLLIN)
-        while not ended.poll(_PATIENCE):
+        while not self._has_ended(_PATIENCE):
             progress(self._news())
         status = self._status()
         if status is not None and os.WIFSIGNALED(status):
-            raise LocalError(f"a process that helps was killed by signal {os.WTERMSIG(status)}", hint=_KILLED)
+            number = os.WTERMSIG(status)
+            hint = WHY_KILLED if number == signal.SIGKILL else None
+            raise LocalError(f"a process that helps was killed by signal {number}", hint=hint)
         progress(self._news() if status == 0 else -self._seen)
         return status == 0
+
+    def _has_ended(self, patience: int) -> bool:
+        """Whether it ends within so many milliseconds: nobody else has the other end of the pipe."""
+        ended = select.poll()
+        ended.register(self._end, select.POLLIN)
+        return bool(ended.poll(patience))
 
     def _news(self) -> int:
         before, self._seen = self._seen, _COUNT.unpack_from(self._told)[0]

@@ -277,7 +277,7 @@ class _JsonRenderer:
 
 def error_document(error: MsbPullError) -> dict[str, Any]:
     """An error as the JSON documents carry it."""
-    document = {"code": int(error.exit_code), "kind": error.kind, "message": error.message}
+    document = {"code": error.exit_code, "kind": error.kind, "message": error.message}
     return document | {"cause": error.cause, "hint": error.hint}
 
 

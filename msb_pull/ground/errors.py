@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # What a thread has where nothing limits its stack, and what Python needs beside it: a frame, and room for objects.
 _STACK = 8 << 20
 _TO_BEGIN = 2 << 20
+# What to say of a process of ours that got SIGKILL from nobody here.
+WHY_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container)"
 # How the SystemError ends of a call that failed without saying why.
 _UNSAID = ("without exception set", "without setting an exception")
 

@@ -1,6 +1,7 @@
 """What can happen while msb-pull works, as named tuples: a data class takes seven times as long to be made at a start.
 
-The ``image`` of each is the reference as the user will recognise it ("" when none).
+The ``image`` of each is the reference as the user will recognise it ("" when none). As with all tuples, two of
+different kinds may be equal: ask for the kind first.
 
 Work calls an :data:`Observer` with them, from any thread; only the display draws. Counts are absolute bytes (never
 steps), so an event that is dropped or repeated never falsifies what is shown.

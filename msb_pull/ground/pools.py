@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from msb_pull.ground.errors import LocalError, check_room_for_thread, exhausted
+from msb_pull.ground.running import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Waiting pieces, of a mebibyte at most, ride over what one side does slowly; the child has a store of its own.
 DEPTH = 4
-# Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
-SMALL = 1 << 20
 
 
 class Pool(ThreadPoolExecutor):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SLICE = 0.1
 # Layers at a time, unless the user names a number.
 MOST_AT_ONCE = 8
+# Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
+SMALL = 1 << 20
 # A terminal cannot show more, and a slow one must not slow the work.
 _PROGRESS_INTERVAL = 0.1
 
@@ -103,7 +105,7 @@ class Job:
 
     @property
     def large_at_once(self) -> int:
-        """How many layers to handle at a time that take a processor each."""
+        """How many layers to handle at a time that take a processor each: those of :data:`SMALL` bytes and more."""
         return self.jobs or min(MOST_AT_ONCE, 2 * processors())
 
     def tell(self, event: Event) -> None:

@@ -41,6 +41,7 @@ def text(field: bytes) -> bytes:
 
 def header_name(block: bytes) -> bytes:
     """The name of an entry as its header has it, with the prefix before it where there is one."""
+    # As text() of the field, in one step: there is one for each entry.
     end = block.find(0, 0, 100)
     name = block[:end] if end >= 0 else block[:100]
     if block[345]:

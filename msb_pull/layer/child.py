@@ -11,7 +11,7 @@ import time
 
 import isal
 
-from msb_pull.ground.errors import LocalError, exhausted, no_more_tasks
+from msb_pull.ground.errors import WHY_KILLED, LocalError, exhausted, no_more_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 # SIGUSR1 (layer/unpack/filler.py).
 _LOST_HELPER = 10
-_KILLED = "the kernel does so when memory runs out (`dmesg`, the limit of a container); --jobs 1 needs the least"
+_KILLED = f"{WHY_KILLED}; --jobs 1 needs the least"
 _BEGIN = (
     "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
     "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "

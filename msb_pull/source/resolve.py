@@ -51,18 +51,16 @@ def resolve_image(
     source: str,
     warn: Callable[[str], None],
     stated: Platform | None = None,
-    found: Callable[[Manifest], None] = lambda manifest: None,
+    found: Callable[[Manifest], None] | None = None,
 ) -> ResolvedImage:
     """Walks from the top document through indexes to a manifest and its config.
 
     ``stated`` is what a top document that is a manifest itself is known to be for. ``found`` hears of the manifest
-    before its config is read. See :meth:`msb_pull.source.interface.Source.resolve`.
+    before its config is asked for, unless it is refused without. See :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
     chosen = _Walk(documents, platform, what, warn).start(stated)
-    _check_config(chosen.manifest, what)
-    found(chosen.manifest)
-    config_bytes, config = _read_config(documents, chosen.manifest, what)
+    config_bytes, config = _read_config(documents, chosen.manifest, what, found)
     return ResolvedImage(
         reference=reference,
         digest=chosen.digest,
@@ -156,18 +154,17 @@ class _Walk:
         return self._platform.rank(platform)
 
 
-def _read_config(documents: Documents, manifest: Manifest, what: str) -> tuple[bytes, ImageConfig]:
+def _read_config(
+    documents: Documents, manifest: Manifest, what: str, found: Callable[[Manifest], None] | None = None
+) -> tuple[bytes, ImageConfig]:
     """The config of an image, as it is and parsed; raises ContentError where it is not an image."""
-    _check_config(manifest, what)
-    data = documents.blob(manifest.config)
-    return data, parse_config(data, manifest, what)
-
-
-def _check_config(manifest: Manifest, what: str) -> None:
-    """Raises ContentError for a manifest whose config need not be asked for."""
     check_image(manifest, what)
     if manifest.config.size > DOCUMENT_LIMIT:
         raise ContentError(f"{what}: its config is larger than {DOCUMENT_LIMIT} bytes")
+    if found is not None:
+        found(manifest)
+    data = documents.blob(manifest.config)
+    return data, parse_config(data, manifest, what)
 
 
 def verified(data: bytes, descriptor: Descriptor, what: str, part: str, hint: str = ON_THE_WAY) -> bytes:

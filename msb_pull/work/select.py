@@ -15,7 +15,7 @@ from msb_pull.image.platform import Platform
 from msb_pull.store.locks import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from msb_pull.store.index.stored import StoredImage
     from msb_pull.store.store import Store
@@ -60,6 +60,12 @@ def stored_images(store: Store, references: Sequence[str]) -> list[StoredImage]:
                 raise NotFoundError(f"{reference}: not in the store", hint="`msb-pull ls` shows what is")
             images.append(image)
         return images
+
+
+def still_stored(store: Store, references: Iterable[str]) -> list[StoredImage]:
+    """Those of the named images that have not been removed meanwhile, as recorded."""
+    with store.database(create=False) as database:
+        return [image for reference in references if (image := database.find(reference)) is not None]
 
 
 def lost_database(store: Store) -> ContentError | None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -55,6 +56,30 @@ def test_verify(run, layer):
     assert {len(row) for row in rows} == {5}
     assert {row[0] for row in rows} == {LAYERS[0][7:19]}
     assert {"/etc/passwd", "/etc/\\x1b[2Jnew"} <= {row[1] for row in rows}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_image_that_is_removed_while_it_is_verified(run, layer, tmp_path, damaged):
+    """It was looked at, and is nobody's loss."""
+    home = str(tmp_path / "home")
+    if damaged:
+        (layer / "etc" / "passwd").write_text("x" * 67)
+    code = (
+        "import msb_pull.cli.verify as place\n"
+        "found = place.verify_images\n"
+        "def verified(store, *arguments, **named):\n"
+        "    report = found(store, *arguments, **named)\n"
+        "    with store.database(create=True) as database:\n"
+        f"        database.remove([{NAME!r}])\n"
+        "    return report\n"
+        "place.verify_images = verified\n"
+        "from msb_pull.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "verify", "--repair", "--home", home],
+        env=program_environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, "not in the store" in done.stderr) == (0, False), done.stderr
 
 
 def test_verify_as_json(run, layer):

@@ -17,13 +17,6 @@ from msb_pull.ground.running import processors
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is one process elsewhere")
 
 
-class Progress(list):
-    """What was told."""
-
-    def tell(self, size: int) -> None:
-        self.append(size)
-
-
 def forever(tell):
     signal.pause()
 
@@ -34,7 +27,7 @@ def runs(process: int) -> bool:
 
 
 def test_it_does_its_part_and_tells_how_much():
-    shared, told = mmap.mmap(-1, 8), Progress()
+    shared, told = mmap.mmap(-1, 8), []
 
     def work(tell):
         shared[:4] = b"done"
@@ -42,21 +35,21 @@ def test_it_does_its_part_and_tells_how_much():
             tell(7)
 
     with Beside(work) as beside:
-        beside.with_it(told.tell)(5)
-        assert beside.finish(told.tell)
+        beside.with_it(told.append)(5)
+        assert beside.finish(told.append)
     assert shared[:4] == b"done"
     assert sum(told) == 75
 
 
 def test_what_it_fails_at_is_left_to_this_process():
-    told = Progress()
+    told = []
 
     def work(tell):
         tell(7)
         raise ValueError("damaged")
 
     with Beside(work) as beside:
-        assert not beside.finish(told.tell)
+        assert not beside.finish(told.append)
     assert sum(told) == 0
 
 
@@ -80,6 +73,25 @@ def test_an_error_here_ends_it():
         assert runs(process)
         raise ValueError("here")
     assert not runs(process)
+
+
+def test_where_nobody_is_told_of_its_end_an_error_here_is_told():
+    """As under `trap "" CHLD`: the kernel waits for it, and its number may be that of another process by now."""
+    code = (
+        "import os, select, signal\n"
+        "from msb_pull.disk.beside import Beside\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "kill, killed = os.kill, []\n"
+        "os.kill = lambda *given: (killed.append(given), kill(*given))\n"
+        "try:\n"
+        "    with Beside(lambda tell: None) as beside:\n"
+        "        select.select([beside._end], [], [])\n"
+        "        raise ValueError('here')\n"
+        "except ValueError as error:\n"
+        "    print(error, killed)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True, text=True)
+    assert done.stdout == "here []\n"
 
 
 def test_it_is_waited_for_no_longer_than_the_work_goes_on():
@@ -120,9 +132,16 @@ def test_it_ends_with_the_first_process():
     assert done.returncode == -signal.SIGKILL
 
 
-def test_where_there_can_be_no_more_processes(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("fork not supported for isolated subinterpreters"),
+    ],
+)
+def test_where_there_can_be_no_more_processes(monkeypatch, error):
     def refused():
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "fork", refused)

@@ -10,7 +10,7 @@ import sys
 import atheris
 
 # The code that is measured; it must not have been imported before.
-MEASURED = ["msb_pull.layer", "msb_pull.image", "msb_pull.source.registry.challenge"]
+MEASURED = ["msb_pull.layer", "msb_pull.image", "msb_pull.source.http.challenge"]
 
 if __name__ == "__main__":
     with atheris.instrument_imports(include=MEASURED):

@@ -23,7 +23,7 @@ from msb_pull.image.manifest import (
 )
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.source.registry.challenge import choose_challenge, parse_challenges
+from msb_pull.source.http.challenge import choose_challenge, parse_challenges
 
 _TYPES = (
     None,

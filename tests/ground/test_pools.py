@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from msb_pull.ground.pools import DEPTH, SMALL, Handoff, LargestFirst, StoppingPool
-from msb_pull.ground.running import Cancel
+from msb_pull.ground.pools import DEPTH, Handoff, LargestFirst, StoppingPool
+from msb_pull.ground.running import SMALL, Cancel
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -267,7 +267,7 @@ def test_no_module_level_state(name):
 def test_library_neither_prints_nor_exits_nor_reads_the_environment(name):
     if room(name) in ("__main__", "cli", "display") or name in (
         "msb_pull.config.settings",
-        "msb_pull.source.registry.credentials",
+        "msb_pull.source.login.credentials",
     ):
         return
     wrong = []

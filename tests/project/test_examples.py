@@ -71,7 +71,9 @@ def test_the_cache_saves_every_request(runner, registry):
     images = [f"{registry.host}/acme/app:1", f"{registry.host}/acme/tool:1"]
     cold = runner.job(*images)
     assert (cold.returncode, pinned(cold)) == (0, images), cold.stderr
-    assert registry.count("/blobs/") == 4  # two configs, two layers; the shared one once
+    asked = [request.path.rpartition("/")[2] for request in registry.asked("/blobs/")]
+    # Two configs, two layers. Each pull is a process of its own, and both may ask early for the one that they share.
+    assert len(set(asked)) == 4 and len(asked) <= 5
     seen = len(registry.requests)
     warm = runner.job(*images)
     assert (warm.returncode, sorted(warm.stdout.split())) == (0, sorted(cold.stdout.split())), warm.stderr

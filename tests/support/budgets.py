@@ -17,7 +17,7 @@ from msb_pull.ground.errors import MsbPullError, NotFoundError
 from msb_pull.ground.running import Job
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.store import Store

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 import socket
 import sqlite3
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 from tests.conftest import program, program_environment
@@ -16,6 +18,14 @@ from tests.support.program import run_program
 from tests.support.treecompare import describe
 
 LINUX = ("--platform", "linux/amd64")
+
+
+def unread(log: str) -> Counter[str]:
+    """Of which blobs, by the start of their digests, pulls with -vv had asked early, and then read nothing.
+
+    Processes that begin at once with an empty store all ask for what only one of them then makes.
+    """
+    return Counter(re.findall(r"^blob (\w{12}) was asked for beside the config, and not read$", log, re.M))
 
 
 def gz(tar: bytes) -> bytes:

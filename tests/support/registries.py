@@ -20,7 +20,7 @@ from msb_pull.image.platform import Platform
 from msb_pull.image.reference import Reference
 from msb_pull.source.http.retry import Clock
 from msb_pull.source.interface import ResolvedImage
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions, RegistrySource
 from tests.support.fault_registry import OCI_LAYER_GZIP, FaultRegistry
 

@@ -192,6 +192,41 @@ def test_values_of_the_wrong_type(store):
     assert msb_pull.PullOptions(policy="never").policy is msb_pull.Policy.NEVER
 
 
+def several_calls(store, path):
+    return (
+        lambda images: msb_pull.pull_images(images, store),
+        lambda images: list(msb_pull.pull_and_lock(path, store, images).outcomes.values()),
+        lambda images: list(msb_pull.pull_locked(path, store, images).values()),
+        lambda images: [store.show_in_podman(images)],
+    )
+
+
+def test_one_name_is_not_several_of_one_letter(store, tmp_path):
+    for call in several_calls(store, tmp_path / "images.lock"):
+        for one in ("ubuntu", b"ubuntu", 3, None):
+            with pytest.raises(TypeError, match=r"^images must be a list or the like, not (str|bytes|int|NoneType)$"):
+                call(one)
+        with pytest.raises(TypeError, match=r"^image must be text, not int$"):
+            call([3])
+    for platforms in ("linux/arm64", msb_pull.Platform("linux", "arm64")):
+        with pytest.raises(TypeError, match=r"^platforms must be a list or the like, not (str|Platform)$"):
+            msb_pull.pull_and_lock(tmp_path / "images.lock", store, ["x"], platforms=platforms)
+    with pytest.raises(TypeError, match=r"^platform must be a msb_pull.Platform, not str$"):
+        msb_pull.pull_and_lock(tmp_path / "images.lock", store, ["x"], platforms=["linux/arm64"])
+    assert not (tmp_path / "images.lock").exists()
+
+
+def test_names_may_come_from_a_generator(store, registry, tmp_path):
+    """It gives each name once."""
+    name = f"{registry.host}/acme/app:1"
+    pull, and_lock, locked, _ = several_calls(store, tmp_path / "images.lock")
+    for call in (pull, and_lock, locked):
+        (result,) = call(each for each in [name])
+        assert result.reference == name
+    (shown,) = several_calls(store, tmp_path)[-1](each for each in [name])
+    assert shown.images == (name,)
+
+
 def test_cancel(store, registry):
     cancel = threading.Event()
     registry.script("/blobs/", Fault(stall_after=10), times=8)

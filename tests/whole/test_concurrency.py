@@ -22,7 +22,7 @@ import pytest
 
 from msb_pull.store.store import Store
 from tests.support.fault_registry import FaultRegistry
-from tests.support.home import LINUX, Home
+from tests.support.home import LINUX, Home, unread
 from tests.support.make_sample import BASE, TOP, file, folder, layer_tar
 from tests.support.program import run_program
 from tests.support.treecompare import describe, differences
@@ -79,6 +79,8 @@ class Beside:
         self.removed: Counter[str] = Counter()
         # Of those that were unpacked, what was made from another form that was here.
         self.reused: Counter[str] = Counter()
+        # What was asked for early by pulls that did not come to make it.
+        self.unread: Counter[str] = Counter()
 
     def choose(self, things):
         with self.guard:
@@ -99,6 +101,7 @@ class Beside:
             return ""
         code, out, error = done.returncode, done.stdout, done.stderr
         with self.guard:
+            self.unread += unread(error)
             self.codes[kind, code] += 1
             self.longest[kind] = max(self.longest[kind], round(time.monotonic() - started, 1))
         if code not in codes or "Traceback" in error:
@@ -108,9 +111,7 @@ class Beside:
     def pull(self) -> None:
         wanted = [self.choose(list(self.names)) for _ in range(self.choose((1, 1, 2)))]
         wanted = list(dict.fromkeys(wanted))
-        # With a rate nothing is asked for early, which several that begin with an empty store would all do.
-        rate = ("--limit-rate", "1G")
-        options = ("--policy", self.choose(("missing", "missing", "always")), "--jobs", self.choose("124"), *rate)
+        options = ("--policy", self.choose(("missing", "missing", "always")), "--jobs", self.choose("124"), "-vv")
         out = self.command("pull", *DOCUMENT, *LINUX, *options, *(self.names[x] for x in wanted))
         if not out:
             return
@@ -231,7 +232,8 @@ def test_d1_pulls_and_removals_side_by_side(tmp_path):
         told = f"{sum(beside.codes.values())} commands in {SECONDS:.0f} s, {len(beside.failures)} failures"
         print(f"\n{told}\n(command, exit code): {dict(sorted(beside.codes.items()))}")
         print(f"longest, seconds: {dict(beside.longest)}; looked at meanwhile: {dict(checked)}")
-        print(f"unpacked {beside.unpacked.total()}, removed {beside.removed.total()}")
+        counts = beside.unpacked.total(), beside.removed.total(), beside.unread.total()
+        print("unpacked {}, removed {}, asked for and not read {}".format(*counts))
         assert not beside.failures, "\n\n".join(beside.failures[:10])
         there = {x.name for x in home.layers.glob("*.extracted")}
         for name in {*beside.unpacked, *beside.removed, *there}:
@@ -242,7 +244,8 @@ def test_d1_pulls_and_removals_side_by_side(tmp_path):
         for digest in layers:
             fetched = beside.unpacked - beside.reused
             made = sum(count for name, count in fetched.items() if digest_of(name) == digest)
-            assert fetches[digest] == made, digest
+            # Of a request that was given up it is not known whether it was sent.
+            assert made <= fetches[digest] <= made + beside.unread[digest.partition(":")[2][:12]], digest
         assert home.pull("-q", *names.values()).returncode == 0
         assert home.run("verify", "-q").returncode == 0
         assert os.listdir(home.layers / ".msb-pull" / "staging") == []

@@ -11,7 +11,7 @@ import pytest
 from msb_pull.config import settings as config
 from msb_pull.ground import places
 from msb_pull.ground.errors import UsageError
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.unprivileged import NOBODY, as_nobody, folder_of_nobody
 

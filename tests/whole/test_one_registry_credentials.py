@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from msb_pull.ground.errors import UsageError
-from msb_pull.source.registry.credentials import CredentialStore, check_given
+from msb_pull.source.login.credentials import CredentialStore, check_given
 from tests.conftest import program, program_environment
 from tests.support.fault_auth import basic, require_basic
 from tests.support.fault_registry import FaultRegistry

@@ -139,7 +139,7 @@ class TarReader(BlockReader):
             if before is not None:
                 size = self._extend(entry, before, size)
             elif kind == REG and size >= 0:
-                # As nearly all are.
+                # What _typed does with it, in one step: nearly all entries are such files.
                 entry.stored = entry.size = size
                 self._begin_payload(entry)
                 return entry

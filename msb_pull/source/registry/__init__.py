@@ -1,1 +1,1 @@
-"""Registries: the distribution API, logins, blobs over several connections."""
+"""Registries: the distribution API, tokens, blobs over several connections."""

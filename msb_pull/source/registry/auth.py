@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from msb_pull.ground.errors import AccessError, NetworkError
 from msb_pull.source.http import redact
 from msb_pull.source.http.addresses import origin
+from msb_pull.source.http.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.http.failures import Failure
 from msb_pull.source.http.retry import retry_after
-from msb_pull.source.registry.challenge import Challenge, choose_challenge, parse_challenges
 from msb_pull.source.registry.endpoint import forbidden
 from msb_pull.source.registry.refusals import check_document, denied, read_refusal
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from msb_pull.source.http.answer import Answer
     from msb_pull.source.http.retry import Clock
     from msb_pull.source.http.transport import Transport
-    from msb_pull.source.registry.auth_file import Credential
-    from msb_pull.source.registry.credentials import CredentialStore
+    from msb_pull.source.login.auth_file import Credential
+    from msb_pull.source.login.credentials import CredentialStore
     from msb_pull.source.registry.endpoint import Target
 
 _BODY_LIMIT = 1 << 20

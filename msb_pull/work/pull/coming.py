@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from msb_pull.ground.errors import LocalError
+from msb_pull.ground.running import SMALL
 from msb_pull.store.index.keys import layers_noted
 
 if TYPE_CHECKING:
@@ -13,11 +15,10 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Job
     from msb_pull.image.digest import Digest
     from msb_pull.image.manifest import Descriptor, Manifest
-    from msb_pull.source.registry.registry import Expect
+    from msb_pull.source.registry.early import Expect
     from msb_pull.store.store import Store
 
-# As ground/pools counts them, which takes longer to load than all of this.
-_SMALL = 1 << 20
+# Connections that an image begins with: for its documents, and for its first layer.
 _FIRST = 2
 
 
@@ -52,7 +53,7 @@ class Coming:
             return len(self._sizes) < processors
 
 
-class Places:
+class Allowance:
     """How many connections the images of one command may open early; any thread may take some.
 
     There are as many as layers are fetched at once later: a server that allows no more gets no more.
@@ -64,7 +65,7 @@ class Places:
         self._large = job.large_at_once
 
     def enter(self) -> bool:
-        """Takes a place for the documents of an image, and one for its first layer; False where they are not left."""
+        """Takes one for the documents of an image, and one for its first layer; False where they are not left."""
         with self._guard:
             if self._all < _FIRST:
                 return False
@@ -72,14 +73,14 @@ class Places:
             return True
 
     def take(self, layers: Iterable[Descriptor]) -> list[Descriptor]:
-        """The first layers, of an image that has entered, that there is still a place for.
+        """The first layers, of an image that has entered, that there is still a connection for.
 
         They keep it: later ones find the pool busy.
         """
         taken: list[Descriptor] = []
         with self._guard:
             for layer in layers:
-                large = layer.size >= _SMALL
+                large = layer.size >= SMALL
                 if (self._all or not taken) and (self._large or not large):
                     self._all -= bool(taken)
                     self._large -= large
@@ -87,26 +88,29 @@ class Places:
         return taken
 
 
-def expected(store: Store, places: Places, *, force: bool) -> Expect | None:
-    """What tells, of a manifest, which layers to ask for at once, and whether the store can do without any of them.
+def expected(store: Store, allowance: Allowance, *, force: bool, need_xattrs: bool) -> Expect | None:
+    """What tells, of a manifest, which layers are likely to be fetched first, and whether all will be.
 
-    Only the config tells what the store has of them under other names, or can make from what it has. ``force``: it is
-    to do neither. None where all places are taken.
+    Only the config tells which of them another layer of the store can stand in for. ``force``: none is to.
+    ``need_xattrs``: see :meth:`msb_pull.store.store.Store.check_file_system`. None where no connection is left.
     """
-    if not places.enter():
+    if not allowance.enter():
         return None
 
     def choose(manifest: Manifest) -> tuple[list[Descriptor], bool]:
         try:
-            return _missing(manifest, store, places, force=force)
-        except OSError:
-            # Whoever needs what cannot be read says so.
+            missing, certain = _missing(manifest, store, force=force)
+            store.check_space(sum(layer.size for layer in missing))
+            store.check_file_system(need_xattrs=need_xattrs)
+        except (OSError, LocalError):
+            # Whoever needs what cannot be read, or has no place for it, says so.
             return [], False
+        return allowance.take(missing), certain
 
     return choose
 
 
-def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -> tuple[list[Descriptor], bool]:
+def _missing(manifest: Manifest, store: Store, *, force: bool) -> tuple[list[Descriptor], bool]:
     layers = {layer.digest: layer for layer in manifest.layers}
     noted = set() if force else {key.digest for key in layers_noted(store.own / "records")}
     # What arrived in part is resumed, and what has other addresses may not be at the registry.
@@ -115,7 +119,6 @@ def _missing(manifest: Manifest, store: Store, places: Places, *, force: bool) -
         for digest, layer in layers.items()
         if digest not in noted and not layer.urls and not store.partial_path(digest).exists()
     ]
-    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it:
-    # then it is not fetched.
-    certain = layers.keys() >= noted and not any(store.places.folder.glob("*"))
-    return places.take(sorted(missing, key=lambda layer: -layer.size)), certain
+    # Any other layer of the store may have the content of one that is missing, and who is unpacking there may bring it.
+    certain = layers.keys() >= noted and not any(store.places.folder.glob("*/tree"))
+    return sorted(missing, key=lambda layer: -layer.size), certain

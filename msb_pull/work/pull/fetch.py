@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import ContentError, local_error
-from msb_pull.ground.pools import SMALL, Handoff
-from msb_pull.ground.running import Throttle, processors
+from msb_pull.ground.pools import Handoff
+from msb_pull.ground.running import SMALL, Throttle, processors
 from msb_pull.image.readers import CHUNK, COPY_AGAIN, BlobReader, DigestMismatch
 from msb_pull.layer.compression import Decompressor, open_decompressor
 from msb_pull.layer.report import UnpackOptions, UnpackReport

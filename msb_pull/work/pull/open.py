@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from msb_pull.ground.running import Job
     from msb_pull.image.reference import ImageArgument
     from msb_pull.source.interface import Source
-    from msb_pull.source.registry.registry import Expect, RegistryClient
+    from msb_pull.source.registry.early import Expect
+    from msb_pull.source.registry.registry import RegistryClient
     from msb_pull.work.pull.plan import Pin
 
 

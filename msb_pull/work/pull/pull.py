@@ -101,13 +101,15 @@ def _open(
     early: bool,
 ) -> Source:
     """The source of an image; ``early`` has it ask for layers beside the config."""
-    from msb_pull.work.pull.coming import Places, expected
+    from msb_pull.work.pull.coming import Allowance, expected
     from msb_pull.work.pull.open import open_source
 
     if argument.reference is not None and argument.reference.doubt is not None:
         job.warn(argument.text, argument.reference.doubt)
-    places = together.places if together is not None else Places(job)
-    expect = expected(store, places, force=options.force) if early and argument.reference is not None else None
+    expect = None
+    if early and argument.reference is not None:
+        allowance = together.allowance if together is not None else Allowance(job)
+        expect = expected(store, allowance, force=options.force, need_xattrs=not options.allow_no_xattr)
     return open_source(
         argument, client, name=options.name, scratch=store.places.folder, job=job, pin=pin, expect=expect
     )

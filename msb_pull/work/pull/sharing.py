@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.pools import LargestFirst
-from msb_pull.work.pull.coming import Coming, Places
+from msb_pull.work.pull.coming import Allowance, Coming
 
 if TYPE_CHECKING:
     from msb_pull.ground.running import Job
@@ -50,7 +50,7 @@ class Together:
         self.pool = LargestFirst(job.at_once, large=job.large_at_once)
         self.coming = Coming()
         self.shelf = Shelf()
-        self.places = Places(job)
+        self.allowance = Allowance(job)
         self._ending = contextlib.ExitStack()
 
     def __enter__(self) -> Together:

@@ -15,7 +15,7 @@ from msb_pull.ground.errors import LocalError, UsageError
 from msb_pull.ground.running import Cancel
 from msb_pull.source.http.sockets import Patience
 from msb_pull.source.http.tls import TrustStore
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.conftest import REPOSITORY, program, program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.registries import LAYER, name, server_context

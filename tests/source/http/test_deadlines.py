@@ -15,7 +15,7 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import MsbPullError, NetworkError
 from msb_pull.source.http import connecting
 from msb_pull.source.http.sessions import CONNECT_TIMEOUT
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.proxies import NAME, Proxy, context_for
 from tests.support.raw import RawServer, answer, read_head, trickle

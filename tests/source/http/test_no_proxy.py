@@ -6,7 +6,7 @@ import pytest
 
 from msb_pull.ground.errors import NetworkError, NotFoundError
 from msb_pull.source.http.proxies import proxies_for
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.fault_auth import basic
 from tests.support.registries import LAYER, name
 

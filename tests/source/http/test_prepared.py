@@ -30,7 +30,7 @@ def ca_file(authority, tmp_path):
 
 def prepare(here, text: str) -> None:
     source = here.source(text)
-    here.client.requester.prepare(source._target(source._endpoints[-1]))
+    here.client.requester.prepare(source._repository.own)
 
 
 def connections_of(server, match: str = "/v2/") -> list[int]:

@@ -23,7 +23,7 @@ from msb_pull.source.http.addresses import is_loopback
 from msb_pull.source.http.proxies import proxies_for
 from msb_pull.source.http.retry import retry_after
 from msb_pull.source.http.tls import SHARED, TrustStore
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.endpoint import endpoints
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry

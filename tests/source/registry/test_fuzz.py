@@ -9,10 +9,10 @@ from msb_pull.ground.text import clipped
 from msb_pull.image.host import literal
 from msb_pull.source.http import redact
 from msb_pull.source.http.addresses import is_loopback
+from msb_pull.source.http.challenge import parse_challenges
 from msb_pull.source.http.proxies import proxies_for
 from msb_pull.source.http.retry import retry_after
-from msb_pull.source.registry.auth_file import _decode
-from msb_pull.source.registry.challenge import parse_challenges
+from msb_pull.source.login.auth_file import _decode
 from msb_pull.source.registry.endpoint import forbidden
 
 CHALLENGE_TEXT = st.text(alphabet='Basicearrlm=",\\ \t\n;:/Ω\x00', max_size=200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from msb_pull.ground.errors import AccessError, NotFoundError
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault
 from tests.support.registries import LAYER, name

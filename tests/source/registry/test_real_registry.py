@@ -12,7 +12,7 @@ import trustme
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import AccessError, NetworkError, NotFoundError
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.conftest import need
 from tests.support.fault_registry import FaultRegistry
 from tests.support.registries import describe, drain

@@ -11,7 +11,7 @@ from msb_pull.ground.errors import AccessError, ContentError, NetworkError, NotF
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import ACCEPT, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from msb_pull.image.platform import Platform
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.fault_auth import require_basic
 from tests.support.fault_registry import OCTETS, Fault, digest_of
 from tests.support.registries import AMD64, LAYER, describe, drain, name

@@ -17,7 +17,7 @@ import pytest
 import msb_pull
 from msb_pull.ground.running import Job
 from msb_pull.image.reference import parse_argument
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.store.store import Store
 from msb_pull.work.pull import fetch

@@ -11,15 +11,16 @@ from dataclasses import replace
 import pytest
 
 from msb_pull.ground.errors import Cancelled, LocalError, MsbPullError
+from msb_pull.ground.events import Logged
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.platform import Platform
 from msb_pull.image.reference import Reference, parse_argument
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.source.registry.routes import EndpointRoute
 from msb_pull.store.store import Store
-from msb_pull.work.pull.coming import Places
+from msb_pull.work.pull.coming import Allowance
 from msb_pull.work.pull.images import pull_images
 from msb_pull.work.pull.plan import Pin, PullOptions
 from tests.support.counting import wait_for
@@ -112,7 +113,7 @@ def test_config_and_layers_together_are_no_more_than_are_fetched_at_once(command
 
 def test_each_of_several_images_has_a_place_for_its_config_and_a_layer():
     layers = [Descriptor(OCI_LAYER_GZIP, describe(bytes([x])).digest, 1000) for x in range(9)]
-    places = Places(Job(jobs=7))
+    places = Allowance(Job(jobs=7))
     assert places.enter() and places.enter()
     assert len(places.take(layers)) == 4
     assert len(places.take(layers)) == 1
@@ -134,13 +135,13 @@ def test_a_local_image_takes_no_place_of_another_one(command, tmp_path):
 def test_of_large_layers_fewer_are_asked_for():
     layers = [Descriptor(OCI_LAYER_GZIP, describe(bytes([x])).digest, 1 << (30 if x < 9 else 10)) for x in range(30)]
     job = Job()
-    places = Places(job)
-    assert places.enter()
-    first = places.take(layers)
+    allowance = Allowance(job)
+    assert allowance.enter()
+    first = allowance.take(layers)
     # The last one is that of the config.
     assert len(first) == job.at_once - 1
     assert sum(x.size > 1 << 20 for x in first) == min(job.large_at_once, job.at_once - 1)
-    assert not places.enter()
+    assert not allowance.enter()
 
 
 @pytest.mark.parametrize("options", [{}, {"force": True}])
@@ -178,8 +179,16 @@ def test_while_another_command_unpacks_nothing_is_asked_for_early(command):
     """What it brings need not be fetched."""
     image = command.add("a", 3000, 200)
     command.store.begin()
-    (command.store.places.folder / "somebody").mkdir()
+    (command.store.places.folder / "somebody" / "tree").mkdir(parents=True)
     assert command.asked_by_the_config(image, "a", count=0) == 0
+
+
+def test_what_is_staged_but_no_layer_keeps_nobody_from_asking_early(command):
+    """Such as the probe of the file system that another image of the same command makes."""
+    image = command.add("a", 3000, 200)
+    with command.store.places.private("probe") as place:
+        place.mkdir(parents=True)
+        assert command.asked_by_the_config(image, "a", count=2) == 2
 
 
 def test_two_commands_that_begin_at_once_bring_the_same(tmp_path, command):
@@ -269,6 +278,10 @@ def test_a_config_that_is_refused_while_layers_are_half_here(tmp_path, command, 
     (error,) = command.pull("a")
     assert isinstance(error, MsbPullError)
     assert len(command.layers_asked(image)) == 2 and command.listing() == before
+    logged = [x.text for x in command.seen if isinstance(x, Logged) and "beside the config" in x.text]
+    assert sorted(logged) == sorted(
+        f"blob {x[7:19]} was asked for beside the config, and not read" for x in image.layer_digests
+    )
     # It says what is said where the config is asked for first.
     half.clear()
     command.registry.requests.clear()
@@ -370,7 +383,7 @@ def none_wait() -> None:
 
 def test_an_answer_that_waited_for_too_long_is_ended_and_asked_for_anew(command, monkeypatch):
     """It may be what keeps the config back, where a server gives only so many answers at a time."""
-    monkeypatch.setattr("msb_pull.source.registry.routes._LIFE", 0.01)
+    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 0.01)
     image = command.add("a", 3000, 200)
 
     def wait() -> None:
@@ -384,7 +397,7 @@ def test_an_answer_that_waited_for_too_long_is_ended_and_asked_for_anew(command,
 
 @pytest.mark.parametrize("status", [503, 429])
 def test_where_the_config_is_refused_for_now_early_answers_are_ended(command, status, monkeypatch):
-    monkeypatch.setattr("msb_pull.source.registry.routes._LIFE", 60)
+    monkeypatch.setattr("msb_pull.source.registry.early._LIFE", 60)
     image = command.add("a", 3000, 200)
     asked = Fault(status=status, before=lambda: wait_for(lambda: len(command.layers_asked(image)) == 2))
     command.registry.script(image.config_digest, asked, Fault(before=none_wait))
@@ -435,7 +448,7 @@ def test_where_there_can_be_no_more_threads_all_is_asked_in_turn(command, monkey
     def none(*_):
         raise LocalError("no more threads")
 
-    monkeypatch.setattr("msb_pull.source.registry.routes.start_thread", none)
+    monkeypatch.setattr("msb_pull.source.registry.early.start_thread", none)
     image = command.add("a", 3000)
     (result,) = command.pull("a")
     assert result.changed and command.layers_asked(image) == image.layer_digests

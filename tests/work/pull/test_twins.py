@@ -16,7 +16,7 @@ from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Descriptor
 from msb_pull.image.reference import Reference
 from msb_pull.layer.noted import noted_diff_id
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.registry import RegistryClient, RegistryOptions
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.work.pull.plan import WantedLayer

@@ -13,9 +13,9 @@ import pytest
 
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import Cancel
-from msb_pull.source.registry import helpers
-from msb_pull.source.registry.auth_file import HUB_KEY, Credential
-from msb_pull.source.registry.credentials import CredentialStore
+from msb_pull.source.login import helpers
+from msb_pull.source.login.auth_file import HUB_KEY, Credential
+from msb_pull.source.login.credentials import CredentialStore
 from tests.support.registries import hears_a_cancel
 
 
@@ -356,7 +356,7 @@ def test_b30_a_file_that_may_not_be_read(home, monkeypatch):
     def closed(path, limit):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("msb_pull.source.registry.auth_file.read_regular", closed)
+    monkeypatch.setattr("msb_pull.source.login.auth_file.read_regular", closed)
     assert home.find() is None
     assert "Permission denied" in home.warnings[0]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from msb_pull.ground import places
 from msb_pull.ground.errors import UsageError
 from msb_pull.ground.running import Cancel
-from msb_pull.source.registry import auth_file, helpers
-from msb_pull.source.registry.auth_file import Credential
+from msb_pull.source.login import auth_file, helpers
+from msb_pull.source.login.auth_file import Credential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
