@@ -23,7 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from msb_pull.ground.version import __version__
 from msb_pull.source.http.connecting import connect
-from msb_pull.source.http.sockets import PatientSocket, PatientTLSSocket
+from msb_pull.source.http.sockets import SLICE, PatientSocket, PatientTLSSocket
 from msb_pull.source.http.tls import SHARED
 
 if TYPE_CHECKING:
@@ -52,9 +52,15 @@ class _PatientConnect:
     """Opens connections that hear a cancel; everything else is urllib3's own."""
 
     patience: Patience
+    connected: threading.Event
     response_class: Any = _Response
 
     def _new_conn(self: Any) -> PatientSocket:
+        made: PatientSocket = self._connect()
+        self.connected.set()
+        return made
+
+    def _connect(self: Any) -> PatientSocket:
         # The pool above expects urllib3's own errors.
         timeout = min(self.timeout, CONNECT_TIMEOUT) if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT
         try:
@@ -120,12 +126,13 @@ def _socks_pools(patience: Patience) -> dict[str, Any]:
 class PatientAdapter(HTTPAdapter):
     """Gives every pool patient connections, and each host the TLS context of its own."""
 
-    def __init__(self, trust: TrustStore, patience: Patience) -> None:
+    def __init__(self, trust: TrustStore, patience: Patience, connected: threading.Event) -> None:
         self._trust = trust
         self._patience = patience
         # The classes are made here since urllib3 passes no arguments of ours to connections.
-        plain = type("Connection", (_Connection,), {"patience": patience})
-        secure = type("TLSConnection", (_TLSConnection,), {"patience": patience})
+        ours = {"patience": patience, "connected": connected}
+        plain = type("Connection", (_Connection,), ours)
+        secure = type("TLSConnection", (_TLSConnection,), ours)
         self._pools = {
             "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
             "https": type("TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
@@ -162,6 +169,14 @@ class PatientAdapter(HTTPAdapter):
             keywords["cert_reqs"] = "CERT_REQUIRED" if context.verify_mode else "CERT_NONE"
         return place, keywords
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection waits for the next request."""
+        managers = (self.poolmanager, *self.proxy_manager.values())
+        pools = [x.pools.get(key) for x in managers for key in list(x.pools.keys())]
+        waiting = [x for pool in pools if pool and pool.pool for x in list(pool.pool.queue)]
+        return any(x is not None and x.is_connected for x in waiting)
+
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Nothing: the context knows what to trust, and requests would load its whole bundle for every connection."""
 
@@ -174,7 +189,9 @@ class Sessions:
         self._patience = patience
         self._idle: deque[requests.Session] = deque()
         self._prepared: deque[requests.Session] = deque()
-        self._begun = False
+        # Those whose connection has not outlived its answer.
+        self._spent: deque[requests.Session] = deque()
+        self._connected = threading.Event()
         self._own = threading.local()
         self._all: list[requests.Session] = []
         self._lock = threading.Lock()
@@ -184,10 +201,9 @@ class Sessions:
         reserved: requests.Session | None = self._own.__dict__.pop("session", None)
         if reserved is not None:
             return reserved
-        begun, self._begun = self._begun, True
-        # The last one first: its connections are the least likely to have been closed meanwhile. What was prepared is
-        # for a request beside the first one, however late that one begins.
-        for waiting in (self._idle, self._prepared) if begun else (self._idle,):
+        # The last one first: its connections are the least likely to have been closed meanwhile. One that is open is
+        # taken before one is made: a server that takes up one connection after the other waits for a request on that.
+        for waiting in (self._idle, self._prepared, self._spent):
             with contextlib.suppress(IndexError):
                 return waiting.pop()
         return self._new()
@@ -197,7 +213,13 @@ class Sessions:
         self._own.session = self.borrow()
 
     def prepare(self, url: str, verify: str, timeout: float) -> None:
-        """Adds a session with an open connection to the host of ``url``; raises what a request does."""
+        """Adds a session with an open connection to the host of ``url``; raises what a request does.
+
+        Not before the first request has one of its own, beside which others are of use, and which comes first at a
+        server that takes up one after the other.
+        """
+        while not self._connected.wait(SLICE):
+            self._patience.check()
         session = self._new()
         try:
             adapter: Any = session.get_adapter(url)
@@ -212,14 +234,15 @@ class Sessions:
             self._prepared.append(session)
 
     def _new(self) -> requests.Session:
-        session = _new_session(self._trust, self._patience)
+        session = _new_session(PatientAdapter(self._trust, self._patience, self._connected))
         with self._lock:
             self._all.append(session)
         return session
 
     def give_back(self, session: requests.Session) -> None:
         """Makes a session available again."""
-        self._idle.append(session)
+        adapter: Any = session.get_adapter("https://")
+        (self._idle if adapter.is_open else self._spent).append(session)
 
     def close(self) -> None:
         """Ends all of them, those that are lent as well."""
@@ -227,18 +250,18 @@ class Sessions:
             sessions, self._all = self._all, []
             self._idle.clear()
             self._prepared.clear()
+            self._spent.clear()
         for session in sessions:
             session.close()
 
 
-def _new_session(trust: TrustStore, patience: Patience) -> requests.Session:
+def _new_session(adapter: PatientAdapter) -> requests.Session:
     session = _Session()
     # ~/.netrc would replace our Authorization, and an environment bundle our certificates.
     session.trust_env = False
     session.headers.clear()
     session.headers.update({"User-Agent": f"msb-pull/{__version__}", "Accept-Encoding": "identity"})
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    adapter = PatientAdapter(trust, patience)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session

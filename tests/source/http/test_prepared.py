@@ -9,8 +9,9 @@ import time
 import pytest
 
 from msb_pull.ground import events
-from msb_pull.source.login.credentials import CredentialStore
+from msb_pull.source.http.sessions import Sessions
 from tests.support.counting import wait_for
+from tests.support.fault_registry import FaultRegistry
 from tests.support.registries import LAYER, describe, hears_a_cancel, name
 
 
@@ -37,31 +38,38 @@ def connections_of(server, match: str = "/v2/") -> list[int]:
 
 
 def test_what_is_prepared_is_for_the_second_request_at_a_time(registry, bench, image):
-    """The first one makes its own, or there would be one for two requests; those in turn share it."""
+    """The first one makes its own, or there would be one for two requests; those in turn share it.
+
+    That comes first at a server that takes up one connection after the other.
+    """
     here = bench(plain_http=frozenset({registry.host}))
-    prepare(here, image)
-    wait_for(lambda: len(registry.connections) == 1)
+    preparing = threading.Thread(target=lambda: prepare(here, image))
+    preparing.start()
     here.resolve(image)
+    preparing.join()
+    wait_for(lambda: len(registry.connections) == 2)
     (own,) = set(connections_of(registry))
-    assert own == 2
+    assert own == 1
     streams = [here.source(image).open_blob(describe(LAYER), 0) for _ in range(3)]
     for stream in streams:
         stream.read(10)
-    assert connections_of(registry, describe(LAYER).digest.hex) == [2, 1, 3]
+    assert connections_of(registry, describe(LAYER).digest.hex) == [1, 2, 3]
     for stream in streams:
         stream.close()
 
 
 def test_what_is_prepared_speaks_tls_and_knows_certificates(secure, bench, ca_file):
+    secure.add_image("acme/app", "1", [LAYER])
     here = bench(ca_certs={secure.host: str(ca_file)})
-    image = f"{secure.host}/acme/app:1"
+    image = name(secure)
+    here.resolve(image)
     prepare(here, image)
     # That which asks whether a loopback host speaks TLS at all comes before.
-    wait_for(lambda: len(secure.connections) == 2)
+    wait_for(lambda: len(secure.connections) == 3)
     streams = [here.source(image).open_blob(describe(LAYER), 0) for _ in range(2)]
     for stream in streams:
         stream.read(10)
-    assert connections_of(secure) == [3, 2]
+    assert connections_of(secure, describe(LAYER).digest.hex) == [2, 3]
     for stream in streams:
         stream.close()
 
@@ -79,8 +87,9 @@ def test_a_thread_that_has_reserved_a_connection_gets_it(registry, bench, image)
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "certificate", "hangs up"])
-def test_what_cannot_be_prepared_is_told_by_nobody(secure, bench, trouble):
+def test_what_cannot_be_prepared_is_told_by_nobody(secure, bench, image, trouble):
     here = bench()
+    here.resolve(image)
     if trouble == "nobody":
         prepare(here, "127.0.0.1:1/a/b:1")
     elif trouble == "certificate":
@@ -89,17 +98,46 @@ def test_what_cannot_be_prepared_is_told_by_nobody(secure, bench, trouble):
         with socket.create_server(("127.0.0.1", 0)) as server:
             thread = threading.Thread(target=lambda: [server.accept()[0].close() for _ in range(3)], daemon=True)
             thread.start()
-            prepare(bench(tls_no_verify=frozenset()), f"127.0.0.1:{server.getsockname()[1]}/a/b:1")
+            prepare(here, f"127.0.0.1:{server.getsockname()[1]}/a/b:1")
     assert not here.warnings and not secure.asked()
 
 
-def test_behind_a_proxy_nothing_is_prepared(other, bench):
-    here = bench(CredentialStore.nobody({"HTTP_PROXY": other.url}), plain_http=frozenset({"r.example"}))
+def test_behind_a_proxy_nothing_is_prepared(bench, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    asked = []
+    monkeypatch.setattr(Sessions, "prepare", lambda *arguments: asked.append(arguments))
+    here = bench(plain_http=frozenset({"r.example", "127.0.0.1:1"}))
     prepare(here, "r.example/a/b:1")
-    assert not other.connections
+    assert not asked
+    prepare(here, "127.0.0.1:1/a/b:1")
+    assert asked
 
 
-def test_a_name_that_takes_for_ever_ends_preparing_too(bench, monkeypatch):
+def test_where_no_connection_is_kept_the_next_request_takes_what_is_prepared(bench):
+    """A server that takes up one connection after the other waits for a request on that."""
+    with FaultRegistry(keep_alive=False) as registry:
+        registry.add_image("acme/app", "1", [LAYER])
+        here = bench(plain_http=frozenset({registry.host}))
+        here.resolve(name(registry))
+        before = len(registry.connections)
+        prepare(here, name(registry))
+        wait_for(lambda: len(registry.connections) == before + 1)
+        here.client.requester.reserve()
+        here.blob(name(registry), LAYER)
+        assert len(registry.connections) == before + 1
+
+
+def test_preparing_that_waits_for_the_first_connection_hears_a_cancel(bench):
+    here = bench(plain_http=frozenset({"127.0.0.1:1"}))
+
+    def prepared() -> None:
+        prepare(here, "127.0.0.1:1/a/b:1")
+        here.cancel.check()
+
+    hears_a_cancel(here, prepared)
+
+
+def test_a_name_that_takes_for_ever_ends_preparing_too(bench, image, monkeypatch):
     real = socket.getaddrinfo
 
     def lookup(host, *arguments, **named):
@@ -109,6 +147,7 @@ def test_a_name_that_takes_for_ever_ends_preparing_too(bench, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     here = bench(plain_http=frozenset({"slow.localhost:1"}))
+    here.resolve(image)
 
     def prepared() -> None:
         prepare(here, "slow.localhost:1/a/b:1")

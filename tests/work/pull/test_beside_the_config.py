@@ -107,8 +107,8 @@ def test_config_and_layers_together_are_no_more_than_are_fetched_at_once(command
     assert command.asked_by_the_config(image, "a", count=early, jobs=jobs) == early
     assert sorted(command.layers_asked(image)[:early]) == sorted(image.layer_digests[5 - early :])
     assert sorted(command.layers_asked(image)) == sorted(image.layer_digests)
-    # One more asks whether TLS is spoken here.
-    assert len(command.registry.connections) <= jobs + 1
+    # One more asks whether TLS is spoken here, and what is prepared may come later than the request that it is for.
+    assert len(command.registry.connections) <= jobs + 1 + (jobs > 1)
 
 
 def test_each_of_several_images_has_a_place_for_its_config_and_a_layer():
