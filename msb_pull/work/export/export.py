@@ -162,7 +162,7 @@ def _task(
 
 def _progress(reference: str, inodes: Sequence[Inode], job: Job) -> Callable[[int], None]:
     """Tells of the bytes of each piece, and ends the work when it is to end."""
-    total = sum(inode.stored for inode in inodes if inode.kind == stat.S_IFREG and inode.link_of is None)
+    total = sum(inode.stored for inode in inodes if inode.has_content)
     done = told = 0
     calls = _CALLS
     throttle = Throttle()

@@ -69,7 +69,7 @@ def write_tar(
 
 def _write_halves(inodes: Sequence[Inode], handle: int, progress: Callable[[int], None]) -> int | None:
     """Writes the first half while another process writes the second one behind it; None where that is no gain."""
-    costs = list(accumulate(FILE + (inode.size if inode.link_of is None else 0) for inode in inodes))
+    costs = list(accumulate(FILE + (inode.size if inode.has_content else 0) for inode in inodes))
     if not gains(costs[-1]):
         return None
     middle = bisect_left(costs, costs[-1] // 2)
@@ -95,7 +95,7 @@ def _write_halves(inodes: Sequence[Inode], handle: int, progress: Callable[[int]
 def _write(archive: Behind, inodes: Iterable[Inode], progress: Callable[[int], None]) -> None:
     for inode in inodes:
         archive.put(_headers(inode))
-        if inode.kind == stat.S_IFREG and inode.link_of is None:
+        if inode.has_content:
             _content(archive, inode, progress)
 
 
@@ -109,7 +109,7 @@ def _finish(archive: Behind, before: int) -> None:
 def _length(inode: Inode) -> int:
     """How many bytes of the archive a name takes."""
     size = 0
-    if inode.kind == stat.S_IFREG and inode.link_of is None:
+    if inode.has_content:
         size = inode.size
         if inode.segments is not None:
             size = sum(length for _, length in _blocks(inode.segments, size))

@@ -68,6 +68,11 @@ class Inode:
         self._source = source
 
     @property
+    def has_content(self) -> bool:
+        """Whether this is the name under which the content of a regular file is written."""
+        return self.kind == stat.S_IFREG and self.link_of is None
+
+    @property
     def stored(self) -> int:
         """How many bytes :meth:`pieces` gives."""
         return self.size if self.segments is None else sum(length for _, length in self.segments)
