@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from msb_pull.api.given import check_type, given_path, given_several
 from msb_pull.api.pull import pull_images
-from msb_pull.api.store import Store, check_type, given_path, given_several
+from msb_pull.api.store import Store
 from msb_pull.ground.errors import MsbPullError, UsageError
 from msb_pull.ground.events import ignore
 from msb_pull.image.platform import Platform

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msb_pull.api.clients import open_client
-from msb_pull.api.store import Store, check_type, given_several
+from msb_pull.api.given import check_type, given_several
+from msb_pull.api.store import Store
 from msb_pull.ground.errors import MsbPullError
 from msb_pull.ground.events import ignore
 from msb_pull.ground.running import Cancel, Job
