@@ -55,7 +55,8 @@ def test_what_a_killed_save_left_goes_with_the_next_output_into_that_folder(larg
 def test_what_a_living_save_is_writing_stays(large, tmp_path):
     home, name = large
     process = home.start("save", name, "-o", str(tmp_path / "image.tar"))
-    wait_for(lambda: list(tmp_path.glob(".image.tar.msb-pull-*[0-9a-f]")))
+    # Once it writes it has closed the database, which nobody else could open while it stands still there.
+    wait_for(lambda: [x for x in tmp_path.glob(".image.tar.msb-pull-*[0-9a-f]") if x.stat().st_size])
     process.send_signal(signal.SIGSTOP)
     try:
         assert home.run("export", name, "-o", str(tmp_path / "other.tar"), "--path", "zeros").returncode == 0

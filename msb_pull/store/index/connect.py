@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BUSY_SECONDS = 30
+_WAIT = "wait for the other program, or stop it"
 _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 # How SQLite fails where it finds no room for a file beside the database, and the room it needs for one.
 _CANNOT_GROW = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
@@ -120,8 +121,10 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
         number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
         return local_error(OSError(number, os.strerror(number), str(path)), path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        hint = "wait for the other program, or stop it"
-        return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=hint)
+        return LocalError(f"{path}: another program has been writing to it for {_BUSY_SECONDS} s", hint=_WAIT)
+    if code == sqlite3.SQLITE_PROTOCOL:
+        # SQLite waits ten seconds for whoever is opening it: that program was stopped just then, or hangs.
+        return LocalError(f"{path}: another program keeps it locked", hint=_WAIT)
     if code in _CANNOT_GROW and _is_limited(path):
         return too_large(str(path))
     return LocalError(f"{path}: {error}", hint="check free space, permissions and who else uses it")

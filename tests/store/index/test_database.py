@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -589,6 +590,32 @@ def test_d13_a_writer_waits_for_another_and_then_says_so(path, monkeypatch):
             write(path, record("localhost/a:1", "x"))
         run.execute("ROLLBACK")
     write(path, record("localhost/a:1", "x"))
+
+
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1] + "-shm", "r+b") as index:
+    # What a process holds that makes or recovers the index of the log (UNIX_SHM_DMS of SQLite).
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, 128)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_program_that_was_stopped_while_it_opened_the_database_is_told_as_another_program(path):
+    write(path, record("localhost/a:1", "x"))
+    Path(f"{path}-shm").write_bytes(bytes(32768))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(LocalError, match="another program keeps it locked") as caught:
+            Database.open(path, create=False)
+        holder.stdin.close()
+    assert caught.value.hint == "wait for the other program, or stop it"
+    with Database.open(path, create=False) as database:
+        assert [x.reference for x in database.images()] == ["localhost/a:1"]
 
 
 def test_d9_a_full_disk_is_told_as_such(path):
