@@ -21,6 +21,7 @@ _SLICE = 0.1
 MOST_AT_ONCE = 8
 # Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
 SMALL = 1 << 20
+MOST_SMALL_AT_ONCE = 16
 # A terminal cannot show more, and a slow one must not slow the work.
 _PROGRESS_INTERVAL = 0.1
 
@@ -101,7 +102,7 @@ class Job:
     @property
     def at_once(self) -> int:
         """How many layers to handle at a time if most of them are small."""
-        return self.jobs or MOST_AT_ONCE
+        return self.jobs or MOST_SMALL_AT_ONCE
 
     @property
     def large_at_once(self) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -17,6 +18,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Sequence
+    from typing import IO, Protocol
+
+    class Process(Protocol):
+        """What :class:`subprocess.Popen` shows of a process, as far as it is needed here."""
+
+        pid: int
+        returncode: int | None
+        stdin: IO[bytes] | None
+        stdout: IO[bytes] | None
+        stderr: IO[bytes] | None
+
+        def wait(self, timeout: float | None = None) -> int:
+            """Its exit status, once it has ended; raises TimeoutExpired after so many seconds."""
+
 
 # How long a killed process may take to go; only a broken disk or kernel holds it longer.
 _PATIENCE = 5.0
@@ -27,28 +42,43 @@ _SIGKILL = 9
 # SIGUSR1 (layer/unpack/filler.py).
 _LOST_HELPER = 10
 _KILLED = f"{WHY_KILLED}; --jobs 1 needs the least"
-_BEGIN = (
-    "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
-    "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "
-)
+_PATHS = "import sys; sys.path += [sys.argv.pop(1) for _ in range(int(sys.argv.pop(1)))]; "
+_BEGIN = "from msb_pull.layer.child import begin; begin(int(sys.argv.pop(1))); "
 
 
 class Child:
-    """Runs ``code`` in an interpreter that has the standard library, this package and ISA-L alone, and no environment.
+    """A process of ours that leads a group of its own; ``who`` is what errors call it.
 
-    ``who`` is what errors call it; ``words`` are its arguments. It leads a group of its own, and on Linux it dies with
-    the thread that started it. Any thread may call :meth:`end`, any number of times. Raises LocalError when there can
-    be no more processes, OSError for any other reason.
+    Any thread may call :meth:`end`, any number of times. Raises OSError where there can be no more descriptors; the
+    process has then ended.
     """
 
-    def __init__(self, who: str, code: str, words: Sequence[str], *, stdin: int, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(self, who: str, process: Process) -> None:
         import threading
 
         self._who = who
         self._lock = threading.Lock()
-        self.process = _start(code, words, stdin, pass_fds)
-        assert self.process.stdout is not None
-        self.out = self.process.stdout.fileno()
+        self.process = process
+        self._watched: int | None = None
+        assert process.stdout is not None
+        self.out = process.stdout.fileno()
+        try:
+            self._watched = watch(process.pid)
+        except OSError:
+            self.end()
+            self.close()
+            raise
+
+    @classmethod
+    def start(
+        cls, who: str, code: str, words: Sequence[str] = (), *, stdin: int, pass_fds: Sequence[int] = ()
+    ) -> Child:
+        """Runs ``code`` as :func:`interpreter` does; its arguments are the numbers of ``pass_fds`` and ``words``.
+
+        On Linux it dies with the thread that started it.
+        """
+        words = (str(os.getpid()), *map(str, pass_fds), *words)
+        return cls(who, interpreter(_BEGIN + code, words, stdin=stdin, pass_fds=pass_fds))
 
     def end(self) -> bool:
         """Kills it and every process of its group, and waits; False when they are still there after that."""
@@ -71,16 +101,31 @@ class Child:
         """Whether the child itself ends within so many seconds."""
         import subprocess
 
+        if self._watched is not None and self.process.returncode is None:
+            if not is_readable(self._watched, seconds):
+                return False
+            seconds = _PATIENCE
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         return True
 
+    def await_end(self) -> None:
+        """Returns once it has ended, which it can still be told apart from any other process after."""
+        import contextlib
+
+        if self._watched is not None:
+            is_readable(self._watched)
+        elif hasattr(os, "waitid"):
+            # Another thread may have waited for it already.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
     def crashed(self) -> LocalError:
         """The error of a child that has ended without an answer: the signal, or its last line on standard error."""
         assert self.process.stderr is not None
-        status, handle = self.process.returncode, self.process.stderr.fileno()
+        status, handle = self.process.returncode or 0, self.process.stderr.fileno()
         if status == -_LOST_HELPER:
             return LocalError(f"a process that helps {self._who} was killed", hint=_KILLED)
         if status < 0:
@@ -104,6 +149,65 @@ class Child:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+        if self._watched is not None:
+            os.close(self._watched)
+            self._watched = None
+
+
+def interpreter(
+    code: str, words: Sequence[str], *, stdin: int, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Runs ``code`` in an interpreter that has the standard library, this package and ISA-L alone, and no environment.
+
+    ``words`` are its arguments. Raises LocalError when there can be no more processes, OSError for any other reason.
+    """
+    import subprocess
+
+    paths = _paths()
+    try:
+        return subprocess.Popen(
+            # Isolated, without site-packages.
+            [sys.executable, "-I", "-S", "-B", "-c", _PATHS + code, str(len(paths)), *paths, *words],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=pass_fds,
+            env={},
+            cwd="/",
+            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
+            start_new_session=True,
+        )
+    except OSError as error:
+        # The error names a program that cannot be run, but not a process that cannot be made.
+        if error.filename is None:
+            raise exhausted(error) or no_more_tasks(error.strerror) from None
+        raise
+
+
+def watch(pid: int) -> int | None:
+    """A descriptor of a process that becomes readable when it ends (pidfd_open(2)); None where there is no such thing.
+
+    Raises OSError where there can be no more descriptors.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        # Kernels before 5.3, and containers whose policy refuses it.
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
+
+
+def is_readable(descriptor: int, seconds: float | None = None) -> bool:
+    """Whether something can be read within so many seconds, None for ever."""
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def begin(parent: int) -> None:
@@ -136,31 +240,6 @@ def say(pieces: Iterable[bytes]) -> None:
     data += b"\n"
     while data:
         del data[: os.write(1, data)]
-
-
-def _start(code: str, words: Sequence[str], stdin: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    import subprocess
-
-    paths = _paths()
-    try:
-        return subprocess.Popen(
-            # Isolated, without site-packages.
-            [sys.executable, "-I", "-S", "-B", "-c", _BEGIN + code, str(len(paths)), *paths, str(os.getpid()), *words],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=pass_fds,
-            env={},
-            cwd="/",
-            # A Ctrl-C at the terminal is for the parent, which ends its children itself.
-            start_new_session=True,
-        )
-    except OSError as error:
-        # The error names a program that cannot be run, but not a process that cannot be made.
-        if error.filename is None:
-            raise exhausted(error) or no_more_tasks(error.strerror) from None
-        raise
 
 
 def _paths() -> list[str]:

@@ -46,7 +46,7 @@ CHILD = {
         "settle.": "derive directories links lowers",
         "tar.": "blocks entry record tar",
         "tree.": "dress folders holes keeping kept links tree whiteouts",
-        "unpack.": "filler jail ring seccomp unpack",
+        "unpack.": "filler jail ring seccomp serve unpack",
     }.items()
     for module in modules.split()
 }

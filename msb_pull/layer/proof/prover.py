@@ -70,7 +70,7 @@ class Prover:
     def __init__(self) -> None:
         import subprocess
 
-        self._child = Child("the verifying process", _BOOTSTRAP, (), stdin=subprocess.PIPE)
+        self._child = Child.start("the verifying process", _BOOTSTRAP, stdin=subprocess.PIPE)
         self._said = b""
 
     def prove(self, task: ProofTask, progress: Progress) -> Findings:

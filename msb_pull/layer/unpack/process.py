@@ -13,14 +13,17 @@ from msb_pull.layer.unpack.ring import RingWriter, slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
+
+    Start = Callable[..., Child]
 
 _PIECE = 1 << 16
 _BOOTSTRAP = "from msb_pull.layer.unpack.unpack import child_main; child_main()"
 
 
-def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> Child:
+def _start(start: Start, ring: RingWriter, staging: Path, record: Path, options: UnpackOptions) -> Child:
     from contextlib import ExitStack
 
     with ExitStack() as opened:
@@ -29,18 +32,19 @@ def _start(ring: RingWriter, staging: Path, record: Path, options: UnpackOptions
         kept = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         opened.callback(os.close, kept)
         passed = (ring.memory, root, kept)
-        words = [*map(str, passed), *options.as_arguments()]
-        return Child("the unpacking process", _BOOTSTRAP, words, stdin=ring.socket, pass_fds=passed)
+        words = options.as_arguments()
+        return start("the unpacking process", _BOOTSTRAP, words, stdin=ring.socket, pass_fds=passed)
 
 
 class LayerProcess:
     """The parent's end of one child that unpacks one layer into ``staging``, an empty directory of our own.
 
-    The child dies with the thread that started it, where the system knows how (Linux), so that thread must last as
-    long as the work. Raises LocalError or OSError when it cannot be started.
+    ``start`` makes the child: :meth:`.Child.start`, or the same of a :class:`.ForkServer`. What the first makes dies,
+    where the system knows how (Linux), with the thread that started it, so that thread must last as long as the work.
+    Raises LocalError or OSError when it cannot be started.
     """
 
-    def __init__(self, staging: Path, record: Path, options: UnpackOptions) -> None:
+    def __init__(self, staging: Path, record: Path, options: UnpackOptions, start: Start = Child.start) -> None:
         import threading
 
         self._staging = staging
@@ -48,7 +52,7 @@ class LayerProcess:
         self._answer: dict[str, Any] | MsbPullError | None = None
         self._ring = RingWriter(slots(filler=options.filler))
         try:
-            self._child = _start(self._ring, staging, record, options)
+            self._child = _start(start, self._ring, staging, record, options)
         except BaseException:
             self._ring.close()
             raise
@@ -112,16 +116,13 @@ class LayerProcess:
 
     def _heard(self) -> bytes:
         """The child's last line, or what there is of it at its end."""
-        import contextlib
-
         out = bytearray()
         # Not up to the end of the pipe, which a process that the child has left behind could hold open for ever.
         while not out.endswith(b"\n") and (piece := os.read(self._child.out, _PIECE)):
             out += piece
-        if not out.endswith(b"\n") and hasattr(os, "waitid"):
-            # Its exit status is all there is to report; kill() may have collected that already.
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._child.process.pid, os.WEXITED | os.WNOWAIT)
+        if not out.endswith(b"\n"):
+            # Its exit status is all there is to report.
+            self._child.await_end()
         return bytes(out)
 
     def _error(self, answer: dict[str, Any]) -> MsbPullError:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from msb_pull.ground.limits import Limits
     from msb_pull.ground.running import Job
     from msb_pull.image.manifest import Descriptor
+    from msb_pull.layer.unpack.process import Start
     from msb_pull.source.interface import Source
     from msb_pull.store.staging import Staging
     from msb_pull.store.store import Store
@@ -53,7 +54,7 @@ class FetchedLayer(NamedTuple):
 class LayerFetcher:
     """Fetches the layers of one image; every method may be called from any thread of the pool.
 
-    ``coming`` knows them, and those of other images of the same command.
+    ``coming`` knows them, and those of other images of the same command. ``start`` makes their children.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LayerFetcher:
         limits: Limits,
         *,
         coming: Coming,
+        start: Start,
         xattrs: bool,
         image: str,
         job: Job,
@@ -71,6 +73,7 @@ class LayerFetcher:
     ) -> None:
         self._store = store
         self._coming = coming
+        self._start = start
         self._source = source
         self._limits = limits
         self._xattrs = xattrs
@@ -115,7 +118,7 @@ class LayerFetcher:
         try:
             with self._told(), contextlib.ExitStack() as attempt:
                 staging = attempt.enter_context(self._store.staging(descriptor.digest))
-                process = LayerProcess(staging.path, staging.record, self._options(descriptor))
+                process = LayerProcess(staging.path, staging.record, self._options(descriptor), self._start)
                 try:
                     progress = self._progress(descriptor, events.Phase.UNPACKING)
                     report, tar_bytes = self._twins.unpack(twin, wanted, process, progress, self._job.cancel)
@@ -154,7 +157,7 @@ class LayerFetcher:
             cancel=self._job.cancel,
         )
         options = self._options(descriptor)
-        process = LayerProcess(staging.path, staging.record, options)
+        process = LayerProcess(staging.path, staging.record, options, self._start)
         try:
             apart = options.filler or self._coming.fewer_than(processors())
             pipe = _Pipe(wanted, process, self._limits, apart=apart)

@@ -1,4 +1,4 @@
-"""What the images of one command share: threads, what is still to fetch, and what one of them had to let go."""
+"""What the images of one command share: threads, children, what is still to fetch, and what one had to let go."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from msb_pull.ground.pools import LargestFirst
+from msb_pull.layer.unpack.forkserver import ForkServer
 from msb_pull.work.pull.coming import Allowance, Coming
 
 if TYPE_CHECKING:
@@ -48,12 +49,14 @@ class Together:
 
     def __init__(self, job: Job) -> None:
         self.pool = LargestFirst(job.at_once, large=job.large_at_once)
+        self.children = ForkServer()
         self.coming = Coming()
         self.shelf = Shelf()
         self.allowance = Allowance(job)
         self._ending = contextlib.ExitStack()
 
     def __enter__(self) -> Together:
+        self._ending.callback(self.children.close)
         self._ending.enter_context(self.shelf)
         self._ending.enter_context(self.pool)
         return self

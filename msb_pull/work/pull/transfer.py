@@ -11,6 +11,7 @@ from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
 from msb_pull.ground.running import Cancel, Job
+from msb_pull.layer.child import Child
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.rows import ImageRecord
 from msb_pull.work.claims import check_claims
@@ -128,8 +129,7 @@ class Transfer:
     def _place_all(self, missing: list[Placing]) -> None:
         """Fetches what is missing, largest first, and goes through all layers, so that each finds those below."""
         with contextlib.ExitStack() as ending:
-            together = self._together or ending.enter_context(Together(self._job))
-            self._shelf, self._coming = together.shelf, together.coming
+            together = self._shared = self._together or ending.enter_context(Together(self._job))
             if self._together is not None:
                 ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
@@ -169,14 +169,16 @@ class Transfer:
         options = self._options
         missing = {x.digest: x.size for x in self._bases.stack if not x.present}
         for digest, size in missing.items():
-            self._coming.add(digest, size)
+            self._shared.coming.add(digest, size)
         self._store.check_space(sum(missing.values()))
         xattrs = self._store.check_file_system(need_xattrs=not options.allow_no_xattr)
         return LayerFetcher(
             self._store,
             self._source,
             options.limits,
-            coming=self._coming,
+            coming=self._shared.coming,
+            # A single one starts sooner without a server.
+            start=Child.start if self._together is None and len(missing) == 1 else self._shared.children.child,
             xattrs=xattrs,
             image=self._name,
             job=self._job,
@@ -224,7 +226,7 @@ class Transfer:
             self._job.cancel.set()
             raise
         finally:
-            self._coming.done(placing.digest)
+            self._shared.coming.done(placing.digest)
 
     def _wait_for_lock(self, placing: Placing) -> None:
         """Waits until no other pull makes a layer, and lets go of what others may be waiting for meanwhile."""
@@ -232,7 +234,7 @@ class Transfer:
         def waiting(holder: str) -> None:
             self._job.tell(events.LayerWaiting(self._name, str(placing.digest), holder))
             for other in self._started:
-                other.let_go(self._shelf)
+                other.let_go(self._shared.shelf)
 
         try:
             placing.wait_for_lock(self._store, waiting, self._job.cancel)
@@ -271,7 +273,7 @@ class Transfer:
 
     def _take_back(self, placing: Placing) -> bool:
         """Takes what was unpacked of a layer and let go, if that is still worth anything; its lock is held."""
-        if not placing.take_from(self._shelf):
+        if not placing.take_from(self._shared.shelf):
             return False
         # Who had the lock meanwhile may have downloaded the blob, and found that it is not what this image says.
         if placing.reused and self._twins.anew().find(placing.wanted) is None:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from msb_pull.ground.errors import LocalError
-from msb_pull.layer.child import _runs
+from msb_pull.layer.child import Child, _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions
 from msb_pull.layer.unpack import filler as second
 from msb_pull.layer.unpack import process as parent
+from msb_pull.layer.unpack.forkserver import ForkServer
 from msb_pull.layer.unpack.process import LayerProcess
 from tests.support.archive import END, directory, hardlink, reg, symlink, xattr
 from tests.support.counting import wait_for
@@ -59,15 +60,18 @@ MIXED = [
 KEPT = ".wh..wh.kept"
 
 
-@pytest.fixture(autouse=True)
-def started(monkeypatch) -> Iterator[None]:
-    """Sees that no child is left."""
+@pytest.fixture(autouse=True, params=["interpreter", "server"])
+def started(monkeypatch, request) -> Iterator[None]:
+    """Starts children in either way and sees that none is left."""
     made = []
     begin = LayerProcess.__init__
-    monkeypatch.setattr(LayerProcess, "__init__", lambda self, *rest: begin(self, *rest) or made.append(self))
+    server = ForkServer()
+    make = server.child if request.param == "server" else Child.start
+    monkeypatch.setattr(LayerProcess, "__init__", lambda self, *rest: begin(self, *rest, make) or made.append(self))
     yield
     for process in made:
         process.kill()
+    server.close()
 
 
 def start(folder: Path, **options: object) -> LayerProcess:

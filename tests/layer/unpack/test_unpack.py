@@ -16,11 +16,12 @@ import pytest
 
 from msb_pull.ground.errors import ContentError, LocalError
 from msb_pull.layer import report
-from msb_pull.layer.child import _runs
+from msb_pull.layer.child import Child, _runs
 from msb_pull.layer.limits import LayerError
 from msb_pull.layer.report import UnpackOptions, UnpackReport
 from msb_pull.layer.settle.settle import Settled
 from msb_pull.layer.unpack import process as parent
+from msb_pull.layer.unpack.forkserver import ForkServer
 from msb_pull.layer.unpack.process import LayerProcess
 from tests.conftest import REPOSITORY, lacking
 from tests.support.archive import (
@@ -38,6 +39,7 @@ from tests.support.archive import (
 )
 from tests.support.counting import wait_for
 
+STARTS = ["interpreter", "server"]
 LAYER = [
     directory(b"./", uid=3, mode=0o755),
     *(
@@ -66,21 +68,24 @@ def feed(process: LayerProcess, data: bytes, piece: int = 100_001) -> UnpackRepo
     return report
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts children and sees that none is left."""
+@pytest.fixture(params=STARTS)
+def start(tmp_path, request):
+    """Starts children in either way and sees that none is left."""
     running = []
+    server = ForkServer()
+    make = server.child if request.param == "server" else Child.start
 
     def begin(**options) -> LayerProcess:
         folder = tmp_path / f"staging{len(running)}"
         folder.mkdir(mode=0o700)
-        running.append(LayerProcess(folder, tmp_path / f"record{len(running)}", UnpackOptions(**options)))
+        running.append(LayerProcess(folder, tmp_path / f"record{len(running)}", UnpackOptions(**options), make))
         return running[-1]
 
     yield begin
     for process in running:
         process.kill()
         assert process._child.process.returncode is not None
+    server.close()
 
 
 def child(process: LayerProcess) -> int:
@@ -436,10 +441,13 @@ def test_ctrl_c_at_the_terminal_is_not_for_the_child(start):
 PARENT = """
 import os, sys, time
 from pathlib import Path
+from msb_pull.layer.child import Child
 from msb_pull.layer.report import UnpackOptions
+from msb_pull.layer.unpack.forkserver import ForkServer
 from msb_pull.layer.unpack.process import LayerProcess
 staging = Path(sys.argv[1])
-process = LayerProcess(staging, staging.parent / "record", UnpackOptions(jail=sys.argv[2] == "jail"))
+start = ForkServer().child if sys.argv[3] == "server" else Child.start
+process = LayerProcess(staging, staging.parent / "record", UnpackOptions(jail=sys.argv[2] == "jail"), start)
 process.write(bytes(100))
 # Another process holds the pipe open, as one may that was started at an unlucky moment.
 holder = os.fork()
@@ -451,12 +459,13 @@ time.sleep(30)
 """
 
 
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("jailed", ["jail", "none"])
-def test_a_child_dies_with_its_parent(tmp_path, jailed):
+def test_a_child_dies_with_its_parent(tmp_path, jailed, start):
     staging = tmp_path / "staging"
     staging.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(staging), jailed],
+        [sys.executable, "-c", PARENT, str(staging), jailed, start],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     ) as parent:
@@ -476,6 +485,8 @@ def _is_running(pid: int) -> bool:
 
 
 def test_no_descriptor_is_left_behind(start):
+    # The server has some itself.
+    start().kill()
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(3):
         process = start()

@@ -79,10 +79,10 @@ def pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: Sequence[int], 
     all_asked = threading.Barrier(len(sizes))
 
     class Process(fetch.LayerProcess):
-        def __init__(self, staging, record, options: UnpackOptions) -> None:
+        def __init__(self, staging, record, options: UnpackOptions, start) -> None:
             asked.append(options)
             all_asked.wait(20)
-            super().__init__(staging, record, options)
+            super().__init__(staging, record, options, start)
 
     monkeypatch.setattr(fetch, "LayerProcess", Process)
     monkeypatch.setattr(fetch, "processors", lambda: processors)
