@@ -33,8 +33,11 @@ _STREAMS = 3
 def serve(parent: int) -> NoReturn:
     """The whole life of the server, on the socket that is its standard input; ``parent`` is who started it."""
     import gc
+    import signal
     from _socket import socket
 
+    # Where it is ignored, as it may be from whoever started the program, the kernel keeps no exit status.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _load()
     gc.disable()
     # The collector would write to every object, and so copy the memory that is shared with the children.

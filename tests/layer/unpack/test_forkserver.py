@@ -114,6 +114,19 @@ def test_the_end_of_a_child_is_told_as_that_of_any_other(run):
     assert (killed.process.returncode, killed.crashed().message) == (-15, "the child was killed by signal 15")
 
 
+def test_the_end_is_told_where_the_program_ignores_that_of_its_children(run):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        other, child = run(SLEEPS), run("import os; os._exit(7)")
+        asleep(other)
+        child.await_end()
+        assert child.end()
+        assert child.process.returncode == 7
+        assert not other.has_ended(0)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_ending_one_leaves_the_others(run):
     first, second = run(SLEEPS), run(SLEEPS)
     asleep(first), asleep(second)
