@@ -64,6 +64,9 @@ class Child:
         self.out = process.stdout.fileno()
         try:
             self._watched = watch(process.pid)
+        except ProcessLookupError:
+            # It has ended and was waited for, by who was its parent after the server that forked it was killed.
+            return
         except OSError:
             self.end()
             self.close()

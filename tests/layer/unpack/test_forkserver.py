@@ -219,6 +219,19 @@ def test_children_end_with_the_server_and_the_next_ones_do_without(run):
     assert gone(server)
 
 
+def test_a_child_that_was_lost_before_it_could_be_watched(run, server, monkeypatch):
+    def lost(pid: int) -> None:
+        os.kill(server._process.pid, signal.SIGKILL)
+        wait_for(lambda: gone(pid))
+        raise ProcessLookupError
+
+    monkeypatch.setattr(children_of, "watch", lost)
+    child = run(SLEEPS)
+    child.await_end()
+    assert child.end()
+    assert child.crashed().message == "the child was killed by signal 9"
+
+
 def test_a_system_that_watches_no_processes(run, monkeypatch):
     monkeypatch.setattr(forkserver, "watch", lambda pid: None)
     monkeypatch.setattr(children_of, "watch", lambda pid: None)
