@@ -22,6 +22,8 @@ MOST_AT_ONCE = 8
 # Work on fewer bytes mostly waits for an answer, and takes neither much memory nor a processor.
 SMALL = 1 << 20
 MOST_SMALL_AT_ONCE = 16
+# Each takes some seven descriptors. What there is is for images of many layers where it is less than systems give.
+_USUAL_OPEN_FILES = 1024
 # A terminal cannot show more, and a slow one must not slow the work.
 _PROGRESS_INTERVAL = 0.1
 
@@ -102,7 +104,11 @@ class Job:
     @property
     def at_once(self) -> int:
         """How many layers to handle at a time if most of them are small."""
-        return self.jobs or MOST_SMALL_AT_ONCE
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        few = most != resource.RLIM_INFINITY and most < _USUAL_OPEN_FILES
+        return self.jobs or (MOST_AT_ONCE if few else MOST_SMALL_AT_ONCE)
 
     @property
     def large_at_once(self) -> int:

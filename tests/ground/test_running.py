@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 
 import pytest
@@ -61,6 +62,13 @@ def test_a_wait_without_others_ends_at_once():
     assert cancel.wait(0.0) is False
     cancel.set()
     assert cancel.wait(30.0) is True
+
+
+@pytest.mark.parametrize(("open_files", "layers"), [(256, 8), (1023, 8), (1024, 16), (resource.RLIM_INFINITY, 16)])
+def test_fewer_layers_at_once_where_few_files_may_be_open(monkeypatch, open_files, layers):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_NOFILE: (open_files, open_files)}[which])
+    assert Job().at_once == layers
+    assert Job(jobs=20).at_once == 20
 
 
 def test_a_job_tells_its_observer():
