@@ -191,17 +191,17 @@ def interpreter(
 def watch(pid: int) -> int | None:
     """A descriptor of a process that becomes readable when it ends (pidfd_open(2)); None where there is no such thing.
 
-    Raises OSError where there can be no more descriptors.
+    Raises OSError where there can be no more descriptors, and ProcessLookupError where there is no such process.
     """
     if not hasattr(os, "pidfd_open"):
         return None
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        # Kernels before 5.3, and containers whose policy refuses it.
-        if error.errno in (errno.ENOSYS, errno.EPERM):
-            return None
-        raise
+        if error.errno in (errno.ESRCH, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        # Kernels before 5.3, and policies, which refuse it with an error of their own.
+        return None
 
 
 def is_readable(descriptor: int, seconds: float | None = None) -> bool:

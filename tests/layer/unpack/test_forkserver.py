@@ -232,6 +232,25 @@ def test_a_child_that_was_lost_before_it_could_be_watched(run, server, monkeypat
     assert child.crashed().message == "the child was killed by signal 9"
 
 
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL])
+def test_a_policy_that_refuses_to_watch_processes(run, monkeypatch, error):
+    def refuse(pid: int) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert json.loads(heard(run(SAYS)))["parent"] == os.getpid()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+def test_no_descriptor_left_to_watch_a_child(run, server, monkeypatch, error):
+    asleep(run(SLEEPS))
+    monkeypatch.setattr(children_of, "watch", lambda pid: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
+    with pytest.raises(OSError, match="Too many open files"):
+        run(SLEEPS)
+    (process,) = children(os.getpid())
+    assert len(children(process)) == 1
+
+
 def test_a_system_that_watches_no_processes(run, monkeypatch):
     monkeypatch.setattr(forkserver, "watch", lambda pid: None)
     monkeypatch.setattr(children_of, "watch", lambda pid: None)
