@@ -168,15 +168,21 @@ def no_more_tasks(cause: str | None = None) -> LocalError:
     )
 
 
+def memory_is_limited() -> bool:
+    """Whether memory may end in the middle of any step of this process (RLIMIT_AS)."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def check_room_for_thread() -> None:
     """Raises LocalError where a limit of memory leaves too little for one more thread.
 
     Whoever starts one waits until it has begun (CPython before 3.15), for ever where it finds no room for that.
     """
-    import resource
-
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if not memory_is_limited():
         return
+    import resource
     import threading
 
     stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]

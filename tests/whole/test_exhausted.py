@@ -91,6 +91,15 @@ class Half:
         raise MemoryError
 sys.meta_path.insert(0, Half())
 """
+IN_THE_MAIN_THREAD = """
+import resource, sys, threading
+resource.setrlimit(resource.RLIMIT_AS, ({left}, {left}))
+class Finder:
+    def find_spec(self, name, *more):
+        if name.startswith("msb_pull.work."):
+            assert threading.current_thread() is threading.main_thread(), name
+sys.meta_path.insert(0, Finder())
+"""
 
 
 def run(before: str, left: object, *words: str) -> tuple[int, str]:
@@ -165,6 +174,13 @@ def test_no_processes(place, tmp_path, command, number):
         assert f"error: {MEMORY}\n" in said
     else:
         assert f"error: {THREADS}\n  cause: {os.strerror(number)}\n" in said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
+def test_the_pull_is_loaded_in_its_own_thread_where_memory_may_end(place, tmp_path):
+    """A thread may then end with the lock of a module, which nobody gets after that."""
+    code, _ = run(IN_THE_MAIN_THREAD, 1 << 40, *commands(place, tmp_path / "home")["pull"])
+    assert code == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
