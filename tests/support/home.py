@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import re
-import socket
 import sqlite3
 import subprocess
 from collections import Counter
@@ -79,9 +78,3 @@ def sample(registry: FaultRegistry, tag: str = "1", repository: str = "acme/app"
     return f"{registry.host}/{repository}:{tag}", registry.add_image(
         repository, tag, [gz(layer_tar(BASE)), gz(layer_tar(TOP))]
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -19,8 +19,9 @@ from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.support.archive import END, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
-from tests.support.home import LINUX, Home, free_port, gz, sample, unread
+from tests.support.home import LINUX, Home, gz, sample, unread
 from tests.support.make_sample import BASE, TOP, file, layer_tar
+from tests.support.ports import free_port
 from tests.support.treecompare import describe, differences
 
 
