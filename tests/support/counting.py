@@ -6,6 +6,7 @@ everywhere. How time grows is measured by ``tests/bench/growth.py``.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,15 @@ def wait_for(condition: Callable[[], T], seconds: float = 30.0, pause: float = 0
             pytest.fail(f"waited {seconds:g} s in vain")
         time.sleep(pause)
     return found
+
+
+def open_files() -> set[str]:
+    """The numbers of the files that this process has open.
+
+    What an earlier test has left to its threads (connections of a server that was stopped) may go at any moment: look
+    whether there are any that were not there before.
+    """
+    return set(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 
 def steps(action: Callable[[], Any]) -> int:
