@@ -6,6 +6,7 @@ everywhere. How time grows is measured by ``tests/bench/growth.py``.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -54,6 +55,9 @@ def steps(action: Callable[[], Any]) -> int:
         count += event == "c_call"
 
     former = sys.gettrace(), sys.getprofile()
+    # What other tests have left would be taken down in between, which are steps as well.
+    gc.collect()
+    gc.disable()
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -61,6 +65,7 @@ def steps(action: Callable[[], Any]) -> int:
     finally:
         sys.settrace(former[0])
         sys.setprofile(former[1])
+        gc.enable()
     return count
 
 
