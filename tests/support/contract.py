@@ -19,7 +19,7 @@ from tests.conftest import program, program_environment
 from tests.support.counting import wait_for
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, layer_tar
-from tests.support.program import run_program
+from tests.support.program import patient_program, run_program
 
 LAYERS = [gzip.compress(layer_tar(entries), 6, mtime=0) for entries in (BASE, TOP)]
 LATER = gzip.compress(layer_tar([file("later", "later")]), 6, mtime=0)
@@ -90,8 +90,8 @@ class Place:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Starts the program and leaves it running."""
         return subprocess.Popen(
-            self.argv(*words), env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*patient_program(), *self.words(*words)], env=self.environment(), cwd=self.folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def alike(self, text: str) -> str:

@@ -184,7 +184,7 @@ def test_a_signal_ends_all_though_a_process_does_not_answer(stopped, number, cod
     running, child = stopped
     time.sleep(0.3)
     running.send_signal(number)
-    out, error = running.communicate(timeout=30)
+    out, error = running.communicate(timeout=60)
     assert (running.returncode, out) == (code, "") and "interrupted" in error
     wait_for(lambda: gone(child))
 
