@@ -52,11 +52,14 @@ class Place:
         self.registry = registry
         self.home = folder / "home"
         self.config = folder / "config.toml"
-        # Few retries, so that a dead registry fails soon.
-        self.config.write_text("[pull]\nretries = 0\n")
+        self.configure()
         self.added = registry.add_image("acme/app", "1", LAYERS)
         self.image = f"{registry.host}/acme/app:1"
         self.layers = self.home / "layers"
+
+    def configure(self, more: str = "") -> None:
+        """Few retries, so that a dead registry fails soon."""
+        self.config.write_text(f"[pull]\nretries = 0\n{more}")
 
     def add_later(self) -> AddedImage:
         """Another image, HOST/acme/later:1, whose manifest comes once the first one is in the store."""
