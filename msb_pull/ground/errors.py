@@ -168,13 +168,6 @@ def no_more_tasks(cause: str | None = None) -> LocalError:
     )
 
 
-def memory_is_limited() -> bool:
-    """Whether memory may end in the middle of any step of this process (RLIMIT_AS)."""
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
 def check_room_for_thread() -> None:
     """Raises LocalError where a limit of memory leaves too little for one more thread.
 
@@ -186,13 +179,32 @@ def check_room_for_thread() -> None:
     import threading
 
     stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
-    needed = (_STACK if stack == resource.RLIM_INFINITY else stack) + _TO_BEGIN
+    try:
+        find_room((_STACK if stack == resource.RLIM_INFINITY else stack) + _TO_BEGIN)
+    except MemoryError as error:
+        raise no_more_tasks() from error
+
+
+def find_room(size: int) -> None:
+    """Raises MemoryError where a limit of memory leaves less than so many bytes, while what is left suffices to fail.
+
+    Where many modules take the last of it bit by bit, CPython finds none for the error, and crashes.
+    """
+    if not memory_is_limited():
+        return
     try:
         from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
-        mmap(-1, needed, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
-    except (OSError, ImportError, MemoryError) as error:
-        raise no_more_tasks() from error
+        mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
+    except (OSError, ImportError) as error:
+        raise MemoryError from error
+
+
+def memory_is_limited() -> bool:
+    """Whether this process may take only so much of its address space."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:

@@ -146,7 +146,8 @@ def test_small_pieces_take_places_that_large_ones_may_not_take():
             pool.submit(size, counted.piece(size))
         begun = counted.settle(5)
         counted.go_on.set()
-    assert begun == [1, 2, 3, SMALL, SMALL + 1]
+    # Which ones depends on how many had been given when the first thread began.
+    assert [size >= SMALL for size in begun] == [False, False, False, True, True]
     assert sorted(counted.begun) == [1, 2, 3, 4, SMALL, SMALL + 1, SMALL + 2]
 
 

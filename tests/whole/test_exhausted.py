@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import errno
 import hashlib
 import marshal
@@ -75,6 +76,25 @@ class Finder:
             raise MemoryError
 sys.meta_path.insert(0, Finder())
 """
+# Whoever looks for a module has not seen that there is no room for it.
+LITTLE_TO_LOAD = """
+import os, resource, sys
+def limit():
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, 2 * (taken + ({left} << 20),))
+class Finder:
+    def find_spec(self, name, *more):
+        if name == "MODULE":
+            os._exit(99)
+sys.meta_path.insert(0, Finder())
+"""
+LITTLE_FOR_COMMANDS = LITTLE_TO_LOAD.replace("MODULE", "msb_pull.cli.app") + "limit()"
+LITTLE_FOR_TLS = f"""{LITTLE_TO_LOAD.replace("MODULE", "ssl")}
+from msb_pull.cli.run import LazyClient
+make = LazyClient.__call__
+LazyClient.__call__ = lambda client: limit() or make(client)
+"""
 HALF_LOADED = """
 import sys, time
 from importlib.machinery import ModuleSpec
@@ -119,6 +139,8 @@ def run(before: str, left: object, *words: str) -> tuple[int, str]:
 def place(tmp_path_factory):
     """A layout of several layers, a home that has the image, and a registry that has it too."""
     folder = tmp_path_factory.mktemp("exhausted")
+    # As any start does that may: compiling takes more memory, and fails in ways of its own without.
+    compileall.compile_dir(REPOSITORY / "msb_pull", quiet=1)
     # Names that do not compress, so that its record is larger than some of the limits.
     names = [hashlib.sha256(b"%d" % number).hexdigest().encode() for number in range(1000)]
     many = directory(b"d") + b"".join(reg(b"d/" + name, b"x") for name in names) + END
@@ -191,6 +213,15 @@ def test_little_memory(place, tmp_path, command, left):
     assert code in (0, 7), said
     if code:
         assert THREADS in said or MEMORY in said or "the unpacking process" in said, said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
+@pytest.mark.parametrize("left", [1, 4, 12])
+@pytest.mark.parametrize("before", [LITTLE_FOR_COMMANDS, LITTLE_FOR_TLS], ids=["commands", "tls"])
+def test_what_there_is_no_room_to_load_is_not_begun(place, tmp_path, before, left):
+    """Where the last of the memory goes bit by bit, Python crashes."""
+    code, said = run(before, left, *commands(place, tmp_path / "home")["pull from a registry"])
+    assert (code, MEMORY in said) == (7, True), said
 
 
 @pytest.mark.parametrize("command", COMMANDS)

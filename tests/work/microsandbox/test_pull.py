@@ -309,7 +309,7 @@ def test_a_signal_ends_both(world, number, when):
     process = world.start()
     wait_for(lambda: note.exists() and note.read_text())
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "interrupted" in errors
     assert gone(int(note.read_text()))
     assert [name for name in world.left() if not name.startswith("sha256:")] == []
