@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.pools import LargestFirst
+from msb_pull.ground.pools import Admission, LargestFirst
 from msb_pull.work.pull.coming import Allowance, Coming
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Together:
 
     def __init__(self, job: Job) -> None:
         self.pool = LargestFirst(job.at_once, large=job.large_at_once)
+        self.admission = Admission()
         self.coming = Coming()
         self.shelf = Shelf()
         self.allowance = Allowance(job)

@@ -129,7 +129,7 @@ class Transfer:
         """Fetches what is missing, largest first, and goes through all layers, so that each finds those below."""
         with contextlib.ExitStack() as ending:
             together = self._together or ending.enter_context(Together(self._job))
-            self._shelf, self._coming = together.shelf, together.coming
+            self._shelf, self._coming, self._admission = together.shelf, together.coming, together.admission
             if self._together is not None:
                 ending.push(lambda kind, error, trace: self._job.tell(events.ImageFailed(self._name)) if kind else None)
             ending.callback(self._close)
@@ -212,7 +212,9 @@ class Transfer:
                 placing.state = State.PRESENT
             else:
                 if not self._take_back(placing):
-                    placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
+                    placing.fetched = self._admission.run(
+                        lambda: fetcher.fetch(placing.wanted, placing.resources), self._job.cancel
+                    )
                 assert placing.fetched is not None
                 if placing.fetched.report.needs_lowers:
                     placing.arrived()
