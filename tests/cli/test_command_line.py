@@ -89,6 +89,12 @@ def test_options_reach_the_settings(pulled):
         ("prun", "no such command: 'prun'", "msb-pull pull prun"),
         ("Verify", "no such command: 'Verify'", "`msb-pull verify`"),
         ("-q insepct x", "no such command: 'insepct'", "`msb-pull inspect`"),
+        ("images", "no such command: 'images'", "`msb-pull ls`? To pull an image of this name: `msb-pull pull images`"),
+        ("rmi x", "no such command: 'rmi'", "`msb-pull rm`?"),
+        ("load -i x", "no such command: 'load'", "`msb-pull pull docker-archive:FILE`?"),
+        ("-q help", "no such command: 'help'", "`msb-pull --help`?"),
+        ("help lss", "no such command: 'lss'", "`msb-pull help ls`?"),
+        ("help ubuntu", "no such command: 'ubuntu'", "`msb-pull help` lists all"),
         ("-q ls", "-q: options go after the command", "msb-pull ls -q"),
         ("--home /x -j 4 pull y", "--home /x -j 4: options go after the command", "msb-pull pull --home /x -j 4"),
         ("--all prune", "--all: options go after the command", "msb-pull prune --all"),
@@ -114,6 +120,19 @@ def test_usage_errors(words, message, hint):
     assert lines[0] == f"error: {message}"
     assert hint is None or hint in lines[1]
     assert len(lines) <= 3
+
+
+@pytest.mark.parametrize("words", ["pull images", "run", "images:1", "acme/images", "pull help"])
+def test_names_of_images_that_are_words_of_others(pulled, words):
+    assert call(*words.split())[0] == 0
+    assert pulled[0][0] == [words.removeprefix("pull ")]
+
+
+@pytest.mark.parametrize(("words", "same"), [("help", "--help"), ("help ls", "ls --help"), ("help pull -h", "pull -h")])
+def test_help_is_a_word_as_well(words, same):
+    shown = call(*words.split())
+    assert shown == call(*same.split())
+    assert shown[0] == 0 and shown[1].startswith("Usage: ")
 
 
 def test_usage_errors_as_json_too():
