@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from msb_pull.cli.options import COMMON, SETTINGS
-from msb_pull.config.table import EVERYWHERE
+from msb_pull.config.table import EVERYWHERE, TABLE
 from msb_pull.ground.errors import MsbPullError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CALLED_ELSEWHERE = {
     "remove": "rm",
     "rmi": "rm",
 }
-# How like a command a word must be to pass for its misspelling.
+# How like a command or an option a word must be to pass for its misspelling.
 _NEAR = 0.78
 _EXAMPLES = """\
 msb-pull ubuntu:22.04
@@ -239,12 +239,24 @@ def _wants_next(word: str, takes_value: set[str]) -> bool:
     return False
 
 
+def _is_like(option: str, typed: str) -> bool:
+    """Whether an option may be what was meant; Typer suggests much that is not."""
+    import difflib
+
+    ratio = difflib.SequenceMatcher(None, option.lstrip("-"), typed.lstrip("-")).ratio()
+    return option.startswith(typed) or ratio >= _NEAR
+
+
 def usage_error(error: typer.TyperException) -> MsbPullError:
     """Typer's own words in our form, with the nearest option or the page to read as the hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "msb-pull"
-    near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
     option = getattr(error, "option_name", None)
+    near = [x for x in getattr(error, "possibilities", None) or () if option is not None and _is_like(x, option)]
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
+    # Some settings have no option.
+    setting = TABLE.get((option or "").removeprefix("--").replace("-", "_"))
+    if setting is not None and setting.metavar is None and setting.key is not None:
+        hint = f"it is {setting.key} in the configuration file"
     message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)
