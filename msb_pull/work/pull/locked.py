@@ -38,7 +38,7 @@ def beside_locked(path: Path, images: Sequence[str], platform: Platform, default
     lock = LockFile.load(path)
     images = _known(lock, images, all_of_it=True)
     pins = {}
-    for name in _names(images, "--locked", default_registry):
+    for name in _names(images, default_registry):
         pins[name] = _exact(lock.of(name), lock.manifest(name, platform), platform)
     return Beside(path, images, pins)
 
@@ -58,7 +58,7 @@ def beside_locking(
     """
     lock = LockFile.load(path, create=True)
     images = _known(lock, images, all_of_it=upgrade)
-    locking = Locking(lock, _names(images, "--lock", default_registry), platform, also, upgrade=upgrade)
+    locking = Locking(lock, _names(images, default_registry), platform, also, upgrade=upgrade)
     return Beside(path, images, locking.pins, locking)
 
 
@@ -69,13 +69,13 @@ def _known(lock: LockFile, images: Sequence[str], *, all_of_it: bool) -> Sequenc
     return found
 
 
-def _names(images: Sequence[str], option: str, default_registry: str) -> list[str]:
+def _names(images: Sequence[str], default_registry: str) -> list[str]:
     """The canonical names of images in registries; raises UsageError for others."""
     names = []
     for text in images:
         reference = parse_argument(text, default_registry).reference
         if reference is None:
-            raise UsageError(f"{option}: {visible(text)}: only images from registries can be locked")
+            raise UsageError(f"{visible(text)}: only images from registries can be locked")
         names.append(str(reference))
     return names
 
