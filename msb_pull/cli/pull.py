@@ -302,7 +302,8 @@ def _summary(result: PullResult) -> str:
         return f"Would fetch {what} for {name} ({result.platform})"
     elsewhere = _elsewhere(result.delivered)
     if not result.changed:
-        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)}){elsewhere}"
+        # With more, longer names would not fit into a line of a terminal.
+        return f"{name} is already here ({counted(len(layers), 'layer')}){elsewhere}"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
     reused = sum(layer.reused for layer in layers.values())
     made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""
