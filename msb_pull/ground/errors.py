@@ -114,6 +114,10 @@ class LocalError(MsbPullError):
     kind = "local"
 
 
+class NoMoreTasks(LocalError):
+    """No thread or process can be started; what needs one may go on once another has ended."""
+
+
 class SignatureError(MsbPullError):
     """An image is not signed as a rule requires, or a rule refuses it."""
 
@@ -159,9 +163,9 @@ def raise_if_exhausted(error: BaseException) -> None:
         raise spent from error
 
 
-def no_more_tasks(cause: str | None = None) -> LocalError:
+def no_more_tasks(cause: str | None = None) -> NoMoreTasks:
     """No thread or process can be started. The kernel's reason is of little use: it is the same for every limit."""
-    return LocalError(
+    return NoMoreTasks(
         "no more threads or processes can be started",
         cause=cause,
         hint="raise the limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",

@@ -15,7 +15,7 @@ from tests.support.fault_auth import errors, require_basic
 from tests.support.fault_registry import Fault
 
 PULLED = f"{RESOLVING}{PULLING}layer base done 1.6 kB\nlayer top done 372 B\nPulled {IMAGE}: 2.0 kB in Ns\n"
-HERE = f"{IMAGE} is already here (2 layers, 2.0 kB)\n"
+HERE = f"{IMAGE} is already here (2 layers)\n"
 LOG_IN = (
     "log in with `docker login HOST`; msb-pull reads ~/.docker/config.json "
     "(a repository that does not exist is refused in the same way)"

@@ -52,6 +52,27 @@ subprocess._fork_exec = refuse
 from msb_pull.work.verify import layers as proof
 proof._SMALL_BLOBS = proof._SMALL_RECORDS = 0
 """
+FEW_PROCESSES = """
+import errno, os, subprocess, threading
+from msb_pull.work.verify import layers as proof
+proof._SMALL_BLOBS = proof._SMALL_RECORDS = 0
+start, started, refused, lock = subprocess._fork_exec, [], [], threading.Lock()
+def runs(process):
+    try:
+        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    except ChildProcessError:
+        return False
+def limited(*arguments):
+    with lock:
+        if sum(map(runs, started)) >= {left}:
+            if not refused:
+                os.write(2, b"refused\\n")
+            refused.append(1)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(start(*arguments))
+        return started[-1]
+subprocess._fork_exec = limited
+"""
 LITTLE_MEMORY = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, 2 * (int({left} * (1 << 20)),))
@@ -196,6 +217,13 @@ def test_no_processes(place, tmp_path, command, number):
         assert f"error: {MEMORY}\n" in said
     else:
         assert f"error: {THREADS}\n  cause: {os.strerror(number)}\n" in said
+
+
+@pytest.mark.parametrize(("command", "jobs"), [("pull", ["-j", "4"]), ("verify", [])])
+def test_room_for_a_single_process(place, tmp_path, command, jobs):
+    """What finds none leaves the work to what runs, or waits for its end."""
+    code, said = run(FEW_PROCESSES, 1, *commands(place, tmp_path / "home")[command], *jobs)
+    assert (code, "refused" in said, THREADS in said) == (0, True, False), said
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
