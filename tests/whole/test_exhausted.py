@@ -62,16 +62,27 @@ def runs(process):
         return os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
     except ChildProcessError:
         return False
+def refuse():
+    if not refused:
+        os.write(2, b"refused\\n")
+    refused.append(1)
 def limited(*arguments):
     with lock:
         if sum(map(runs, started)) >= {left}:
-            if not refused:
-                os.write(2, b"refused\\n")
-            refused.append(1)
+            refuse()
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         started.append(start(*arguments))
         return started[-1]
 subprocess._fork_exec = limited
+# What the server would be refused.
+from msb_pull.layer.unpack.forkserver import ForkServer
+ask = ForkServer._ask
+def asked(self, message, descriptors):
+    if descriptors and len(self._living) >= {left}:
+        refuse()
+        return 0, errno.EAGAIN
+    return ask(self, message, descriptors)
+ForkServer._ask = asked
 """
 LITTLE_MEMORY = """
 import resource
