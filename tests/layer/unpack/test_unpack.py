@@ -387,7 +387,7 @@ def test_nothing_of_a_child_lives_when_its_layer_is_there(start, monkeypatch, tm
     if whole:
         process.finish()
     else:
-        with pytest.raises(LocalError, match=r"crashed|killed"):
+        with pytest.raises(LocalError, match=r"crashed|killed|stopped"):
             threading.Thread(target=kill_once_it_writes).start()
             process.finish()
     # One that is not waited for is a zombie, and writes nothing.
