@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # `typing` itself would take longer to load than `--version` 
 
 # select(2) knows no descriptor beyond.
 _OPEN_FILES = 1024
+# Bytes of the address space that the least of commands takes beyond what is here by then.
+_TO_LOAD = 24 << 20
 
 
 def main() -> NoReturn:
@@ -66,6 +68,9 @@ def _run(argv: list[str]) -> int:
         # Until the command line listens, Ctrl-C ends the process at once: there is nothing to undo, and Python loses a
         # KeyboardInterrupt that comes while it lets go of the lock of an import.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from msb_pull.ground.errors import find_room
+
+    find_room(_TO_LOAD)
     from msb_pull.cli.app import main as run
 
     return run(argv)

@@ -17,12 +17,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.leftovers import end, forget_failure, noted_starts
 from tests.support.mounts import KINDS, mount, unmount
 from tests.support.tools import REQUIRE_TOOLS as REQUIRE_TOOLS
 from tests.support.tools import lacking as lacking
@@ -139,6 +140,33 @@ def is_loopback(host: object) -> bool:
         return ipaddress.ip_address(name.strip("[]").partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    done = yield
+    if item.stash.get(FAILED, False):
+        forget_failure()
+    return done
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends what a test has started and not waited for, as one that fails in between; one that does not may not."""
+    with noted_starts() as started:
+        yield
+    left = end(started)
+    assert not left or request.node.stash.get(FAILED, False), f"left running: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ say() { printf '%s\n' "── $*" >&2; }
 packages=(
     btrfs-progs:mkfs.btrfs xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 dosfstools:mkfs.vfat
     erofs-utils:fsck.erofs squashfs-tools-ng:tar2sqfs
-    docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
+    docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman crun:crun
     fuse-overlayfs:fuse-overlayfs uidmap:newuidmap fuse3:fusermount3
-    tmux:tmux zsh:zsh fish:fish mandoc:mandoc groff:groff libarchive-tools:bsdtar
+    tmux:tmux zsh:zsh fish:fish mandoc:mandoc groff:groff libarchive-tools:bsdtar openssl:openssl
 )
 
 install_packages() {

@@ -61,22 +61,22 @@ def pull_locked(
     ...     print(error.message.rpartition("/")[2])
     none.lock: no such lock file
     """
-    from msb_pull.work.pull.locked import beside_locked
+    from msb_pull.work.pull.locked import plan_locked
 
     check_type("store", store, Store, "a msb_pull.Store")
     wishes, names = options or PullOptions(), given_several("images", images, str, "text")
-    beside = beside_locked(_path(lock), names, wishes.wanted, store._settings.default_registry)
+    plan = plan_locked(_path(lock), names, wishes.wanted, store._settings.default_registry)
     outcomes = pull_images(
-        beside.images,
+        plan.images,
         store,
-        replace(wishes, pins=beside.pins),
+        replace(wishes, pins=plan.pins),
         observer=observer,
         cancel=cancel,
         jobs=jobs,
         registries=registries,
         credentials=credentials,
     )
-    return dict(zip(beside.images, outcomes, strict=True))
+    return dict(zip(plan.images, outcomes, strict=True))
 
 
 def pull_and_lock(
@@ -104,7 +104,7 @@ def pull_and_lock(
     LocalError, also where the images were pulled and the file cannot be written.
     """
     from msb_pull.work.lockfile import update
-    from msb_pull.work.pull.locked import beside_locking
+    from msb_pull.work.pull.locked import plan_locking
 
     check_type("store", store, Store, "a msb_pull.Store")
     wishes, registry = options or PullOptions(), store._settings.default_registry
@@ -112,25 +112,25 @@ def pull_and_lock(
         raise UsageError("lock and Policy.NEVER exclude each other: only a registry says what is to be locked")
     names = given_several("images", images, str, "text")
     also = given_several("platforms", platforms, Platform, "a msb_pull.Platform")
-    beside = beside_locking(_path(lock), names, wishes.wanted, also, registry, upgrade=upgrade)
+    plan = plan_locking(_path(lock), names, wishes.wanted, also, registry, upgrade=upgrade)
     outcomes = pull_images(
-        beside.images,
+        plan.images,
         store,
-        replace(wishes, pins=beside.pins),
+        replace(wishes, pins=plan.pins),
         observer=observer,
         cancel=cancel,
         jobs=jobs,
         registries=registries,
         credentials=credentials,
     )
-    by_name = dict(zip(beside.images, outcomes, strict=True))
+    by_name = dict(zip(plan.images, outcomes, strict=True))
     pulled = {
         str(parse_argument(image, registry).reference): outcome
         for image, outcome in by_name.items()
         if not isinstance(outcome, MsbPullError)
     }
-    assert beside.locking is not None
-    changes = update(beside.path, beside.locking.found(pulled), write=not wishes.dry_run)
+    assert plan.locking is not None
+    changes = update(plan.path, plan.locking.found(pulled), write=not wishes.dry_run)
     return LockResult(by_name, tuple(changes))
 
 

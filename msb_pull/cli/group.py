@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from msb_pull.cli.options import COMMON, SETTINGS
-from msb_pull.config.table import EVERYWHERE
+from msb_pull.config.table import EVERYWHERE, TABLE
 from msb_pull.ground.errors import MsbPullError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
     from msb_pull.cli.run import Run, Session
 
+_HELP = "help"
+# What other programs for images, docker first, call what a command here does.
+_CALLED_ELSEWHERE = {
+    _HELP: "--help",
+    "history": "inspect",
+    "image": "ls",
+    "images": "ls",
+    "list": "ls",
+    "load": "pull docker-archive:FILE",
+    "remove": "rm",
+    "rmi": "rm",
+}
+# How like a command or an option a word must be to pass for its misspelling.
+_NEAR = 0.78
 _EXAMPLES = """\
 msb-pull ubuntu:22.04
 msb-pull ghcr.io/acme/app:1 --platform linux/arm64
@@ -147,9 +161,9 @@ class Group(_Plain, typer.core.TyperGroup):  # type: ignore[misc]
     """Commands, or images to pull when the first word is none."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Leaves the options of the bare form for ``pull``."""
+        """Leaves the options of the bare form for ``pull``; ``help`` is another word for ``--help``."""
         ctx.ignore_unknown_options = True
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self._help(args[1:]) if args[:1] == [_HELP] else args)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:  # type: ignore[override]
         """The command that the first word names, else ``pull``; raises UsageError for what could be either."""
@@ -159,13 +173,10 @@ class Group(_Plain, typer.core.TyperGroup):  # type: ignore[misc]
         if word in self.commands and args[0].startswith("-"):
             options = " ".join(args[: args.index(word)])
             raise UsageError(f"{options}: options go after the command", hint=f"msb-pull {word} {options} ...")
-        import difflib
-
-        near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=0.75)
-        if near and not set(word) & set(":/@."):
+        if near := self._meant(word):
             raise UsageError(
                 f"no such command: {word!r}",
-                hint=f"did you mean `msb-pull {near[0]}`? To pull an image of this name: `msb-pull pull {word}`",
+                hint=f"did you mean `msb-pull {near}`? To pull an image of this name: `msb-pull pull {word}`",
             )
         return "pull", self.commands["pull"], args
 
@@ -181,6 +192,24 @@ class Group(_Plain, typer.core.TyperGroup):  # type: ignore[misc]
             formatter.write_text("\b\n" + _EXAMPLES)
         formatter.write_paragraph()
         formatter.write_text("`msb-pull COMMAND --help` explains a command and its options.")
+
+    def _help(self, words: list[str]) -> list[str]:
+        """The arguments that show the page for ``help`` with these words; raises UsageError."""
+        for word in words:
+            if word not in self.commands and not word.startswith("-"):
+                near = self._meant(word)
+                hint = f"did you mean `msb-pull help {near}`?" if near in self.commands else "`msb-pull help` lists all"
+                raise UsageError(f"no such command: {word!r}", hint=hint)
+        return [*words, "--help"]
+
+    def _meant(self, word: str) -> str | None:
+        """The command that a word may have been meant for, None where it can only be an image."""
+        if set(word) & set(":/@."):
+            return None
+        import difflib
+
+        near = difflib.get_close_matches(word.lower(), self.commands, n=1, cutoff=_NEAR)
+        return _CALLED_ELSEWHERE.get(word.lower()) or (near[0] if near else None)
 
     def _first_word(self, args: Sequence[str]) -> str | None:
         """The first word that is neither an option nor the value of one."""
@@ -210,12 +239,24 @@ def _wants_next(word: str, takes_value: set[str]) -> bool:
     return False
 
 
+def _is_like(option: str, typed: str) -> bool:
+    """Whether an option may be what was meant; Typer suggests much that is not."""
+    import difflib
+
+    ratio = difflib.SequenceMatcher(None, option.lstrip("-"), typed.lstrip("-")).ratio()
+    return option.startswith(typed) or ratio >= _NEAR
+
+
 def usage_error(error: typer.TyperException) -> MsbPullError:
     """Typer's own words in our form, with the nearest option or the page to read as the hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "msb-pull"
-    near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
     option = getattr(error, "option_name", None)
+    near = [x for x in getattr(error, "possibilities", None) or () if option is not None and _is_like(x, option)]
+    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"`{path} --help` lists the options"
+    # Some settings have no option.
+    setting = TABLE.get((option or "").removeprefix("--").replace("-", "_"))
+    if setting is not None and setting.metavar is None and setting.key is not None:
+        hint = f"it is {setting.key} in the configuration file"
     message = f"no such option: {option}" if type(error).__name__ == "NoSuchOption" else error.format_message()
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from msb_pull.cli.run import Access, Run, Session
     from msb_pull.ground.events import Event, Observer
     from msb_pull.work.prune.plan import PrunePlan
-    from msb_pull.work.pull.locked import Beside
+    from msb_pull.work.pull.locked import LockPlan
     from msb_pull.work.pull.plan import Delivered, PullResult
 
 _KEPT = "what was downloaded is kept; run the same command again to continue"
@@ -86,8 +86,8 @@ def pull_images(
     """Pulls the images, prints the line of each as soon as its turn has come, and shows failures at the end."""
     settings = run.settings
     platform = Platform.parse(settings.platform) if settings.platform else None
-    beside = _beside(run, choice, images, platform or Platform.host())
-    arguments = [parse_argument(text, settings.default_registry) for text in (beside.images if beside else images)]
+    plan = _lock_plan(run, choice, images, platform or Platform.host())
+    arguments = [parse_argument(text, settings.default_registry) for text in (plan.images if plan else images)]
     _check(arguments, access, wishes.name)
     run.display.several = len(arguments) > 1
     options = PullOptions(
@@ -103,7 +103,7 @@ def pull_images(
         no_signature_check=signing.unchecked,
         to=wishes.to,
         msb=settings.msb,
-        pins=beside.pins if beside else {},
+        pins=plan.pins if plan else {},
     )
     pull = _pull_of(options)
     with contextlib.closing(LazyClient(run, arguments, access)) as client:
@@ -111,7 +111,7 @@ def pull_images(
     paired = list(zip(arguments, outcomes, strict=True))
     locked, unwritten = {}, None
     try:
-        locked = _write_lock(run, beside, paired, write=not wishes.dry_run) if beside else {}
+        locked = _write_lock(run, plan, paired, write=not wishes.dry_run) if plan else {}
     except MsbPullError as error:
         # The images are here all the same, and what became of each must still be said.
         unwritten = error
@@ -125,34 +125,34 @@ def _pruned_fields(pruned: PrunePlan | None) -> dict[str, Any]:
     return {"pruned": {"images": list(pruned.images), "freed_bytes": pruned.size, "left_bytes": pruned.left}}
 
 
-def _beside(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> Beside | None:
+def _lock_plan(run: Run, choice: LockChoice, images: Sequence[str], platform: Platform) -> LockPlan | None:
     """What a lock file says for this pull; None without one. Raises UsageError, LocalError."""
     choice.check()
     settings = run.settings
     if choice.lock is None and choice.locked is None:
         return None
-    from msb_pull.work.pull.locked import beside_locked, beside_locking
+    from msb_pull.work.pull.locked import plan_locked, plan_locking
 
     path = choice.path()
     if choice.lock is None:
-        return beside_locked(path, images, platform, settings.default_registry)
+        return plan_locked(path, images, platform, settings.default_registry)
     if settings.policy == Policy.NEVER:
         raise UsageError("--lock and --policy never exclude each other: only a registry says what is to be locked")
     also = [Platform.parse(text) for text in choice.platforms]
-    return beside_locking(path, images, platform, also, settings.default_registry, upgrade=choice.upgrade)
+    return plan_locking(path, images, platform, also, settings.default_registry, upgrade=choice.upgrade)
 
 
 def _write_lock(
-    run: Run, beside: Beside, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], *, write: bool
+    run: Run, plan: LockPlan, outcomes: Sequence[tuple[ImageArgument, PullResult | MsbPullError]], *, write: bool
 ) -> dict[str, Any]:
     """Puts what was pulled into the lock file, says what is new in it, and returns that for the document."""
-    if beside.locking is None:
+    if plan.locking is None:
         return {}
     from msb_pull.work.lockfile import update
 
     pulled = {str(x.reference): result for x, result in outcomes if not isinstance(result, MsbPullError)}
-    changes = update(beside.path, beside.locking.found(pulled), write=write)
-    shown = visible(str(beside.path))
+    changes = update(plan.path, plan.locking.found(pulled), write=write)
+    shown = visible(str(plan.path))
     for change in changes:
         run.display.note(str(change))
     if changes:
@@ -163,7 +163,7 @@ def _write_lock(
         {"image": x.image, "platform": x.platform, "old": x.old and str(x.old), "new": x.new and str(x.new)}
         for x in changes
     ]
-    return {"lock": {"file": str(beside.path), "changes": listed}}
+    return {"lock": {"file": str(plan.path), "changes": listed}}
 
 
 def _pull_of(options: PullOptions) -> work.Pull:
@@ -302,7 +302,8 @@ def _summary(result: PullResult) -> str:
         return f"Would fetch {what} for {name} ({result.platform})"
     elsewhere = _elsewhere(result.delivered)
     if not result.changed:
-        return f"{name} is already here ({counted(len(layers), 'layer')}, {format_size(result.size)}){elsewhere}"
+        # With more, longer names would not fit into a line of a terminal.
+        return f"{name} is already here ({counted(len(layers), 'layer')}){elsewhere}"
     here = f", {present} of {counted(len(layers), 'layer')} already here" if present else ""
     reused = sum(layer.reused for layer in layers.values())
     made = f", {reused} of {counted(len(layers), 'layer')} made from others already here" if reused else ""

@@ -21,6 +21,7 @@ from msb_pull.ground.errors import (
     NotFoundError,
     UsageError,
     exhausted,
+    find_room,
     local_error,
 )
 from msb_pull.ground.running import Job
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # What a shell reports for a program that SIGPIPE ended, as `yes | head` does.
 _PIPE_CLOSED = 141
+# Bytes of the address space that the modules take which speak HTTP and TLS.
+_TO_SPEAK = 16 << 20
 _BUG = "this is a bug in msb-pull; run the same command with --debug to see where"
 
 
@@ -222,6 +225,7 @@ class LazyClient:
 
     def __call__(self) -> RegistryClient:
         if self._client is None:
+            find_room(_TO_SPEAK)
             from msb_pull.source.registry.registry import RegistryClient
 
             self._client = RegistryClient(self._options(), self._credentials(), self._run.job)

@@ -34,6 +34,7 @@ _WORTH = 1 << 25
 # Milliseconds between two looks at whether this work is to end.
 _PATIENCE = 100
 _COUNT = Struct("=Q")
+_PR_SET_PDEATHSIG = 1
 # What os.fork raises: the kernel's refusal, and Python's in any interpreter of a process but its main one.
 _REFUSED = (OSError, RuntimeError)
 
@@ -69,10 +70,15 @@ class Beside:
     the process.
 
     ``work`` loads no module and uses nothing that other threads lock. It sees no signal but that of Ctrl-Z, and ends
-    with this process. Raises OSError where there can be no more processes, RuntimeError in a subinterpreter.
+    with the thread that made it, even where it was stopped: it holds all locks of this process. Raises OSError where
+    there can be no more processes, RuntimeError in a subinterpreter.
     """
 
     def __init__(self, work: Callable[[Tell], object]) -> None:
+        import ctypes
+
+        # Looked up here, since it loads nothing.
+        prctl = ctypes.CDLL(None).prctl
         self._told = mmap.mmap(-1, _COUNT.size)
         self._seen = 0
         self._end, theirs = os.pipe()
@@ -83,6 +89,7 @@ class Beside:
         try:
             self._process = os.fork()
             if not self._process:
+                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 self._live(work, creator)
         except _REFUSED:
             os.close(self._end)
@@ -142,13 +149,14 @@ class Beside:
 
     def _live(self, work: Callable[[Tell], object], creator: int) -> NoReturn:
         written = 0
+        if os.getppid() != creator:
+            # It ended before the kernel was asked.
+            os._exit(1)
 
         def tell(size: int) -> None:
             nonlocal written
             written += size
             _COUNT.pack_into(self._told, 0, written)
-            if os.getppid() != creator:
-                os._exit(1)
 
         failed = 1
         try:

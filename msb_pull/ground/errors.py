@@ -114,6 +114,10 @@ class LocalError(MsbPullError):
     kind = "local"
 
 
+class NoMoreTasks(LocalError):
+    """No thread or process can be started; what needs one may go on once another has ended."""
+
+
 class SignatureError(MsbPullError):
     """An image is not signed as a rule requires, or a rule refuses it."""
 
@@ -159,9 +163,9 @@ def raise_if_exhausted(error: BaseException) -> None:
         raise spent from error
 
 
-def no_more_tasks(cause: str | None = None) -> LocalError:
+def no_more_tasks(cause: str | None = None) -> NoMoreTasks:
     """No thread or process can be started. The kernel's reason is of little use: it is the same for every limit."""
-    return LocalError(
+    return NoMoreTasks(
         "no more threads or processes can be started",
         cause=cause,
         hint="raise the limit (`ulimit -u`, `ulimit -v`, pids of a container); --jobs 1 needs the fewest",
@@ -173,20 +177,38 @@ def check_room_for_thread() -> None:
 
     Whoever starts one waits until it has begun (CPython before 3.15), for ever where it finds no room for that.
     """
-    import resource
-
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if not memory_is_limited():
         return
+    import resource
     import threading
 
     stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
-    needed = (_STACK if stack == resource.RLIM_INFINITY else stack) + _TO_BEGIN
+    try:
+        find_room((_STACK if stack == resource.RLIM_INFINITY else stack) + _TO_BEGIN)
+    except MemoryError as error:
+        raise no_more_tasks() from error
+
+
+def find_room(size: int) -> None:
+    """Raises MemoryError where a limit of memory leaves less than so many bytes, while what is left suffices to fail.
+
+    Where many modules take the last of it bit by bit, CPython finds none for the error, and crashes.
+    """
+    if not memory_is_limited():
+        return
     try:
         from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
-        mmap(-1, needed, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
-    except (OSError, ImportError, MemoryError) as error:
-        raise no_more_tasks() from error
+        mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
+    except (OSError, ImportError) as error:
+        raise MemoryError from error
+
+
+def memory_is_limited() -> bool:
+    """Whether this process may take only so much of its address space."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def local_error(error: OSError, path: str | os.PathLike[str]) -> LocalError:

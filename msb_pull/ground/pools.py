@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from msb_pull.ground.errors import LocalError, check_room_for_thread, exhausted
-from msb_pull.ground.running import SMALL
+from msb_pull.ground.errors import LocalError, NoMoreTasks, check_room_for_thread, exhausted
+from msb_pull.ground.running import SMALL, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # Waiting pieces, of a mebibyte at most, ride over what one side does slowly; the child has a store of its own.
 DEPTH = 4
+# How long a cancel may go unheard, in seconds.
+_SLICE = 0.1
+
+T = TypeVar("T")
 
 
 class Pool(ThreadPoolExecutor):
@@ -45,12 +50,18 @@ class Pool(ThreadPoolExecutor):
 class LargestFirst:
     """A pool of threads that takes, of all work that waits, the largest piece first.
 
-    At most ``size`` pieces are in work at once, and of those of :data:`SMALL` bytes and more at most ``large``.
+    At most ``size`` pieces are in work at once, and of those of :data:`SMALL` bytes and more at most ``large``. Where
+    the system has fewer threads, those that there are do it all.
     """
 
     def __init__(self, size: int, *, large: int | None = None) -> None:
-        self._pool = Pool(size, thread_name_prefix="layer")
-        self._guard = threading.Lock()
+        # All that follows is read and written under this one.
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        # How many may still be started, how many wait for a piece, and whether no piece will follow.
+        self._to_come = size
+        self._idle = 0
+        self._over = False
         # Two heaps: the first one is passed over while enough of its pieces are in work.
         self._large: list[_Piece] = []
         self._small: list[_Piece] = []
@@ -61,39 +72,69 @@ class LargestFirst:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._pool.shutdown()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def submit(self, size: int, work: Callable[[], Any]) -> Future[Any]:
-        """Hands over one piece of work; of two of one size the older goes first. Raises LocalError."""
+        """Hands over one piece of work; of two of one size the older goes first. Raises LocalError without a thread."""
         future: Future[Any] = Future()
-        with self._guard:
-            heap = self._small if size < SMALL else self._large
+        heap = self._small if size < SMALL else self._large
+        with self._changed:
             heapq.heappush(heap, (-size, next(self._order), future, work))
-        try:
-            self._pool.submit(self._work_off)
-        except LocalError:
-            # A thread that is there may come to it all the same.
-            future.cancel()
-            raise
+            ready = len(self._small) + min(len(self._large), self._places)
+            more = ready > self._idle and self._to_come > 0
+            self._to_come -= more
+            self._changed.notify()
+        if more:
+            self._add_thread(future)
         return future
 
+    def _add_thread(self, needed: Future[Any]) -> None:
+        try:
+            thread = start_thread(self._work_off, "layer")
+        except LocalError:
+            with self._changed:
+                self._to_come += 1
+                if self._threads:
+                    return
+            needed.cancel()
+            raise
+        with self._changed:
+            self._threads.append(thread)
+
     def _work_off(self) -> None:
-        """Each piece has one call of this, which may find it taken, or have to leave it to one that is at work."""
         while (piece := self._take()) is not None:
             size, _, future, work = piece
             try:
                 if future.set_running_or_notify_cancel():
                     _fulfil(future, work)
             finally:
-                with self._guard:
-                    self._places += -size >= SMALL
+                if -size >= SMALL:
+                    self._give_back()
 
     def _take(self) -> _Piece | None:
-        with self._guard:
-            if self._large and self._places:
-                self._places -= 1
-                return heapq.heappop(self._large)
-            return heapq.heappop(self._small) if self._small else None
+        with self._changed:
+            self._idle += 1
+            try:
+                while True:
+                    if self._large and self._places:
+                        self._places -= 1
+                        return heapq.heappop(self._large)
+                    if self._small:
+                        return heapq.heappop(self._small)
+                    if self._over:
+                        # Large pieces that still wait are for those who have the places.
+                        return None
+                    self._changed.wait()
+            finally:
+                self._idle -= 1
+
+    def _give_back(self) -> None:
+        with self._changed:
+            self._places += 1
 
 
 def _fulfil(future: Future[Any], work: Callable[[], Any]) -> None:
@@ -129,7 +170,52 @@ class StoppingPool:
         return self._given[-1]
 
 
-T = TypeVar("T")
+class Admission:
+    """Lets pieces of work run at the same time, as many as the system has threads and processes for.
+
+    Any thread may call it. No piece may wait for another one.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._most = sys.maxsize
+
+    def run(self, work: Callable[[], T], cancel: Cancel) -> T:
+        """Does ``work``, and where that raised NoMoreTasks while others ran, again once one of them has ended.
+
+        Raises what ``work`` does, Cancelled.
+        """
+        while True:
+            alone = self._enter(cancel)
+            try:
+                return work()
+            except NoMoreTasks:
+                if alone:
+                    raise
+                self._allow_fewer()
+            finally:
+                self._leave()
+            # The kernel counts a thread for a moment after it has ended.
+            cancel.wait(_SLICE)
+
+    def _enter(self, cancel: Cancel) -> bool:
+        """Waits until one more may run; whether no other does so, nor will."""
+        with self._changed:
+            while self._running >= self._most:
+                cancel.check()
+                self._changed.wait(_SLICE)
+            self._running += 1
+            return self._most == 1
+
+    def _allow_fewer(self) -> None:
+        with self._changed:
+            self._most = max(1, min(self._most, self._running - 1))
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
 
 
 class Handoff(Generic[T]):

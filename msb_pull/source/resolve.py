@@ -56,11 +56,12 @@ def resolve_image(
     """Walks from the top document through indexes to a manifest and its config.
 
     ``stated`` is what a top document that is a manifest itself is known to be for. ``found`` hears of the manifest
-    before its config is asked for, unless it is refused without. See :meth:`msb_pull.source.interface.Source.resolve`.
+    before its config is asked for, unless it is refused without, or was found by its config. See
+    :meth:`msb_pull.source.interface.Source.resolve`.
     """
     what = str(reference)
     chosen = _Walk(documents, platform, what, warn).start(stated)
-    config_bytes, config = _read_config(documents, chosen.manifest, what, found)
+    config_bytes, config = chosen.config or _read_config(documents, chosen.manifest, what, found)
     return ResolvedImage(
         reference=reference,
         digest=chosen.digest,
@@ -75,13 +76,17 @@ def resolve_image(
 
 
 class _Found(NamedTuple):
-    """A manifest, the platform that the index said it is for, and the indexes that led to it."""
+    """A manifest, the platform that the index said it is for, and the indexes that led to it.
+
+    ``config`` is there, as :func:`_read_config` gives it, where the platform was looked for in it.
+    """
 
     digest: Digest
     data: bytes
     manifest: Manifest
     stated: Platform | None
     indexes: _Indexes
+    config: tuple[bytes, ImageConfig] | None = None
 
 
 class _Walk:
@@ -134,6 +139,7 @@ class _Walk:
             except NotFoundError:
                 # Nothing for this platform, or missing where the image was copied in part.
                 continue
+            found = self._with_config(found)
             rank = self._rank(found)
             if rank is not None and (best is None or rank < best[0]):
                 best = rank, found
@@ -144,14 +150,17 @@ class _Walk:
             raise NotFoundError(f"{self._what}: {refusal.message}", cause=refusal.cause, hint=refusal.hint)
         return best[1]
 
+    def _with_config(self, found: _Found) -> _Found:
+        """``found``, with its config where nothing else tells its platform."""
+        if found.stated is not None or found.config is not None or not is_image(found.manifest):
+            return found
+        config = _read_config(self._documents, found.manifest, self._what)
+        self._offered.append(config[1].platform)
+        return found._replace(config=config)
+
     def _rank(self, found: _Found) -> int | None:
-        platform = found.stated
-        if platform is None:
-            if not is_image(found.manifest):
-                return None
-            platform = _read_config(self._documents, found.manifest, self._what)[1].platform
-            self._offered.append(platform)
-        return self._platform.rank(platform)
+        platform = found.config[1].platform if found.config is not None else found.stated
+        return self._platform.rank(platform) if platform is not None else None
 
 
 def _read_config(

@@ -15,6 +15,13 @@ def place(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def one_place(tmp_path_factory):
     with FaultRegistry() as registry:
         yield Place(tmp_path_factory.mktemp("place"), registry)
+
+
+@pytest.fixture
+def shared(one_place):
+    """Configured as it was made, whatever the tests before have written."""
+    one_place.configure()
+    return one_place

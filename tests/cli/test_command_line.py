@@ -89,12 +89,23 @@ def test_options_reach_the_settings(pulled):
         ("prun", "no such command: 'prun'", "msb-pull pull prun"),
         ("Verify", "no such command: 'Verify'", "`msb-pull verify`"),
         ("-q insepct x", "no such command: 'insepct'", "`msb-pull inspect`"),
+        ("images", "no such command: 'images'", "`msb-pull ls`? To pull an image of this name: `msb-pull pull images`"),
+        ("rmi x", "no such command: 'rmi'", "`msb-pull rm`?"),
+        ("load -i x", "no such command: 'load'", "`msb-pull pull docker-archive:FILE`?"),
+        ("-q help", "no such command: 'help'", "`msb-pull --help`?"),
+        ("help lss", "no such command: 'lss'", "`msb-pull help ls`?"),
+        ("help ubuntu", "no such command: 'ubuntu'", "`msb-pull help` lists all"),
         ("-q ls", "-q: options go after the command", "msb-pull ls -q"),
         ("--home /x -j 4 pull y", "--home /x -j 4: options go after the command", "msb-pull pull --home /x -j 4"),
         ("--all prune", "--all: options go after the command", "msb-pull prune --all"),
         ("--filter a=b ls", "--filter a=b: options go after the command", "msb-pull ls --filter a=b"),
         ("pull", "pull: no image named", "msb-pull pull --help"),
         ("pull --frce x", "no such option: --frce", "did you mean --force?"),
+        ("pull --plaform x y", "no such option: --plaform", "did you mean --platform?"),
+        ("pull --creds x", "no such option: --creds", "did you mean --creds-stdin?"),
+        ("pull --retries 3 x", "no such option: --retries", "it is pull.retries in the configuration file"),
+        ("pull --timeout 3 x", "no such option: --timeout", "it is pull.timeout in the configuration file"),
+        ("pull --output 3 x", "no such option: --output", "`msb-pull pull --help` lists the options"),
         ("pull -z x", "no such option: -z", "`msb-pull pull --help`"),
         ("pull --jobs", "option '--jobs' requires an argument", None),
         ("x --jobs 65", "--jobs: '65' is not a number from 1 to 64", None),
@@ -114,6 +125,19 @@ def test_usage_errors(words, message, hint):
     assert lines[0] == f"error: {message}"
     assert hint is None or hint in lines[1]
     assert len(lines) <= 3
+
+
+@pytest.mark.parametrize("words", ["pull images", "run", "images:1", "acme/images", "pull help"])
+def test_names_of_images_that_are_words_of_others(pulled, words):
+    assert call(*words.split())[0] == 0
+    assert pulled[0][0] == [words.removeprefix("pull ")]
+
+
+@pytest.mark.parametrize(("words", "same"), [("help", "--help"), ("help ls", "ls --help"), ("help pull -h", "pull -h")])
+def test_help_is_a_word_as_well(words, same):
+    shown = call(*words.split())
+    assert shown == call(*same.split())
+    assert shown[0] == 0 and shown[1].startswith("Usage: ")
 
 
 def test_usage_errors_as_json_too():

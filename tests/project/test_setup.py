@@ -1,5 +1,6 @@
 """tests/setup.sh: which Debian packages it asks for. A copy of its table with a fault in it would end every CI run."""
 
+import ast
 import os
 import re
 import shutil
@@ -48,6 +49,24 @@ def asked(path):
 
 def test_each_missing_program_names_its_package(path):
     assert asked(path) == [*PAIRS, "python3-venv"]
+
+
+# What every Debian has, or comes with a package of the table: bash, tar, util-linux, e2fsprogs.
+WITHOUT_ASKING = {"bash", "tar", "unshare", "setpriv", "e2fsck"}
+
+
+def test_all_programs_that_tests_ask_for_can_be_brought():
+    """Else a test passes over what it should show, or fails a run of CI that could not have known."""
+    asked_for = {
+        word.value
+        for path in SCRIPT.parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "need"
+        for word in call.args
+        if isinstance(word, ast.Constant)
+    }
+    assert asked_for > {"umoci", "bash"}
+    assert asked_for - {*PAIRS.values()} - WITHOUT_ASKING == set()
 
 
 def test_what_is_there_is_not_installed(path):

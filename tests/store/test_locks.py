@@ -25,9 +25,13 @@ def folder(tmp_path):
 def test_d1_one_waits_for_the_other_and_says_for_whom(folder):
     told: list[str] = []
     with holder(folder) as process:
-        threading.Timer(1.4, process.kill).start()
-        with hold(Locks(folder), on_wait=told.append):
-            assert process.wait(10) == -9
+
+        def end_it(text: str) -> None:
+            told.append(text)
+            process.kill()
+
+        with hold(Locks(folder), on_wait=end_it):
+            assert process.wait(60) == -9
     assert told == [f"msb-pull (pid {process.pid})"]
 
 
@@ -104,15 +108,18 @@ def test_d2_threads_of_one_process_queue(folder):
 def test_d2_cancelled_while_waiting_for_a_thread(folder):
     locks, cancel, told = Locks(folder), threading.Event(), []
     with hold(locks):
-        threading.Timer(1.3, cancel.set).start()
+
+        def end_it(text):
+            told.append(text)
+            cancel.set()
 
         def wait():
-            with pytest.raises(Cancelled), hold(locks, cancel=cancel, on_wait=told.append):
+            with pytest.raises(Cancelled), hold(locks, cancel=cancel, on_wait=end_it):
                 pass
 
         thread = threading.Thread(target=wait)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
     assert told == ["another image of this run"]
 

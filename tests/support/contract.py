@@ -19,7 +19,7 @@ from tests.conftest import program, program_environment
 from tests.support.counting import wait_for
 from tests.support.fault_registry import AddedImage, Fault, FaultRegistry
 from tests.support.make_sample import BASE, TOP, file, layer_tar
-from tests.support.program import run_program
+from tests.support.program import patient_program, run_program
 
 LAYERS = [gzip.compress(layer_tar(entries), 6, mtime=0) for entries in (BASE, TOP)]
 LATER = gzip.compress(layer_tar([file("later", "later")]), 6, mtime=0)
@@ -52,11 +52,14 @@ class Place:
         self.registry = registry
         self.home = folder / "home"
         self.config = folder / "config.toml"
-        # Few retries, so that a dead registry fails soon.
-        self.config.write_text("[pull]\nretries = 0\n")
+        self.configure()
         self.added = registry.add_image("acme/app", "1", LAYERS)
         self.image = f"{registry.host}/acme/app:1"
         self.layers = self.home / "layers"
+
+    def configure(self, more: str = "") -> None:
+        """Few retries, so that a dead registry fails soon."""
+        self.config.write_text(f"[pull]\nretries = 0\n{more}")
 
     def add_later(self) -> AddedImage:
         """Another image, HOST/acme/later:1, whose manifest comes once the first one is in the store."""
@@ -90,8 +93,8 @@ class Place:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Starts the program and leaves it running."""
         return subprocess.Popen(
-            self.argv(*words), env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*patient_program(), *self.words(*words)], env=self.environment(), cwd=self.folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def alike(self, text: str) -> str:

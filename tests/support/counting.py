@@ -6,6 +6,8 @@ everywhere. How time grows is measured by ``tests/bench/growth.py``.
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +29,15 @@ def wait_for(condition: Callable[[], T], seconds: float = 30.0, pause: float = 0
     return found
 
 
+def open_files() -> set[str]:
+    """The numbers of the files that this process has open.
+
+    What an earlier test has left to its threads (connections of a server that was stopped) may go at any moment: look
+    whether there are any that were not there before.
+    """
+    return set(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
 def steps(action: Callable[[], Any]) -> int:
     """How many lines of Python the calling thread runs in ``action`` and how many functions it calls, those in C too.
 
@@ -44,6 +55,9 @@ def steps(action: Callable[[], Any]) -> int:
         count += event == "c_call"
 
     former = sys.gettrace(), sys.getprofile()
+    # What other tests have left would be taken down in between, which are steps as well.
+    gc.collect()
+    gc.disable()
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -51,6 +65,7 @@ def steps(action: Callable[[], Any]) -> int:
     finally:
         sys.settrace(former[0])
         sys.setprofile(former[1])
+        gc.enable()
     return count
 
 

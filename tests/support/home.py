@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import re
-import socket
 import sqlite3
 import subprocess
 from collections import Counter
 from pathlib import Path
 
-from tests.conftest import program, program_environment
+from tests.conftest import program_environment
 from tests.support.fault_registry import FaultRegistry
 from tests.support.make_sample import BASE, TOP, layer_tar
-from tests.support.program import run_program
+from tests.support.program import patient_program, run_program
 from tests.support.treecompare import describe
 
 LINUX = ("--platform", "linux/amd64")
@@ -44,7 +43,7 @@ class Home:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [*program(), *arguments, *self.command],
+            [*patient_program(), *arguments, *self.command],
             env=program_environment(), cwd=self.folder, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -79,9 +78,3 @@ def sample(registry: FaultRegistry, tag: str = "1", repository: str = "acme/app"
     return f"{registry.host}/{repository}:{tag}", registry.add_image(
         repository, tag, [gz(layer_tar(BASE)), gz(layer_tar(TOP))]
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -74,6 +74,15 @@ def run_program(
     return done
 
 
+def patient_program() -> list[str]:
+    """The command line of a real start that a signal ends in order, however long that takes on a busy machine.
+
+    A user's is ended by force after a second, and leaves then what it was writing to the next one.
+    """
+    code = "from msb_pull.cli import signals; signals._GRACE = 25; from msb_pull.__main__ import main; main()"
+    return [sys.executable, "-c", code]
+
+
 def _current_umask() -> int:
     """The umask of this process, which other threads may need just now."""
     with open("/proc/self/status", "rb") as file:

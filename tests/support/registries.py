@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled
+from msb_pull.ground.errors import Cancelled, MsbPullError
 from msb_pull.ground.running import Cancel, Job
 from msb_pull.image.digest import Digest
 from msb_pull.image.manifest import Descriptor
@@ -130,6 +130,17 @@ def hears_a_cancel(bench: Bench, action: Any, *, after: float = 0.3) -> None:
     bench.cancel.set()
     thread.join(20)
     assert [type(x) for x in caught] == [Cancelled]
+
+
+def too_slow(error: MsbPullError, seconds: float = 0.5) -> bool:
+    """Whether an answer was waited for no longer than that.
+
+    What ends first, the time for all of it or that without a byte, depends on how busy this machine is.
+    """
+    return error.cause in (
+        f"the answer was not complete within {seconds} seconds",
+        f"no answer for too long ({seconds} seconds)",
+    )
 
 
 def name(registry: FaultRegistry, repository: str = "acme/app", tag: str = "1") -> str:

@@ -42,7 +42,7 @@ class Screen:
         text = self._call("capture-pane", "-p", *(["-S", "-"] if history else []))
         return [line.rstrip() for line in text.rstrip().splitlines()]
 
-    def wait(self, condition, seconds=15.0):
+    def wait(self, condition, seconds=60.0):
         end = time.monotonic() + seconds
         while not condition(rows := self.rows()):
             if time.monotonic() > end:

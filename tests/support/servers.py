@@ -30,6 +30,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.support.fault_auth import basic, errors
 from tests.support.fault_registry import OCI_MANIFEST, AddedImage, Fault, FaultRegistry, Recorded
+from tests.support.ports import free_port
 
 PROGRAM = "docker-registry"
 # bob's password is sesame (bcrypt, cost 5).
@@ -40,13 +41,6 @@ USER, PASSWORD = "bob", "sesame"
 def installed() -> bool:
     """Whether the program is there."""
     return shutil.which(PROGRAM) is not None
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RealRegistry:

@@ -18,19 +18,23 @@ class Terminal:
 
     def __init__(self, argv, *, env, columns=80, lines=24, stdout=None, cwd=None):
         self.text = ""
+        ready, go = os.pipe()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             try:
+                os.close(go)
+                os.read(ready, 1)  # its end: the size is set
                 if stdout is not None:
                     os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
                 if cwd is not None:
                     os.chdir(cwd)
-                time.sleep(0.05)  # the parent sets the size meanwhile
                 os.execvpe(argv[0], argv, {"TERM": "xterm-256color", "LANG": "C.UTF-8", **env})
             finally:
                 os._exit(127)
-        self.resize(columns, lines)
         self.code = None
+        self.resize(columns, lines)
+        os.close(ready)
+        os.close(go)
 
     def __enter__(self):
         return self
@@ -54,7 +58,7 @@ class Terminal:
             pass
         return self.text
 
-    def expect(self, pattern, seconds=15.0):
+    def expect(self, pattern, seconds=60.0):
         """Reads until ``pattern`` (a regular expression) has come; returns the match and drops what lies before."""
         deadline = time.monotonic() + seconds
         while True:
@@ -66,7 +70,7 @@ class Terminal:
             if left <= 0 or not self._read_some(left):
                 raise AssertionError(f"{pattern!r} never came; the terminal shows:\n{self.text}")
 
-    def wait(self, seconds=15.0):
+    def wait(self, seconds=60.0):
         """Reads to the end of the program; returns its exit code."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -432,7 +432,7 @@ def test_killed_at_half_of_a_large_layer_then_only_the_rest_is_fetched(tmp_path)
         wait_for(lambda: process.poll() is not None or kept() > half - GATHER_BYTES, 60)
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         here = kept()
         registry.forget()
         again = home.pull("-q", name)

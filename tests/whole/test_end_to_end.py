@@ -19,8 +19,9 @@ from tests.conftest import REPOSITORY, need, program, program_environment
 from tests.support.archive import END, reg
 from tests.support.counting import wait_for
 from tests.support.fault_registry import OCI_MANIFEST, Fault, FaultRegistry
-from tests.support.home import LINUX, Home, free_port, gz, sample, unread
+from tests.support.home import LINUX, Home, gz, sample, unread
 from tests.support.make_sample import BASE, TOP, file, layer_tar
+from tests.support.ports import free_port
 from tests.support.treecompare import describe, differences
 
 
@@ -251,7 +252,7 @@ def test_d11_interrupted_then_resumed(registry, home, sent, code):
     registry.set_total_rate(400_000)
     process = started_and_arrived(home, name, 300_000)
     process.send_signal(sent)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, ""), error
     assert error.endswith(
         "error: interrupted\n  hint: what was downloaded is kept; run the same command again to continue\n"
@@ -287,7 +288,7 @@ def test_killed_then_pulled_again(registry, home):
     registry.set_total_rate(500_000)
     process = started_and_arrived(home, name, 200_000)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert list(home.layers.glob("*.extracted")) == []
     registry.set_total_rate(None)
     run = home.pull(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import errno
 import hashlib
 import marshal
@@ -51,6 +52,38 @@ subprocess._fork_exec = refuse
 from msb_pull.work.verify import layers as proof
 proof._SMALL_BLOBS = proof._SMALL_RECORDS = 0
 """
+FEW_PROCESSES = """
+import errno, os, subprocess, threading
+from msb_pull.work.verify import layers as proof
+proof._SMALL_BLOBS = proof._SMALL_RECORDS = 0
+start, started, refused, lock = subprocess._fork_exec, [], [], threading.Lock()
+def runs(process):
+    try:
+        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    except ChildProcessError:
+        return False
+def refuse():
+    if not refused:
+        os.write(2, b"refused\\n")
+    refused.append(1)
+def limited(*arguments):
+    with lock:
+        if sum(map(runs, started)) >= {left}:
+            refuse()
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(start(*arguments))
+        return started[-1]
+subprocess._fork_exec = limited
+# What the server would be refused.
+from msb_pull.layer.unpack.forkserver import ForkServer
+ask = ForkServer._ask
+def asked(self, message, descriptors):
+    if descriptors and len(self._living) >= {left}:
+        refuse()
+        return 0, errno.EAGAIN
+    return ask(self, message, descriptors)
+ForkServer._ask = asked
+"""
 LITTLE_MEMORY = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, 2 * (int({left} * (1 << 20)),))
@@ -75,6 +108,25 @@ class Finder:
             raise MemoryError
 sys.meta_path.insert(0, Finder())
 """
+# Whoever looks for a module has not seen that there is no room for it.
+LITTLE_TO_LOAD = """
+import os, resource, sys
+def limit():
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, 2 * (taken + ({left} << 20),))
+class Finder:
+    def find_spec(self, name, *more):
+        if name == "MODULE":
+            os._exit(99)
+sys.meta_path.insert(0, Finder())
+"""
+LITTLE_FOR_COMMANDS = LITTLE_TO_LOAD.replace("MODULE", "msb_pull.cli.app") + "limit()"
+LITTLE_FOR_TLS = f"""{LITTLE_TO_LOAD.replace("MODULE", "ssl")}
+from msb_pull.cli.run import LazyClient
+make = LazyClient.__call__
+LazyClient.__call__ = lambda client: limit() or make(client)
+"""
 HALF_LOADED = """
 import sys, time
 from importlib.machinery import ModuleSpec
@@ -90,6 +142,15 @@ class Half:
         time.sleep(0.5)
         raise MemoryError
 sys.meta_path.insert(0, Half())
+"""
+IN_THE_MAIN_THREAD = """
+import resource, sys, threading
+resource.setrlimit(resource.RLIMIT_AS, ({left}, {left}))
+class Finder:
+    def find_spec(self, name, *more):
+        if name.startswith("msb_pull.work."):
+            assert threading.current_thread() is threading.main_thread(), name
+sys.meta_path.insert(0, Finder())
 """
 
 
@@ -110,6 +171,8 @@ def run(before: str, left: object, *words: str) -> tuple[int, str]:
 def place(tmp_path_factory):
     """A layout of several layers, a home that has the image, and a registry that has it too."""
     folder = tmp_path_factory.mktemp("exhausted")
+    # As any start does that may: compiling takes more memory, and fails in ways of its own without.
+    compileall.compile_dir(REPOSITORY / "msb_pull", quiet=1)
     # Names that do not compress, so that its record is larger than some of the limits.
     names = [hashlib.sha256(b"%d" % number).hexdigest().encode() for number in range(1000)]
     many = directory(b"d") + b"".join(reg(b"d/" + name, b"x") for name in names) + END
@@ -167,6 +230,20 @@ def test_no_processes(place, tmp_path, command, number):
         assert f"error: {THREADS}\n  cause: {os.strerror(number)}\n" in said
 
 
+@pytest.mark.parametrize(("command", "jobs"), [("pull", ["-j", "4"]), ("verify", [])])
+def test_room_for_a_single_process(place, tmp_path, command, jobs):
+    """What finds none leaves the work to what runs, or waits for its end."""
+    code, said = run(FEW_PROCESSES, 1, *commands(place, tmp_path / "home")[command], *jobs)
+    assert (code, "refused" in said, THREADS in said) == (0, True, False), said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
+def test_the_pull_is_loaded_in_its_own_thread_where_memory_may_end(place, tmp_path):
+    """A thread may then end with the lock of a module, which nobody gets after that."""
+    code, _ = run(IN_THE_MAIN_THREAD, 1 << 40, *commands(place, tmp_path / "home")["pull"])
+    assert code == 0
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("left", [24, 28.5, 36, 48, 57, 80, 120, 250])
@@ -175,6 +252,15 @@ def test_little_memory(place, tmp_path, command, left):
     assert code in (0, 7), said
     if code:
         assert THREADS in said or MEMORY in said or "the unpacking process" in said, said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of the address space")
+@pytest.mark.parametrize("left", [1, 4, 12])
+@pytest.mark.parametrize("before", [LITTLE_FOR_COMMANDS, LITTLE_FOR_TLS], ids=["commands", "tls"])
+def test_what_there_is_no_room_to_load_is_not_begun(place, tmp_path, before, left):
+    """Where the last of the memory goes bit by bit, Python crashes."""
+    code, said = run(before, left, *commands(place, tmp_path / "home")["pull from a registry"])
+    assert (code, MEMORY in said) == (7, True), said
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,8 +12,9 @@ import trustme
 
 from tests.conftest import REPOSITORY, program_environment
 from tests.support.fault_registry import FaultRegistry
-from tests.support.home import LINUX, free_port
+from tests.support.home import LINUX
 from tests.support.make_sample import BASE, layer_tar
+from tests.support.ports import free_port
 from tests.support.program import run_program
 from tests.support.proxies import NAME, Proxy, context_for
 

@@ -27,8 +27,8 @@ import pytest
 from tests.conftest import program, program_environment
 from tests.support.fault_auth import basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry, Recorded
-from tests.support.home import free_port
 from tests.support.make_sample import file, folder, layer_tar
+from tests.support.ports import free_port
 from tests.support.processes import children
 
 LINUX = ("--platform", "linux/amd64")

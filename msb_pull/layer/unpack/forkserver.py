@@ -40,17 +40,12 @@ class ForkServer:
         self._over = False
         self._living: set[int] = set()
 
-    def begin(self) -> None:
-        """Starts the server, for children that are likely to come; whatever prevents that does so again for them."""
-        with self._guard:
-            self._begin()
-
     def child(
         self, who: str, code: str, words: Sequence[str] = (), *, stdin: int, pass_fds: Sequence[int] = ()
     ) -> Child:
         """As :meth:`msb_pull.layer.child.Child.start`, except that it dies with the process and not with a thread."""
         with self._guard:
-            forked = self._fork(code, words, stdin, pass_fds) if self._begin() else None
+            forked = self._fork(code, words, stdin, pass_fds) if self._is_there() else None
         if forked is None:
             return Child.start(who, code, words, stdin=stdin, pass_fds=pass_fds)
         return Child(who, forked)
@@ -67,8 +62,8 @@ class ForkServer:
         with self._guard:
             self._end()
 
-    def _begin(self) -> bool:
-        """Whether there is a server."""
+    def _is_there(self) -> bool:
+        """Starts the server if it is the first time; whether there is one. Raises LocalError, OSError."""
         import socket
 
         if self._ours is None and not self._over:

@@ -8,7 +8,14 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import LocalError, exhausted, file_size_limit, local_error, too_large
+from msb_pull.ground.errors import (
+    LocalError,
+    exhausted,
+    file_size_limit,
+    local_error,
+    memory_is_limited,
+    too_large,
+)
 from msb_pull.store.index.schema import OWN_TABLE, check_tables, create_tables, tables
 
 if TYPE_CHECKING:
@@ -103,7 +110,9 @@ def trouble(path: Path, error: sqlite3.Error) -> LocalError:
     """What an error of SQLite means for a person."""
     whole = getattr(error, "sqlite_errorcode", 0)
     code = whole & 0xFF
-    if whole == sqlite3.SQLITE_IOERR_NOMEM and (spent := exhausted(MemoryError())):
+    # What processes share beside the file is mapped, which a limit of memory counts.
+    unmapped = whole == sqlite3.SQLITE_IOERR_SHMMAP and memory_is_limited()
+    if (whole == sqlite3.SQLITE_IOERR_NOMEM or unmapped) and (spent := exhausted(MemoryError())):
         return spent
     try:
         os.stat(path.parent)

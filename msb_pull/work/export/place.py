@@ -100,9 +100,20 @@ def file_draft(path: Path, *, force: bool, buffering: int = 0) -> Iterator[Binar
         with open(create_file(draft), "wb", buffering=buffering) as out:
             yield out
             os.fchmod(out.fileno(), 0o666 & ~_umask())
-        if not force and os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        os.replace(draft, path)
+        if force or not _linked(draft, path):
+            os.replace(draft, path)
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    """Gives a file the name ``path`` as well; False where the file system has no links. Raises FileExistsError."""
+    try:
+        # A rename would take the place of what has come to stand there.
+        os.link(draft, path, follow_symlinks=False)
+        return True
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        return False
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class LockPlan:
     """A lock file beside a pull: the images to pull, what they are pinned to, and what is to be written, if any is."""
 
     path: Path
@@ -30,7 +30,7 @@ class Beside:
     locking: Locking | None = None
 
 
-def beside_locked(path: Path, images: Sequence[str], platform: Platform, default_registry: str) -> Beside:
+def plan_locked(path: Path, images: Sequence[str], platform: Platform, default_registry: str) -> LockPlan:
     """Pins images, or all of the lock file where none is named, to what it says, and nothing else.
 
     Raises UsageError for the first one that it does not list, and for what is wrong with it; LocalError.
@@ -38,12 +38,12 @@ def beside_locked(path: Path, images: Sequence[str], platform: Platform, default
     lock = LockFile.load(path)
     images = _known(lock, images, all_of_it=True)
     pins = {}
-    for name in _names(images, "--locked", default_registry):
+    for name in _names(images, default_registry):
         pins[name] = _exact(lock.of(name), lock.manifest(name, platform), platform)
-    return Beside(path, images, pins)
+    return LockPlan(path, images, pins)
 
 
-def beside_locking(
+def plan_locking(
     path: Path,
     images: Sequence[str],
     platform: Platform,
@@ -51,15 +51,15 @@ def beside_locking(
     default_registry: str,
     *,
     upgrade: bool,
-) -> Beside:
+) -> LockPlan:
     """Plans to lock images for ``platform``, which is pulled, and for ``also``; see :class:`Locking`.
 
     With ``upgrade`` and no image all of the lock file is meant. Raises UsageError, LocalError.
     """
     lock = LockFile.load(path, create=True)
     images = _known(lock, images, all_of_it=upgrade)
-    locking = Locking(lock, _names(images, "--lock", default_registry), platform, also, upgrade=upgrade)
-    return Beside(path, images, locking.pins, locking)
+    locking = Locking(lock, _names(images, default_registry), platform, also, upgrade=upgrade)
+    return LockPlan(path, images, locking.pins, locking)
 
 
 def _known(lock: LockFile, images: Sequence[str], *, all_of_it: bool) -> Sequence[str]:
@@ -69,13 +69,13 @@ def _known(lock: LockFile, images: Sequence[str], *, all_of_it: bool) -> Sequenc
     return found
 
 
-def _names(images: Sequence[str], option: str, default_registry: str) -> list[str]:
+def _names(images: Sequence[str], default_registry: str) -> list[str]:
     """The canonical names of images in registries; raises UsageError for others."""
     names = []
     for text in images:
         reference = parse_argument(text, default_registry).reference
         if reference is None:
-            raise UsageError(f"{option}: {visible(text)}: only images from registries can be locked")
+            raise UsageError(f"{visible(text)}: only images from registries can be locked")
         names.append(str(reference))
     return names
 

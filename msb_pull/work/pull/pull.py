@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError
+from msb_pull.ground.errors import NetworkError, NotFoundError, SignatureError, UsageError, memory_is_limited
 from msb_pull.ground.sizes import counted
 from msb_pull.image.reference import Reference
 from msb_pull.work.claims import contradicts
@@ -75,7 +75,9 @@ def pull_image(
         job.tell(Resolving(argument.text))
         if enough and local is not None and gate is not None:
             return _signed_at_home(gate, local, source, store, options, started)
-        start_thread(_load_transfer, "loading")
+        # A thread that finds no memory for letting go of the lock of a module leaves everybody waiting for it.
+        if not memory_is_limited():
+            start_thread(_load_transfer, "loading")
         try:
             resolved, also = _resolve(argument, source, client, options, pin)
         except NetworkError as error:

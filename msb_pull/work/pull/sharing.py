@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from msb_pull.ground.pools import LargestFirst
+from msb_pull.ground.pools import Admission, LargestFirst
 from msb_pull.layer.unpack.forkserver import ForkServer
 from msb_pull.work.pull.coming import Allowance, Coming
 
@@ -49,6 +49,7 @@ class Together:
 
     def __init__(self, job: Job) -> None:
         self.pool = LargestFirst(job.at_once, large=job.large_at_once)
+        self.admission = Admission()
         self.children = ForkServer()
         self.coming = Coming()
         self.shelf = Shelf()

@@ -214,7 +214,9 @@ class Transfer:
                 placing.state = State.PRESENT
             else:
                 if not self._take_back(placing):
-                    placing.fetched = fetcher.fetch(placing.wanted, placing.resources)
+                    placing.fetched = self._shared.admission.run(
+                        lambda: fetcher.fetch(placing.wanted, placing.resources), self._job.cancel
+                    )
                 assert placing.fetched is not None
                 if placing.fetched.report.needs_lowers:
                     placing.arrived()

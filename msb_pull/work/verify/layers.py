@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
-from msb_pull.ground.errors import Cancelled, LocalError
+from msb_pull.ground.errors import Cancelled, LocalError, NoMoreTasks
 from msb_pull.ground.pools import Pool
 from msb_pull.ground.running import Cancel, Throttle, processors
 from msb_pull.ground.sizes import counted
@@ -98,18 +99,22 @@ class _Work:
     def __init__(self, checks: Sequence[LayerCheck]) -> None:
         self._waiting = deque(sorted(checks, key=lambda check: -check.effort))
         self._failed = Cancel()
+        self._starting = threading.Lock()
+        # Whether a process has been started: its thread works off all that waits.
+        self._served = False
         self.reports: dict[LayerCheck, LayerReport] = {}
 
     def serve(self) -> None:
         """What each thread does."""
         prover: Prover | None = None
         try:
-            while not self._failed.is_set():
+            # Before a check is taken, which nobody else would come to.
+            prover = self._start() if self._waiting else None
+            while prover is not None and not self._failed.is_set():
                 try:
                     check = self._waiting.popleft()
                 except IndexError:
                     return
-                prover = prover or Prover()
                 self.reports[check] = check.run(prover.prove, self._failed)
         except BaseException:
             self._failed.set()
@@ -117,6 +122,18 @@ class _Work:
         finally:
             if prover is not None:
                 prover.close()
+
+    def _start(self) -> Prover | None:
+        """A process, None where there can be no more and another one does it all."""
+        with self._starting:
+            try:
+                prover = Prover()
+            except NoMoreTasks:
+                if not self._served:
+                    raise
+                return None
+            self._served = True
+            return prover
 
 
 @dataclass(eq=False, slots=True)

@@ -137,7 +137,9 @@ def test_ending_one_leaves_the_others(run):
 
 
 def test_nothing_is_left(server):
-    server.begin()
+    first = server.child("it", "pass", stdin=0)
+    first.end()
+    first.close()
     before = sorted(os.listdir("/proc/self/fd"))
     for code in ("pass", "raise SystemExit(3)", SLEEPS):
         child = server.child("it", code, stdin=0)

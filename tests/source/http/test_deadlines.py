@@ -19,7 +19,7 @@ from msb_pull.source.login.credentials import CredentialStore
 from tests.support.fault_registry import Fault, FaultRegistry
 from tests.support.proxies import NAME, Proxy, context_for
 from tests.support.raw import RawServer, answer, read_head, trickle
-from tests.support.registries import LAYER, hears_a_cancel, name
+from tests.support.registries import LAYER, hears_a_cancel, name, too_slow
 from tests.support.silence import silent_server
 
 SLOW = {"timeout": 0.5, "retries": 0}
@@ -67,7 +67,7 @@ def test_a_manifest_or_config_that_trickles_ends_at_the_deadline(registry, bench
     with slow_server(registry, part, slow=slow) as server:
         error = refused(bench, server.host, f"{server.host}/acme/app:1")
     assert isinstance(error, NetworkError)
-    assert error.cause == "the answer was not complete within 0.5 seconds"
+    assert too_slow(error)
 
 
 def test_a_document_that_trickles_is_not_kept_alive_by_its_progress(registry, bench, image):
@@ -113,7 +113,7 @@ def test_a_token_that_trickles_ends_at_the_deadline(bench, slow):
 
     with RawServer(talk) as server:
         error = refused(bench, server.host, f"{server.host}/acme/app:1")
-    assert error.cause == "the answer was not complete within 0.5 seconds"
+    assert too_slow(error)
 
 
 def test_redirects_share_one_deadline(bench):
@@ -126,10 +126,7 @@ def test_redirects_share_one_deadline(bench):
 
     with RawServer(talk) as server:
         error = refused(bench, server.host, f"{server.host}/acme/app:1")
-        assert error.cause in (
-            "the answer was not complete within 0.5 seconds",
-            "no answer for too long (0.5 seconds)",
-        )
+        assert too_slow(error)
 
 
 def test_the_head_of_a_blob_that_trickles_ends_at_the_deadline(registry, bench, image):
@@ -137,7 +134,7 @@ def test_the_head_of_a_blob_that_trickles_ends_at_the_deadline(registry, bench, 
         here = bench(plain_http=frozenset({server.host}), **SLOW)
         with pytest.raises(NetworkError) as caught:
             here.blob(f"{server.host}/acme/app:1", LAYER)
-    assert caught.value.cause == "the answer was not complete within 0.5 seconds"
+    assert too_slow(caught.value)
 
 
 def test_the_body_of_a_blob_may_take_longer_than_a_document(registry, bench, image):
@@ -196,7 +193,7 @@ def test_asking_whether_a_registry_speaks_tls_takes_no_longer_than_a_connection_
 def test_the_time_without_an_answer_is_the_real_one(bench):
     with RawServer(lambda connection, number: time.sleep(3)) as server:
         error = refused(bench, server.host, f"{server.host}/a/b:1")
-    assert error.cause == "no answer for too long (0.5 seconds)"
+    assert too_slow(error)
 
 
 @pytest.mark.parametrize("after", [0, 1000])
@@ -234,7 +231,7 @@ def test_an_answer_through_a_proxy_in_tls_has_the_same_time_as_any_other(bench, 
         else:
             with pytest.raises(NetworkError) as caught:
                 here.blob(f"{NAME}/acme/app:1", LAYER)
-            assert caught.value.cause == "no answer for too long (1.5 seconds)"
+            assert too_slow(caught.value, 1.5)
 
 
 def test_a_cancel_is_heard_through_a_proxy_in_tls(bench, monkeypatch, tmp_path):

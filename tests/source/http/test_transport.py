@@ -27,6 +27,7 @@ from msb_pull.source.login.credentials import CredentialStore
 from msb_pull.source.registry.endpoint import endpoints
 from tests.support.fault_auth import TokenService, basic, errors, require_basic
 from tests.support.fault_registry import Fault, FaultRegistry
+from tests.support.ports import free_port
 from tests.support.registries import LAYER, Tunnel, describe, hears_a_cancel, name, server_context
 from tests.support.silence import silent_server
 
@@ -203,9 +204,7 @@ def test_b33_loopback_with_tls_stays_with_tls(secure, bench, ca_file):
 
 
 def test_b33_nobody_there_is_told_at_once(bench):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     here = bench()
     with pytest.raises(NetworkError, match=f"no answer from 127.0.0.1:{port}") as caught:
         here.resolve(f"127.0.0.1:{port}/a/b:1")

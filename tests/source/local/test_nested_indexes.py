@@ -56,6 +56,17 @@ def test_the_best_variant_is_taken_wherever_it_lies(registry, bench):
     assert str(bench().resolve(reference, ARMV7).digest) == image(registry, "linux/arm/v7")
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_no_config_is_asked_for_twice(registry, bench, depth):
+    entries = [entry(registry, image(registry, f"linux/{x}")) for x in ("s390x", "arm64")]
+    if depth:
+        digest = registry.add_index("acme/app", None, entries)
+        entries = [entry(registry, digest, media_type=OCI_INDEX)]
+    found = bench().resolve(top(registry, *entries), Platform("linux", "arm64"), explicit=True)
+    assert found.config.architecture == "arm64"
+    assert registry.count("/blobs/", "GET") == 2
+
+
 def test_several_manifests_without_a_platform_are_told_apart_by_their_configs(registry, bench):
     made = {x: image(registry, f"linux/{x}") for x in ("s390x", "amd64", "arm64")}
     reference = top(registry, *(entry(registry, digest) for digest in made.values()))

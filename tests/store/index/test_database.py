@@ -478,10 +478,21 @@ def test_a_database_that_is_not_there_reads_empty_and_is_not_made(path):
     assert not path.exists()
 
 
-def test_no_memory_for_a_page_is_no_trouble_with_the_disk(tmp_path):
+@pytest.mark.parametrize(
+    ("code", "limited", "memory"),
+    [
+        (sqlite3.SQLITE_IOERR_NOMEM, False, True),
+        # Of what processes share beside the file, a file system may be the reason.
+        (sqlite3.SQLITE_IOERR_SHMMAP, True, True),
+        (sqlite3.SQLITE_IOERR_SHMMAP, False, False),
+        (sqlite3.SQLITE_IOERR_READ, True, False),
+    ],
+)
+def test_no_memory_for_a_page_is_no_trouble_with_the_disk(tmp_path, monkeypatch, code, limited, memory):
+    monkeypatch.setattr(connecting, "memory_is_limited", lambda: limited)
     error = sqlite3.OperationalError("disk I/O error")
-    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_NOMEM
-    assert connecting.trouble(tmp_path / "oci.db", error).message == "out of memory"
+    error.sqlite_errorcode = code
+    assert (connecting.trouble(tmp_path / "oci.db", error).message == "out of memory") is memory
 
 
 def test_a_home_that_is_moved_while_it_is_opened(path):

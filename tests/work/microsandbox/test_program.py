@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,7 +226,10 @@ def test_one_that_does_not_answer_ends_with_all_that_it_started(program, tmp_pat
     if interrupted:
         threading.Thread(target=lambda: (wait_for(pids.exists), cancel.set())).start()
     else:
-        monkeypatch.setattr("msb_pull.work.microsandbox.program._ANSWER_SECONDS", 3)
+        # All its time has passed at the first look after both run.
+        looks = itertools.count()
+        clock = SimpleNamespace(monotonic=lambda: 1000.0 if next(looks) and pids.exists() else 0.0)
+        monkeypatch.setattr("msb_pull.work.microsandbox.program.time", clock)
     with pytest.raises(Cancelled if interrupted else LocalError):
         has_image(made, "docker.io/library/app:1", "sha256:1", cancel)
     wait_for(lambda: all(gone(int(pid)) for pid in pids.read_text().split()))

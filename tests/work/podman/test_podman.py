@@ -120,10 +120,10 @@ def fuse_overlayfs() -> tuple[int, ...]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("image", ["debian:bookworm", "python:3.11"])
 def test_real_images_look_as_umoci_makes_them(home, podman, tmp_path, image):
-    need("umoci")
     source = RIG / "layouts" / image.partition(":")[0]
     if not source.is_dir():
         pytest.skip(f"no layouts of real images below {RIG}")
+    need("umoci")
     pull(home, f"localhost/{image}", source)
     export(home, f"localhost/{image}")
     theirs = by_umoci(source, image.partition(":")[2], tmp_path / "theirs")
@@ -138,8 +138,8 @@ ADDED = re.compile(r"/(dev|proc|sys|run)(/.*)?|/etc/(hosts|hostname|mtab|resolv\
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", [Podman, OrdinaryPodman])
 def test_a_container_sees_what_umoci_makes(tmp_path, kind):
-    need("umoci", "crun")
     source, tag = real_layout("debian")
+    need("umoci", "crun")
     theirs = by_umoci(source, tag, tmp_path / "theirs")
     name = f"localhost/debian:{tag}"
     with folder_of_nobody() as folder:

@@ -18,6 +18,7 @@ from msb_pull.work.prune.apply import apply_prune
 from msb_pull.work.prune.plan import PrunePlan, plan_prune
 from msb_pull.work.prune.remove import remove_images
 from msb_pull.work.select import Selection, lost_database, parse_filters
+from tests.support.counting import wait_for
 from tests.support.stores import NEVER, digest, fill, microsandbox_pull, names, publish, pull, record, sql, stacked
 
 WEEK = 7 * 86400
@@ -235,9 +236,9 @@ def test_d27_d28_waits_for_a_pull_and_says_so(store):
         assert caught.value.exit_code == 7
         work = threading.Thread(target=apply_prune, args=(store, plan, Job(seen.append)))
         work.start()
-        time.sleep(1.3)
+        wait_for(lambda: seen)
         assert there(store) == "x"
-    work.join(10)
+    work.join(60)
     assert there(store) == ""
     assert [type(event) for event in seen] == [events.StoreWaiting, events.Removing]
 

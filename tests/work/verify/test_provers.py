@@ -122,9 +122,10 @@ def test_progress_comes_from_the_processes(world, processes, quick, unit):
 def test_a_cancelled_verification_ends_its_processes(world, processes):
     cancel = Cancel()
     cancel.set()
+    before = {*children(os.getpid())}
     with pytest.raises(Cancelled):
         world.verify(cancel)
-    assert children(os.getpid()) == []
+    assert {*children(os.getpid())} <= before
 
 
 def test_a_process_that_dies_is_no_damage(world, processes, monkeypatch):
@@ -136,10 +137,11 @@ def test_a_process_that_dies_is_no_damage(world, processes, monkeypatch):
         self._child.process.wait()
 
     monkeypatch.setattr(Prover, "__init__", doomed)
+    before = {*children(os.getpid())}
     with pytest.raises(LocalError, match="the verifying process was killed by signal 9") as caught:
         world.verify()
     assert "memory" in caught.value.hint
-    assert children(os.getpid()) == []
+    assert {*children(os.getpid())} <= before
 
 
 def test_what_a_process_says_last_stands_in_the_error(world, processes, monkeypatch):
@@ -182,7 +184,7 @@ def test_a_signal_ends_all_though_a_process_does_not_answer(stopped, number, cod
     running, child = stopped
     time.sleep(0.3)
     running.send_signal(number)
-    out, error = running.communicate(timeout=30)
+    out, error = running.communicate(timeout=60)
     assert (running.returncode, out) == (code, "") and "interrupted" in error
     wait_for(lambda: gone(child))
 
