@@ -50,11 +50,12 @@ class Pool(ThreadPoolExecutor):
 class LargestFirst:
     """A pool of threads that takes, of all work that waits, the largest piece first.
 
-    At most ``size`` pieces are in work at once, and of those of :data:`SMALL` bytes and more at most ``large``. Where
-    the system has fewer threads, those that there are do it all.
+    At most ``size`` pieces are in work at once, and of those of :data:`SMALL` bytes and more at most ``large``;
+    beyond what ``most`` says, which may become less, none is begun. Where the system has fewer threads, those that
+    there are do it all.
     """
 
-    def __init__(self, size: int, *, large: int | None = None) -> None:
+    def __init__(self, size: int, *, large: int | None = None, most: Callable[[], int] | None = None) -> None:
         # All that follows is read and written under this one.
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -66,6 +67,8 @@ class LargestFirst:
         self._large: list[_Piece] = []
         self._small: list[_Piece] = []
         self._places = size if large is None else large
+        self._most = most or (lambda: size)
+        self._at_work = 0
         self._order = itertools.count()
 
     def __enter__(self) -> LargestFirst:
@@ -112,29 +115,38 @@ class LargestFirst:
                 if future.set_running_or_notify_cancel():
                     _fulfil(future, work)
             finally:
-                if -size >= SMALL:
-                    self._give_back()
+                self._give_back(large=-size >= SMALL)
 
     def _take(self) -> _Piece | None:
         with self._changed:
             self._idle += 1
             try:
-                while True:
-                    if self._large and self._places:
-                        self._places -= 1
-                        return heapq.heappop(self._large)
-                    if self._small:
-                        return heapq.heappop(self._small)
+                while (piece := self._next()) is None:
                     if self._over:
-                        # Large pieces that still wait are for those who have the places.
+                        # What still waits is for those who are at work.
                         return None
                     self._changed.wait()
+                return piece
             finally:
                 self._idle -= 1
 
-    def _give_back(self) -> None:
+    def _next(self) -> _Piece | None:
+        """What may be begun now, if anything; called under the lock."""
+        if self._at_work >= self._most():
+            return None
+        if self._large and self._places:
+            self._places -= 1
+            self._at_work += 1
+            return heapq.heappop(self._large)
+        if self._small:
+            self._at_work += 1
+            return heapq.heappop(self._small)
+        return None
+
+    def _give_back(self, *, large: bool) -> None:
         with self._changed:
-            self._places += 1
+            self._places += large
+            self._at_work -= 1
 
 
 def _fulfil(future: Future[Any], work: Callable[[], Any]) -> None:

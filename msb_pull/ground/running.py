@@ -93,22 +93,24 @@ class Job:
     """How a piece of work is to run: who hears of it, what ends it, and how many layers it may handle at a time.
 
     ``jobs`` is None for what suits the machine. ``own_process`` says that nothing else runs in this process, so that
-    what holds for all of it may be changed for good.
+    what holds for all of it may be changed for good. ``eased`` is set once a server has failed to answer as many
+    requests at a time as it got.
     """
 
     observer: Observer = _ignore
     cancel: Cancel = field(default_factory=Cancel)
     jobs: int | None = None
     own_process: bool = False
+    eased: Cancel = field(default_factory=Cancel)
 
     @property
     def at_once(self) -> int:
-        """How many layers to handle at a time if most of them are small."""
+        """How many layers to handle at a time if most of them are small; may become fewer."""
         import resource
 
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         few = most != resource.RLIM_INFINITY and most < _USUAL_OPEN_FILES
-        return self.jobs or (MOST_AT_ONCE if few else MOST_SMALL_AT_ONCE)
+        return self.jobs or (MOST_AT_ONCE if few or self.eased.is_set() else MOST_SMALL_AT_ONCE)
 
     @property
     def large_at_once(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 from msb_pull.ground.errors import Cancelled, LocalError, NoMoreTasks, no_more_tasks
 from msb_pull.ground.pools import DEPTH, Admission, Handoff, LargestFirst, StoppingPool
 from msb_pull.ground.running import SMALL, Cancel
+from tests.support.counting import wait_for
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -261,3 +262,30 @@ def test_what_waits_for_room_hears_of_an_end():
         with pytest.raises(Cancelled):
             admission.run(none, cancel)
         go_on.set()
+
+
+def test_a_pool_that_is_to_do_less_begins_nothing_until_it_does():
+    most, running, go_on, guard = [6], [], threading.Semaphore(0), threading.Lock()
+    seen: list[int] = []
+
+    def work() -> None:
+        with guard:
+            running.append(1)
+            seen.append(len(running))
+        assert go_on.acquire(timeout=20)
+        with guard:
+            running.pop()
+
+    with LargestFirst(6, most=lambda: most[0]) as pool:
+        futures = [pool.submit(1, work) for _ in range(20)]
+        wait_for(lambda: len(seen) == 6)
+        most[0] = 2
+        for ended in range(1, 5):
+            go_on.release()
+            wait_for(lambda: sum(x.done() for x in futures) == ended)  # noqa: B023 - it is waited for here
+        assert len(seen) == 6
+        for _ in range(16):
+            go_on.release()
+        for future in futures:
+            future.result(20)
+    assert max(seen[6:]) == 2

@@ -71,6 +71,13 @@ def test_fewer_layers_at_once_where_few_files_may_be_open(monkeypatch, open_file
     assert Job(jobs=20).at_once == 20
 
 
+def test_fewer_layers_at_once_where_a_server_was_asked_too_much():
+    for jobs, layers in ((None, 8), (20, 20)):
+        job = Job(jobs=jobs)
+        job.eased.set()
+        assert job.at_once == layers
+
+
 def test_a_job_tells_its_observer():
     seen = []
     Job(seen.append).warn("a/b:c", "mind the gap")

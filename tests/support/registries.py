@@ -62,9 +62,13 @@ class Bench:
     """A RegistryClient under test."""
 
     client: RegistryClient
-    cancel: Cancel
+    job: Job
     time: FakeTime
     seen: list[events.Event] = field(default_factory=list)
+
+    @property
+    def cancel(self) -> Cancel:
+        return self.job.cancel
 
     def source(self, text: str) -> RegistrySource:
         source = self.client.source(Reference.parse(text))
@@ -92,14 +96,15 @@ class Bench:
 
 def make_bench(credentials: CredentialStore | None = None, *, real_time: bool = False, **options: Any) -> Bench:
     """A client that must be closed (see the fixture ``bench``)."""
-    fake, cancel, seen = FakeTime(), Cancel(), []
+    fake, seen = FakeTime(), []
+    job = Job(seen.append)
     client = RegistryClient(
         RegistryOptions(**options),
         credentials or CredentialStore.nobody({}),
-        Job(seen.append, cancel),
+        job,
         clock=None if real_time else fake.clock(),
     )
-    return Bench(client, cancel, fake, seen)
+    return Bench(client, job, fake, seen)
 
 
 def describe(content: bytes, **more: Any) -> Descriptor:

@@ -247,6 +247,7 @@ class RegistryBlob:
         # back in the same instant.
         delay = self._clock.random() / 4 if self._failures == 1 else self._requester.backoff.pause(self._failures - 1)
         what = f"blob {self._descriptor.digest.short} at byte {self._position}"
+        self._job.eased.set()
         self._job.tell(events.Retrying(self._image, what, failure.reason, self._failures, delay, allowed))
         self._clock.sleep(self._patience.heard, delay)
 

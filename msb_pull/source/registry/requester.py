@@ -118,6 +118,7 @@ class Requester:
             if failure.retry_after > RETRY_AFTER_CAP:
                 raise self._give_up(target, failure)
             delay = max(failure.retry_after, delay if failure.retry_after == 0 else 0.0)
+        self.job.eased.set()
         self.job.tell(events.Retrying(target.what, what, failure.reason, attempt, delay, retries))
         self.backoff.hold(target.endpoint.host, delay)
         self.backoff.wait(target.endpoint.host, self._transport.heard)

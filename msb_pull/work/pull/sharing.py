@@ -48,7 +48,7 @@ class Together:
     """The threads, as many as ``job`` says, and the rest, for as long as the ``with`` block lasts."""
 
     def __init__(self, job: Job) -> None:
-        self.pool = LargestFirst(job.at_once, large=job.large_at_once)
+        self.pool = LargestFirst(job.at_once, large=job.large_at_once, most=lambda: job.at_once)
         self.admission = Admission()
         self.children = ForkServer()
         self.coming = Coming()

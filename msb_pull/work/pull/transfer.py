@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from concurrent.futures import wait
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msb_pull.ground import events
 from msb_pull.ground.errors import Cancelled
 from msb_pull.ground.pools import StoppingPool
-from msb_pull.ground.running import Cancel, Job
+from msb_pull.ground.running import Cancel
 from msb_pull.layer.child import Child
 from msb_pull.store.index.keys import LayerKey
 from msb_pull.store.index.rows import ImageRecord
@@ -25,6 +26,7 @@ from msb_pull.work.pull.twins import Twins
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from msb_pull.ground.running import Job
     from msb_pull.source.interface import ResolvedImage, Source
     from msb_pull.store.store import Store
     from msb_pull.work.pull.receiving import Arrived
@@ -60,7 +62,7 @@ class Transfer:
         self._arrived = arrived
         self._cancel = job.cancel
         # For this pull alone: it ends, too, once a layer has failed.
-        self._job = Job(job.observer, Cancel(job.cancel), job.jobs, job.own_process)
+        self._job = replace(job, cancel=Cancel(job.cancel))
         self._name = str(resolved.reference)
         self._fetcher: LayerFetcher | None = None
         # Whoever wants layers fetched again wants that of their content as well.

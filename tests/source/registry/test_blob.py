@@ -100,6 +100,18 @@ def test_b76_a_short_body_without_length_is_no_success(registry, bench, image):
     assert f"{SIZE - 10} of {SIZE} bytes" in caught.value.cause
 
 
+@pytest.mark.parametrize(
+    ("trouble", "eased"),
+    [(Fault(status=503), True), (Fault(status=429), True), (Fault(cut_after=5000), True), (None, False)],
+)
+def test_a_server_that_fails_is_asked_for_less_at_a_time(registry, bench, image, trouble, eased):
+    if trouble is not None:
+        registry.script("/blobs/", trouble)
+    here = bench()
+    assert here.blob(image, LAYER) == LAYER
+    assert here.job.eased.is_set() is eased
+
+
 def test_b77_a_short_read_is_noticed_and_resumed(registry, bench, image):
     registry.script("/blobs/", Fault(end_after=1000))
     assert bench().blob(image, LAYER) == LAYER
