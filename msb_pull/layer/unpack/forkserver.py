@@ -117,7 +117,7 @@ class ForkServer:
         try:
             socket.send_fds(self._ours, [message], descriptors)
             answer = self._ours.recv(ANSWER.size)
-        except (ConnectionError, BrokenPipeError):
+        except ConnectionError:
             answer = b""
         except BaseException:
             # The answer to this would be taken for that to the next.
